@@ -1,0 +1,249 @@
+"""What a run is configured by: frozen dataclasses with the unit and the range of every field.
+
+`src/config_file.py` reads them from strict YAML with dotted overrides. Precedence, last wins: the defaults
+here, the YAML's `base`, the YAML, the command line. Paths are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+def _number(default: Any, *, ge: float | None = None, gt: float | None = None, le: float | None = None,
+            lt: float | None = None) -> Any:
+    """A field whose value, or each of whose elements, must keep the bounds given."""
+    return field(default=default, metadata={"ge": ge, "gt": gt, "le": le, "lt": lt})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Which files are read, and how."""
+
+    root_dir: Path = Path("data/HO3D_v3")
+    """Folder with train/, evaluation/, train.txt and evaluation.txt."""
+    version: Literal["v2", "v3"] = "v3"
+    """HO3D release: v2 has .png pictures, v3 .jpg."""
+    expected_train_frames: int | None = _number(None, ge=1)
+    """Frames that train.txt must list; null: any number. HO3D_v3 has 83,325, v2 66,034."""
+    index_dir: Path | None = None
+    """Folder of the packed annotation index; null: `.utnet` inside root_dir."""
+    num_workers: int = _number(4, ge=0, le=64)
+    """Loader processes per rank; 0 loads in the training process."""
+    index_workers: int = _number(4, ge=1, le=64)
+    """Processes that read the annotations when the index is built."""
+    max_unreadable: int = _number(0, ge=0)
+    """Frames whose annotation may be unreadable; they are left out and counted. More is an error."""
+    p_drop_depth: float = _number(0.4, ge=0.0, le=1.0)
+    """Probability that a training sample is shown without depth."""
+    box_scale: float = _number(1.6, ge=1.0, le=4.0)
+    """Side of the square crop over the longer side of the hand's box."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How the training list is divided into `train` and `val`."""
+
+    by: Literal["frame", "sequence"] = "frame"
+    """frame: random frames (interpolation); sequence: whole motions held out (what claims are made on)."""
+    val_percent: int = _number(10, ge=1, le=50)
+    """Percent of the frames in val, floor(N * val_percent / 100); by sequence: of the motions, at least one."""
+    seed: int = _number(42, ge=0)
+    """Seed of the division, apart from the run's seed so that all runs validate on the same frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    preset: Literal["tiny", "small", "base", "large", "huge"] = "base"
+    """Width and depth of the backbone; see src/models/vit.py."""
+    image_size: tuple[int, int] = _number((256, 192), ge=32, le=1024)
+    """(H, W) of the crop in pixels, multiples of 16."""
+    stem: Literal["auto", "conv", "patch"] = "auto"
+    """Tokens from strided convolutions or from one patch projection; auto: conv for tiny, patch for the others."""
+    drop_path: float = _number(0.0, ge=0.0, lt=1.0)
+    """Drop probability of the last block's residual branches, rising linearly from 0 at the first."""
+    activation_checkpointing: bool = False
+    """Recompute the backbone's activations in the backward pass: less memory, about a third more time."""
+    upsampling: Literal["conv", "window"] = "conv"
+    """How token features are upsampled: bilinear and convolutions, or window attention guided by the picture."""
+    refine_iterations: int = _number(1, ge=1, le=4)
+    """Passes of the mesh refinement, with shared weights."""
+    pretrained: Path | None = None
+    """Backbone weights (torchvision ViT, timm ViT, ViTPose or UTNet), a local file; null: from scratch."""
+    compile: bool = False
+    """Compile the backbone with torch.compile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManoConfig:
+    """The hand model."""
+
+    model_path: Path = Path("data/mano/MANO_RIGHT.pkl")
+    """Right hand in MANO's file format: the licensed file, or the stand-in of src/hand/standin.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the loss terms; each term is of order 1 at the start of training. 0 leaves a term out."""
+
+    joints_3d: float = _number(1.0, ge=0.0)
+    """Wrist-relative joints, smooth L1, metres over a hand's 0.1 m."""
+    vertices: float = _number(0.5, ge=0.0)
+    """Wrist-relative vertices, as the joints."""
+    joints_2d: float = _number(0.5, ge=0.0)
+    """Projected joints, L1 in fractions of the crop over 0.1."""
+    rotations: float = _number(0.5, ge=0.0)
+    """Wrist and local rotation matrices, mean squared difference of elements."""
+    betas: float = _number(0.02, ge=0.0)
+    """Shape, mean squared difference in standard deviations."""
+    prior: float = _number(0.005, ge=0.0)
+    """Mean square of the predicted betas and distance of local rotations from the mean pose."""
+    root: float = _number(0.5, ge=0.0)
+    """Wrist position along the axis relative to its depth, L1 over 0.1."""
+    votes: float = _number(1.0, ge=0.0)
+    """Joints voted by the image tokens, 3D and 2D, as the terms above."""
+    coarse: float = _number(0.5, ge=0.0)
+    """Factor on all terms of the hand before refinement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Epochs, batches and checkpoints."""
+
+    num_epochs: int = _number(60, ge=1)
+    """Passes over the training split."""
+    batch_size: int = _number(32, ge=1)
+    """Samples per rank and forward pass."""
+    accumulation: int = _number(1, ge=1)
+    """Forward passes per optimiser step; global batch = batch_size * ranks * accumulation."""
+    max_steps_per_epoch: int | None = _number(None, ge=1)
+    """Optimiser steps after which an epoch ends early; null: all."""
+    clip_grad_norm: float = _number(1.0, gt=0.0)
+    """Largest global gradient norm; the share of clipped steps is logged."""
+    ema_decay: float = _number(0.999, ge=0.0, lt=1.0)
+    """Decay per optimiser step of the averaged weights that are validated; 0: none."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the backbone; auto: bf16 on GPUs that have it, fp32 elsewhere."""
+    save_every_steps: int = _number(500, ge=0)
+    """Optimiser steps between writes of last.pt inside an epoch; 0: at epoch ends only."""
+    keep_every_epochs: int = _number(0, ge=0)
+    """Keep epoch_<k>.pt every so many epochs; 0: only last.pt and best.pt."""
+    keep_last_epochs: int = _number(3, ge=1)
+    """How many epoch_<k>.pt are kept, the newest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW."""
+
+    lr: float = _number(3e-4, gt=0.0, le=1.0)
+    """Peak learning rate, as given: not scaled by the batch."""
+    weight_decay: float = _number(0.05, ge=0.0, le=1.0)
+    """Decoupled decay of matrices; biases, norms and embeddings have none."""
+    betas: tuple[float, float] = _number((0.9, 0.999), ge=0.0, lt=1.0)
+    """Decay of the two moments."""
+    eps: float = _number(1e-8, gt=0.0)
+    """Term added to the denominator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """Learning rate by optimiser step: linear warm-up, then cosine."""
+
+    warmup_fraction: float = _number(0.05, ge=0.0, lt=1.0)
+    """Share of all steps in which the rate rises from 0 to optimizer.lr."""
+    final_lr_ratio: float = _number(0.01, ge=0.0, le=1.0)
+    """Rate of the last step over optimizer.lr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """What is done to training samples; validation sees none of it."""
+
+    enabled: bool = True
+    """false: training samples look like validation samples (modality sampling goes on)."""
+    roll_deg: float = _number(180.0, ge=0.0, le=180.0)
+    """Roll about the optical axis, uniform in +-roll_deg degrees."""
+    scale: float = _number(0.15, ge=0.0, lt=0.9)
+    """Crop side times a factor uniform in [1 - scale, 1 + scale]."""
+    shift: float = _number(0.1, ge=0.0, le=0.5)
+    """Crop centre moved by up to this share of the hand's box side, in x and in y."""
+    colour: float = _number(0.3, ge=0.0, lt=1.0)
+    """Strength of brightness, contrast, saturation and white balance."""
+    p_occluder: float = _number(0.3, ge=0.0, le=1.0)
+    """Probability that shapes are painted over picture and depth."""
+    p_depth_holes: float = _number(0.5, ge=0.0, le=1.0)
+    """Probability that patches of depth are removed."""
+    depth_noise_m: float = _number(0.002, ge=0.0, le=0.05)
+    """Standard deviation of the noise added to depth, metres."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """What is scored, and when."""
+
+    split: Literal["val", "evaluation"] = "val"
+    """val: held out of the training list; evaluation: HO3D's official split."""
+    batch_size: int = _number(64, ge=1)
+    """Samples per forward pass; part of the protocol, independent of ranks and of training.batch_size."""
+    every_epochs: int = _number(1, ge=1)
+    """Epochs between validations; the last epoch is always validated."""
+    rgb_only: bool = True
+    """Also score the network without depth, under Val/RGB-only."""
+    timeout_s: float = _number(600.0, gt=0.0)
+    """Longest wait for one collective of the collection, seconds."""
+    on_nonfinite: Literal["stop", "continue"] = "stop"
+    """What training does when a prediction is not finite; the metric is nan either way."""
+    pictures: int = _number(12, ge=0, le=64)
+    """Crops drawn with true and predicted skeletons in each validation; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What a run writes down."""
+
+    runs_dir: Path = Path("runs")
+    """Folder in which each run makes its own."""
+    every: int = _number(50, ge=1)
+    """Optimiser steps between scalars."""
+    tensorboard: bool = True
+    """Write TensorBoard event files beside scalars.jsonl."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """The machine."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU for each rank if this machine has enough, else the CPU."""
+    threads: int = _number(0, ge=0, le=256)
+    """Torch threads per rank on the CPU; 0: the machine's cores over its ranks."""
+    timeout_s: float = _number(1800.0, gt=0.0)
+    """Longest wait for a collective of training, seconds."""
+    deterministic: bool = True
+    """Deterministic kernels: two runs on one machine give the same weights bit for bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run."""
+
+    name: str = "ho3d_v3"
+    """Part of the run folder's name: letters, digits, '-', '_', '.'."""
+    seed: int = _number(0, ge=0)
+    """Root of every random stream of training."""
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mano: ManoConfig = field(default_factory=ManoConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
