@@ -1,0 +1,172 @@
+"""Rotation matrices and the two other forms that exist at the doors: axis-angle and 6D.
+
+A rotation matrix R turns column vectors: x' = R x. The 6D form is the first two **columns** of R, one after
+the other, and nothing else in this project reads or writes it. Any leading axes; dtype and device are kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.errors import ShapeError
+
+
+def rotation_from_6d(sixd: Tensor) -> Tensor:
+    """Rotation matrices from 6D, by Gram-Schmidt on the two columns.
+
+    Args:
+        sixd: (..., 6), first column then second column; any non-zero, non-parallel pair.
+
+    Returns:
+        (..., 3, 3) with det +1.
+
+    Raises:
+        ShapeError: the last axis is not 6.
+
+    Source: Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks".
+    """
+    _need(sixd, (6,), "6D rotations")
+    first, second = sixd[..., :3], sixd[..., 3:]
+    x = torch.nn.functional.normalize(first, dim=-1)
+    y = torch.nn.functional.normalize(second - (x * second).sum(-1, keepdim=True) * x, dim=-1)
+    return torch.stack([x, y, torch.linalg.cross(x, y, dim=-1)], dim=-1)
+
+
+def sixd_from_rotation(rotation: Tensor) -> Tensor:
+    """(..., 3, 3) -> (..., 6): the inverse of `rotation_from_6d`.
+
+    Raises:
+        ShapeError: the last two axes are not (3, 3).
+    """
+    _need(rotation, (3, 3), "rotation matrices")
+    return torch.cat([rotation[..., 0], rotation[..., 1]], dim=-1)
+
+
+def rotation_from_aa(aa: Tensor) -> Tensor:
+    """Rotation matrices from axis-angle (Rodrigues), with exact derivatives at zero.
+
+    Args:
+        aa: (..., 3), direction = axis, length = angle in radians.
+
+    Returns:
+        (..., 3, 3).
+
+    Raises:
+        ShapeError: the last axis is not 3.
+    """
+    _need(aa, (3,), "axis-angle vectors")
+    square = (aa * aa).sum(-1)[..., None, None]
+    small = square < 1e-6
+    # The unused branch of `where` must stay finite, or its gradient turns into nan.
+    safe = torch.where(small, torch.ones_like(square), square)
+    angle = safe.sqrt()
+    sine = torch.where(small, 1 - square / 6 + square**2 / 120, angle.sin() / angle)
+    cosine = torch.where(small, 0.5 - square / 24 + square**2 / 720, (1 - angle.cos()) / safe)
+    cross = cross_matrix(aa)
+    eye = torch.eye(3, dtype=aa.dtype, device=aa.device)
+    return eye + sine * cross + cosine * (cross @ cross)
+
+
+def aa_from_rotation(rotation: Tensor) -> Tensor:
+    """Axis-angle of rotation matrices, right up to and at pi; for files and reports, not for gradients.
+
+    Args:
+        rotation: (..., 3, 3).
+
+    Returns:
+        (..., 3), angle in [0, pi]; at pi one of the two equal axes.
+
+    Raises:
+        ShapeError: the last two axes are not (3, 3).
+    """
+    quaternion = quaternion_from_rotation(rotation)
+    # q and -q are one rotation; w >= 0 keeps the angle below pi.
+    quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+    vector = quaternion[..., 1:]
+    length = vector.norm(dim=-1, keepdim=True)
+    angle = 2 * torch.atan2(length, quaternion[..., :1])
+    tiny = length < 1e-12
+    return vector * torch.where(tiny, torch.full_like(length, 2.0), angle / torch.where(tiny, 1.0, length))
+
+
+def quaternion_from_rotation(rotation: Tensor) -> Tensor:
+    """(..., 3, 3) -> unit quaternions (..., 4) as w, x, y, z, without cancellation at any angle.
+
+    Source: Shepperd 1978: divide by the largest of the four components.
+    """
+    _need(rotation, (3, 3), "rotation matrices")
+    r = rotation
+    m00, m11, m22 = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
+    a, b = r[..., 2, 1], r[..., 1, 2]
+    c, d = r[..., 0, 2], r[..., 2, 0]
+    e, f = r[..., 1, 0], r[..., 0, 1]
+    # Row k is 4 q_k times the quaternion; the row with the largest q_k divides safely.
+    rows = torch.stack(
+        [
+            torch.stack([1 + m00 + m11 + m22, a - b, c - d, e - f], -1),
+            torch.stack([a - b, 1 + m00 - m11 - m22, e + f, c + d], -1),
+            torch.stack([c - d, e + f, 1 - m00 + m11 - m22, a + b], -1),
+            torch.stack([e - f, c + d, a + b, 1 - m00 - m11 + m22], -1),
+        ],
+        -2,
+    )
+    best = rows.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    chosen = torch.take_along_dim(rows, best[..., None, None], dim=-2).squeeze(-2)
+    return torch.nn.functional.normalize(chosen, dim=-1)
+
+
+def rotation_about_z(angle_rad: Tensor) -> Tensor:
+    """(...) angles -> (..., 3, 3) rotations about z: x towards y for positive angles, radians."""
+    c, s = angle_rad.cos(), angle_rad.sin()
+    zero, one = torch.zeros_like(c), torch.ones_like(c)
+    rows = [torch.stack([c, -s, zero], -1), torch.stack([s, c, zero], -1), torch.stack([zero, zero, one], -1)]
+    return torch.stack(rows, -2)
+
+
+def rotation_between(source: Tensor, target: Tensor) -> Tensor:
+    """Smallest rotation that turns each source direction onto its target.
+
+    Args:
+        source, target: (..., 3), any length above zero.
+
+    Returns:
+        (..., 3, 3) with R source / |source| = target / |target|. Opposite directions turn by pi about some
+        axis perpendicular to both; a direction of length zero gives the identity.
+
+    Raises:
+        ShapeError: the last axis is not 3.
+    """
+    _need(source, (3,), "source directions")
+    _need(target, (3,), "target directions")
+    s = torch.nn.functional.normalize(source, dim=-1)
+    t = torch.nn.functional.normalize(target, dim=-1)
+    cosine = (s * t).sum(-1)[..., None, None]
+    cross = cross_matrix(torch.linalg.cross(s, t, dim=-1))
+    eye = torch.eye(3, dtype=s.dtype, device=s.device)
+    opposite = cosine < -1 + 1e-6
+    turn = eye + cross + cross @ cross / torch.where(opposite, 1.0, 1 + cosine)
+    # Half a turn about any axis perpendicular to s: R = 2 a a^T - I.
+    other = torch.nn.functional.one_hot(s.abs().argmin(-1), 3).to(s.dtype)
+    axis = torch.nn.functional.normalize(torch.linalg.cross(s, other, dim=-1), dim=-1)
+    half = 2 * axis[..., :, None] * axis[..., None, :] - eye
+    return torch.where(opposite, half, turn)
+
+
+def cross_matrix(vector: Tensor) -> Tensor:
+    """(..., 3) -> (..., 3, 3) with cross_matrix(a) b = a x b."""
+    x, y, z = vector.unbind(-1)
+    zero = torch.zeros_like(x)
+    rows = [torch.stack([zero, -z, y], -1), torch.stack([z, zero, -x], -1), torch.stack([-y, x, zero], -1)]
+    return torch.stack(rows, -2)
+
+
+def geodesic_angle(a: Tensor, b: Tensor) -> Tensor:
+    """(..., 3, 3) twice -> (...) angle between two rotations in radians, in [0, pi]."""
+    return aa_from_rotation(a.transpose(-1, -2) @ b).norm(dim=-1)
+
+
+def _need(tensor: Tensor, tail: tuple[int, ...], what: str) -> None:
+    """Raise unless the last axes of `tensor` are `tail`."""
+    if tuple(tensor.shape[-len(tail) :]) != tail:
+        raise ShapeError(f"{what} need last axes {tail}, got a tensor of shape {tuple(tensor.shape)}")
