@@ -1,0 +1,280 @@
+"""Strict YAML and dotted overrides -> `RunConfig`; every fault of all sources is reported at once.
+
+A YAML file may name one parent with `base: other.yaml` (relative to itself). Each leaf remembers where it was
+written, so an error names the file and line, the key and the rule that it breaks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from src.config import RunConfig
+from src.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A value and where it stands."""
+
+    value: Any
+    origin: str
+
+
+class _Faults:
+    """Collects messages, to be raised together."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, origin: str, key: str, rule: str) -> None:
+        self.lines.append(f"{origin}: {key}: {rule}" if key else f"{origin}: {rule}")
+
+    def check(self) -> None:
+        if self.lines:
+            raise ConfigError("; ".join(self.lines))
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and its base, apply `section.key=value` overrides, check everything.
+
+    Args:
+        path: YAML file.
+        overrides: from the command line, applied in order; values are YAML (`null`, `[256, 192]`, `1e-4`).
+
+    Raises:
+        ConfigError: all faults in one message: unreadable file, duplicate or unknown key (with the nearest known
+            one), wrong type, value out of range.
+    """
+    faults = _Faults()
+    leaves = _read_with_base(Path(path), faults)
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            faults.add("command line", "", f"{text!r} is not of the form section.key=value")
+            continue
+        try:
+            leaves[key.strip()] = _Leaf(yaml.safe_load(value), "command line")
+        except yaml.YAMLError:
+            faults.add("command line", key.strip(), f"{value!r} is not a YAML value")
+    config = _build(RunConfig, leaves, "", faults)
+    faults.check()
+    _check_relations(config, leaves, faults)
+    faults.check()
+    return typing.cast(RunConfig, config)
+
+
+def config_from_dict(tree: Mapping[str, Any], origin: str) -> RunConfig:
+    """The configuration that `config_to_dict` wrote, e.g. into a checkpoint, checked like a file.
+
+    Raises:
+        ConfigError: as `load_config`, naming `origin`.
+    """
+    faults = _Faults()
+    leaves: dict[str, _Leaf] = {}
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{key}.")
+            else:
+                leaves[f"{prefix}{key}"] = _Leaf(value, origin)
+
+    walk(tree, "")
+    config = _build(RunConfig, leaves, "", faults)
+    faults.check()
+    return typing.cast(RunConfig, config)
+
+
+def config_to_dict(config: Any) -> Any:
+    """Plain tree of a configuration; `config_from_dict(config_to_dict(c), ...) == c`."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: config_to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, list | tuple):
+        return [config_to_dict(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _read_with_base(path: Path, faults: _Faults) -> dict[str, _Leaf]:
+    """Leaves of `path` over those of its base."""
+    leaves = _read(path, faults)
+    base = leaves.pop("base", None)
+    if base is None:
+        return leaves
+    if not isinstance(base.value, str):
+        faults.add(base.origin, "base", f"must name one YAML file, got {base.value!r}")
+        return leaves
+    parent = _read(path.parent / base.value, faults)
+    if "base" in parent:
+        faults.add(parent.pop("base").origin, "base", f"{path} already has it as base, and one parent is the limit")
+    return {**parent, **leaves}
+
+
+def _read(path: Path, faults: _Faults) -> dict[str, _Leaf]:
+    """Leaves of one file by dotted key; problems are noted and the rest is still read."""
+    leaves: dict[str, _Leaf] = {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        faults.add(str(path), "", f"{reason}. Give an existing YAML file with --config")
+        return leaves
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return leaves
+        if not isinstance(root, yaml.MappingNode):
+            faults.add(str(path), "", "must be a mapping of sections")
+            return leaves
+        _flatten(loader, root, "", path, leaves, faults)
+    except yaml.YAMLError as error:
+        faults.add(str(path), "", "not valid YAML: " + " ".join(str(error).split()))
+    finally:
+        loader.dispose()
+    return leaves
+
+
+def _flatten(loader: yaml.SafeLoader, node: yaml.MappingNode, prefix: str, path: Path, leaves: dict[str, _Leaf],
+             faults: _Faults) -> None:
+    """Walk a mapping node into `leaves`; a repeated key is a fault."""
+    seen: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        name = str(loader.construct_object(key_node, deep=True))
+        key = f"{prefix}{name}"
+        if name in seen:
+            faults.add(f"{path}:{line}", key, f"written twice (first on line {seen[name]}), keep one")
+            continue
+        seen[name] = line
+        if isinstance(value_node, yaml.MappingNode):
+            _flatten(loader, value_node, f"{key}.", path, leaves, faults)
+        else:
+            leaves[key] = _Leaf(loader.construct_object(value_node, deep=True), f"{path}:{line}")
+
+
+def _build(cls: type, leaves: Mapping[str, _Leaf], prefix: str, faults: _Faults) -> Any:
+    """Dataclass `cls` from the leaves below `prefix`; faults are noted and defaults stand in for them."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key, leaf in leaves.items():
+        name = key[len(prefix) :].partition(".")[0] if key.startswith(prefix) else None
+        if name is not None and name not in fields:
+            faults.add(leaf.origin, key, f"unknown key, {_suggest(prefix, name, fields)}")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        key = f"{prefix}{name}"
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            whole = leaves.get(key)
+            if whole is not None and whole.value is not None:
+                faults.add(whole.origin, key, f"is a section of keys, got {whole.value!r}")
+            values[name] = _build(typing.cast(type, hint), leaves, f"{key}.", faults)
+            continue
+        deeper = [k for k in leaves if k.startswith(f"{key}.")]
+        for k in deeper:
+            faults.add(leaves[k].origin, k, f"{key} is a value, not a section")
+        if key in leaves:
+            leaf = leaves[key]
+            problem, value = _coerce(hint, leaf.value)
+            problem = problem or _out_of_range(field.metadata, value)
+            if problem:
+                faults.add(leaf.origin, key, f"{problem}, got {leaf.value!r}")
+            else:
+                values[name] = value
+    return cls(**values)
+
+
+def _suggest(prefix: str, name: str, fields: Mapping[str, Any]) -> str:
+    """What the writer of an unknown key may have meant."""
+    near = difflib.get_close_matches(name, list(fields), n=1)
+    if near:
+        return f"did you mean {prefix}{near[0]}?"
+    for section in dataclasses.fields(RunConfig):
+        hint = typing.get_type_hints(RunConfig)[section.name]
+        if dataclasses.is_dataclass(hint) and name in {f.name for f in dataclasses.fields(hint)}:
+            return f"did you mean {section.name}.{name}?"
+    return f"known here: {', '.join(fields)}"
+
+
+def _coerce(hint: Any, value: Any) -> tuple[str, Any]:
+    """(problem or '', value of the type that `hint` asks for)."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return "", None
+        (inner,) = [a for a in args if a is not type(None)]
+        return _coerce(inner, value)
+    if origin is Literal:
+        return ("", value) if value in args else (f"must be one of {', '.join(map(str, args))}", None)
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(args):
+            return f"must be a list of {len(args)} values", None
+        pairs = [_coerce(a, v) for a, v in zip(args, value, strict=True)]
+        problem = next((p for p, _ in pairs if p), "")
+        return problem, tuple(v for _, v in pairs)
+    if hint is float:
+        return _as_float(value)
+    if hint is Path:
+        return ("", Path(value).expanduser()) if isinstance(value, str) and value else ("must be a path", None)
+    # bool is a subclass of int: compare exactly.
+    if type(value) is hint:
+        return "", value
+    names = {int: "a whole number", bool: "true or false", str: "text"}
+    return f"must be {names.get(hint, hint)}", None
+
+
+def _as_float(value: Any) -> tuple[str, Any]:
+    """A finite float; YAML 1.1 reads 1e-5 as text, so text that spells a number is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return "must be a number", None
+    try:
+        number = float(value)
+    except ValueError:
+        return "must be a number", None
+    return ("", number) if math.isfinite(number) else ("must be a finite number", None)
+
+
+def _out_of_range(bounds: Mapping[str, Any], value: Any) -> str:
+    """The rule that `value`, or one of its elements, breaks, or ''."""
+    tests = (
+        ("ge", lambda v, b: v >= b, "at least"),
+        ("gt", lambda v, b: v > b, "above"),
+        ("le", lambda v, b: v <= b, "at most"),
+        ("lt", lambda v, b: v < b, "below"),
+    )
+    for element in value if isinstance(value, tuple) else (value,):
+        if element is None:
+            continue
+        for name, holds, word in tests:
+            bound = bounds.get(name)
+            if bound is not None and not holds(element, bound):
+                return f"must be {word} {bound:g}"
+    return ""
+
+
+def _check_relations(config: RunConfig, leaves: Mapping[str, _Leaf], faults: _Faults) -> None:
+    """Rules that tie several values together."""
+
+    def origin(key: str) -> str:
+        return leaves[key].origin if key in leaves else "defaults"
+
+    if any(side % 16 for side in config.model.image_size):
+        faults.add(origin("model.image_size"), "model.image_size",
+                   f"both sides must be multiples of 16, got {list(config.model.image_size)}")
+    if not config.name or not all(c.isalnum() or c in "-_." for c in config.name) or config.name.startswith("."):
+        faults.add(origin("name"), "name", f"must be letters, digits, '-', '_' or '.', got {config.name!r}")

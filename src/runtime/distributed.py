@@ -1,0 +1,262 @@
+"""Ranks: who am I, on which device, and how do ranks talk.
+
+One *main group* (NCCL on GPUs, gloo on the CPU) carries gradients; a gloo *side group* with its own timeout
+carries what lives on the CPU: validation rows, statuses, checkpoints' states. With one process there is no group
+at all and every helper here is the identity.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from src.errors import ConfigError, UTNetError
+
+
+@dataclass(frozen=True)
+class DistContext:
+    """This process among the ranks of the run."""
+
+    rank: int
+    """0 .. world - 1 over all machines."""
+    world: int
+    """Number of ranks."""
+    local_rank: int
+    """Rank on this machine (of this torchrun agent)."""
+    device: torch.device
+    """Where this rank computes."""
+    side_group: dist.ProcessGroup | None
+    """Gloo group of all ranks for CPU tensors; None with one rank."""
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0: the one that writes and prints."""
+        return self.rank == 0
+
+    @property
+    def devices_label(self) -> str:
+        """`GPUs` or `CPU ranks`, as the validation line says it."""
+        return "GPUs" if self.device.type == "cuda" else "CPU ranks"
+
+    def barrier(self) -> None:
+        """Wait for all ranks, at most the side group's timeout."""
+        if self.side_group is not None:
+            dist.barrier(group=self.side_group)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a CPU tensor over ranks, the same on each; the argument is not changed."""
+        total = values.clone()
+        if self.side_group is not None:
+            dist.all_reduce(total, group=self.side_group)
+        return total
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Small Python values of all ranks in rank order, on every rank (not for arrays of results)."""
+        if self.side_group is None:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.side_group)
+        return values
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's small Python value, on every rank."""
+        if self.side_group is None:
+            return value
+        box = [value if self.is_main else None]
+        dist.broadcast_object_list(box, src=0, group=self.side_group)
+        return box[0]
+
+    def agree(self, error: UTNetError | None, what: str) -> None:
+        """Raise on every rank if any rank has an error, naming the first such rank.
+
+        Args:
+            error: this rank's error, or None.
+            what: the step that the ranks just did, for the message.
+        """
+        if self.side_group is None:
+            if error is not None:
+                raise error
+            return
+        texts = self.gather_objects(None if error is None else str(error))
+        if error is not None:
+            raise error
+        for rank, text in enumerate(texts):
+            if text is not None:
+                raise UTNetError(f"{what}: rank {rank} failed: {text}")
+
+
+def setup_distributed(device: str = "auto", timeout_s: float = 1800.0, side_timeout_s: float = 600.0) -> DistContext:
+    """Join the run that torchrun describes, or be a run of one process.
+
+    Args:
+        device: auto | cpu | cuda. auto takes GPUs if this machine has one for each of its ranks.
+        timeout_s: longest wait of a collective of the main group, seconds.
+        side_timeout_s: the same of the side group.
+
+    Raises:
+        ConfigError: cuda was asked for and there are fewer GPUs than ranks on this machine.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    chosen = _choose_device(device, local_rank, local_world)
+    if "WORLD_SIZE" not in os.environ or world == 1:
+        return DistContext(0, 1, 0, chosen, None)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        dist.init_process_group("nccl", timeout=timedelta(seconds=timeout_s), device_id=chosen)
+    else:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+    side = dist.new_group(backend="gloo", timeout=timedelta(seconds=side_timeout_s))
+    return DistContext(rank, world, local_rank, chosen, side)
+
+
+def teardown() -> None:
+    """Leave the groups; harmless without any."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank_from_environment() -> int:
+    """Rank that torchrun gave this process, before any group exists; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_world_size() -> int:
+    """Ranks that torchrun started on this machine; 1 without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _choose_device(device: str, local_rank: int, local_world: int) -> torch.device:
+    """The device of this rank."""
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and available < local_world:
+        raise ConfigError(
+            f"runtime.device=cuda: {local_world} ranks on this machine need a GPU each, found {available}. "
+            "Start fewer ranks (--nproc_per_node), or set runtime.device=cpu"
+        )
+    if device == "cpu" or available < local_world:
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """How one rank of `spawn_ranks` ended."""
+
+    rank: int
+    value: Any
+    """What the function returned; None if it did not return."""
+    error: str | None
+    """Traceback, or how the process ended; None on success."""
+
+
+def spawn_ranks(function: Callable[..., Any], world: int, args: Sequence[Any] = (), timeout_s: float = 60.0, *,
+                check: bool = True) -> list[Any]:
+    """Run `function(context, *args)` in `world` gloo ranks of this machine and return what they return.
+
+    Args:
+        function: defined at the top level of a module (ranks are forked from a clean server process).
+        world: number of ranks.
+        args: further arguments, picklable.
+        timeout_s: wall time after which all ranks are ended.
+        check: raise if a rank fails; False returns `RankOutcome`s instead of values.
+
+    Returns:
+        values in rank order, or `RankOutcome`s.
+
+    Raises:
+        UTNetError: with `check`, a rank raised, died or ran out of time; names each with its traceback.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # The server imports once what every rank needs; forking from it costs a tenth of a fresh interpreter.
+    context.set_forkserver_preload(["torch", "torch.distributed", "numpy"])
+    deadline = time.monotonic() + timeout_s
+    with tempfile.TemporaryDirectory(prefix="utnet-ranks-") as folder:
+        store = str(Path(folder) / "store")
+        started: list[tuple[ForkServerProcess, Connection]] = []
+        for rank in range(world):
+            reader, writer = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_rank_main, args=(function, rank, world, store, timeout_s, writer, tuple(args)), daemon=False
+            )
+            process.start()
+            writer.close()
+            started.append((process, reader))
+        outcomes = [_await_rank(rank, *pair, deadline) for rank, pair in enumerate(started)]
+    failed = [o for o in outcomes if o.error is not None]
+    if check and failed:
+        raise UTNetError("\n".join(f"rank {o.rank} of {world} failed: {o.error}" for o in failed))
+    return [o.value for o in outcomes] if check else outcomes
+
+
+def _await_rank(rank: int, process: ForkServerProcess, reader: Connection, deadline: float) -> RankOutcome:
+    """Outcome of one rank; ends it at the deadline."""
+    message: tuple[Any, str | None] | None = None
+    try:
+        if reader.poll(max(0.0, deadline - time.monotonic())):
+            message = reader.recv()
+    except EOFError:
+        message = None
+    finally:
+        reader.close()
+    process.join(max(0.0, min(10.0, deadline - time.monotonic())))
+    if process.is_alive():
+        process.kill()
+        process.join(10.0)
+        if message is None:
+            return RankOutcome(rank, None, "did not end in time and was stopped")
+    if message is None:
+        return RankOutcome(rank, None, f"ended with exit code {process.exitcode} and no result")
+    return RankOutcome(rank, *message)
+
+
+class _Capture:
+    """Context that turns whatever leaves it into a traceback text for the parent process."""
+
+    error: str | None = None
+
+    def __enter__(self) -> _Capture:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> bool:
+        if kind is not None:
+            self.error = "".join(traceback.format_exception(kind, error, trace))
+        return True
+
+
+def _rank_main(function: Callable[..., Any], rank: int, world: int, store: str, timeout_s: float, writer: Connection,
+               args: tuple[Any, ...]) -> None:
+    """Body of a spawned rank."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    value = None
+    with _Capture() as capture:
+        limit = timedelta(seconds=timeout_s)
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=limit)
+        side = dist.new_group(backend="gloo", timeout=limit) if world > 1 else None
+        value = function(DistContext(rank, world, rank, torch.device("cpu"), side), *args)
+    error = capture.error
+    writer.send((value, error))
+    writer.close()
+    if error is None:
+        teardown()
+    else:
+        # A broken group can block its own destructor; the result is sent, so leave at once.
+        os._exit(1)
