@@ -11,8 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 
-def _number(default: Any, *, ge: float | None = None, gt: float | None = None, le: float | None = None,
-            lt: float | None = None) -> Any:
+def _number(
+    default: Any,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
     """A field whose value, or each of whose elements, must keep the bounds given."""
     return field(default=default, metadata={"ge": ge, "gt": gt, "le": le, "lt": lt})
 

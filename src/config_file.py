@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import operator
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -120,7 +121,9 @@ def _read_with_base(path: Path, faults: _Faults) -> dict[str, _Leaf]:
         return leaves
     parent = _read(path.parent / base.value, faults)
     if "base" in parent:
-        faults.add(parent.pop("base").origin, "base", f"{path} already has it as base, and one parent is the limit")
+        faults.add(
+            parent.pop("base").origin, "base", f"{path} already has it as base, and one parent is the limit"
+        )
     return {**parent, **leaves}
 
 
@@ -149,8 +152,14 @@ def _read(path: Path, faults: _Faults) -> dict[str, _Leaf]:
     return leaves
 
 
-def _flatten(loader: yaml.SafeLoader, node: yaml.MappingNode, prefix: str, path: Path, leaves: dict[str, _Leaf],
-             faults: _Faults) -> None:
+def _flatten(
+    loader: yaml.SafeLoader,
+    node: yaml.MappingNode,
+    prefix: str,
+    path: Path,
+    leaves: dict[str, _Leaf],
+    faults: _Faults,
+) -> None:
     """Walk a mapping node into `leaves`; a repeated key is a fault."""
     seen: dict[str, int] = {}
     for key_node, value_node in node.value:
@@ -230,7 +239,9 @@ def _coerce(hint: Any, value: Any) -> tuple[str, Any]:
     if hint is float:
         return _as_float(value)
     if hint is Path:
-        return ("", Path(value).expanduser()) if isinstance(value, str) and value else ("must be a path", None)
+        return (
+            ("", Path(value).expanduser()) if isinstance(value, str) and value else ("must be a path", None)
+        )
     # bool is a subclass of int: compare exactly.
     if type(value) is hint:
         return "", value
@@ -251,11 +262,11 @@ def _as_float(value: Any) -> tuple[str, Any]:
 
 def _out_of_range(bounds: Mapping[str, Any], value: Any) -> str:
     """The rule that `value`, or one of its elements, breaks, or ''."""
-    tests = (
-        ("ge", lambda v, b: v >= b, "at least"),
-        ("gt", lambda v, b: v > b, "above"),
-        ("le", lambda v, b: v <= b, "at most"),
-        ("lt", lambda v, b: v < b, "below"),
+    tests: tuple[tuple[str, Callable[[float, float], bool], str], ...] = (
+        ("ge", operator.ge, "at least"),
+        ("gt", operator.gt, "above"),
+        ("le", operator.le, "at most"),
+        ("lt", operator.lt, "below"),
     )
     for element in value if isinstance(value, tuple) else (value,):
         if element is None:
@@ -274,7 +285,14 @@ def _check_relations(config: RunConfig, leaves: Mapping[str, _Leaf], faults: _Fa
         return leaves[key].origin if key in leaves else "defaults"
 
     if any(side % 16 for side in config.model.image_size):
-        faults.add(origin("model.image_size"), "model.image_size",
-                   f"both sides must be multiples of 16, got {list(config.model.image_size)}")
-    if not config.name or not all(c.isalnum() or c in "-_." for c in config.name) or config.name.startswith("."):
+        faults.add(
+            origin("model.image_size"),
+            "model.image_size",
+            f"both sides must be multiples of 16, got {list(config.model.image_size)}",
+        )
+    if (
+        not config.name
+        or not all(c.isalnum() or c in "-_." for c in config.name)
+        or config.name.startswith(".")
+    ):
         faults.add(origin("name"), "name", f"must be letters, digits, '-', '_' or '.', got {config.name!r}")

@@ -5,22 +5,25 @@ Legend: B batch, J 21 joints in `OPENPOSE21` order, V 778 vertices, H W crop siz
 Frames. There are two cameras, both OpenCV (x right, y down, z forward), with the same optical centre:
 the *image camera*, which took the picture (intrinsics `intrinsics_img_px`), and the *crop camera*, a virtual
 camera turned so that the crop's centre lies on its optical axis, rolled and zoomed (`intrinsics_crop_px`).
-`rot_crop_from_img` turns a point of the image camera into the crop camera. Fields named `*_cam_m` of samples,
-batches and predictions are in the **crop camera**: what the network sees is how it is labelled. Predictions are
-turned back into the image camera before anything is reported or written. Unit: metres, pixels.
+`rot_crop_from_img` turns a point of the image camera into the crop camera. Fields named `*_cam_m` of
+samples, batches and predictions are in the **crop camera**: what the network sees is how it is labelled.
+Predictions are turned back into the image camera before anything is reported or written.
+Units: metres, pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+BatchT = TypeVar("BatchT", "RawBatch", "HandBatch")
 
 DEPTH_UNIT_M = 0.00012498664727900177
 """Metres per unit of HO3D's 16-bit depth."""
@@ -44,7 +47,7 @@ class RawSample:
     rgb_u8: NDArray[np.uint8]
     """(H, W, 3) RGB crop, occluders painted, colour not yet jittered."""
     depth_u16: NDArray[np.uint16]
-    """(H, W) z of the *image camera* in units of DEPTH_UNIT_M at the crop's pixels; 0 where missing or not shown."""
+    """(H, W) z of the *image camera* in units of DEPTH_UNIT_M at crop pixels; 0 where missing or not shown."""
     depth_present: NDArray[np.bool_]
     """() this sample's depth is shown to the network."""
     z_ref_m: NDArray[np.float32]
@@ -260,6 +263,6 @@ class EvalResult:
     """`zero_mpjpe_mm`, `zero_pa_mm`, `mean_pose_mpjpe_mm`, `mean_pose_pa_mm` of this very split."""
 
 
-def _map(batch: Any, function: Any) -> Any:
+def _map(batch: BatchT, function: Callable[[Tensor], Tensor]) -> BatchT:
     """Apply `function` to every tensor of a dataclass of tensors."""
     return type(batch)(**{f.name: function(getattr(batch, f.name)) for f in dataclasses.fields(batch)})

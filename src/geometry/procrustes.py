@@ -37,7 +37,9 @@ class Similarity:
 
 
 @torch.no_grad()
-def fit_similarity(source: Tensor, target: Tensor, *, reflection: bool = False, with_scale: bool = True) -> Similarity:
+def fit_similarity(
+    source: Tensor, target: Tensor, *, reflection: bool = False, with_scale: bool = True
+) -> Similarity:
     """Least-squares similarity that maps each source set onto its target.
 
     Minimises sum_j |s R source[j] + t - target[j]|^2.

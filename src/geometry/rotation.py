@@ -163,7 +163,8 @@ def cross_matrix(vector: Tensor) -> Tensor:
 
 def geodesic_angle(a: Tensor, b: Tensor) -> Tensor:
     """(..., 3, 3) twice -> (...) angle between two rotations in radians, in [0, pi]."""
-    return aa_from_rotation(a.transpose(-1, -2) @ b).norm(dim=-1)
+    angles: Tensor = torch.linalg.vector_norm(aa_from_rotation(a.transpose(-1, -2) @ b), dim=-1)
+    return angles
 
 
 def _need(tensor: Tensor, tail: tuple[int, ...], what: str) -> None:

@@ -28,7 +28,13 @@ MANO16: tuple[str, ...] = (
 HO3D21: tuple[str, ...] = (*MANO16, *(f"{finger}_4" for finger in FINGERS))
 """Order of handJoints3D and of a submission."""
 
-TIP_VERTICES: dict[str, int] = {"thumb_4": 744, "index_4": 333, "middle_4": 444, "ring_4": 555, "pinky_4": 672}
+TIP_VERTICES: dict[str, int] = {
+    "thumb_4": 744,
+    "index_4": 333,
+    "middle_4": 444,
+    "ring_4": 555,
+    "pinky_4": 672,
+}
 """Mesh vertices that are the tips on HO3D."""
 
 MANO_PARENTS: tuple[int, ...] = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)

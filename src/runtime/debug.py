@@ -56,8 +56,14 @@ def batch_lines(index: int, batch: HandBatch, prediction: Prediction) -> list[st
 
 
 @torch.no_grad()
-def trace_loss_3d(pred_cam_m: Tensor, gt_cam_m: Tensor, pred_root_m: Tensor, gt_root_m: Tensor,
-                  per_element_m: Tensor, value: Tensor) -> None:
+def trace_loss_3d(
+    pred_cam_m: Tensor,
+    gt_cam_m: Tensor,
+    pred_root_m: Tensor,
+    gt_root_m: Tensor,
+    per_element_m: Tensor,
+    value: Tensor,
+) -> None:
     """Log the lines of `[Debug 3D Loss]`.
 
     Args:

@@ -100,7 +100,9 @@ class DistContext:
                 raise UTNetError(f"{what}: rank {rank} failed: {text}")
 
 
-def setup_distributed(device: str = "auto", timeout_s: float = 1800.0, side_timeout_s: float = 600.0) -> DistContext:
+def setup_distributed(
+    device: str = "auto", timeout_s: float = 1800.0, side_timeout_s: float = 600.0
+) -> DistContext:
     """Join the run that torchrun describes, or be a run of one process.
 
     Args:
@@ -122,8 +124,7 @@ def setup_distributed(device: str = "auto", timeout_s: float = 1800.0, side_time
         dist.init_process_group("nccl", timeout=timedelta(seconds=timeout_s), device_id=chosen)
     else:
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
-    side = dist.new_group(backend="gloo", timeout=timedelta(seconds=side_timeout_s))
-    return DistContext(rank, world, local_rank, chosen, side)
+    return DistContext(rank, world, local_rank, chosen, _side_group(side_timeout_s))
 
 
 def teardown() -> None:
@@ -140,6 +141,13 @@ def rank_from_environment() -> int:
 def local_world_size() -> int:
     """Ranks that torchrun started on this machine; 1 without torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _side_group(timeout_s: float) -> dist.ProcessGroup:
+    """A gloo group of all ranks with a timeout of its own, seconds."""
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    assert isinstance(group, dist.ProcessGroup)  # only ranks left out of a group get a number instead
+    return group
 
 
 def _choose_device(device: str, local_rank: int, local_world: int) -> torch.device:
@@ -166,8 +174,14 @@ class RankOutcome:
     """Traceback, or how the process ended; None on success."""
 
 
-def spawn_ranks(function: Callable[..., Any], world: int, args: Sequence[Any] = (), timeout_s: float = 60.0, *,
-                check: bool = True) -> list[Any]:
+def spawn_ranks(
+    function: Callable[..., Any],
+    world: int,
+    args: Sequence[Any] = (),
+    timeout_s: float = 60.0,
+    *,
+    check: bool = True,
+) -> list[Any]:
     """Run `function(context, *args)` in `world` gloo ranks of this machine and return what they return.
 
     Args:
@@ -193,7 +207,9 @@ def spawn_ranks(function: Callable[..., Any], world: int, args: Sequence[Any] = 
         for rank in range(world):
             reader, writer = context.Pipe(duplex=False)
             process = context.Process(
-                target=_rank_main, args=(function, rank, world, store, timeout_s, writer, tuple(args)), daemon=False
+                target=_rank_main,
+                args=(function, rank, world, store, timeout_s, writer, tuple(args)),
+                daemon=False,
             )
             process.start()
             writer.close()
@@ -234,23 +250,33 @@ class _Capture:
     def __enter__(self) -> _Capture:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> bool:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
         if kind is not None:
             self.error = "".join(traceback.format_exception(kind, error, trace))
         return True
 
 
-def _rank_main(function: Callable[..., Any], rank: int, world: int, store: str, timeout_s: float, writer: Connection,
-               args: tuple[Any, ...]) -> None:
+def _rank_main(
+    function: Callable[..., Any],
+    rank: int,
+    world: int,
+    store: str,
+    timeout_s: float,
+    writer: Connection,
+    args: tuple[Any, ...],
+) -> None:
     """Body of a spawned rank."""
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     value = None
     with _Capture() as capture:
         limit = timedelta(seconds=timeout_s)
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=limit)
-        side = dist.new_group(backend="gloo", timeout=limit) if world > 1 else None
+        dist.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=limit
+        )
+        side = _side_group(timeout_s) if world > 1 else None
         value = function(DistContext(rank, world, rank, torch.device("cpu"), side), *args)
     error = capture.error
     writer.send((value, error))

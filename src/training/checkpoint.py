@@ -1,0 +1,263 @@
+"""Checkpoints: whole or not there, complete enough to go on bit for bit, free of licensed data.
+
+A checkpoint is one dictionary of tensors and plain values, readable with `torch.load(weights_only=True)`. The
+hand model is not in it, only its fingerprint: evaluating with another hand is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.config import RunConfig
+from src.config_file import config_to_dict
+from src.errors import AssetError, UTNetError
+from src.hand.mano import ManoLayer
+from src.runtime.distributed import DistContext
+from src.runtime.files import atomic_write
+from src.runtime.log import get_logger
+from src.training.step import TrainStep
+
+FORMAT = 1
+_log = get_logger("checkpoint")
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all that a loop needs beside weights and optimiser."""
+
+    epoch: int = 0
+    """Epoch at work."""
+    step_in_epoch: int = 0
+    """Optimiser steps of that epoch that are done: the sampler's position."""
+    loss_sum: float = 0.0
+    """Sum of the losses of those steps."""
+    clipped_steps: int = 0
+    """How many of them were clipped."""
+    best_mpjpe_mm: float = float("inf")
+    """Best validation score so far."""
+    best_epoch: int = -1
+    """Epoch that reached it; -1: none."""
+
+
+def save_checkpoint(path: Path, trainer: TrainStep, progress: Progress, config: RunConfig, hand: ManoLayer,
+                    split_hash: str, context: DistContext) -> None:
+    """Write a checkpoint; all ranks call it, rank 0 writes, all raise if that fails.
+
+    Args:
+        path: file to be replaced when the new one is whole.
+        trainer: weights, average, optimiser, step.
+        progress: position of the loop.
+        config: the resolved configuration, stored inside.
+        hand: its fingerprint and whether it is the stand-in are stored.
+        split_hash: identity of the training split.
+        context: ranks; each one's random state is stored.
+    """
+    states = context.gather_objects(_rng_state(context.device))
+    error: UTNetError | None = None
+    if context.is_main:
+        state = {
+            "format": FORMAT,
+            "model": trainer.model.state_dict(),
+            "ema": None if trainer.ema is None else trainer.ema.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "step": trainer.step,
+            "total_steps": trainer.total_steps,
+            "progress": vars(progress).copy(),
+            "rng": states,
+            "world": context.world,
+            "config": config_to_dict(config),
+            "hand_fingerprint": hand.fingerprint,
+            "hand_is_standin": hand.is_standin,
+            "split_hash": split_hash,
+            "commit": commit(),
+            "torch": str(torch.__version__),
+        }
+        error = _write(state, path)
+    context.agree(error, f"writing {path}")
+
+
+def _write(state: Mapping[str, Any], path: Path) -> UTNetError | None:
+    """Write on rank 0; an error of the disk comes back as a value, for all ranks to raise together."""
+    try:
+        with atomic_write(path) as file:
+            torch.save(state, file)
+    except OSError as error:
+        return AssetError(f"checkpoint {path} was not written: {error}. Free the disk; the previous file is whole")
+    return None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU.
+
+    Raises:
+        AssetError: no such file, not a UTNet checkpoint, torn, or of a newer format.
+    """
+    if not path.is_file():
+        raise AssetError(f"checkpoint {path}: no such file. Give the path of a .pt in a run's checkpoints/ folder")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AssetError(f"checkpoint {path} cannot be read ({reason}). Use another checkpoint of the run") from None
+    if not isinstance(state, dict) or "format" not in state or "model" not in state:
+        raise AssetError(f"checkpoint {path} is not a UTNet checkpoint (no 'format' and 'model' inside)")
+    if state["format"] != FORMAT:
+        raise AssetError(f"checkpoint {path} has format {state['format']}, this program reads {FORMAT}")
+    return state
+
+
+def check_hand(state: Mapping[str, Any], hand: ManoLayer, path: Path) -> None:
+    """Refuse a checkpoint that was trained with another hand model.
+
+    Raises:
+        AssetError: fingerprints differ.
+    """
+    if state["hand_fingerprint"] == hand.fingerprint:
+        return
+
+    def name(standin: bool) -> str:
+        return "the procedural stand-in" if standin else "a MANO file"
+
+    raise AssetError(
+        f"checkpoint {path} was trained with {name(state['hand_is_standin'])} "
+        f"(fingerprint {state['hand_fingerprint']}), mano.model_path is {name(hand.is_standin)} "
+        f"({hand.fingerprint}). Set mano.model_path to the hand that it was trained with"
+    )
+
+
+def load_weights(model: torch.nn.Module, state: Mapping[str, Any], path: Path, *, averaged: bool = True) -> None:
+    """Put a checkpoint's weights into a model for evaluation, the averaged ones if there are any.
+
+    Raises:
+        AssetError: names or shapes differ from the model's.
+    """
+    _load_model(model, state["model"], path)
+    if averaged and state["ema"] is not None:
+        average = state["ema"]["average"]
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in average.items():
+                parameters[name].copy_(value)
+
+
+def restore(path: Path, trainer: TrainStep, config: RunConfig, hand: ManoLayer, split_hash: str,
+            context: DistContext) -> Progress:
+    """Continue a run from a checkpoint: weights, average, optimiser, step, random states, position.
+
+    Raises:
+        AssetError: other hand, other network, other training split, or a position inside an epoch that the
+            present global batch cannot continue.
+    """
+    state = load_checkpoint(path)
+    check_hand(state, hand, path)
+    if state["split_hash"] != split_hash:
+        raise AssetError(
+            f"checkpoint {path} was trained on another split (hash {state['split_hash'][:12]}, now "
+            f"{split_hash[:12]}). Use the data set and the split section that it was trained with"
+        )
+    progress = Progress(**state["progress"])
+    _check_batch(state, config, context, progress, path)
+    _log_changes(state["config"], config_to_dict(config))
+    _load_model(trainer.model, state["model"], path)
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.step = state["step"]
+    if trainer.ema is not None and state["ema"] is not None:
+        trainer.ema.load_state_dict(state["ema"])
+    elif (trainer.ema is None) != (state["ema"] is None):
+        raise AssetError(f"checkpoint {path}: training.ema_decay was switched on or off since; use the same setting")
+    if state["world"] == context.world:
+        _set_rng_state(state["rng"][context.rank], context.device)
+    else:
+        _log.info(f"Random states are for {state['world']} ranks, this run has {context.world}: drawn anew")
+    return progress
+
+
+def find_last(runs_dir: Path, name: str) -> Path | None:
+    """Newest last.pt among the runs called `name`, or None."""
+    pattern = re.compile(r"\d{8}-\d{6}-" + re.escape(name))
+    runs = [p for p in runs_dir.glob("*") if pattern.fullmatch(p.name)] if runs_dir.is_dir() else []
+    found = [p / "checkpoints" / "last.pt" for p in sorted(runs, reverse=True)]
+    return next((p for p in found if p.is_file()), None)
+
+
+def keep_copy(source: Path, target: Path) -> None:
+    """Give a finished checkpoint a second name without a second copy of its bytes, atomically."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    temporary.unlink(missing_ok=True)
+    os.link(source, temporary)
+    temporary.replace(target)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` files epoch_<k>.pt."""
+    numbered = sorted(folder.glob("epoch_*.pt"), key=lambda p: int(p.stem.removeprefix("epoch_")))
+    for path in numbered[:-keep]:
+        path.unlink(missing_ok=True)
+
+
+def commit() -> str:
+    """Commit of the source tree, with '+' if it was changed since; 'unknown' outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    texts = []
+    for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return "unknown"
+        texts.append(done.stdout.strip())
+    return texts[0] + ("+" if texts[1] else "")
+
+
+def _load_model(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:400]
+        raise AssetError(f"checkpoint {path} is of another network than the model section builds: {reason}") from None
+
+
+def _check_batch(state: Mapping[str, Any], config: RunConfig, context: DistContext, progress: Progress,
+                 path: Path) -> None:
+    """A position inside an epoch counts global batches: their size must be the same."""
+    old = state["config"]["training"]
+    before = old["batch_size"] * old["accumulation"] * state["world"]
+    now = config.training.batch_size * config.training.accumulation * context.world
+    if progress.step_in_epoch and before != now:
+        raise AssetError(
+            f"checkpoint {path} stands inside epoch {progress.epoch} with global batches of {before} samples, this "
+            f"run makes {now}. Use as many ranks, or change training.batch_size or training.accumulation to match"
+        )
+
+
+def _log_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> None:
+    """Say which settings differ from those that the checkpoint was written with."""
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            _log_changes(before, value, f"{prefix}{key}.")
+        elif before != value:
+            _log.info(f"Changed since the checkpoint: {prefix}{key}: {before} -> {value}")
+
+
+def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
