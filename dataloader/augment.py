@@ -1,0 +1,173 @@
+"""What is done to a training sample, drawn once as one frozen object and applied to everything together.
+
+The geometric part (roll, scale, shift) goes into the crop camera, so picture, depth, joints, pose and intrinsics
+follow by construction. The rest changes pixels only. Everything is drawn from (seed, epoch, sample_index): the
+same for any number of workers or ranks, and whether or not depth is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from src.config import AugmentationConfig
+from src.runtime.seed import stream
+from src.schema import DEPTH_UNIT_M
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_MAX_OCCLUDERS = 3
+_MAX_HOLES = 4
+_CORNERS = 12
+"""Corners of a painted or removed shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A star-shaped polygon in fractions of the crop, [-0.5, 0.5]."""
+
+    corners_unit: NDArray[np.float64]
+    """(K, 2) x, y."""
+    colour: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """RGB in 0..255 of an occluder; unused by a hole."""
+    nearer_m: float = 0.0
+    """How far an occluder stands in front of what the crop's centre shows; unused by a hole."""
+
+
+@dataclass(frozen=True, eq=False)
+class Augmentation:
+    """Everything random about one training sample."""
+
+    roll_rad: float = 0.0
+    """Turn about the crop camera's axis, x towards y."""
+    scale: float = 1.0
+    """Factor on the side of the box."""
+    shift: tuple[float, float] = (0.0, 0.0)
+    """Displacement of the box's centre in box sides, x and y of the picture."""
+    colour_affine: NDArray[np.float32] | None = None
+    """(3, 4) rgb' = A [r, g, b, 1] on [0, 1]; None: unchanged. Applied on the device."""
+    occluders: tuple[Patch, ...] = ()
+    """Shapes painted over the picture and put in front of the depth."""
+    holes: tuple[Patch, ...] = ()
+    """Shapes in which depth is removed."""
+    depth_noise_m: float = 0.0
+    """Standard deviation of the noise on each depth value."""
+    noise_seed: int = 0
+    """Seed of that noise."""
+
+    def colour(self) -> NDArray[np.float32]:
+        """(3, 4) colour matrix, [I | 0] where nothing changes."""
+        return np.eye(3, 4, dtype=np.float32) if self.colour_affine is None else self.colour_affine
+
+
+UNCHANGED = Augmentation()
+"""What validation sees."""
+
+
+def draw(config: AugmentationConfig, seed: int, epoch: int, sample_index: int) -> Augmentation:
+    """The augmentation of one training sample in one epoch.
+
+    Args:
+        config: ranges; `enabled: false` gives `UNCHANGED`.
+        seed: the run's seed.
+        epoch: pass over the training split.
+        sample_index: row of the split.
+    """
+    if not config.enabled:
+        return UNCHANGED
+    rng = stream(seed, "augment", epoch, sample_index)
+    roll = math.radians(config.roll_deg) * rng.uniform(-1, 1)
+    scale = 1 + config.scale * rng.uniform(-1, 1)
+    shift = config.shift * rng.uniform(-1, 1, 2)
+    colour = _colour_matrix(config.colour, rng)
+    count = int(rng.integers(1, _MAX_OCCLUDERS + 1)) if rng.random() < config.p_occluder else 0
+    occluders = tuple(_occluder(rng) for _ in range(count))
+    count = int(rng.integers(1, _MAX_HOLES + 1)) if rng.random() < config.p_depth_holes else 0
+    holes = tuple(Patch(_star(rng, 0.03, 0.12)) for _ in range(count))
+    return Augmentation(
+        roll_rad=float(roll),
+        scale=float(scale),
+        shift=(float(shift[0]), float(shift[1])),
+        colour_affine=colour,
+        occluders=occluders,
+        holes=holes,
+        depth_noise_m=config.depth_noise_m,
+        noise_seed=int(rng.integers(2**63)),
+    )
+
+
+def paint_rgb(rgb: NDArray[np.uint8], augmentation: Augmentation) -> None:
+    """Paint the occluders over an (H, W, 3) RGB crop, in place."""
+    for patch in augmentation.occluders:
+        cv2.fillPoly(rgb, [_pixels(patch, rgb.shape[:2])], patch.colour, lineType=cv2.LINE_AA)
+
+
+def disturb_depth(depth: NDArray[np.uint16], augmentation: Augmentation) -> NDArray[np.uint16]:
+    """Occluders in front, holes and noise.
+
+    Args:
+        depth: (H, W) crop in units of DEPTH_UNIT_M, 0 = not measured; not changed.
+        augmentation: what to do.
+
+    Returns:
+        (H, W) uint16; values that were not measured stay 0 except under an occluder.
+    """
+    if not (augmentation.occluders or augmentation.holes or augmentation.depth_noise_m):
+        return depth
+    out = depth.copy()
+    measured = depth[depth.shape[0] // 4 : -(depth.shape[0] // 4), depth.shape[1] // 4 : -(depth.shape[1] // 4)]
+    measured = measured[measured > 0]
+    if measured.size:
+        front = float(np.median(measured))
+        for patch in augmentation.occluders:
+            value = max(1, round(front - patch.nearer_m / DEPTH_UNIT_M))
+            cv2.fillPoly(out, [_pixels(patch, out.shape)], (value,))
+    for patch in augmentation.holes:
+        cv2.fillPoly(out, [_pixels(patch, out.shape)], (0,))
+    return _add_noise(out, augmentation)
+
+
+def _add_noise(depth: NDArray[np.uint16], augmentation: Augmentation) -> NDArray[np.uint16]:
+    """Gaussian noise on measured values."""
+    if augmentation.depth_noise_m == 0:
+        return depth
+    rng = np.random.default_rng(augmentation.noise_seed)
+    noise = rng.standard_normal(depth.shape, dtype=np.float32)
+    noise *= np.float32(augmentation.depth_noise_m / DEPTH_UNIT_M)
+    noise += depth
+    noise = np.clip(np.rint(noise), 1, np.iinfo(np.uint16).max)
+    return np.where(depth > 0, noise, 0).astype(np.uint16)
+
+
+def _colour_matrix(strength: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(3, 4) saturation, then white balance and contrast about mid-grey, then brightness."""
+    brightness, contrast, saturation = strength * rng.uniform(-1, 1, 3)
+    balance = 1 + 0.5 * strength * rng.uniform(-1, 1, 3)
+    mix = (1 + saturation) * np.eye(3) - saturation * np.broadcast_to(_LUMA, (3, 3))
+    linear = (1 + contrast) * balance[:, None] * mix
+    offset = np.full((3, 1), 0.5 * brightness - 0.5 * contrast)
+    return np.concatenate([linear, offset], axis=1).astype(np.float32)
+
+
+def _occluder(rng: np.random.Generator) -> Patch:
+    """One shape of a random plain colour, a few centimetres in front of the hand."""
+    corners = _star(rng, 0.06, 0.2)
+    red, green, blue = rng.uniform(0, 255, 3)
+    return Patch(corners, (float(red), float(green), float(blue)), float(rng.uniform(0.02, 0.12)))
+
+
+def _star(rng: np.random.Generator, smallest: float, largest: float) -> NDArray[np.float64]:
+    """(K, 2) corners of a lopsided blob: an ellipse whose radius varies from corner to corner."""
+    centre = rng.uniform(-0.45, 0.45, 2)
+    radii = rng.uniform(smallest, largest, 2)
+    angle = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False) + rng.uniform(0, 2 * np.pi)
+    reach = rng.uniform(0.6, 1.0, _CORNERS)
+    return centre + np.stack([np.cos(angle), np.sin(angle)], 1) * radii * reach[:, None]
+
+
+def _pixels(patch: Patch, size: tuple[int, ...]) -> NDArray[np.int32]:
+    """Corners in whole pixels of a crop of `size` (H, W)."""
+    return np.rint((patch.corners_unit + 0.5) * (size[1], size[0])).astype(np.int32)

@@ -1,0 +1,192 @@
+"""Configuration -> dataset -> batches on the device. What entry points call."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dataloader.collate import collate
+from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.modality import Modality
+from dataloader.prepare import prepare
+from dataloader.samplers import SampleKey, ShardSampler, TrainSampler
+from dataloader.split import SplitName
+from src.config import RunConfig
+from src.errors import DataError, UTNetError
+from src.hand.mano import ManoLayer
+from src.runtime.seed import torch_stream
+from src.schema import HandBatch, RawBatch
+
+WORKER_TIMEOUT_S = 300.0
+"""Longest wait for one batch of a loader process: longer means a hung file system or a dead process."""
+
+PREFETCH = 2
+"""Batches that each loader process keeps ready."""
+
+
+def build_dataset(
+    config: RunConfig, split: SplitName, hand: ManoLayer | None = None, *, show_progress: bool = True
+) -> HO3DDataset:
+    """The dataset of a split; its items are `HandSample`.
+
+    Args:
+        config: the run.
+        split: train, val or evaluation.
+        hand: the hand model, whose wrist at rest the labels need; None reads config.mano.model_path.
+        show_progress: draw a bar while the annotation index is built.
+
+    Raises:
+        DataError: see `HO3DDataset`.
+        AssetError: the hand model is missing.
+    """
+    if hand is None:
+        hand = ManoLayer.from_file(config.mano.model_path)
+    return HO3DDataset(config, split, hand, show_progress=show_progress)
+
+
+class DeviceLoader:
+    """Iterates `HandBatch`es that are ready on the device: the one place where host and device meet.
+
+    `sampler` is the batch sampler of the rank; `len` is the number of batches of the next iteration.
+    """
+
+    def __init__(self, loader: DataLoader[RawBatch], sampler: TrainSampler | ShardSampler, device: torch.device) -> None:
+        self.sampler = sampler
+        self.device = device
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Choose the epoch, and the optimiser step to start from; see `TrainSampler.set_epoch`."""
+        if isinstance(self.sampler, TrainSampler):
+            self.sampler.set_epoch(epoch, start_step)
+
+    def __iter__(self) -> Iterator[HandBatch]:
+        """Batches in the sampler's order.
+
+        Raises:
+            DataError: what a loader process met, with its own message; or a process that died or hung.
+        """
+        for raw in self._raw_batches():
+            yield prepare(raw.to(self.device, non_blocking=True))
+
+    def _raw_batches(self) -> Iterator[RawBatch]:
+        """Batches of the loader processes, with their errors raised here."""
+        batches = iter(self._loader)
+        while True:
+            try:
+                raw = next(batches, None)
+            except RuntimeError as error:
+                # torch reports a killed or hung process this way; errors of ours come as values.
+                raise DataError(
+                    f"a loader process stopped: {str(error).splitlines()[0]}. Check memory and the file system; "
+                    "dataset.num_workers=0 loads in this process and shows the cause."
+                ) from error
+            if raw is None:
+                return
+            if isinstance(raw, UTNetError):
+                raise raw
+            yield raw
+
+
+def build_train_loader(
+    config: RunConfig, dataset: HO3DDataset, rank: int, world: int, device: torch.device
+) -> DeviceLoader:
+    """This rank's training batches; call `set_epoch` before each epoch.
+
+    Raises:
+        ConfigError: the split is smaller than what one optimiser step consumes.
+    """
+    sampler = TrainSampler(
+        len(dataset),
+        config.training.batch_size,
+        rank,
+        world,
+        seed=config.seed,
+        accumulation=config.training.accumulation,
+        max_steps=config.training.max_steps_per_epoch,
+    )
+    return _device_loader(config, dataset, sampler, device, "train loader", rank)
+
+
+def build_eval_loader(
+    config: RunConfig, dataset: HO3DDataset, rank: int, world: int, device: torch.device, modality: Modality = "rgbd"
+) -> DeviceLoader:
+    """This rank's validation batches: fixed global batches, no augmentation, depth shown or hidden for all."""
+    sampler = ShardSampler(len(dataset), config.validation.batch_size, rank, world)
+    plain = dataset.view(modality=modality, augmented=False)
+    return _device_loader(config, plain, sampler, device, "validation loader", rank)
+
+
+class _Fetch(Dataset[RawBatch]):
+    """What runs in a loader process: a list of keys in, one batch out.
+
+    An error of ours is handed over as a value: torch would wrap it in a traceback of its own and lose the one line
+    that says what to do.
+    """
+
+    def __init__(self, dataset: HO3DDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch | UTNetError:
+        try:
+            return collate([self.dataset.raw(key) for key in keys])
+        except UTNetError as error:
+            return error
+
+
+def _device_loader(
+    config: RunConfig,
+    dataset: HO3DDataset,
+    sampler: TrainSampler | ShardSampler,
+    device: torch.device,
+    name: str,
+    rank: int,
+) -> DeviceLoader:
+    """A DataLoader that leaves the global RNG alone, behind a `DeviceLoader`."""
+    workers = min(config.dataset.num_workers, len(sampler))
+    loader: DataLoader[RawBatch] = DataLoader(
+        _Fetch(dataset),
+        batch_sampler=sampler,
+        collate_fn=_as_is,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_start_worker,
+        # A generator of its own: without one, each epoch takes a number from the global RNG.
+        generator=torch_stream(config.seed, name, rank),
+        timeout=WORKER_TIMEOUT_S if workers else 0,
+        persistent_workers=workers > 0,
+        prefetch_factor=PREFETCH if workers else None,
+        multiprocessing_context=_context(device) if workers else None,
+    )
+    return DeviceLoader(loader, sampler, device)
+
+
+def _context(device: torch.device) -> multiprocessing.context.BaseContext:
+    """How loader processes start.
+
+    On the CPU fork: instant, and the index and the imports are shared. Beside a GPU a forkserver: a process forked
+    from one that holds CUDA contexts and NCCL connections inherits both, and neither survives a fork.
+    """
+    if device.type != "cuda":
+        return multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dataloader.build"])
+    return context
+
+
+def _start_worker(_: int) -> None:
+    """One thread per loader process: they are as many as the machine can feed."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _as_is(batch: RawBatch | UTNetError) -> RawBatch | UTNetError:
+    """Batches are made by `_Fetch`, whole."""
+    return batch

@@ -1,0 +1,181 @@
+"""The crop as a virtual camera: one homography moves picture, depth, intrinsics and joints together.
+
+The crop camera shares the image camera's optical centre. It is turned so that the crop's centre lies on its axis,
+rolled, and zoomed so that the square around the hand's box fits the shorter side of the crop:
+`crop_from_img = K_crop R K_img^-1`, exact for pixels, and R is exact for points and rotations.
+
+Pixel coordinates are OpenCV's: a pixel's centre has whole numbers. The optical axis meets the crop at (W/2, H/2),
+so a point on it has `joints_unit` = (0, 0). Everything here is float64; it is rounded once, when a sample is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dataloader.augment import UNCHANGED, Augmentation
+from src.errors import DataError
+from src.schema import DEPTH_UNIT_M
+
+Array = NDArray[np.float64]
+
+MIN_BOX_SIDE_PX = 8.0
+"""A hand smaller than this is a broken label, not a hand."""
+
+MIN_OVERLAP = 0.02
+"""Smallest share of the crop that the picture must cover."""
+
+HAND_SIDE_M = 0.125
+"""Longer side of the box around a hand's joints if it were seen at its wrist's depth; mean over the synthetic tree."""
+
+CENTRE_SHARE = 0.5
+"""Part of the crop's shorter side, around its centre, in which depth is read for z_ref."""
+
+CENTRE_PERCENTILE = 40.0
+"""Percentile of the depths there: nearer ones belong to fingers and occluders, farther ones to what is behind."""
+
+
+@dataclass(frozen=True, eq=False)
+class CropCamera:
+    """One crop of one picture."""
+
+    size: tuple[int, int]
+    """(H, W) of the crop."""
+    intrinsics_px: Array
+    """(3, 3) K of the crop camera."""
+    rot_crop_from_img: Array
+    """(3, 3) image camera -> crop camera."""
+    crop_from_img: Array
+    """(3, 3) homography of pixels."""
+    box_angle_rad: float
+    """Angle under which the longer side of the (jittered) box is seen: an input, as a detector would give it."""
+
+    def ray_z(self) -> Array:
+        """(3,) w such that w . [x, y, 1] is the image camera's z per crop camera's z at crop pixel (x, y)."""
+        return (self.rot_crop_from_img.T @ np.linalg.inv(self.intrinsics_px))[2]
+
+
+def crop_camera(
+    intrinsics_img_px: Array,
+    box_px: Array,
+    size: tuple[int, int],
+    box_scale: float,
+    augmentation: Augmentation = UNCHANGED,
+) -> CropCamera:
+    """The virtual camera that looks at a box.
+
+    Args:
+        intrinsics_img_px: (3, 3) K of the picture.
+        box_px: (4,) x0, y0, x1, y1 in picture pixels, before jitter.
+        size: (H, W) of the crop.
+        box_scale: side of the square shown over the box's longer side; from sqrt(2) on, a box stays inside for
+            any roll.
+        augmentation: its roll, scale and shift are used.
+
+    Raises:
+        DataError: the box is not finite or smaller than MIN_BOX_SIDE_PX.
+    """
+    side = float(max(box_px[2] - box_px[0], box_px[3] - box_px[1]))
+    if not np.isfinite(box_px).all() or side < MIN_BOX_SIDE_PX:
+        raise DataError(f"hand box {np.round(box_px, 1).tolist()} px: want finite x0, y0, x1, y1, {MIN_BOX_SIDE_PX:.0f} px or more")
+    centre = (box_px[:2] + box_px[2:]) / 2 + side * np.asarray(augmentation.shift)
+    side *= augmentation.scale
+    inverse = np.linalg.inv(intrinsics_img_px)
+    ray = inverse @ np.array([centre[0], centre[1], 1.0])
+    ray /= np.linalg.norm(ray)
+    rotation = _roll(augmentation.roll_rad) @ _turn_to_axis(ray)
+    focal_img = float(np.sqrt(intrinsics_img_px[0, 0] * intrinsics_img_px[1, 1]))
+    # Away from the picture's centre a length of one pixel is seen under a smaller angle, by the cosine to the axis.
+    angle = side * float(ray[2]) / focal_img
+    focal = min(size) / (box_scale * angle)
+    height, width = size
+    intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+    homography = intrinsics @ rotation @ inverse
+    return CropCamera(size, intrinsics, rotation, homography / homography[2, 2], angle)
+
+
+def require_overlap(camera: CropCamera, picture_size: tuple[int, int], where: str) -> None:
+    """The crop shows some of the picture.
+
+    Args:
+        camera: the crop.
+        picture_size: (H, W).
+        where: names the frame in the error.
+
+    Raises:
+        DataError: less than MIN_OVERLAP of the crop is covered by the picture.
+    """
+    height, width = camera.size
+    edge_y, edge_x = picture_size[0] - 0.5, picture_size[1] - 0.5
+    outline = np.array([[-0.5, -0.5], [edge_x, -0.5], [edge_x, edge_y], [-0.5, edge_y]])
+    homogeneous = np.concatenate([outline, np.ones((4, 1))], 1) @ camera.crop_from_img.T
+    share = 0.0
+    if (homogeneous[:, 2] > 0).all():
+        picture = (homogeneous[:, :2] / homogeneous[:, 2:]).astype(np.float32)
+        crop = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+        area, _ = cv2.intersectConvexConvex(crop, picture)
+        share = area / (width * height)
+    if share < MIN_OVERLAP:
+        raise DataError(
+            f"{where}: empty crop, the picture covers {share:.1%} of it. The hand's box lies outside the picture: "
+            "check the annotation's axes and camMat, or lower augmentation.shift."
+        )
+
+
+def warp_rgb(picture: NDArray[np.uint8], camera: CropCamera) -> NDArray[np.uint8]:
+    """(H, W, 3) crop of an RGB picture, linear; black outside the picture."""
+    return _warp(picture, camera, cv2.INTER_LINEAR)
+
+
+def warp_depth_bytes(picture: NDArray[np.uint8], camera: CropCamera) -> NDArray[np.uint8]:
+    """(H, W, 3) crop of a depth picture's bytes, nearest: digits must not be mixed. 0 outside the picture."""
+    return _warp(picture, camera, cv2.INTER_NEAREST)
+
+
+def z_ref_from_depth(depth_u16: NDArray[np.uint16], camera: CropCamera) -> float | None:
+    """Reference depth from what the sensor measured around the crop's centre.
+
+    Args:
+        depth_u16: (H, W) crop, image camera's z in units of DEPTH_UNIT_M, 0 = not measured.
+        camera: the crop.
+
+    Returns:
+        metres along the crop camera's axis; None where nothing was measured there.
+    """
+    height, width = camera.size
+    half = int(min(height, width) * CENTRE_SHARE / 2)
+    rows = np.arange(height // 2 - half, height // 2 + half, 2)
+    columns = np.arange(width // 2 - half, width // 2 + half, 2)
+    window = depth_u16[rows[0] : rows[-1] + 1 : 2, columns[0] : columns[-1] + 1 : 2]
+    if not window.any():
+        return None
+    w = camera.ray_z()
+    z = window * DEPTH_UNIT_M / (w[0] * columns[None, :] + w[1] * rows[:, None] + w[2])
+    return float(np.percentile(z[window > 0], CENTRE_PERCENTILE))
+
+
+def z_ref_from_box(camera: CropCamera) -> float:
+    """Reference depth in metres from the angle that the box fills, for a hand of average extent."""
+    return HAND_SIDE_M / camera.box_angle_rad
+
+
+def _warp(picture: NDArray[np.uint8], camera: CropCamera, flags: int) -> NDArray[np.uint8]:
+    """Resample a picture into the crop."""
+    height, width = camera.size
+    return cv2.warpPerspective(picture, camera.crop_from_img, (width, height), flags=flags, borderValue=0)
+
+
+def _turn_to_axis(ray: Array) -> Array:
+    """Smallest rotation that takes a unit ray in front of the camera to (0, 0, 1)."""
+    x, y, z = ray
+    k = 1 / (1 + z)
+    return np.array([[1 - k * x * x, -k * x * y, -x], [-k * x * y, 1 - k * y * y, -y], [x, y, z]])
+
+
+def _roll(angle_rad: float) -> Array:
+    """Rotation about z, x towards y."""
+    c, s = np.cos(angle_rad), np.sin(angle_rad)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])

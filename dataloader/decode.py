@@ -1,0 +1,67 @@
+"""Picture files to arrays: RGB, and HO3D's 16-bit depth packed into an 8-bit PNG.
+
+A file that is missing, cut short or of the wrong kind is a `DataError` that names it: decoders otherwise fill
+what they miss with grey and go on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from src.errors import DataError
+
+_END_MARKERS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
+_TAIL_BYTES = 64
+_MEND = "Re-extract its sequence, or take the frame out of the list file."
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB picture.
+
+    Raises:
+        DataError: missing, unreadable or cut short.
+    """
+    # The stored pixels belong to camMat; an orientation tag must not turn them.
+    return _decode(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def read_depth_bytes(path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) depth picture as stored, channels B, G, R; see `combine_depth`.
+
+    Raises:
+        DataError: missing, unreadable, cut short, or not three channels of 8 bit.
+    """
+    picture = _decode(path, cv2.IMREAD_UNCHANGED)
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise DataError(
+            f"{path}: HO3D depth is a PNG of three 8-bit channels, got shape {picture.shape}, {picture.dtype}. {_MEND}"
+        )
+    return picture
+
+
+def combine_depth(picture: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """(..., 3) bytes B, G, R -> (...) depth = R + 256 G in units of DEPTH_UNIT_M; 0 = not measured.
+
+    The bytes are digits of one number: warp them with nearest neighbour only, and cast before shifting.
+    """
+    high = picture[..., 1].astype(np.uint16) << np.uint16(8)
+    return high | picture[..., 2]
+
+
+def _decode(path: Path, flags: int) -> NDArray[np.uint8]:
+    """Read and decode one file, refusing one that ends before its end marker."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: picture cannot be read ({error.strerror}). {_MEND}") from error
+    marker = _END_MARKERS.get(path.suffix)
+    if marker is not None and marker not in data[-_TAIL_BYTES:]:
+        raise DataError(f"{path}: picture is cut short or not a {path.suffix} file ({len(data):,} bytes). {_MEND}")
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if picture is None:
+        raise DataError(f"{path}: picture cannot be decoded ({len(data):,} bytes). {_MEND}")
+    return picture

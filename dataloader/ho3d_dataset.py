@@ -1,0 +1,331 @@
+"""HO3D on disk -> samples in UTNet's conventions. The only place where HO3D's conventions are changed.
+
+HO3D labels are OpenGL (y up, the hand at z < 0), its joints in `HO3D21` order. Here, once:
+    X = F X_gl,  R = F R_gl,  F = diag(1, -1, -1);  wrist = F (J0(betas) + handTrans);  joints to `OPENPOSE21` by name.
+Legend: N rows, J 21 joints, H W crop. Metres, radians, pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, paint_rgb
+from dataloader.collate import collate
+from dataloader.crop import (
+    CropCamera,
+    crop_camera,
+    require_overlap,
+    warp_depth_bytes,
+    warp_rgb,
+    z_ref_from_box,
+    z_ref_from_depth,
+)
+from dataloader.decode import combine_depth, read_depth_bytes, read_rgb
+from dataloader.index import AnnotationIndex, ensure_index, open_index
+from dataloader.layout import frame_path
+from dataloader.modality import Modality, show_depth
+from dataloader.prepare import prepare
+from dataloader.samplers import SampleKey
+from dataloader.split import Split, SplitName, divide, motion_of, whole_list
+from dataloader.truth import FILE as TRUTH_FILE
+from src.config import RunConfig
+from src.errors import ConfigError, DataError
+from src.hand.joints import HO3D21, OPENPOSE21, permutation
+from src.schema import HandSample, RawSample
+
+if TYPE_CHECKING:
+    from src.hand.mano import ManoLayer
+
+CV_FROM_GL = np.array([1.0, -1.0, -1.0], np.float32)
+"""Diagonal of F: OpenGL camera axes -> OpenCV camera axes."""
+
+_TO_OPENPOSE = list(permutation(HO3D21, OPENPOSE21))
+_BETAS_CHUNK = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels of some rows in our conventions: image camera, OpenCV axes, metres, float32."""
+
+    intrinsics_img_px: NDArray[np.float32]
+    """(N, 3, 3)."""
+    joints_cam_m: NDArray[np.float32]
+    """(N, J, 3) OPENPOSE21; the wrist's position where a joint has no label."""
+    joints_conf: NDArray[np.float32]
+    """(N, J) 1 where labelled, else 0."""
+    root_cam_m: NDArray[np.float32]
+    """(N, 3) J0(betas) + translation; on the evaluation split, which has no MANO labels, the annotation's wrist."""
+    global_orient: NDArray[np.float32]
+    """(N, 3, 3); identity where mano_valid is false."""
+    hand_pose: NDArray[np.float32]
+    """(N, 15, 3, 3) MANO16; identity where mano_valid is false."""
+    betas: NDArray[np.float32]
+    """(N, 10); zero where mano_valid is false."""
+    mano_valid: NDArray[np.bool_]
+    """(N,)."""
+    box_px: NDArray[np.float64]
+    """(N, 4) x0, y0, x1, y1 of the hand in the picture."""
+
+
+def convert(records: NDArray[np.void], rest_root_m: NDArray[np.float32]) -> Labels:
+    """The door: records as HO3D has them -> labels as UTNet has them.
+
+    The box is that of the projected joints wherever the release has no handBoundingBox (all of train), and
+    handBoundingBox where it has (evaluation), whether or not ground truth is there: what is scored must not
+    depend on the labels it is scored against.
+
+    Args:
+        records: (N,) of INDEX_DTYPE.
+        rest_root_m: (N, 3) wrist J0(betas) of the hand at rest, MANO's frame.
+    """
+    joints = records["joints"][:, _TO_OPENPOSE] * CV_FROM_GL
+    wrist = joints[:, :1]
+    known = np.isfinite(joints).all(-1)
+    valid = records["mano_valid"]
+    # A joint without a label stands on the wrist with weight 0: finite, so that 0 times it stays 0.
+    joints = np.where(known[..., None], joints, wrist)
+    root = np.where(valid[:, None], (rest_root_m + records["trans"]) * CV_FROM_GL, wrist[:, 0])
+    rotations = np.where(valid[:, None, None, None], records["rotations"], np.eye(3, dtype=np.float32))
+    orient = np.where(valid[:, None, None], rotations[:, 0] * CV_FROM_GL[:, None], rotations[:, 0])
+    box = records["box"].astype(np.float64)
+    projected = _joint_box(joints, records["cam_mat"])
+    return Labels(
+        intrinsics_img_px=records["cam_mat"],
+        joints_cam_m=joints,
+        joints_conf=known.astype(np.float32),
+        root_cam_m=root,
+        global_orient=orient,
+        hand_pose=rotations[:, 1:],
+        betas=records["betas"],
+        mano_valid=valid,
+        box_px=np.where(np.isfinite(box).all(-1, keepdims=True), box, projected),
+    )
+
+
+class HO3DDataset:
+    """One split of HO3D, v2 or v3.
+
+    Args:
+        config: root, release, split, crop, augmentation and seeds.
+        split: train or val (both from train.txt), or evaluation.
+        hand: gives J0(betas); it is not kept.
+
+    Raises:
+        DataError: what `ensure_index` raises, an impossible division, or labels with the hand behind the camera.
+    """
+
+    def __init__(self, config: RunConfig, split: SplitName, hand: ManoLayer, *, show_progress: bool = True) -> None:
+        if split not in ("train", "val", "evaluation"):
+            raise ConfigError(f"dataset split: got {split!r}, want train, val or evaluation")
+        name = "evaluation" if split == "evaluation" else "train"
+        self.config = config
+        self.index_path = ensure_index(config.dataset, name, show_progress=show_progress)
+        self._name = name
+        self._index = open_index(self.index_path, name)
+        self.split: Split = self._divide(split)
+        self.modality: Modality = "train" if split == "train" else "rgbd"
+        self.augmented = split == "train" and config.augmentation.enabled
+        self._rest_root_m = rest_roots(hand, self._index.rows["betas"][self.split.rows])
+        self._require_in_front()
+
+    def view(self, *, modality: Modality, augmented: bool) -> HO3DDataset:
+        """The same frames, shown otherwise: with or without depth, with or without augmentation."""
+        other = copy.copy(self)
+        other.modality, other.augmented = modality, augmented
+        return other
+
+    def __len__(self) -> int:
+        return len(self.split.rows)
+
+    def __getitem__(self, index: int) -> HandSample:
+        """Sample `index` as the network sees it; a training sample as epoch 0 shows it.
+
+        Raises:
+            DataError: a picture is missing, unreadable or contradicts its annotation.
+        """
+        return prepare(collate([self.raw(SampleKey(index))])).row(0)
+
+    def raw(self, key: SampleKey) -> RawSample:
+        """What a loader process makes of one frame; equal for equal (seed, epoch, index), whoever asks.
+
+        Raises:
+            DataError: as `__getitem__`.
+        """
+        if not 0 <= key.index < len(self):
+            raise IndexError(f"sample {key.index} of {len(self)}")
+        seed = self.config.seed
+        shown = show_depth(self.modality, self.config.dataset.p_drop_depth, seed, key.epoch, key.index)
+        change = draw(self.config.augmentation, seed, key.epoch, key.index) if self.augmented else UNCHANGED
+        labels = self._labels(slice(key.index, key.index + 1))
+        camera = self._camera(key.index, labels, change)
+        rgb, depth = self._pixels(key.index, camera, change, shown)
+        z_ref = z_ref_from_depth(depth, camera) if shown else None
+        if z_ref is None:
+            z_ref = z_ref_from_box(camera)
+        return _assemble(key.index, camera, change, shown, rgb, depth, z_ref, labels, self._rest_root_m[key.index])
+
+    def frame_id(self, index: int) -> str:
+        """`train/ABF10/0042`: list, sequence and frame of a sample."""
+        return self._index.frame_id(int(self.split.rows[index]))
+
+    def labels(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Joints (N, J, 3) in the image camera in metres, wrist rotations (N, 3, 3), joint weights (N, J).
+
+        Nothing is decoded; this is what baselines are made of.
+        """
+        labels = self._labels(slice(None))
+        return labels.joints_cam_m, labels.global_orient, labels.joints_conf
+
+    @property
+    def split_hash(self) -> int:
+        """63-bit number of which frames this split holds; ranks compare it before they collect."""
+        return self.split.hash64
+
+    @property
+    def has_truth(self) -> bool:
+        """Every sample has all its joints labelled."""
+        return bool(self._index.rows["joints_known"][self.split.rows].all())
+
+    def require_truth(self) -> None:
+        """Refuse to score what cannot be scored.
+
+        Raises:
+            DataError: joints without labels: HO3D's evaluation split without its public ground truth.
+        """
+        if not self.has_truth:
+            raise DataError(
+                f"HO3D {self.split.name}: only the wrist is labelled. Scores need {TRUTH_FILE} (public since November "
+                f"2024) in {self.config.dataset.root_dir}; or set validation.split=val."
+            )
+
+    def describe(self) -> str:
+        """One line for the log: which split, how many frames, sequences and motions, and how it was divided."""
+        used = np.unique(self._index.rows["sequence"][self.split.rows])
+        motions = {motion_of(self._index.sequences[int(k)]) for k in used}
+        left_out = f"; {self._index.left_out:,} unreadable frames left out" if self._index.left_out else ""
+        return (
+            f"HO3D {self.config.dataset.version} {self.split.name}: {len(self):,} frames, {len(used)} sequences, "
+            f"{len(motions)} motions ({self.split.note}{left_out}; split {self.split.sha256[:12]})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A loader process maps the index itself: a pickled memory map would be copied whole."""
+        return {key: value for key, value in self.__dict__.items() if key != "_index"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._index: AnnotationIndex = open_index(self.index_path, self._name)
+
+    def _divide(self, split: SplitName) -> Split:
+        """Rows of the index that belong to this split."""
+        if split == "evaluation":
+            return whole_list(len(self._index.rows), self._index.sha256)
+        rows, sequences = self._index.rows["sequence"], self._index.sequences
+        return divide(split, self.config.split, rows, sequences, self._index.sha256)
+
+    def _labels(self, part: slice) -> Labels:
+        """Labels of some samples of the split."""
+        return convert(self._index.rows[self.split.rows[part]], self._rest_root_m[part])
+
+    def _require_in_front(self) -> None:
+        """A hand behind the camera means axes that were flipped twice or never."""
+        z_gl = self._index.rows["joints"][:, 0, 2][self.split.rows]
+        behind = np.flatnonzero(z_gl * CV_FROM_GL[2] <= 0)
+        if behind.size:
+            raise DataError(
+                f"HO3D {self.split.name}: {behind.size:,} of {len(self):,} hands stand behind the camera "
+                f"(first: {self.frame_id(int(behind[0]))}). handJoints3D must be OpenGL: z < 0 in front."
+            )
+
+    def _path(self, index: int, kind: str) -> Path:
+        """One file of a sample."""
+        sequence, frame = self._index.sequence_frame(int(self.split.rows[index]))
+        data = self.config.dataset
+        return frame_path(data.root_dir, self._name, sequence, frame, kind, data.version)
+
+    def _camera(self, index: int, labels: Labels, change: Augmentation) -> CropCamera:
+        """The crop camera of a sample."""
+        intrinsics = labels.intrinsics_img_px[0].astype(np.float64)
+        height, width = self.config.model.image_size
+        try:
+            return crop_camera(intrinsics, labels.box_px[0], (height, width), self.config.dataset.box_scale, change)
+        except DataError as error:
+            raise DataError(f"{self.frame_id(index)}: {error}") from error
+
+    def _pixels(
+        self, index: int, camera: CropCamera, change: Augmentation, shown: bool
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+        """Picture and depth of the crop; depth that is not shown is not read."""
+        path = self._path(index, "rgb")
+        picture = read_rgb(path)
+        require_overlap(camera, picture.shape[:2], str(path))
+        rgb = warp_rgb(picture, camera)
+        paint_rgb(rgb, change)
+        if not shown:
+            return rgb, np.zeros(camera.size, np.uint16)
+        path = self._path(index, "depth")
+        depth = read_depth_bytes(path)
+        if depth.shape != picture.shape:
+            raise DataError(f"{path}: depth is {depth.shape[:2]}, its picture {picture.shape[:2]}; HO3D aligns them.")
+        return rgb, disturb_depth(combine_depth(warp_depth_bytes(depth, camera)), change)
+
+
+def rest_roots(hand: ManoLayer, betas: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, 10) shapes -> (N, 3) wrists J0(betas) of the hand at rest, metres, MANO's frame."""
+    out = np.empty((len(betas), 3), np.float32)
+    with torch.no_grad():
+        for start in range(0, len(betas), _BETAS_CHUNK):
+            part = slice(start, start + _BETAS_CHUNK)
+            out[part] = hand.rest_root_m(torch.from_numpy(np.ascontiguousarray(betas[part]))).cpu().numpy()
+    return out
+
+
+def _joint_box(joints_cam_m: NDArray[np.float32], intrinsics_px: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N, 4) box around the projections of (N, J, 3) joints."""
+    homogeneous = joints_cam_m.astype(np.float64) @ intrinsics_px.astype(np.float64).transpose(0, 2, 1)
+    pixels = homogeneous[..., :2] / homogeneous[..., 2:]
+    return np.concatenate([pixels.min(1), pixels.max(1)], axis=1)
+
+
+def _assemble(
+    index: int,
+    camera: CropCamera,
+    change: Augmentation,
+    shown: bool,
+    rgb: NDArray[np.uint8],
+    depth: NDArray[np.uint16],
+    z_ref: float,
+    labels: Labels,
+    rest_root_m: NDArray[np.float32],
+) -> RawSample:
+    """Turn the labels of one row into the crop camera, in float64, and round once."""
+    turn = camera.rot_crop_from_img
+    root = turn @ labels.root_cam_m[0].astype(np.float64)
+    orient = turn @ labels.global_orient[0] if labels.mano_valid[0] else np.eye(3)
+    return RawSample(
+        sample_index=np.asarray(index, np.int64),
+        rgb_u8=rgb,
+        depth_u16=depth,
+        depth_present=np.asarray(shown),
+        z_ref_m=np.asarray(z_ref, np.float32),
+        colour_affine=change.colour(),
+        intrinsics_img_px=labels.intrinsics_img_px[0],
+        intrinsics_crop_px=camera.intrinsics_px.astype(np.float32),
+        crop_from_img=camera.crop_from_img.astype(np.float32),
+        rot_crop_from_img=turn.astype(np.float32),
+        joints_cam_m=(labels.joints_cam_m[0].astype(np.float64) @ turn.T).astype(np.float32),
+        joints_conf=labels.joints_conf[0],
+        root_cam_m=root.astype(np.float32),
+        translation_m=(root - rest_root_m).astype(np.float32),
+        global_orient=orient.astype(np.float32),
+        hand_pose=labels.hand_pose[0],
+        betas=labels.betas[0],
+        mano_valid=labels.mano_valid[0],
+    )

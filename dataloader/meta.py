@@ -1,0 +1,83 @@
+"""One HO3D annotation file -> one record, exactly as the file says: OpenGL axes, HO3D joint order, metres.
+
+Nothing is converted here; `dataloader/ho3d_dataset.py` is the door where conventions change.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.errors import DataError
+from src.runtime import safe_pickle
+
+ListName = Literal["train", "evaluation"]
+
+META_DTYPE = np.dtype(
+    [
+        ("sequence", "<u2"),  # number in the index's table of sequence names
+        ("frame", "<i4"),  # number that the file is named by
+        ("joints_known", "?"),  # all 21 joints are labelled, else only the wrist
+        ("mano_valid", "?"),  # pose, betas and translation are labelled
+        ("cam_mat", "<f4", (3, 3)),
+        ("joints", "<f4", (21, 3)),  # HO3D21, OpenGL, metres; NaN where not labelled
+        ("pose_aa", "<f4", (16, 3)),  # MANO16 axis-angle, wrist in OpenGL
+        ("betas", "<f4", (10,)),
+        ("trans", "<f4", (3,)),  # hand translation, OpenGL, metres
+        ("box", "<f4", (4,)),  # handBoundingBox x0, y0, x1, y1; NaN in train
+    ]
+)
+"""One annotation; the index holds the same with `pose_aa` turned into rotation matrices."""
+
+
+def read_meta(path: Path, name: ListName) -> NDArray[np.void]:
+    """Read one annotation.
+
+    Args:
+        path: the .pkl file.
+        name: train: joints and MANO parameters must be there; evaluation: the wrist and its box.
+
+    Returns:
+        () record of META_DTYPE, `sequence` and `frame` left 0.
+
+    Raises:
+        DataError: missing, unsafe, or a value that is None, of the wrong size or not finite.
+    """
+    meta = safe_pickle.load(path, allow=safe_pickle.META_GLOBALS, what="HO3D annotation", error=DataError)
+    if not isinstance(meta, dict):
+        raise DataError(f"{path}: annotation is a {type(meta).__name__}, want a dict")
+    record = np.zeros((), META_DTYPE)
+    record["cam_mat"] = _numbers(meta, "camMat", (3, 3), path)
+    if not (record["cam_mat"][0, 0] > 0 and record["cam_mat"][1, 1] > 0):
+        raise DataError(f"{path}: camMat has no positive focal lengths")
+    if name == "train":
+        record["joints"] = _numbers(meta, "handJoints3D", (21, 3), path)
+        record["pose_aa"] = _numbers(meta, "handPose", (48,), path).reshape(16, 3)
+        record["betas"] = _numbers(meta, "handBeta", (10,), path)
+        record["trans"] = _numbers(meta, "handTrans", (3,), path)
+        record["box"] = np.nan
+        record["joints_known"] = record["mano_valid"] = True
+    else:
+        record["joints"] = np.nan
+        record["joints"][0] = _numbers(meta, "handJoints3D", (3,), path)
+        record["box"] = _numbers(meta, "handBoundingBox", (4,), path)
+    return record
+
+
+def _numbers(meta: dict[Any, Any], key: str, shape: tuple[int, ...], path: Path) -> NDArray[np.float64]:
+    """One annotation value as finite float64 of the wanted shape."""
+    value = meta.get(key)
+    if value is None:
+        raise DataError(f"{path}: {key} is {'None' if key in meta else 'missing'}")
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: {key} does not hold numbers") from error
+    if array.size != int(np.prod(shape)):
+        raise DataError(f"{path}: {key} has shape {array.shape}, want {shape}")
+    if not np.isfinite(array).all():
+        raise DataError(f"{path}: {key} is not finite")
+    return array.reshape(shape)

@@ -1,0 +1,99 @@
+"""Integers -> network input, on whatever device the batch is: colour, normalisation, depth scaling, projections.
+
+Nothing here waits for the device: no `.item()`, no boolean indexing, no shape that depends on values.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from src.geometry.camera import project
+from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, DEPTH_UNIT_M, HandBatch, RawBatch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""RGB mean that pretrained backbones expect, values in [0, 1]."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""RGB standard deviation likewise."""
+
+
+def prepare(raw: RawBatch) -> HandBatch:
+    """What the network is fed and judged by.
+
+    Args:
+        raw: B samples, all on one device.
+
+    Returns:
+        the batch on the same device, float32; see `HandBatch` for shape, unit and frame of each field.
+    """
+    height, width = raw.rgb_u8.shape[1:3]
+    depth, depth_valid = normalise_depth(raw)
+    joints_crop_px = project(raw.joints_cam_m, raw.intrinsics_crop_px)
+    size = _constant((float(width), float(height)), raw.rgb_u8.device)
+    return HandBatch(
+        sample_index=raw.sample_index,
+        rgb=normalise_rgb(raw.rgb_u8, raw.colour_affine),
+        depth=depth,
+        depth_valid=depth_valid,
+        depth_present=raw.depth_present,
+        z_ref_m=raw.z_ref_m,
+        intrinsics_img_px=raw.intrinsics_img_px,
+        intrinsics_crop_px=raw.intrinsics_crop_px,
+        crop_from_img=raw.crop_from_img,
+        rot_crop_from_img=raw.rot_crop_from_img,
+        joints_cam_m=raw.joints_cam_m,
+        joints_root_m=raw.joints_cam_m - raw.joints_cam_m[:, :1],
+        joints_crop_px=joints_crop_px,
+        joints_unit=joints_crop_px / size - 0.5,
+        joints_conf=raw.joints_conf,
+        root_cam_m=raw.root_cam_m,
+        translation_m=raw.translation_m,
+        global_orient=raw.global_orient,
+        hand_pose=raw.hand_pose,
+        betas=raw.betas,
+        mano_valid=raw.mano_valid,
+    )
+
+
+def normalise_rgb(rgb_u8: Tensor, colour_affine: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 RGB and (B, 3, 4) colour matrices -> (B, 3, H, W) float32, ImageNet-normalised."""
+    batch, height, width, _ = rgb_u8.shape
+    flat = rgb_u8.permute(0, 3, 1, 2).reshape(batch, 3, height * width).to(torch.float32) / 255
+    flat = torch.baddbmm(colour_affine[:, :, 3:], colour_affine[:, :, :3], flat).clamp_(0, 1)
+    mean, std = _constant(IMAGENET_MEAN, flat.device), _constant(IMAGENET_STD, flat.device)
+    return ((flat - mean[:, None]) / std[:, None]).reshape(batch, 3, height, width)
+
+
+def normalise_depth(raw: RawBatch) -> tuple[Tensor, Tensor]:
+    """Depth input and its mask, both (B, 1, H, W) float32.
+
+    The sensor measures the image camera's z; the network is told z along the crop camera's axis:
+    z' = z / (R^T K_crop^-1 [x, y, 1])_z at crop pixel (x, y).
+    """
+    height, width = raw.depth_u16.shape[1:]
+    measured = raw.depth_u16.to(torch.float32) * DEPTH_UNIT_M
+    z = measured / _ray_z(raw.intrinsics_crop_px, raw.rot_crop_from_img, height, width)
+    shown = (measured > 0) & raw.depth_present[:, None, None]
+    scaled = ((z - raw.z_ref_m[:, None, None]) / DEPTH_RANGE_M).clamp(-DEPTH_CLIP, DEPTH_CLIP)
+    return torch.where(shown, scaled, torch.zeros_like(scaled))[:, None], shown.to(torch.float32)[:, None]
+
+
+def _ray_z(intrinsics_crop_px: Tensor, rot_crop_from_img: Tensor, height: int, width: int) -> Tensor:
+    """(B, H, W) image camera's z of the crop camera's ray K_crop^-1 [x, y, 1] at each crop pixel."""
+    device = intrinsics_crop_px.device
+    x = torch.arange(width, dtype=torch.float32, device=device)
+    y = torch.arange(height, dtype=torch.float32, device=device)
+    k = intrinsics_crop_px[:, :, :, None, None]
+    # K_crop has no skew, so its inverse is written out: torch.linalg.inv would wait for the device.
+    ray_x = (x[None, None, :] - k[:, 0, 2]) / k[:, 0, 0]
+    ray_y = (y[None, :, None] - k[:, 1, 2]) / k[:, 1, 1]
+    axis = rot_crop_from_img[:, :, 2, None, None]  # third column of R = third row of R^T
+    return axis[:, 0] * ray_x + axis[:, 1] * ray_y + axis[:, 2]
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A small constant, copied to a device once."""
+    return torch.tensor(values, device=device)
