@@ -1,0 +1,92 @@
+"""Drawing hands on crops: the pictures that a validation leaves behind.
+
+Pictures are (H, W, 3) uint8 RGB; joints are pixels of the picture in OPENPOSE21 order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from src.errors import ShapeError
+from src.hand.joints import FINGERS, OPENPOSE21, OPENPOSE_BONES
+from src.runtime.files import atomic_write
+
+_FINGER_RGB = dict(zip(FINGERS, ((230, 60, 60), (235, 160, 30), (60, 190, 70), (50, 140, 240), (190, 80, 220)), strict=True))
+_IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def picture_from_network(rgb: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(3, H, W) ImageNet-normalised network input -> (H, W, 3) uint8 RGB."""
+    picture = rgb.transpose(1, 2, 0) * _IMAGENET_STD + _IMAGENET_MEAN
+    return np.ascontiguousarray((picture * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def draw_skeleton(picture: NDArray[np.uint8], joints_px: NDArray[np.floating], *, colour: tuple[int, int, int] | None = None,
+                  scale: int = 1) -> NDArray[np.uint8]:
+    """Draw 20 bones and 21 joints onto a copy of a picture, enlarged `scale` times.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        joints_px: (21, 2) pixels of `picture`, OPENPOSE21; a joint that is not finite is left out.
+        colour: one RGB colour for all; None: one for each finger.
+        scale: whole enlargement, so that lines do not hide a small crop.
+
+    Raises:
+        ShapeError: not 21 joints, or not an RGB picture.
+    """
+    if joints_px.shape != (len(OPENPOSE21), 2) or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ShapeError(f"draw_skeleton needs (H, W, 3) and (21, 2), got {picture.shape} and {joints_px.shape}")
+    height, width = picture.shape[:2]
+    canvas = cv2.resize(picture, (width * scale, height * scale), interpolation=cv2.INTER_CUBIC) if scale > 1 else picture.copy()
+    # Pixel centres: crop pixel p is drawn at (p + 0.5) * scale - 0.5; coordinates are clamped for OpenCV's int32.
+    points = ((joints_px + 0.5) * scale - 0.5).clip(-4 * width * scale, 4 * width * scale)
+    usable = np.isfinite(joints_px).all(1)
+    for parent, child in OPENPOSE_BONES:
+        if usable[parent] and usable[child]:
+            shade = colour or _FINGER_RGB[OPENPOSE21[child].partition("_")[0]]
+            cv2.line(canvas, _int_point(points[parent]), _int_point(points[child]), shade, max(1, scale // 2), cv2.LINE_AA)
+    for joint in np.flatnonzero(usable):
+        cv2.circle(canvas, _int_point(points[joint]), max(1, scale // 2), colour or (255, 255, 255), -1, cv2.LINE_AA)
+    return canvas
+
+
+def truth_and_prediction(picture: NDArray[np.uint8], truth_px: NDArray[np.floating], prediction_px: NDArray[np.floating],
+                         caption: str, scale: int = 2) -> NDArray[np.uint8]:
+    """One tile: the truth drawn on the left copy of a crop, the prediction on the right one, a caption above."""
+    pair = np.hstack([draw_skeleton(picture, truth_px, scale=scale), draw_skeleton(picture, prediction_px, scale=scale)])
+    bar = np.full((18, pair.shape[1], 3), 24, np.uint8)
+    cv2.putText(bar, caption, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (240, 240, 240), 1, cv2.LINE_AA)
+    return np.vstack([bar, pair])
+
+
+def grid(tiles: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
+    """Tiles of one size in rows of `columns`, the last row filled with grey.
+
+    Raises:
+        ShapeError: no tile, or tiles of several sizes.
+    """
+    if not tiles or any(t.shape != tiles[0].shape for t in tiles):
+        raise ShapeError(f"grid needs tiles of one size, got {sorted({t.shape for t in tiles})}")
+    blank = np.full_like(tiles[0], 64)
+    padded = [*tiles, *[blank] * (-len(tiles) % columns)]
+    return np.vstack([np.hstack(padded[i : i + columns]) for i in range(0, len(padded), columns)])
+
+
+def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write an RGB picture as PNG or JPEG by the name's ending, whole or not at all."""
+    done, data = cv2.imencode(path.suffix, picture[..., ::-1])
+    if not done:
+        raise ShapeError(f"a picture of shape {picture.shape} cannot be encoded as {path.suffix}")
+    with atomic_write(path) as file:
+        file.write(data.tobytes())
+
+
+def _int_point(point: NDArray[np.floating]) -> tuple[int, int]:
+    """A pixel for OpenCV's drawing functions."""
+    return round(float(point[0])), round(float(point[1]))

@@ -1,0 +1,121 @@
+"""What a run writes: its folder, scalars as JSON lines and TensorBoard events, pictures, meta.json.
+
+Only rank 0 has a recorder that writes. A resumed run goes on in its folder: scalars after the step that it
+resumes from are dropped first, because the run is about to write them again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+
+from src.config import RunConfig
+from src.config_file import config_to_yaml
+from src.hand.mano import ManoLayer
+from src.runtime.distributed import DistContext
+from src.runtime.files import atomic_write
+from src.training.checkpoint import commit
+
+
+def new_run_dir(config: RunConfig) -> Path:
+    """Make `runs/<time>-<name>/`; a second run of the same second waits for the next."""
+    while True:
+        folder = config.logging.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            time.sleep(0.2)
+            continue
+        return folder
+
+
+class Recorder:
+    """Writes into a run folder; on ranks other than 0 every method does nothing."""
+
+    def __init__(self, run_dir: Path, config: RunConfig, context: DistContext, *, resume_step: int = 0) -> None:
+        """Args: `resume_step` optimiser steps that are done; scalars of later steps are dropped."""
+        self.run_dir = run_dir
+        self._active = context.is_main
+        self._events: SummaryWriter | None = None
+        if not self._active:
+            return
+        self._scalars = run_dir / "scalars.jsonl"
+        self._drop_after(resume_step)
+        if config.logging.tensorboard:
+            self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write_setup(self, config: RunConfig, hand: ManoLayer, context: DistContext, facts: Mapping[str, object]) -> None:
+        """Write config.yaml and meta.json.
+
+        Args:
+            config: resolved.
+            hand: whose fingerprint is recorded.
+            context: ranks and device.
+            facts: more for meta.json, e.g. frames of each split, parameters of the model.
+        """
+        if not self._active:
+            return
+        with atomic_write(self.run_dir / "config.yaml") as file:
+            file.write(config_to_yaml(config).encode())
+        device = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else platform.machine()
+        meta = {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "commit": commit(),
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "device": device,
+            "ranks": context.world,
+            "hand_fingerprint": hand.fingerprint,
+            "hand_is_standin": hand.is_standin,
+            **facts,
+        }
+        with atomic_write(self.run_dir / "meta.json") as file:
+            file.write(json.dumps(meta, indent=2, default=str).encode())
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values at an optimiser step, e.g. {"Train/loss": 1.2}; nan is kept as null in the JSON."""
+        if not self._active:
+            return
+        plain = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
+        with self._scalars.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **plain}) + "\n")
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, path: Path, rgb: NDArray[np.uint8]) -> None:
+        """Record a picture (H, W, 3) uint8 RGB that was also written to `path`."""
+        if self._active and self._events is not None:
+            self._events.add_image(name, rgb, step, dataformats="HWC")
+            self._events.add_text(f"{name}/file", str(path), step)
+
+    def close(self) -> None:
+        """Flush what is still held back."""
+        if self._events is not None:
+            self._events.close()
+
+    def _drop_after(self, step: int) -> None:
+        """Keep the lines of scalars.jsonl up to `step`; a torn last line goes too."""
+        if not self._scalars.is_file():
+            return
+        kept = []
+        for line in self._scalars.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:
+                break
+        with atomic_write(self._scalars) as file:
+            file.write("".join(kept).encode())
