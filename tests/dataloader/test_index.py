@@ -1,0 +1,250 @@
+"""The packed annotation index: built once, right, and honest about what it could not read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataloader import index as index_module
+from dataloader.index import ensure_index, open_index
+from src.config import DatasetConfig
+from src.errors import DataError
+from tests.dataloader.tree import HO3D21, evaluation_meta, train_meta, write_meta, write_tree
+
+SEQUENCES = {"ABF10": 3, "MC1": 4}
+
+
+def config_of(root: Path, **fields: object) -> DatasetConfig:
+    """Reads `root` in this process."""
+    return dataclasses.replace(DatasetConfig(root_dir=root, index_workers=1), **fields)
+
+
+def build(root: Path, name: str = "train", **fields: object) -> index_module.AnnotationIndex:
+    """Build or reuse, then open."""
+    return open_index(ensure_index(config_of(root, **fields), name, show_progress=False), name)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Paths of the annotations that are read."""
+    seen: list[Path] = []
+    original = index_module.read_meta
+    monkeypatch.setattr(index_module, "read_meta", lambda path, name: (seen.append(path), original(path, name))[1])
+    return seen
+
+
+def test_records_hold_what_the_files_say(tmp_path: Path) -> None:
+    """Rows in the order of the list, each with its own frame's labels; nothing converted yet."""
+    frames = write_tree(tmp_path, SEQUENCES)
+    index = build(tmp_path)
+    assert [index.frame_id(i) for i in range(len(index.rows))] == list(frames)
+    for row, frame in zip(index.rows, frames.values(), strict=True):
+        meta = train_meta(frame)
+        np.testing.assert_allclose(row["joints"], meta["handJoints3D"], atol=1e-7)  # float32 of 0.7 m
+        np.testing.assert_allclose(row["trans"], meta["handTrans"], atol=1e-7)
+        np.testing.assert_allclose(row["betas"], meta["handBeta"], rtol=1e-6)
+        np.testing.assert_allclose(row["rotations"][0], np.diag([1, -1, -1]) @ frame.rotation, atol=1e-6)
+        np.testing.assert_allclose(row["cam_mat"], frame.intrinsics, rtol=1e-6)
+    assert isinstance(index.rows, np.memmap)
+
+
+def test_second_start_reads_no_annotation(tmp_path: Path, reads: list[Path]) -> None:
+    """The first version read everything at every start, on every rank (lesson 21)."""
+    write_tree(tmp_path, SEQUENCES)
+    build(tmp_path)
+    assert len(reads) == 7
+    build(tmp_path)
+    build(tmp_path)
+    assert len(reads) == 7
+
+
+def test_frames_outside_the_list_are_never_read(tmp_path: Path, reads: list[Path]) -> None:
+    """HO3D has frames on disk whose annotations are None; only listed frames count."""
+    write_tree(tmp_path, SEQUENCES)
+    write_meta(tmp_path / "train/MC1/meta/0002.pkl", {"handJoints3D": None})
+    assert len(build(tmp_path).rows) == 7
+    assert all(path.stem != "0002" for path in reads)
+
+
+def test_changed_data_is_noticed(tmp_path: Path, reads: list[Path]) -> None:
+    """A stale index would train on the labels of yesterday's list."""
+    write_tree(tmp_path, SEQUENCES)
+    build(tmp_path)
+    lines = (tmp_path / "train.txt").read_text().splitlines()
+    (tmp_path / "train.txt").write_text("\n".join(reversed(lines)))
+    index = build(tmp_path)
+    assert index.frame_id(0) == f"train/{lines[-1]}"
+    assert len(reads) == 14
+    assert len(list((tmp_path / ".utnet").glob("train-*.npy"))) == 1
+
+
+def test_a_damaged_index_is_built_anew(tmp_path: Path, reads: list[Path]) -> None:
+    """A full disk must not end in a traceback at the next start."""
+    write_tree(tmp_path, SEQUENCES)
+    path = ensure_index(config_of(tmp_path), "train")
+    path.write_text(path.read_text()[:100])
+    assert len(build(tmp_path).rows) == 7
+    next(path.parent.glob("train-*.npy")).unlink()
+    assert len(build(tmp_path).rows) == 7
+    assert len(reads) == 21
+
+
+@pytest.mark.parametrize("defect", ["none", "missing key", "missing file", "garbage", "nan", "short", "unsafe"])
+def test_unreadable_annotations_are_counted(tmp_path: Path, defect: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One bad frame must stop a run by name, and the user may decide to go on without it."""
+    frames = write_tree(tmp_path, SEQUENCES)
+    path = tmp_path / "train/MC1/meta/0003.pkl"
+    meta = train_meta(frames["train/MC1/0003"])
+    if defect == "none":
+        write_meta(path, meta | {"handPose": None})
+    elif defect == "missing key":
+        write_meta(path, {key: value for key, value in meta.items() if key != "handBeta"})
+    elif defect == "missing file":
+        path.unlink()
+    elif defect == "garbage":
+        path.write_bytes(b"\x80\x02garbage")
+    elif defect == "nan":
+        write_meta(path, meta | {"handTrans": np.array([0, np.nan, 0])})
+    elif defect == "short":
+        write_meta(path, meta | {"handJoints3D": np.zeros((16, 3))})
+    else:
+        path.write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    with pytest.raises(DataError, match=r"1 of 7 frames unreadable \(first: .*train/MC1/meta/0003.pkl.*max_unreadable=1"):
+        build(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    with caplog.at_level("WARNING", logger="utnet"):
+        index = build(tmp_path, max_unreadable=1)
+    assert len(index.rows) == 6
+    assert index.left_out == 1
+    assert "train/MC1/0003" not in [index.frame_id(i) for i in range(6)]
+    assert "1 of 7 frames unreadable" in caplog.text
+    with pytest.raises(DataError, match="unreadable"):  # the tolerance is taken back
+        build(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["rgb", "depth"])
+def test_a_listed_frame_without_its_picture_is_named(tmp_path: Path, kind: str) -> None:
+    """Found before training starts, not in its third hour; also when it disappears after the index was built."""
+    write_tree(tmp_path, SEQUENCES)
+    build(tmp_path)
+    path = next((tmp_path / "train/MC1" / kind).glob("0005.*"))
+    path.unlink()
+    with pytest.raises(DataError, match=rf"1 files of listed frames are missing \(first: .*MC1/{kind}/0005"):
+        build(tmp_path)
+
+
+def test_the_other_release_is_recognised(tmp_path: Path) -> None:
+    """v2 and v3 differ in the pictures' ending; the message says which key to change."""
+    write_tree(tmp_path, {"MC1": 2}, version="v2")
+    with pytest.raises(DataError, match=r"set dataset.version=v2"):
+        build(tmp_path)
+    assert len(build(tmp_path, version="v2").rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "is empty"), ("\n\n", "is empty"), ("ABF10/0001\nABF10/0001\n", "listed twice"), ("ABF10\n", "line 1")],
+)
+def test_a_broken_list_is_one_clear_error(tmp_path: Path, content: str, message: str) -> None:
+    """An empty train.txt must not become a training run of zero steps."""
+    write_tree(tmp_path, SEQUENCES)
+    (tmp_path / "train.txt").write_text(content)
+    with pytest.raises(DataError, match=message):
+        build(tmp_path)
+
+
+def test_no_data_set_says_where_to_get_one(tmp_path: Path) -> None:
+    """The first message a new user sees."""
+    with pytest.raises(DataError, match=r"no data set.*dataloader.synthetic"):
+        build(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"holds no train.txt"):
+        build(tmp_path)
+
+
+def test_the_number_of_frames_can_be_demanded(tmp_path: Path) -> None:
+    """An incomplete download of HO3D_v3 must not pass for 83,325 frames."""
+    write_tree(tmp_path, SEQUENCES)
+    assert len(build(tmp_path, expected_train_frames=7).rows) == 7
+    with pytest.raises(DataError, match="lists 7 frames, want 83,325"):
+        build(tmp_path, expected_train_frames=83_325)
+
+
+def test_an_index_folder_serves_several_trees(tmp_path: Path) -> None:
+    """A read-only data set keeps its index elsewhere; two of them must not overwrite each other's."""
+    for name, count in (("a", 2), ("b", 3)):
+        write_tree(tmp_path / name, {"MC1": count})
+    for name, count in (("a", 2), ("b", 3), ("a", 2)):
+        assert len(build(tmp_path / name, index_dir=tmp_path / "index").rows) == count
+        assert not (tmp_path / name / ".utnet").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"Set dataset.index_dir"):
+        build(tmp_path / "a", index_dir=tmp_path / "file" / "index")
+
+
+def test_a_pool_gives_the_same_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames must not change places when several processes read them."""
+    write_tree(tmp_path, {"ABF10": 5, "MC1": 6})
+    alone = np.array(build(tmp_path, index_dir=tmp_path / "1").rows)
+    monkeypatch.setattr(index_module, "_SMALL", 0)
+    monkeypatch.setattr(index_module, "_CHUNK", 2)
+    pooled = build(tmp_path, index_dir=tmp_path / "2", index_workers=2).rows
+    assert alone.tobytes() == np.array(pooled).tobytes()
+
+
+def _ensure(root: Path, log: Path) -> None:
+    """Build the index in a process of its own and note each annotation that was read."""
+    original = index_module.read_meta
+
+    def noted(path: Path, name: str) -> object:
+        with log.open("a") as file:
+            file.write(f"{path}\n")
+        return original(path, name)  # type: ignore[arg-type]
+
+    index_module.read_meta = noted  # type: ignore[assignment]
+    ensure_index(config_of(root), "train", show_progress=False)
+
+
+def test_ranks_that_start_together_build_it_once(tmp_path: Path) -> None:
+    """Four ranks reading 83,325 pickles each is what made the first version start in minutes (lesson 21)."""
+    write_tree(tmp_path, SEQUENCES)
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_ensure, args=(tmp_path, tmp_path / "log")) for _ in range(4)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+        assert rank.exitcode == 0
+    assert len((tmp_path / "log").read_text().splitlines()) == 7
+
+
+def test_evaluation_holds_the_wrist_and_the_box(tmp_path: Path) -> None:
+    """Without the public ground truth nothing but the wrist may look like a label."""
+    frames = write_tree(tmp_path, {"MC1": 1}, {"SM1": 2, "AP10": 1}, truth=False)
+    index = build(tmp_path, "evaluation")
+    assert [index.frame_id(i) for i in range(3)] == [key for key in frames if key.startswith("evaluation")]
+    assert not index.rows["joints_known"].any()
+    assert np.isnan(index.rows["joints"][:, 1:]).all()
+    meta = evaluation_meta(frames["evaluation/AP10/0001"])
+    np.testing.assert_allclose(index.rows["joints"][2, 0], meta["handJoints3D"], atol=1e-7)
+    np.testing.assert_array_equal(index.rows["box"][2], meta["handBoundingBox"])
+
+
+def test_public_ground_truth_is_taken_in_and_checked(tmp_path: Path) -> None:
+    """Ground truth of another order or another axis would give scores of somebody else's frames."""
+    frames = write_tree(tmp_path, {"MC1": 1}, {"SM1": 3}, truth=False)
+    assert not build(tmp_path, "evaluation").rows["joints_known"].any()
+    rows = np.stack([f.array(HO3D21) for key, f in frames.items() if key.startswith("evaluation")]) * [1, -1, -1]
+    path = tmp_path / "evaluation_xyz.json"
+    path.write_text(json.dumps(rows.tolist()))
+    index = build(tmp_path, "evaluation")  # the new file is noticed
+    assert index.rows["joints_known"].all()
+    np.testing.assert_allclose(index.rows["joints"], rows, atol=1e-7)
+    for wrong, message in ((rows[::-1], "mm"), (rows * [1, -1, -1], "mm"), (rows * 1000, "mm"), (rows[:2], "shape")):
+        path.write_text(json.dumps(wrong.tolist()))
+        with pytest.raises(DataError, match=message):
+            build(tmp_path, "evaluation")
