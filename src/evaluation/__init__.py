@@ -1,0 +1,1 @@
+"""Scores of a validation: collection over ranks, metrics, baselines, submission."""

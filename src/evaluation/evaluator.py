@@ -1,0 +1,237 @@
+"""Validation from shards to numbers: collect, score on rank 0, tell every rank the same result.
+
+Per-sample numbers are float64 and averaged once, at the end, with an exact sum: the result has the same bits
+for any number of ranks and any order of arrival.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.errors import CollectError, DataError
+from src.evaluation import metrics
+from src.evaluation.collect import Link, Receipt, Rows, collect
+from src.evaluation.shard import EvaluationShard, Guard
+from src.hand.joints import OPENPOSE21
+from src.runtime.files import atomic_write
+from src.schema import EvalResult
+
+__all__ = ["CheckedResult", "EvaluationShard", "SampleRows", "evaluate", "report_lines", "write_per_sample"]
+
+_FIRST_INDICES = 10
+
+
+@dataclass(frozen=True)
+class SampleRows:
+    """What each sample scored, row i = sample i of the split; on rank 0 only."""
+
+    mpjpe_mm: NDArray[np.float64]
+    """(N,) nan where the prediction is not finite or the label incomplete."""
+    pa_mpjpe_mm: NDArray[np.float64]
+    """(N,)."""
+    loss: NDArray[np.float64]
+    """(N,)."""
+    usable: NDArray[np.bool_]
+    """(N,) the label is complete."""
+    pred_joints_cam_m: NDArray[np.floating[Any]]
+    """(N, J, 3) image camera, metres."""
+    target_joints_cam_m: NDArray[np.floating[Any]]
+    """(N, J, 3) image camera, metres."""
+
+
+@dataclass(frozen=True)
+class CheckedResult(EvalResult):
+    """An `EvalResult` whose samples were counted one by one; made by `evaluate` alone."""
+
+    receipt: Receipt = dataclasses.field(compare=False, kw_only=True)
+    """Says that each of N samples was there exactly once, and from how many ranks."""
+    rows: SampleRows | None = dataclasses.field(compare=False, repr=False, kw_only=True)
+    """Per-sample numbers on rank 0; None on the others."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the score may decide about a checkpoint."""
+        return math.isfinite(self.mpjpe_mm) and math.isfinite(self.pa_mpjpe_mm) and self.nonfinite_count == 0
+
+
+def evaluate(
+    shard: EvaluationShard,
+    *,
+    num_samples: int,
+    split_hash: str,
+    group: Any = None,
+    timeout_s: float = 600.0,
+    baselines: Mapping[str, float] | None = None,
+    device_label: str = "ranks",
+) -> CheckedResult:
+    """Score a split over every sample exactly once.
+
+    Every rank calls it, also one whose loop raised (inside `shard.guard()`) and one without rows.
+
+    Args:
+        shard: this rank's rows.
+        num_samples: N of the split.
+        split_hash: fingerprint of the split; must be equal on every rank.
+        group: gloo group of all ranks, or None in a run of one process.
+        timeout_s: longest wait for one message, seconds; at least the longest time by which one rank's loop
+            may end before another's. The group's own timeout should not be longer.
+        baselines: scores of constant predictors on this split (`src.evaluation.baselines`); rank 0's count.
+        device_label: what the ranks are, for messages: `GPUs` or `CPU ranks`.
+
+    Returns:
+        the same result on every rank; `rows` on rank 0. Means are nan if any prediction is not finite, or if
+        nothing could be scored.
+
+    Raises:
+        CollectError: on every rank; see `collect`.
+    """
+    link = Link(group, timeout_s=timeout_s, where="Validation")
+    link.where = f"Validation over {link.world} {device_label}"
+    rows, receipt = collect(shard, link, num_samples=num_samples, split_hash=split_hash)
+    scored: SampleRows | None = None
+    message = None
+    if rows is not None:
+        guard = Guard()
+        with guard:
+            scored = _score(rows)
+            message = json.dumps({"result": _summary(scored, dict(baselines or {}))})
+        if guard.error is not None:
+            message = json.dumps({"error": f"{type(guard.error).__name__}: {guard.error}"})
+    answer = json.loads(link.broadcast(message, "result"))
+    if "error" in answer:
+        raise CollectError(f"{link.where}: rank 0 failed while scoring: {answer['error']}")
+    fields = answer["result"]
+    fields["nonfinite_indices"] = tuple(fields["nonfinite_indices"])
+    return CheckedResult(**fields, receipt=receipt, rows=scored)
+
+
+def _score(rows: Rows) -> SampleRows:
+    """Per-sample numbers of the collected rows."""
+    usable = metrics.usable_rows(rows.target, rows.conf)
+    mpjpe = metrics.mpjpe_mm(rows.pred, rows.target)
+    pa_mpjpe = metrics.pa_mpjpe_mm(rows.pred, rows.target)
+    mpjpe[~usable] = math.nan
+    pa_mpjpe[~usable] = math.nan
+    return SampleRows(
+        mpjpe_mm=mpjpe,
+        pa_mpjpe_mm=pa_mpjpe,
+        loss=rows.loss.numpy(),
+        usable=usable,
+        pred_joints_cam_m=rows.pred.numpy(),
+        target_joints_cam_m=rows.target.numpy(),
+    )
+
+
+def _summary(rows: SampleRows, baselines: dict[str, float]) -> dict[str, Any]:
+    """Fields of `EvalResult`; JSON keeps every bit of a float64."""
+    nonfinite = np.flatnonzero(~np.isfinite(rows.pred_joints_cam_m).all(axis=(1, 2)))
+    spoiled = nonfinite.size > 0  # also where the label is unusable: such a network must not win
+    return {
+        "num_samples": int(rows.usable.sum()),
+        "mpjpe_mm": math.nan if spoiled else metrics.mean(rows.mpjpe_mm[rows.usable]),
+        "pa_mpjpe_mm": math.nan if spoiled else metrics.mean(rows.pa_mpjpe_mm[rows.usable]),
+        "loss": metrics.mean(rows.loss[rows.usable]),
+        "nonfinite_count": int(nonfinite.size),
+        "nonfinite_indices": nonfinite[:_FIRST_INDICES].tolist(),
+        "unusable_labels": int((~rows.usable).sum()),
+        "baselines": {name: float(value) for name, value in baselines.items()},
+    }
+
+
+def report_lines(result: CheckedResult, world: int, device_label: str) -> list[str]:
+    """The log lines of a validation.
+
+    Args:
+        result: from `evaluate`: without its exactly-once check there is no 'Evaluated on' line.
+        world: ranks of the run; must be the number that the rows came from.
+        device_label: `GPUs` or `CPU ranks`.
+
+    Raises:
+        CollectError: the result was not checked, or came from another number of ranks.
+    """
+    receipt = getattr(result, "receipt", None)
+    if not isinstance(receipt, Receipt):
+        raise CollectError("report_lines: this result is not from evaluate(); its samples were never counted")
+    if receipt.world != world or receipt.num_samples != result.num_samples + result.unusable_labels:
+        raise CollectError(
+            f"report_lines: {result.num_samples} scored + {result.unusable_labels} unusable samples from "
+            f"{world} ranks, but {receipt.num_samples} samples from {receipt.world} ranks were counted"
+        )
+    mpjpe, pa_mpjpe = result.mpjpe_mm, result.pa_mpjpe_mm
+    lines = [
+        f"  Val Loss: {result.loss:.3f}, MPJPE: {mpjpe:.3f} mm, PA-MPJPE: {pa_mpjpe:.3f} mm",
+        f"  Evaluated on {result.num_samples} samples from all {world} {device_label}",
+    ]
+    if result.nonfinite_count:
+        shown = ", ".join(map(str, result.nonfinite_indices))
+        more = ", ..." if result.nonfinite_count > len(result.nonfinite_indices) else ""
+        lines.append(f"  Non-finite predictions: {result.nonfinite_count} (samples {shown}{more})")
+    if result.unusable_labels:
+        of_all = f"{result.unusable_labels} of {receipt.num_samples} samples"
+        lines.append(f"  Unusable ground truth: {of_all}, not scored")
+    if result.baselines:
+        lines.append(f"  Baselines of this split: {_baseline_text(result.baselines)}")
+    return lines
+
+
+def _baseline_text(baselines: Mapping[str, float]) -> str:
+    """The constant predictors' scores in one line."""
+    names = {"zero": "zero pose", "mean_pose": "mean pose", "nearest_pose": "nearest training pose"}
+    parts = []
+    for key, name in names.items():
+        scores = [
+            f"{label} {baselines[f'{key}_{suffix}']:.3f} mm"
+            for suffix, label in (("mpjpe_mm", "MPJPE"), ("pa_mm", "PA-MPJPE"))
+            if f"{key}_{suffix}" in baselines
+        ]
+        if scores:
+            parts.append(f"{name} {', '.join(scores)}")
+    return "; ".join(parts)
+
+
+def write_per_sample(path: Path, result: CheckedResult, frames: Sequence[str]) -> None:
+    """Write what each sample scored, on rank 0; the same bytes for any number of ranks.
+
+    Args:
+        path: the .npz.
+        result: from `evaluate`.
+        frames: N names `<sequence>/<frame>`, row i = sample i.
+
+    The file's arrays, each with its unit in `columns` / `units`: sample_index, frame, mpjpe_mm, pa_mpjpe_mm,
+    loss, label_usable, pred_joints_cam_m (N, 21, 3) in the image camera (OpenCV), metres, with `joint_names`.
+
+    Raises:
+        DataError: this rank has no rows, or there are not N frames.
+    """
+    rows = result.rows
+    if rows is None:
+        raise DataError(f"{path}: per-sample rows are on rank 0; write the file there")
+    count = len(rows.mpjpe_mm)
+    if len(frames) != count:
+        raise DataError(f"{path}: got {len(frames)} frame names for {count} samples")
+    joints = rows.pred_joints_cam_m
+    columns: dict[str, tuple[NDArray[Any], str]] = {
+        "sample_index": (np.arange(count, dtype=np.int64), "row of the split"),
+        "frame": (np.array(list(frames), dtype=np.str_), "sequence/frame"),
+        "mpjpe_mm": (rows.mpjpe_mm, "mm, wrist-relative"),
+        "pa_mpjpe_mm": (rows.pa_mpjpe_mm, "mm, after the best similarity, det R = +1"),
+        "loss": (rows.loss, "1"),
+        "label_usable": (rows.usable, "bool"),
+        "pred_joints_cam_m": (joints, "m, image camera, OpenCV axes (x right, y down, z forward)"),
+    }
+    names = OPENPOSE21 if joints.shape[1] == len(OPENPOSE21) else tuple(map(str, range(joints.shape[1])))
+    arrays = {name: np.ascontiguousarray(values) for name, (values, _) in columns.items()}
+    arrays["columns"] = np.array(list(columns), dtype=np.str_)
+    arrays["units"] = np.array([unit for _, unit in columns.values()], dtype=np.str_)
+    arrays["joint_names"] = np.array(names, dtype=np.str_)
+    with atomic_write(Path(path)) as file:
+        np.savez(file, allow_pickle=False, **arrays)
