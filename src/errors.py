@@ -31,3 +31,7 @@ class CollectError(UTNetError):
 
 class TrainingError(UTNetError):
     """A training step whose result must not reach the weights (a non-finite loss or gradient)."""
+
+
+class PeerError(UTNetError):
+    """Another rank failed and has said why; this rank only leaves."""

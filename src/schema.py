@@ -181,6 +181,11 @@ class HandBatch(HandSample):
             depth_present=torch.zeros_like(self.depth_present),
         )
 
+    def to_image_camera(self, points_m: Tensor) -> Tensor:
+        """Turn points of the crop camera, (B, N, 3), back into the image camera; the unit is kept."""
+        # Rows times R are columns times R^T, the inverse rotation.
+        return points_m @ self.rot_crop_from_img.to(points_m.dtype)
+
     @property
     def size(self) -> int:
         """B."""

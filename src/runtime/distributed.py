@@ -19,13 +19,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from src.errors import ConfigError, UTNetError
+from src.errors import ConfigError, PeerError, UTNetError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,42 @@ class DistContext:
         return box[0]
 
     def agree(self, error: UTNetError | None, what: str) -> None:
-        """Raise on every rank if any rank has an error, naming the first such rank.
+        """Raise on every rank if any rank has an error: its own on the first such rank, PeerError elsewhere.
 
         Args:
             error: this rank's error, or None.
             what: the step that the ranks just did, for the message.
         """
-        if self.side_group is None:
-            if error is not None:
-                raise error
-            return
         texts = self.gather_objects(None if error is None else str(error))
-        if error is not None:
+        failed = [rank for rank, text in enumerate(texts) if text is not None]
+        if not failed:
+            return
+        if error is not None and self.rank == failed[0]:
             raise error
-        for rank, text in enumerate(texts):
-            if text is not None:
-                raise UTNetError(f"{what}: rank {rank} failed: {text}")
+        raise PeerError(f"{what}: rank {failed[0]} failed: {texts[failed[0]]}")
+
+    def together(self, what: str, work: Callable[[], T], *, main_first: bool = False) -> T:
+        """Do `work` on every rank; a UTNetError of one rank stops all of them.
+
+        Args:
+            what: the step, for the message.
+            work: what each rank does; no collective inside.
+            main_first: rank 0 does it alone before the others (it builds what they then read).
+
+        Returns:
+            what `work` returned on this rank.
+        """
+        turns = [self.is_main, not self.is_main] if main_first and self.world > 1 else [True]
+        box: list[T] = []
+        for mine in turns:
+            error: UTNetError | None = None
+            if mine:
+                try:
+                    box.append(work())
+                except UTNetError as caught:
+                    error = caught
+            self.agree(error, what)
+        return box[0]
 
 
 def setup_distributed(

@@ -1,0 +1,26 @@
+"""Settings of torch that hold for a whole process."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from src.config import RuntimeConfig
+
+
+def configure_torch(config: RuntimeConfig, ranks_here: int) -> None:
+    """Set threads, determinism and TF32 before the first computation.
+
+    Args:
+        config: threads 0 shares this machine's cores among its ranks.
+        ranks_here: ranks on this machine.
+    """
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(config.threads or max(1, cores // ranks_here))
+    torch.set_float32_matmul_precision("high")
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        # A few CUDA kernels (grid_sample's gradient) have no deterministic form: torch then warns by name.
+        torch.use_deterministic_algorithms(True, warn_only=True)

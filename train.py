@@ -1,0 +1,467 @@
+"""Train UTNet on HO3D and, after every epoch, validate it over every sample exactly once.
+
+    torchrun --nproc_per_node=4 train.py [--config FILE] [--resume auto|PATH] [--evaluate PATH] [section.key=value ...]
+    python train.py --config config/demo.yaml        # one process, a GPU if there is one, else the CPU
+
+A wrong configuration, missing data or a step that must not be taken prints one line and leaves with status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from dataloader.build import DeviceLoader, build_dataset, build_eval_loader, build_train_loader
+from dataloader.ho3d_dataset import HO3DDataset
+from src.config import RunConfig
+from src.config_file import config_to_yaml, load_config
+from src.errors import CollectError, PeerError, TrainingError, UTNetError
+from src.evaluation.baselines import constant_baselines
+from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, report_lines, write_per_sample
+from src.hand.mano import ManoLayer
+from src.hand.mano_assets import banner, load_hand_asset
+from src.losses.loss import HandLoss
+from src.models.pretrained import load_backbone
+from src.models.utnet import UTNet
+from src.runtime import log
+from src.runtime.debug import batch_lines, debug_loss_enabled, trace_enabled
+from src.runtime.distributed import (
+    DistContext,
+    local_world_size,
+    rank_from_environment,
+    setup_distributed,
+    teardown,
+)
+from src.runtime.machine import configure_torch
+from src.runtime.progress import progress
+from src.runtime.seed import seed_everything
+from src.runtime.signals import StopRequest
+from src.schema import HandBatch, Prediction
+from src.training import checkpoint as ckpt
+from src.training.picture_page import picture_page
+from src.training.recorder import Recorder, new_run_dir
+from src.training.step import StepReport, TrainStep
+
+DEBUG_BATCHES = 3
+"""Batches of epoch 0 whose statistics are printed."""
+
+_log = log.get_logger("train")
+
+
+@dataclass
+class Run:
+    """What the loop of a run works with."""
+
+    config: RunConfig
+    context: DistContext
+    run_dir: Path
+    recorder: Recorder
+    hand: ManoLayer
+    trainer: TrainStep
+    train_set: HO3DDataset
+    val_set: HO3DDataset
+    train_loader: DeviceLoader
+    val_loaders: dict[str, DeviceLoader]
+    baselines: dict[str, float]
+    progress: ckpt.Progress
+    stop: StopRequest
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Command line -> namespace."""
+    parser = argparse.ArgumentParser(description="Train UTNet on HO3D, or evaluate a checkpoint.")
+    parser.add_argument("--config", type=Path, default=Path("config/config.yaml"), help="YAML file of the run")
+    parser.add_argument("--resume", metavar="auto|PATH", help="go on from a checkpoint; auto: the newest of this name")
+    parser.add_argument("--evaluate", type=Path, metavar="PATH", help="only test() this checkpoint")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.resume and arguments.evaluate:
+        parser.error("--resume trains on and --evaluate does not train: give one of them")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status."""
+    arguments = parse_arguments(argv)
+    log.configure(rank=rank_from_environment())
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.print_config:
+            print(config_to_yaml(config), end="")
+            return 0
+        context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.runtime.timeout_s)
+        configure_torch(config.runtime, local_world_size())
+        status = run_evaluation(config, context, arguments.evaluate) if arguments.evaluate else run_training(
+            config, context, arguments.resume
+        )
+    except UTNetError as error:
+        if trace_enabled():
+            raise
+        # Errors that all ranks share are printed once; one rank's own trouble is printed by that rank.
+        shared = isinstance(error, CollectError | TrainingError | PeerError) or not torch.distributed.is_initialized()
+        if rank_from_environment() == 0 or not shared:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        status = 2
+    teardown()
+    return status
+
+
+def run_training(config: RunConfig, context: DistContext, resume: str | None) -> int:
+    """Train from scratch or from a checkpoint; 0 when finished, 3 when a signal ended it after saving."""
+    source = _resume_source(config, resume)
+    if source is not None and source.parent.name == "checkpoints":
+        run_dir = source.parent.parent
+    else:
+        run_dir = Path(context.broadcast_object(str(new_run_dir(config)) if context.is_main else ""))
+    log.configure(rank=context.rank, log_file=run_dir / "log.txt")
+    run = build_run(config, context, run_dir, source)
+    run.stop.install()
+    finished = True
+    try:
+        while finished and run.progress.epoch < config.training.num_epochs:
+            finished = run_epoch(run)
+    finally:
+        run.recorder.close()
+    if not finished:
+        _log.info(f"Stopped by {run.stop.received or 'a signal to another rank'} after step {run.trainer.step}, saved. "
+                  f"Go on with --resume {run_dir / 'checkpoints' / 'last.pt'}")
+        return 3
+    best = f"best MPJPE {run.progress.best_mpjpe_mm:.3f} mm (epoch {run.progress.best_epoch})"
+    _log.info(f"Finished {config.training.num_epochs} epochs, {best}. Run folder: {run_dir}")
+    return 0
+
+
+def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
+    """Score a checkpoint on validation.split and write the per-sample file."""
+    run_dir = Path(context.broadcast_object(str(new_run_dir(config)) if context.is_main else ""))
+    log.configure(rank=context.rank, log_file=run_dir / "log.txt")
+    hand, model, loss = build_model(config, context)
+    state = context.together("reading the checkpoint", lambda: ckpt.load_checkpoint(path))
+    context.together("checking the hand model", lambda: ckpt.check_hand(state, hand, path))
+    context.together("loading the weights", lambda: ckpt.load_weights(model, state, path))
+    train_set, val_set = build_datasets(config, context, hand)
+    _log.info(f"Evaluating {path} (step {state['step']}, {'averaged' if state['ema'] else 'plain'} weights)")
+    baselines = split_baselines(train_set, val_set, context)
+    recorder = Recorder(run_dir, config, context)
+    recorder.write_setup(config, hand, context, {"evaluated": str(path), "split": val_set.describe()})
+    for modality in _modalities(config):
+        loader = build_eval_loader(config, val_set, context.rank, context.world, context.device, modality)
+        result = test(model, loss, loader, val_set, context, config, baselines=baselines)
+        report(result, modality, context)
+        if context.is_main:
+            name = "per_sample.npz" if modality == "rgbd" else f"per_sample_{modality}.npz"
+            write_per_sample(run_dir / "val" / name, result, [val_set.frame_id(i) for i in range(len(val_set))])
+            label = "Per-sample results" if modality == "rgbd" else "Per-sample results without depth"
+            _log.info(f"{label}: {run_dir / 'val' / name}")
+        recorder.scalars(state["step"], _val_scalars(result, modality))
+    recorder.close()
+    return 0
+
+
+def build_model(config: RunConfig, context: DistContext) -> tuple[ManoLayer, UTNet, HandLoss]:
+    """Hand, network and loss on this rank's device; the same initial weights on every rank."""
+    asset = context.together("reading the hand model", lambda: load_hand_asset(config.mano.model_path), main_first=True)
+    if (notice := banner(asset)) is not None:
+        _log.info(notice)
+    hand = ManoLayer.from_asset(asset).to(context.device)
+    torch.manual_seed(config.seed)
+    model = UTNet(config.model, hand).to(context.device)
+    if config.model.pretrained is not None:
+        pretrained = config.model.pretrained
+        found = context.together("loading pretrained weights", lambda: load_backbone(model, pretrained))
+        _log.info(f"Pretrained backbone {pretrained}: {found}")
+    on_gpu = context.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    half = config.training.precision == "bf16" or (config.training.precision == "auto" and on_gpu)
+    model.backbone_dtype = torch.bfloat16 if half else torch.float32
+    if config.model.compile:
+        model.compile_backbone()
+    return hand, model, HandLoss(config.loss, hand)
+
+
+def build_datasets(config: RunConfig, context: DistContext, hand: ManoLayer) -> tuple[HO3DDataset, HO3DDataset]:
+    """(training split, configured validation split); rank 0 builds the index before the others read it."""
+    cpu_hand = ManoLayer.from_asset(load_hand_asset(config.mano.model_path)) if hand.faces.is_cuda else hand
+
+    def build() -> tuple[HO3DDataset, HO3DDataset]:
+        train_set = build_dataset(config, "train", cpu_hand, show_progress=context.is_main)
+        return train_set, build_dataset(config, config.validation.split, cpu_hand, show_progress=context.is_main)
+
+    train_set, val_set = context.together("opening the data set", build, main_first=True)
+    for dataset in (train_set, val_set):
+        _log.info(dataset.describe())
+    return train_set, val_set
+
+
+def split_baselines(train_set: HO3DDataset, val_set: HO3DDataset, context: DistContext) -> dict[str, float]:
+    """Scores of constant predictors on the validation split; computed by rank 0, known to all."""
+    values = constant_baselines(train_set.labels(), val_set.labels()) if context.is_main else {}
+    return dict(context.broadcast_object(dict(values)))
+
+
+def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Path | None) -> Run:
+    """Everything that training needs, in the state of the checkpoint if there is one."""
+    hand, model, loss = build_model(config, context)
+    train_set, val_set = build_datasets(config, context, hand)
+    rank, world, device = context.rank, context.world, context.device
+    train_loader = build_train_loader(config, train_set, rank, world, device)
+    val_loaders = {m: build_eval_loader(config, val_set, rank, world, device, m) for m in _modalities(config)}
+    seed_everything(config.seed, rank)
+    total_steps = config.training.num_epochs * len(train_loader) // config.training.accumulation
+    trainer = TrainStep(model, loss, config, context, total_steps, trace_loss=debug_loss_enabled())
+    position = ckpt.Progress()
+    if source is not None:
+        position = context.together(
+            "resuming", lambda: ckpt.restore(source, trainer, config, hand, train_set.split_hash, context)
+        )
+        _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
+    recorder = Recorder(run_dir, config, context, resume_step=trainer.step)
+    parameters = sum(p.numel() for p in model.parameters())
+    batch = config.training.batch_size * config.training.accumulation * world
+    _log.info(f"UTNet {config.model.preset}: {parameters / 1e6:.2f} M parameters, {world} {context.devices_label}, "
+              f"global batch {batch}, {total_steps} steps, backbone in {str(model.backbone_dtype).removeprefix('torch.')}")
+    _log.info(f"Run folder: {run_dir}")
+    facts = {"train": train_set.describe(), "val": val_set.describe(), "parameters": parameters, "global_batch": batch}
+    recorder.write_setup(config, hand, context, facts)
+    baselines = split_baselines(train_set, val_set, context)
+    return Run(config, context, run_dir, recorder, hand, trainer, train_set, val_set, train_loader, val_loaders,
+               baselines, position, StopRequest())
+
+
+def run_epoch(run: Run) -> bool:
+    """One epoch: train, validate, save. False if a signal ended it."""
+    epoch = run.progress.epoch
+    train_loss = train_epoch(run)
+    if train_loss is None:
+        save(run)
+        return False
+    _log.info(f"Epoch {epoch}: Train Loss: {train_loss:.3f}")
+    run.recorder.scalars(run.trainer.step, {"Train/epoch_loss": train_loss, "Train/epoch": epoch})
+    last_epoch = epoch == run.config.training.num_epochs - 1
+    improved = False
+    if last_epoch or (epoch + 1) % run.config.validation.every_epochs == 0:
+        improved = validate(run)
+    run.progress.epoch, run.progress.step_in_epoch = epoch + 1, 0
+    run.progress.loss_sum, run.progress.clipped_steps = 0.0, 0
+    save(run, best=improved, epoch=epoch)
+    return True
+
+
+def train_epoch(run: Run) -> float | None:
+    """Train for the rest of the present epoch.
+
+    Returns:
+        mean loss over all steps of the epoch and all ranks; None if a signal ended it, between two steps.
+    """
+    config, position, loader = run.config, run.progress, run.train_loader
+    loader.set_epoch(position.epoch, position.step_in_epoch)
+    steps = len(loader) // config.training.accumulation
+    batches = iter(loader)
+    bar = progress(range(steps), total=steps, desc=f"epoch {position.epoch}", enabled=run.context.is_main)
+    clock = time.perf_counter()
+    for _ in bar:
+        group = list(islice(batches, config.training.accumulation))
+        first = position.step_in_epoch * config.training.accumulation
+        report = run.trainer(group, stop=run.stop.received is not None, on_backward=_debug_printer(run, first))
+        position.step_in_epoch += 1
+        position.loss_sum += report.loss
+        position.clipped_steps += report.clipped
+        if run.trainer.step % config.logging.every == 0:
+            now = time.perf_counter()
+            _record_step(run, report, config.logging.every * sum(b.size for b in group) / (now - clock))
+            clock = now
+        if report.stop_requested:
+            return None
+        if config.training.save_every_steps and run.trainer.step % config.training.save_every_steps == 0:
+            save(run)
+    return position.loss_sum / max(1, position.step_in_epoch)
+
+
+@torch.no_grad()
+def test(model: UTNet, loss: HandLoss, loader: DeviceLoader, dataset: HO3DDataset, context: DistContext,
+         config: RunConfig, *, baselines: dict[str, float] | None = None,
+         tiles: list[tuple[HandBatch, Prediction]] | None = None) -> CheckedResult:
+    """Evaluate the bare model over every sample of a split exactly once.
+
+    Each rank predicts its share of fixed global batches without any collective; then an all_gather of sizes and
+    send/recv bring all rows to rank 0, which checks that each sample is there once and scores them in float64.
+
+    Args:
+        model: not wrapped in DDP; its mode is restored.
+        loss: per-sample loss.
+        loader: this rank's batches.
+        dataset: the split that `loader` reads.
+        context: ranks.
+        config: timeouts.
+        baselines: constant predictors' scores, carried in the result.
+        tiles: receives rank 0's first batch and its prediction, for pictures.
+
+    Returns:
+        the same result on every rank; per-sample rows on rank 0.
+
+    Raises:
+        CollectError: on every rank, naming the rank and the cause.
+    """
+    was_training = model.training
+    model.eval()
+    shard = EvaluationShard(capacity=sum(len(batch) for batch in loader.sampler))
+    with shard.guard():
+        for batch in progress(loader, total=len(loader), desc="validation", enabled=context.is_main):
+            prediction = model(batch)
+            shard.add(
+                sample_index=batch.sample_index,
+                pred_joints_m=batch.to_image_camera(prediction.hand.joints_cam_m),
+                target_joints_m=batch.to_image_camera(batch.joints_cam_m),
+                conf=batch.joints_conf,
+                loss=loss.per_sample(prediction, batch),
+            )
+            if tiles is not None and not tiles:
+                tiles.append((batch, prediction))
+    model.train(was_training)
+    return evaluate(
+        shard,
+        num_samples=len(dataset),
+        split_hash=dataset.split_hash,
+        group=context.side_group,
+        timeout_s=config.validation.timeout_s,
+        baselines=baselines,
+        device_label=context.devices_label,
+    )
+
+
+def validate(run: Run) -> bool:
+    """Score the averaged weights with and without depth; True if this is the best epoch so far.
+
+    Raises:
+        TrainingError: predictions are not finite and validation.on_nonfinite is stop.
+    """
+    trainer, config = run.trainer, run.config
+    average = trainer.ema.applied() if trainer.ema is not None else None
+    results: dict[str, CheckedResult] = {}
+    tiles: list[tuple[HandBatch, Prediction]] = []
+    if average is not None:
+        average.__enter__()
+    try:
+        for modality, loader in run.val_loaders.items():
+            keep = tiles if modality == "rgbd" and config.validation.pictures else None
+            results[modality] = test(trainer.model, trainer.loss, loader, run.val_set, run.context, config,
+                                     baselines=run.baselines, tiles=keep)
+    finally:
+        if average is not None:
+            average.__exit__(None, None, None)
+    scalars: dict[str, float] = {}
+    for modality, result in results.items():
+        report(result, modality, run.context)
+        scalars |= _val_scalars(result, modality)
+    run.recorder.scalars(trainer.step, scalars)
+    if run.context.is_main:
+        frames = [run.val_set.frame_id(i) for i in range(len(run.val_set))]
+        folder = run.run_dir / "val"
+        write_per_sample(folder / f"epoch_{run.progress.epoch:04d}.npz", results["rgbd"], frames)
+        if tiles:
+            path = folder / f"epoch_{run.progress.epoch:04d}.jpg"
+            page = picture_page(path, *tiles[0], limit=config.validation.pictures)
+            run.recorder.picture(trainer.step, "Val/pictures", path, page)
+    main_result = results["rgbd"]
+    if not main_result.is_finite:
+        if config.validation.on_nonfinite == "stop":
+            raise TrainingError(
+                f"validation of epoch {run.progress.epoch}: {main_result.nonfinite_count} predictions are not finite "
+                f"(samples {list(main_result.nonfinite_indices)}). Resume from an earlier checkpoint with a lower "
+                "optimizer.lr, or set validation.on_nonfinite=continue"
+            )
+        return False
+    if main_result.mpjpe_mm < run.progress.best_mpjpe_mm:
+        run.progress.best_mpjpe_mm, run.progress.best_epoch = main_result.mpjpe_mm, run.progress.epoch
+        return True
+    return False
+
+
+def report(result: CheckedResult, modality: str, context: DistContext) -> None:
+    """Log a validation; the lines of the contract for the main score, one line for the score without depth."""
+    if modality == "rgbd":
+        for line in report_lines(result, context.world, context.devices_label):
+            _log.info(line)
+        return
+    _log.info(f"  Without depth: Loss: {result.loss:.3f}, MPJPE: {result.mpjpe_mm:.3f} mm, "
+              f"PA-MPJPE: {result.pa_mpjpe_mm:.3f} mm ({result.num_samples} samples)")
+
+
+def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
+    """Write last.pt; name it best.pt and epoch_<k>.pt too where that is due."""
+    folder = run.run_dir / "checkpoints"
+    last = folder / "last.pt"
+    ckpt.save_checkpoint(last, run.trainer, run.progress, run.config, run.hand, run.train_set.split_hash, run.context)
+    if not run.context.is_main:
+        return
+    if best:
+        ckpt.keep_copy(last, folder / "best.pt")
+    every = run.config.training.keep_every_epochs
+    if epoch is not None and every and (epoch + 1) % every == 0:
+        ckpt.keep_copy(last, folder / f"epoch_{epoch}.pt")
+        ckpt.prune(folder, run.config.training.keep_last_epochs)
+
+
+def _resume_source(config: RunConfig, resume: str | None) -> Path | None:
+    """The checkpoint to go on from, or None for a new run."""
+    if resume is None:
+        return None
+    if resume != "auto":
+        return Path(resume)
+    found = ckpt.find_last(config.logging.runs_dir, config.name)
+    if found is None:
+        _log.info(f"--resume auto: no run called {config.name} in {config.logging.runs_dir}, starting a new one")
+    return found
+
+
+def _modalities(config: RunConfig) -> tuple[str, ...]:
+    """What is scored: with depth, and without where that is asked for."""
+    return ("rgbd", "rgb") if config.validation.rgb_only else ("rgbd",)
+
+
+def _debug_printer(run: Run, first: int):  # noqa: ANN202 - a callback or None, as TrainStep takes it
+    """Callback that prints the first batches of epoch 0 on rank 0."""
+    if not run.context.is_main or run.progress.epoch > 0 or first >= DEBUG_BATCHES:
+        return None
+    indices = iter(range(first, DEBUG_BATCHES))
+
+    def show(batch: HandBatch, prediction: Prediction) -> None:
+        index = next(indices, None)
+        if index is not None:
+            for line in batch_lines(index, batch, prediction):
+                _log.info(line)
+
+    return show
+
+
+def _record_step(run: Run, report: StepReport, samples_per_s: float) -> None:
+    """Scalars of one optimiser step."""
+    values = {
+        "Train/loss": report.loss,
+        "Train/lr": report.learning_rate,
+        "Train/grad_norm": report.grad_norm,
+        "Train/clipped_share": run.progress.clipped_steps / run.progress.step_in_epoch,
+        "Train/samples_per_s_and_rank": samples_per_s,
+    }
+    values |= {f"Train/loss/{name}": float(value) for name, value in report.terms.values.items()}
+    run.recorder.scalars(run.trainer.step, values)
+
+
+def _val_scalars(result: CheckedResult, modality: str) -> dict[str, float]:
+    """Scalars of one validation under Val/."""
+    prefix = "Val" if modality == "rgbd" else "Val/RGB-only"
+    values = {f"{prefix}/loss": result.loss, f"{prefix}/MPJPE": result.mpjpe_mm, f"{prefix}/PA-MPJPE": result.pa_mpjpe_mm}
+    if modality == "rgbd":
+        values |= {f"Val/baseline/{name}": value for name, value in result.baselines.items()}
+    return values
+
+
+if __name__ == "__main__":
+    sys.exit(main())
