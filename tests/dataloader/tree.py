@@ -79,9 +79,9 @@ def make_frame(rng: np.random.Generator) -> Frame:
 
 
 def paint(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """RGB picture and depth in units: a grey wall at 1.2 m, and a disc at each joint's pixel and depth."""
+    """RGB picture and depth in units: a grey wall behind the hand, and a disc at each joint's pixel and depth."""
     rgb = np.full((*SIZE, 3), 90, np.uint8)
-    depth = np.full(SIZE, 1.2)
+    depth = np.full(SIZE, 0.03 + max(joint[2] for joint in frame.joints.values()))
     names = sorted(OPENPOSE21, key=lambda name: -frame.joints[name][2])
     for name in names:
         joint = frame.joints[name]

@@ -1,0 +1,125 @@
+"""Augmentation: one draw, the same for everyone, applied to everything."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, paint_rgb
+from src.config import AugmentationConfig
+from src.schema import DEPTH_UNIT_M
+
+CONFIG = AugmentationConfig()
+
+
+def numbers(change: Augmentation) -> tuple[object, ...]:
+    """Everything that was drawn, comparable."""
+    patches = [(p.corners_unit.tolist(), p.colour, p.nearer_m) for p in (*change.occluders, *change.holes)]
+    return change.roll_rad, change.scale, change.shift, change.colour().tolist(), patches, change.noise_seed
+
+
+def test_a_draw_depends_on_seed_epoch_and_sample_alone() -> None:
+    """Runs with other worker or rank counts must be the same run."""
+    first = numbers(draw(CONFIG, 0, 3, 17))
+    draw(CONFIG, 0, 3, 18)
+    np.random.seed(5)  # noqa: NPY002 - must not matter
+    assert numbers(draw(CONFIG, 0, 3, 17)) == first
+    others = [draw(CONFIG, 1, 3, 17), draw(CONFIG, 0, 4, 17), draw(CONFIG, 0, 3, 16)]
+    assert len({other.roll_rad for other in others} | {first[0]}) == 4
+
+
+def test_draws_fill_their_ranges_and_no_more() -> None:
+    """A range that is written in the configuration but not reached is a dead key (lesson 20)."""
+    changes = [draw(CONFIG, 0, 0, i) for i in range(1500)]
+    for values, bound in (
+        ([c.roll_rad for c in changes], np.pi),
+        ([c.scale - 1 for c in changes], CONFIG.scale),
+        ([v for c in changes for v in c.shift], CONFIG.shift),
+    ):
+        assert np.abs(values).max() <= bound
+        assert np.max(values) > 0.98 * bound
+        assert np.min(values) < -0.98 * bound
+        assert abs(np.mean(values)) < 0.1 * bound
+    # 1500 draws: three standard errors of a share are below 0.04
+    assert np.mean([bool(c.occluders) for c in changes]) == pytest.approx(CONFIG.p_occluder, abs=0.04)
+    assert np.mean([bool(c.holes) for c in changes]) == pytest.approx(CONFIG.p_depth_holes, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("field", "attribute"),
+    [
+        ("roll_deg", "roll_rad"),
+        ("shift", "shift"),
+        ("p_occluder", "occluders"),
+        ("p_depth_holes", "holes"),
+        ("depth_noise_m", "depth_noise_m"),
+    ],
+)
+def test_zero_switches_a_change_off(field: str, attribute: str) -> None:
+    """Each key does what it says (lesson 20)."""
+    off = dataclasses.replace(CONFIG, **{field: 0.0})
+    for i in range(30):
+        assert not np.any(getattr(draw(off, 0, 0, i), attribute))
+
+
+def test_disabled_is_unchanged() -> None:
+    """`augmentation.enabled: false` shows samples as validation sees them."""
+    assert draw(dataclasses.replace(CONFIG, enabled=False), 0, 0, 0) is UNCHANGED
+    rgb, depth = np.full((8, 8, 3), 7, np.uint8), np.full((8, 8), 9, np.uint16)
+    paint_rgb(rgb, UNCHANGED)
+    assert (rgb == 7).all()
+    assert (disturb_depth(depth, UNCHANGED) == 9).all()
+    assert np.array_equal(UNCHANGED.colour(), np.eye(3, 4))
+
+
+def test_colour_strength_zero_is_identity_and_grey_stays_mild() -> None:
+    """The matrix acts on [0, 1]; written for 0..255 it would bleach every picture."""
+    np.testing.assert_allclose(draw(dataclasses.replace(CONFIG, colour=0.0), 0, 0, 0).colour(), np.eye(3, 4), atol=1e-7)
+    grey = np.array([0.5, 0.5, 0.5, 1.0])
+    values = np.stack([draw(CONFIG, 0, 0, i).colour() @ grey for i in range(300)])
+    assert 0.15 < values.min() < 0.4
+    assert 0.6 < values.max() < 0.85
+
+
+def test_depth_noise_has_the_size_it_says() -> None:
+    """2 mm of noise, unbiased, nothing invented where nothing was measured."""
+    depth = np.full((100, 100), 5000, np.uint16)
+    depth[:10] = 0
+    out = disturb_depth(depth, Augmentation(depth_noise_m=0.002, noise_seed=4))
+    assert (out[:10] == 0).all()
+    error = (out[10:].astype(float) - 5000) * DEPTH_UNIT_M
+    assert error.std() == pytest.approx(0.002, rel=0.05)
+    assert abs(error.mean()) < 1e-4
+    again = disturb_depth(depth, Augmentation(depth_noise_m=0.002, noise_seed=4))
+    assert np.array_equal(out, again)
+    assert (depth[10:] == 5000).all()
+
+
+def test_occluders_hide_picture_and_stand_in_front() -> None:
+    """An occluder behind the hand, or in the picture alone, is a thing that cannot be."""
+    config = dataclasses.replace(CONFIG, p_occluder=1.0, p_depth_holes=0.0, depth_noise_m=0.0)
+    for i in range(40):
+        change = draw(config, 0, 0, i)
+        rgb, depth = np.zeros((128, 96, 3), np.uint8), np.full((128, 96), 5000, np.uint16)
+        change = dataclasses.replace(
+            change, occluders=tuple(dataclasses.replace(p, colour=(200.0, 200.0, 200.0)) for p in change.occluders)
+        )
+        paint_rgb(rgb, change)
+        out = disturb_depth(depth, change)
+        changed = out != depth
+        painted = rgb[..., 0] > 0
+        assert 0.002 < changed.mean() < 0.6
+        assert (painted ^ changed).mean() < 0.03  # antialiased edges
+        assert ((5000 - out[changed].astype(int)) * DEPTH_UNIT_M > 0.015).all()
+
+
+def test_holes_remove_depth() -> None:
+    """A sensor leaves zeros, not a distance."""
+    config = dataclasses.replace(CONFIG, p_occluder=0.0, p_depth_holes=1.0, depth_noise_m=0.0)
+    depth = np.full((128, 96), 5000, np.uint16)
+    for i in range(40):
+        out = disturb_depth(depth, draw(config, 0, 0, i))
+        assert set(np.unique(out)) <= {0, 5000}
+    assert any((disturb_depth(depth, draw(config, 0, 0, i)) == 0).any() for i in range(5))
