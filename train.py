@@ -9,6 +9,7 @@ A wrong configuration, missing data or a step that must not be taken prints one 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -343,19 +344,13 @@ def validate(run: Run) -> bool:
         TrainingError: predictions are not finite and validation.on_nonfinite is stop.
     """
     trainer, config = run.trainer, run.config
-    average = trainer.ema.applied() if trainer.ema is not None else None
     results: dict[str, CheckedResult] = {}
     tiles: list[tuple[HandBatch, Prediction]] = []
-    if average is not None:
-        average.__enter__()
-    try:
+    with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
         for modality, loader in run.val_loaders.items():
             keep = tiles if modality == "rgbd" and config.validation.pictures else None
             results[modality] = test(trainer.model, trainer.loss, loader, run.val_set, run.context, config,
                                      baselines=run.baselines, tiles=keep)
-    finally:
-        if average is not None:
-            average.__exit__(None, None, None)
     scalars: dict[str, float] = {}
     for modality, result in results.items():
         report(result, modality, run.context)

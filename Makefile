@@ -1,0 +1,57 @@
+# make demo   a first run, from nothing: environment, stand-in hand, synthetic data, two epochs on two ranks
+# make test   the whole test suite, from nothing
+# make lint   ruff and mypy
+# make bench  the benchmarks, into runs/bench/
+# make setup  the environment alone, in .venv
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := data/demo
+DEMO_SEQUENCES ?= 72
+DEMO_FRAMES ?= 20
+DEMO_EVALUATION_SEQUENCES ?= 6
+
+.PHONY: setup demo demo-data test lint bench clean
+
+setup: $(VENV)/.ready
+
+# The stamp is newer than the requirements only after a complete install.
+$(VENV)/.ready: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "UTNet needs Python 3.11 to 3.13; $(PYTHON) is older. Use: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo-data: setup
+	$(BIN)/python -m src.hand.standin --out $(DATA)/STANDIN_RIGHT.pkl
+	$(BIN)/python -m dataloader.synthetic --out $(DATA)/HO3D_synthetic --sequences $(DEMO_SEQUENCES) \
+		--frames $(DEMO_FRAMES) --evaluation-sequences $(DEMO_EVALUATION_SEQUENCES) --seed 0 --workers 2
+
+demo: demo-data
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=2 train.py --config config/demo.yaml
+	@echo
+	@echo "Where to look:"
+	@run=$$(ls -d runs/*-demo | tail -n 1); \
+		echo "  log and scores      $$run/log.txt"; \
+		echo "  crops, truth left and prediction right   $$run/val/*.jpg"; \
+		echo "  checkpoints         $$run/checkpoints/{last,best}.pt"; \
+		echo "  curves              $(BIN)/tensorboard --logdir runs"; \
+		echo "  the data            $(DATA)/HO3D_synthetic/train/*/rgb/*.jpg"; \
+		echo "  score a checkpoint  $(BIN)/python train.py --config config/demo.yaml --evaluate $$run/checkpoints/best.pt"
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache
