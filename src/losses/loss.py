@@ -1,0 +1,191 @@
+"""All loss terms: means over what is labelled, metres, each of order 1 when training starts.
+
+A term is a mean over a sample's labelled entries, then over the samples that have any: duplicating the batch
+changes nothing, and a sample with few labelled joints counts as much as one with all. Units are divided out by
+the size of a hand (0.1 m, 0.1 of the crop, 0.1 of the wrist's depth). Computed in float32; nothing here asks the
+device for a value, and what is not finite stays so.
+
+Legend: B batch, J joints, V vertices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from src.config import LossConfig
+from src.geometry.camera import project
+from src.geometry.rotation import rotation_from_aa
+from src.hand.mano import ManoLayer
+from src.runtime.debug import trace_loss_3d
+from src.schema import HandBatch, HandEstimate, LossTerms, Prediction
+
+HAND_M = 0.1
+"""Metres of error that count 1."""
+
+SMOOTH_M = 0.01
+"""Below this error the 3D terms are quadratic, above it they grow linearly."""
+
+CROP_SHARE = 0.1
+"""Share of the crop's side that counts 1."""
+
+DEPTH_SHARE = 0.1
+"""Share of the wrist's depth that counts 1."""
+
+_NEAR_M = 0.02
+"""Joints nearer than this are projected as if they stood there; behind the camera no pixel means anything."""
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One term before the mean over samples."""
+
+    value: Tensor
+    """(B,) mean over the sample's labelled entries; 0 where there are none."""
+    has: Tensor
+    """(B,) bool, the sample has labels for this term."""
+
+
+class HandLoss(nn.Module):
+    """The training loss. Holds no parameters; move it to the device like a module.
+
+    Args:
+        config: weights; a term of weight 0 is not computed.
+        mano: decodes the labelled parameters into target vertices.
+    """
+
+    def __init__(self, config: LossConfig, mano: ManoLayer) -> None:
+        super().__init__()
+        self.config = config
+        self.mano = mano
+        mean = rotation_from_aa(mano.hands_mean.detach().reshape(15, 3).float())
+        self.register_buffer("mean_pose", mean, persistent=False)
+
+    def forward(self, prediction: Prediction, batch: HandBatch, *, trace: bool = False) -> LossTerms:
+        """The loss of a batch.
+
+        Args:
+            prediction: of this batch, crop camera.
+            batch: labels, crop camera.
+            trace: log the lines of `[Debug 3D Loss]`, which waits for the device.
+
+        Returns:
+            Total, and unweighted values and weights by name.
+        """
+        terms, weights = self._terms(prediction, batch)
+        values = {name: term.value.sum() / term.has.sum().clamp_min(1) for name, term in terms.items()}
+        total = _anchor(prediction).sum() + sum(weights[name] * value for name, value in values.items())
+        if trace and "joints_3d" in values:
+            difference = (prediction.hand.joints_root_m - batch.joints_root_m).abs()
+            trace_loss_3d(prediction.hand.joints_cam_m, batch.joints_cam_m, prediction.hand.joints_root_m,
+                          batch.joints_root_m, difference, values["joints_3d"])
+        return LossTerms(total, values, weights)
+
+    def per_sample(self, prediction: Prediction, batch: HandBatch) -> Tensor:
+        """(B,) the same total for each sample; their mean is `total` where all samples have all labels."""
+        terms, weights = self._terms(prediction, batch)
+        return _anchor(prediction) + torch.stack([weights[name] * term.value for name, term in terms.items()]).sum(0)
+
+    def _terms(self, prediction: Prediction, batch: HandBatch) -> tuple[dict[str, _Term], dict[str, float]]:
+        """Terms and weights by name."""
+        c = self.config
+        with torch.autocast(batch.rgb.device.type, enabled=False):
+            vertices = self._target_vertices(batch) if c.vertices else None
+            of_hand = {"joints_3d": c.joints_3d, "vertices": c.vertices, "joints_2d": c.joints_2d,
+                       "rotations": c.rotations, "betas": c.betas, "prior": c.prior, "root": c.root}
+            terms, weights = {}, {}
+            for prefix, hand, factor in (("", prediction.hand, 1.0), ("coarse_", prediction.coarse, c.coarse)):
+                for name, weight in of_hand.items():
+                    if weight * factor:
+                        terms[prefix + name] = self._hand_term(name, hand, batch, vertices)
+                        weights[prefix + name] = weight * factor
+            if c.votes:
+                terms["votes_3d"] = _points_3d(prediction.vote_joints_root_m, batch.joints_root_m, batch.joints_conf)
+                terms["votes_2d"] = _points_2d(prediction.vote_joints_unit, batch.joints_unit, batch.joints_conf)
+                weights["votes_3d"] = weights["votes_2d"] = c.votes
+            return terms, weights
+
+    def _hand_term(self, name: str, hand: HandEstimate, batch: HandBatch, vertices: Tensor | None) -> _Term:
+        """One term of one hand."""
+        has = batch.mano_valid
+        if name == "joints_3d":
+            return _points_3d(hand.joints_root_m, batch.joints_root_m, batch.joints_conf)
+        if name == "vertices":
+            assert vertices is not None
+            return _points_3d(hand.vertices_root_m, vertices, has[:, None].expand(vertices.shape[:2]).float())
+        if name == "joints_2d":
+            return _points_2d(_projected_unit(hand.joints_cam_m, batch), batch.joints_unit, batch.joints_conf)
+        if name == "rotations":
+            wrist = (hand.global_orient - _known(batch.global_orient, has)).square().mean(dim=(1, 2))
+            local = (hand.hand_pose - _known(batch.hand_pose, has)).square().mean(dim=(1, 2, 3))
+            return _masked(wrist + local, has)
+        if name == "betas":
+            return _masked((hand.betas - _known(batch.betas, has)).square().mean(dim=1), has)
+        if name == "prior":
+            pose = (hand.hand_pose - self.mean_pose).square().mean(dim=(1, 2, 3))
+            return _masked(hand.betas.square().mean(dim=1) + pose, torch.ones_like(has))
+        # The wrist's depth; where it stands across the picture is what joints_2d measures.
+        known = batch.joints_conf[:, 0] > 0
+        z = torch.where(known, batch.root_cam_m[:, 2], 1.0)
+        return _masked((hand.root_cam_m[:, 2] - z).abs() / z / DEPTH_SHARE, known)
+
+    @torch.no_grad()
+    def _target_vertices(self, batch: HandBatch) -> Tensor:
+        """(B, V, 3) wrist-relative vertices of the labelled parameters; the rest pose where there are none."""
+        has = batch.mano_valid
+        eye = torch.eye(3, device=has.device)
+        orient = torch.where(has[:, None, None], batch.global_orient, eye)
+        pose = torch.where(has[:, None, None, None], batch.hand_pose, eye)
+        out = self.mano(orient, pose, _known(batch.betas, has), torch.zeros_like(batch.translation_m))
+        return out.vertices_m - out.joints_m[:, :1]
+
+
+def _projected_unit(joints_cam_m: Tensor, batch: HandBatch) -> Tensor:
+    """(B, J, 3) crop camera -> (B, J, 2) in the crop as `joints_unit`: pixels over (W, H), once, minus 0.5."""
+    height, width = batch.rgb.shape[-2:]
+    in_front = torch.cat([joints_cam_m[..., :2], joints_cam_m[..., 2:].clamp_min(_NEAR_M)], dim=-1)
+    pixels = project(in_front, batch.intrinsics_crop_px)
+    return torch.stack([pixels[..., 0] / width, pixels[..., 1] / height], dim=-1) - 0.5
+
+
+def _points_3d(predicted_m: Tensor, target_m: Tensor, weight: Tensor) -> _Term:
+    """Smooth L1 of (B, P, 3) points, metres, weighted by (B, P)."""
+    error = (predicted_m - _known(target_m, weight > 0)) / HAND_M
+    loss = F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=SMOOTH_M / HAND_M)
+    return _weighted(loss.mean(dim=-1), weight)
+
+
+def _points_2d(predicted_unit: Tensor, target_unit: Tensor, weight: Tensor) -> _Term:
+    """L1 of (B, J, 2) places in the crop, weighted by (B, J)."""
+    error = (predicted_unit - _known(target_unit, weight > 0)).abs() / CROP_SHARE
+    return _weighted(error.mean(dim=-1), weight)
+
+
+def _known(target: Tensor, has: Tensor) -> Tensor:
+    """Labels with zeros where there are none: an absent label may be nan, and 0 x nan is nan."""
+    return torch.where(has.reshape(has.shape + (1,) * (target.ndim - has.ndim)), target, 0.0)
+
+
+def _weighted(error: Tensor, weight: Tensor) -> _Term:
+    """Mean of (B, P) errors with (B, P) weights over each sample."""
+    total = weight.sum(dim=1)
+    has = total > 0
+    return _Term((error * weight).sum(dim=1) / torch.where(has, total, 1.0), has)
+
+
+def _masked(value: Tensor, has: Tensor) -> _Term:
+    """(B,) values that count where `has`."""
+    return _Term(value * has.to(value.dtype), has)
+
+
+def _anchor(prediction: Prediction) -> Tensor:
+    """(B,) zeros that depend on every output: no weight of 0 leaves a parameter out of the backward pass, which
+    distributed training without a search for unused parameters needs, and no absent label hides a nan.
+    """
+    outputs = [prediction.vote_joints_root_m, prediction.vote_joints_unit]
+    for hand in (prediction.hand, prediction.coarse):
+        outputs += [hand.joints_root_m, hand.vertices_root_m, hand.betas, hand.root_cam_m]
+    return torch.stack([0.0 * output.flatten(1).sum(dim=1) for output in outputs]).sum(dim=0)

@@ -1,0 +1,265 @@
+"""The coarse hand: joints voted by image tokens, rotations from them in closed form, learned residuals on top.
+
+Why this way round: orientation is the hard part of the task and comes first. A network finds joints sooner than
+rotations, but joints average into a shrunken hand; the hand model keeps the shape. So joints are voted, turned
+into rotations in closed form without gradient (no derivative of a singular value decomposition), and a residual
+rotation that the loss does reach corrects them. Everything here runs in float32.
+
+Legend: B batch, N image tokens, D channels, J 21 joints in OPENPOSE21, S 15 local rotations in MANO16 order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from src.geometry.camera import unproject
+from src.geometry.procrustes import fit_rotation
+from src.geometry.rotation import rotation_between, rotation_from_6d
+from src.hand.joints import FINGERS, MANO16, OPENPOSE21, permutation
+from src.hand.mano import ManoLayer
+from src.models.tokens import NUM_POSE_QUERIES, PATCH
+from src.schema import HandEstimate
+
+NUM_JOINTS = len(OPENPOSE21)
+NUM_BETAS = 10
+READOUT_GRID = 8
+"""The flat read-out sees READOUT_GRID^2 cells, whatever the size of the crop."""
+
+READOUT_CHANNELS = 32
+WRIST_STEP = 0.25
+"""Wrist code 1 = a quarter of the crop in u, v and a factor exp(0.25) in depth."""
+
+JOINT_STEP_M = 0.1
+"""Joint code 1 = 10 cm, the size of a hand."""
+
+_CHAIN15 = tuple(f"{finger}_{k}" for finger in FINGERS for k in (1, 2, 3))
+"""Joints that bend, finger by finger from knuckle outwards."""
+
+_KNUCKLES = tuple(OPENPOSE21.index(f"{finger}_1") for finger in FINGERS)
+
+
+@dataclass(frozen=True)
+class HandState:
+    """A hand as the heads write it: what refinement changes and `HandDecoder` turns into a `HandEstimate`."""
+
+    global_orient: Tensor
+    """(B, 3, 3) crop camera."""
+    hand_pose: Tensor
+    """(B, S, 3, 3)."""
+    betas: Tensor
+    """(B, 10)."""
+    wrist_code: Tensor
+    """(B, 3) a with pixel (u, v) = (W, H) (0.5 + 0.25 a_uv) and z = z_ref exp(0.25 a_z)."""
+
+
+def wrist_from_code(code: Tensor, intrinsics_crop_px: Tensor, z_ref_m: Tensor, size: tuple[int, int]) -> Tensor:
+    """Wrist in the crop camera from its code, back-projected with the crop's intrinsics.
+
+    Args:
+        code: (B, 3) as in `HandState.wrist_code`.
+        intrinsics_crop_px: (B, 3, 3).
+        z_ref_m: (B,).
+        size: (H, W) pixels.
+
+    Returns:
+        (B, 3) metres.
+    """
+    height, width = size
+    extent = torch.stack([torch.full_like(z_ref_m, width), torch.full_like(z_ref_m, height)], dim=-1)
+    uv = extent * (0.5 + WRIST_STEP * code[:, :2])
+    z = z_ref_m * torch.exp(WRIST_STEP * code[:, 2])
+    return unproject(uv[:, None], z[:, None], intrinsics_crop_px)[:, 0]
+
+
+class RestSkeleton(nn.Module):
+    """Joints of the unposed hand as a linear function of shape, read off the hand model once.
+
+    Buffers only: nothing is learned, nothing goes into a checkpoint.
+    """
+
+    def __init__(self, mano: ManoLayer) -> None:
+        super().__init__()
+        shapes = torch.cat([torch.zeros(1, NUM_BETAS), torch.eye(NUM_BETAS)])
+        eye = torch.eye(3)
+        with torch.no_grad():
+            out = mano(eye.expand(11, 3, 3), eye.expand(11, 15, 3, 3), shapes, torch.zeros(11, 3))
+        joints = out.joints_m - out.joints_m[:, :1]
+        self.register_buffer("mean", joints[0].clone(), persistent=False)
+        self.register_buffer("directions", (joints[1:] - joints[:1]).permute(1, 2, 0).clone(), persistent=False)
+
+    def forward(self, betas: Tensor) -> Tensor:
+        """(B, 10) -> (B, J, 3) wrist-relative, metres, OPENPOSE21, hand model's own frame."""
+        return self.mean + torch.einsum("jck,bk->bjc", self.directions, betas)
+
+
+@torch.no_grad()
+def rotations_from_joints(joints_root_m: Tensor, rest_root_m: Tensor) -> tuple[Tensor, Tensor]:
+    """Wrist and local rotations that put a rest hand's bones where joints say they are.
+
+    The wrist is the rotation that best fits wrist-to-knuckles; each bone then swings by the smallest rotation,
+    from knuckle to tip along the kinematic tree. Twist about a bone is not seen and stays zero.
+
+    Args:
+        joints_root_m: (B, J, 3) wrist-relative, OPENPOSE21.
+        rest_root_m: (B, J, 3) the unposed hand's, any scale.
+
+    Returns:
+        (B, 3, 3) and (B, S, 3, 3) in MANO16 order, without gradient.
+    """
+    knuckles = list(_KNUCKLES)
+    wrist = fit_rotation(rest_root_m[:, knuckles], joints_root_m[:, knuckles])
+    b = joints_root_m.shape[0]
+    parent = wrist[:, None].expand(b, len(FINGERS), 3, 3)
+    swings = []
+    for k in (1, 2, 3):
+        near = [OPENPOSE21.index(f"{finger}_{k}") for finger in FINGERS]
+        far = [OPENPOSE21.index(f"{finger}_{k + 1}") for finger in FINGERS]
+        rest_bone = rest_root_m[:, far] - rest_root_m[:, near]
+        seen_bone = ((joints_root_m[:, far] - joints_root_m[:, near])[..., None, :] @ parent)[..., 0, :]
+        swing = rotation_between(rest_bone, seen_bone)
+        parent = parent @ swing
+        swings.append(swing)
+    chain = torch.stack(swings, dim=2).flatten(1, 2)
+    return wrist, chain[:, list(permutation(_CHAIN15, MANO16[1:]))]
+
+
+class HandDecoder(nn.Module):
+    """Turns a `HandState` into a hand by the hand model and the crop camera. Nothing is learned."""
+
+    def __init__(self, mano: ManoLayer, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.mano = mano
+        self.size = size
+
+    def forward(self, state: HandState, intrinsics_crop_px: Tensor, z_ref_m: Tensor) -> HandEstimate:
+        """State of B hands, (B, 3, 3), (B,) -> estimate in the crop camera."""
+        origin = torch.zeros_like(state.wrist_code)
+        out = self.mano(state.global_orient, state.hand_pose, state.betas, origin)
+        wrist = out.joints_m[:, :1]
+        return HandEstimate(
+            global_orient=state.global_orient,
+            hand_pose=state.hand_pose,
+            betas=state.betas,
+            root_cam_m=wrist_from_code(state.wrist_code, intrinsics_crop_px, z_ref_m, self.size),
+            joints_root_m=out.joints_m - wrist,
+            vertices_root_m=out.vertices_m - wrist,
+        )
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What the image tokens say together."""
+
+    summary: Tensor
+    """(B, R) features of the whole crop."""
+    joints_root_m: Tensor
+    """(B, J, 3) voted joints, wrist-relative."""
+    joints_unit: Tensor
+    """(B, J, 2) voted joints in the picture, crop = [-0.5, 0.5]."""
+
+
+class DenseReadout(nn.Module):
+    """Joints from all image tokens: 3D from their flattened features, 2D as softmax-weighted votes.
+
+    Args:
+        grid: (rows, cols) of image tokens.
+        width: D.
+        hidden: R.
+        rest_joints_m: (J, 3) the mean hand, where training starts.
+    """
+
+    def __init__(self, grid: tuple[int, int], width: int, hidden: int, rest_joints_m: Tensor) -> None:
+        super().__init__()
+        self.grid = grid
+        self.reduce = nn.Linear(width, READOUT_CHANNELS)
+        self.flat = nn.Sequential(
+            nn.Linear(READOUT_GRID**2 * READOUT_CHANNELS, hidden), nn.LayerNorm(hidden), nn.GELU(),
+            nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.GELU(),
+        )
+        self.joints = small_linear(hidden, NUM_JOINTS * 3)
+        self.votes = small_linear(width, NUM_JOINTS * 3)
+        self.register_buffer("rest", rest_joints_m.clone(), persistent=False)
+        self.register_buffer("centres", token_centres(grid), persistent=False)
+        self.register_buffer("pool_rows", pooling_matrix(READOUT_GRID, grid[0]), persistent=False)
+        self.register_buffer("pool_cols", pooling_matrix(READOUT_GRID, grid[1]), persistent=False)
+
+    def forward(self, image_tokens: Tensor) -> Readout:
+        """(B, N, D) -> what they say."""
+        b = image_tokens.shape[0]
+        cells = self.reduce(image_tokens).unflatten(1, self.grid)
+        # A product with fixed matrices: adaptive pooling has no deterministic gradient on GPUs.
+        cells = torch.einsum("pr,brcd->bpcd", self.pool_rows, cells)
+        cells = torch.einsum("qc,bpcd->bpqd", self.pool_cols, cells)
+        summary = self.flat(cells.flatten(1))
+        joints = self.rest + JOINT_STEP_M * self.joints(summary).view(b, NUM_JOINTS, 3)
+        joints = joints - joints[:, :1]
+        vote = self.votes(image_tokens).view(b, -1, NUM_JOINTS, 3)
+        share = vote[..., :1].softmax(dim=1)
+        cell = torch.tensor([1.0 / self.grid[1], 1.0 / self.grid[0]], device=vote.device)
+        place = self.centres[:, None] + cell * vote[..., 1:]
+        return Readout(summary, joints, (share * place).sum(dim=1))
+
+
+class CoarseHead(nn.Module):
+    """Voted joints -> rotations in closed form -> residual rotations, shape and wrist.
+
+    Residuals are read twice, from the summary of all image tokens (which learns quickly from scratch) and from
+    the query tokens (which say more once the backbone is good), and added.
+    """
+
+    def __init__(self, width: int, hidden: int, rest: RestSkeleton) -> None:
+        super().__init__()
+        self.rest = rest
+        self.pose_summary = small_linear(hidden, NUM_POSE_QUERIES * 6)
+        self.pose_query = small_linear(width, 6)
+        self.betas_summary = small_linear(hidden, NUM_BETAS)
+        self.betas_query = small_linear(width, NUM_BETAS)
+        self.wrist_summary = small_linear(hidden, 3)
+        self.wrist_query = small_linear(2 * width, 3)
+        self.register_buffer("identity", torch.tensor([1.0, 0, 0, 0, 1, 0]), persistent=False)
+
+    def forward(self, readout: Readout, queries: Tensor) -> HandState:
+        """Votes and (B, 19, D) [16 pose, shape, camera, intrinsics] -> a state with gradient in all parts."""
+        b = queries.shape[0]
+        pose, shape, camera = queries[:, :NUM_POSE_QUERIES], queries[:, NUM_POSE_QUERIES], queries[:, -2:]
+        betas = self.betas_summary(readout.summary) + self.betas_query(shape)
+        wrist, local = rotations_from_joints(readout.joints_root_m, self.rest(betas))
+        sixd = self.identity + self.pose_summary(readout.summary).view(b, NUM_POSE_QUERIES, 6) + self.pose_query(pose)
+        residual = rotation_from_6d(sixd)
+        code = self.wrist_summary(readout.summary) + self.wrist_query(camera.flatten(1))
+        # The wrist's own vote is the start, as with rotations: detached, and corrected by what is learned here.
+        start = torch.cat([readout.joints_unit[:, 0], torch.zeros_like(code[:, :1])], dim=-1).detach() / WRIST_STEP
+        return HandState(wrist @ residual[:, 0], local @ residual[:, 1:], betas, start + code)
+
+
+def small_linear(inputs: int, outputs: int, scale: float = 0.01) -> nn.Linear:
+    """A last layer that starts near zero: what it is added to is the first prediction."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=scale / inputs**0.5)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def token_centres(grid: tuple[int, int]) -> Tensor:
+    """(N, 2) x, y of the image tokens' centres in the units of `joints_unit`, row by row."""
+    rows, cols = grid
+
+    def axis(count: int) -> Tensor:
+        # The mean of the pixels' integer centres, over the crop's side.
+        return (PATCH * torch.arange(count) + (PATCH - 1) / 2) / (PATCH * count) - 0.5
+
+    y, x = torch.meshgrid(axis(rows), axis(cols), indexing="ij")
+    return torch.stack([x, y], dim=-1).flatten(0, 1)
+
+
+def pooling_matrix(cells: int, count: int) -> Tensor:
+    """(cells, count) rows that sum to 1: means of `count` equal intervals over `cells` equal intervals."""
+    edges = torch.arange(cells + 1) / cells
+    ends = torch.arange(count + 1) / count
+    overlap = torch.minimum(edges[1:, None], ends[None, 1:]) - torch.maximum(edges[:-1, None], ends[None, :-1])
+    return overlap.clamp_min(0.0) * cells
+
+

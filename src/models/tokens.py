@@ -1,0 +1,196 @@
+"""From a batch to tokens: picture and depth embedded on one grid, queries beside it.
+
+Depth enters through projections that start at zero, and so does the placeholder that stands where a sample
+shows no depth: at initialisation a network with depth equals one without, pretrained RGB features are not
+disturbed, and every parameter takes part in every step whatever the modality drop decided.
+
+Legend: B batch, H W crop, rows cols grid of image tokens, D channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from src.errors import ConfigError, ShapeError
+from src.models.vit import NORM_EPS
+from src.schema import HandBatch
+
+PATCH = 16
+"""Side in pixels of the square that one image token stands for, whatever the stem."""
+
+NUM_POSE_QUERIES = 16
+"""One query per rotation, MANO16 order."""
+
+
+class Tokens(NamedTuple):
+    """What the backbone is fed with."""
+
+    queries: Tensor
+    """(B, Q, D) [class token,] 16 pose, shape, camera, intrinsics."""
+    image: Tensor
+    """(B, rows * cols, D) row by row."""
+    skips: tuple[Tensor, ...]
+    """Maps of the convolutional stem at strides 8 and 4, (B, C, H / s, W / s); empty for a patch stem."""
+
+
+def grid_of(image_size: tuple[int, int]) -> tuple[int, int]:
+    """(rows, cols) of image tokens for a crop of (H, W) pixels.
+
+    Raises:
+        ConfigError: H or W is not a multiple of 16.
+    """
+    height, width = image_size
+    if height % PATCH or width % PATCH:
+        raise ConfigError(f"model.image_size: got ({height}, {width}), want multiples of {PATCH}")
+    return height // PATCH, width // PATCH
+
+
+def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, rows * cols, D) -> (B, D, rows, cols); token r * cols + c lands at row r, column c."""
+    b, n, d = tokens.shape
+    rows, cols = grid
+    if n != rows * cols:
+        raise ShapeError(f"tokens: got {n} of them, want {rows} x {cols}")
+    return tokens.transpose(1, 2).reshape(b, d, rows, cols)
+
+
+def map_to_tokens(features: Tensor) -> Tensor:
+    """(B, D, rows, cols) -> (B, rows * cols, D), row by row."""
+    return features.flatten(2).transpose(1, 2)
+
+
+def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """(rows, cols, D) positions as sines and cosines of amplitude 1: a half of the channels for y, one for x.
+
+    Wavelengths run geometrically from 4 tokens to 4 times the longer side, so that neighbours differ and the
+    ends of the crop do too. The amplitude matters: with positions of 0.02 the network stays with the mean pose.
+    """
+    if width % 4:
+        raise ConfigError(f"width of a token: got {width}, want a multiple of 4")
+    octaves = width // 4
+    longest = 4.0 * max(grid)
+    wavelength = 4.0 * (longest / 4.0) ** (torch.arange(octaves) / max(octaves - 1, 1))
+
+    def axis(count: int) -> Tensor:
+        angle = 2 * math.pi * torch.arange(count)[:, None] / wavelength
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+    rows, cols = grid
+    y = axis(rows)[:, None].expand(rows, cols, -1)
+    x = axis(cols)[None].expand(rows, cols, -1)
+    return torch.cat([y, x], dim=-1).contiguous()
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions around a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x + self.conv2(F.gelu(self.conv1(F.gelu(self.norm(x)))))
+
+
+class ConvStem(nn.Module):
+    """Strided convolutions down to one token per 16 x 16 pixels.
+
+    The first layer has stride 4: convolutions at full resolution would take most of the time of a small
+    network. Even kernels keep every output centred on its pixels, so maps and projections share coordinates.
+    """
+
+    def __init__(self, width: int, channels: tuple[int, int, int]) -> None:
+        super().__init__()
+        c4, c8, c16 = channels
+        self.rgb = nn.Conv2d(3, c4, 8, stride=4, padding=2)
+        self.depth = nn.Conv2d(2, c4, 8, stride=4, padding=2, bias=False)
+        self.stage4 = nn.Sequential(nn.GroupNorm(8, c4), nn.GELU())
+        self.stage8 = nn.Sequential(nn.Conv2d(c4, c8, 4, stride=2, padding=1), Residual(c8))
+        self.stage16 = nn.Sequential(nn.Conv2d(c8, c16, 4, stride=2, padding=1), Residual(c16))
+        self.project = nn.Sequential(nn.GroupNorm(8, c16), nn.GELU(), nn.Conv2d(c16, width, 1))
+        self.placeholder = nn.Parameter(torch.zeros(c4))
+        nn.init.zeros_(self.depth.weight)
+
+    def forward(self, rgb: Tensor, depth: Tensor, hidden: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, 3, H, W), (B, 2, H, W), (B, 1, 1, 1) 1 where depth is hidden -> tokens' map and skips."""
+        x = self.rgb(rgb) + self.depth(depth) + self.placeholder[:, None, None] * hidden
+        at4 = self.stage4(x)
+        at8 = self.stage8(at4)
+        return self.project(self.stage16(at8)), (at8, at4)
+
+
+class PatchStem(nn.Module):
+    """One linear projection per 16 x 16 patch, as in a ViT."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rgb = nn.Conv2d(3, width, PATCH, stride=PATCH)
+        self.depth = nn.Conv2d(2, width, PATCH, stride=PATCH, bias=False)
+        self.placeholder = nn.Parameter(torch.zeros(width))
+        nn.init.zeros_(self.depth.weight)
+
+    def forward(self, rgb: Tensor, depth: Tensor, hidden: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `ConvStem.forward`, with no skips."""
+        x = self.rgb(rgb) + self.depth(depth) + self.placeholder[:, None, None] * hidden
+        return x, ()
+
+
+class TokenEmbedding(nn.Module):
+    """Image tokens and query tokens of a batch.
+
+    A patch stem has a learned table of positions (pretrained weights bring theirs) and a class token, which
+    pretrained features need; a convolutional stem has fixed positions. Both start as sines of amplitude 1.
+    """
+
+    def __init__(self, image_size: tuple[int, int], width: int, *, conv_channels: tuple[int, int, int] | None) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.grid = grid_of(image_size)
+        positions = sincos_positions(self.grid, width)[None]
+        self.stem: nn.Module
+        if conv_channels is None:
+            self.stem = PatchStem(width)
+            self.positions = nn.Parameter(positions)
+            self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        else:
+            self.stem = ConvStem(width, conv_channels)
+            self.register_buffer("positions", positions, persistent=False)
+            self.register_parameter("class_token", None)
+        self.pose = nn.Parameter(torch.randn(1, NUM_POSE_QUERIES, width) * 0.02)
+        self.shape = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.camera = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.intrinsics = nn.Sequential(nn.Linear(5, width), nn.GELU(), nn.Linear(width, width),
+                                        nn.LayerNorm(width, eps=NORM_EPS))
+
+    def forward(self, batch: HandBatch) -> Tokens:
+        """Embed a batch whose crops have the configured size.
+
+        Raises:
+            ShapeError: the crop is of another size.
+        """
+        size = tuple(batch.rgb.shape[-2:])
+        if size != self.image_size:
+            raise ShapeError(f"crop: got {size[0]} x {size[1]} pixels, want model.image_size = {self.image_size}")
+        hidden = (~batch.depth_present).to(batch.rgb.dtype)[:, None, None, None]
+        image, skips = self.stem(batch.rgb, torch.cat([batch.depth, batch.depth_valid], dim=1), hidden)
+        image = map_to_tokens(image) + self.positions.flatten(1, 2)
+        b = image.shape[0]
+        camera = self.intrinsics(self._camera_numbers(batch))[:, None]
+        fixed = [self.class_token, self.pose, self.shape, self.camera]
+        queries = [token.expand(b, -1, -1) for token in fixed if token is not None]
+        return Tokens(torch.cat([*queries, camera], dim=1), image, skips)
+
+    def _camera_numbers(self, batch: HandBatch) -> Tensor:
+        """(B, 5) focal lengths and centre in fractions of the crop, log of the reference depth in metres."""
+        height, width = self.image_size
+        k = batch.intrinsics_crop_px
+        return torch.stack([k[:, 0, 0] / width, k[:, 1, 1] / height, k[:, 0, 2] / width - 0.5,
+                            k[:, 1, 2] / height - 0.5, batch.z_ref_m.log()], dim=-1)

@@ -1,0 +1,101 @@
+"""UTNet: one RGB-D crop in, one hand out. This file only wires its parts together.
+
+    batch -> tokens (picture + depth, queries) -> ViT -> dense read-out -> coarse hand
+          -> feature maps -> sampled under the coarse hand's vertices -> mesh refinement -> hand model -> hand
+
+All predictions are in the crop camera, metres. The backbone may run in bf16; everything after it, where
+rotations, skinning and projection are, runs in float32.
+
+Legend: B batch, N image tokens, Q queries, D channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from src.config import ModelConfig
+from src.hand.mano import ManoLayer
+from src.models.gcn import MeshRefiner
+from src.models.heads import CoarseHead, DenseReadout, HandDecoder, RestSkeleton
+from src.models.tokens import NUM_POSE_QUERIES, TokenEmbedding
+from src.models.upsample import FeaturePyramid
+from src.models.vertex_sampling import sample_points
+from src.models.vit import PRESETS, ViT
+from src.schema import HandBatch, Prediction
+
+_HEAD_QUERIES = NUM_POSE_QUERIES + 3
+"""pose, shape, camera, intrinsics: the last queries of the sequence."""
+
+
+class UTNet(nn.Module):
+    """The network.
+
+    At initialisation its output is the same with and without depth, and the refined hand equals the coarse one.
+
+    Args:
+        config: sizes and options.
+        mano: hand model; shared, not learned, in no checkpoint of this module.
+
+    Attributes:
+        backbone_dtype: arithmetic of tokens and ViT, float32 or bfloat16; the entry point sets it.
+    """
+
+    def __init__(self, config: ModelConfig, mano: ManoLayer) -> None:
+        super().__init__()
+        sizes = PRESETS[config.preset]
+        stem = sizes.stem if config.stem == "auto" else config.stem
+        conv = sizes.stem_channels if stem == "conv" else None
+        self.backbone_dtype = torch.float32
+        self.refine_iterations = config.refine_iterations
+        self.embed = TokenEmbedding(config.image_size, sizes.width, conv_channels=conv)
+        self.vit = ViT(sizes.width, sizes.depth, sizes.heads, drop_path=config.drop_path,
+                       activation_checkpointing=config.activation_checkpointing)
+        grid = self.embed.grid
+        rest = RestSkeleton(mano)
+        self.readout = DenseReadout(grid, sizes.width, sizes.readout_width, rest.mean)
+        self.coarse = CoarseHead(sizes.width, sizes.readout_width, rest)
+        skips = None if conv is None else (conv[1], conv[0])
+        self.pyramid = FeaturePyramid(grid, sizes.width, sizes.map_channels, skips, config.upsampling)
+        self.refiner = MeshRefiner(mano, seen=sum(sizes.map_channels), summary=sizes.readout_width,
+                                   width=sizes.graph_width, layers=sizes.graph_layers)
+        self.decoder = HandDecoder(mano, config.image_size)
+
+    def forward(self, batch: HandBatch) -> Prediction:
+        """Estimate the hand of each crop.
+
+        Args:
+            batch: crops of the configured size; labels in it are not read.
+
+        Returns:
+            Refined and coarse hand and the voted joints, float32, crop camera.
+
+        Raises:
+            ShapeError: crops of another size.
+        """
+        device = batch.rgb.device.type
+        low = self.backbone_dtype != torch.float32
+        with torch.autocast(device, dtype=self.backbone_dtype if low else None, enabled=low):
+            tokens = self.embed(batch)
+            features = self.vit(torch.cat([tokens.queries, tokens.image], dim=1))
+        with torch.autocast(device, enabled=False):
+            skips = tuple(skip.float() for skip in tokens.skips)
+            return self._hands(features.float(), tokens.queries.shape[1], skips, batch)
+
+    def _hands(self, features: Tensor, queries: int, skips: tuple[Tensor, ...], batch: HandBatch) -> Prediction:
+        """(B, Q + N, D) features of the backbone -> prediction, in float32."""
+        image = features[:, queries:]
+        readout = self.readout(image)
+        state = self.coarse(readout, features[:, queries - _HEAD_QUERIES : queries])
+        coarse = hand = self.decoder(state, batch.intrinsics_crop_px, batch.z_ref_m)
+        maps = self.pyramid(image, skips, batch.rgb)
+        for _ in range(self.refine_iterations):
+            points = torch.cat([hand.vertices_cam_m, hand.joints_cam_m], dim=1)
+            state = self.refiner(state, hand, sample_points(maps, points, batch), readout.summary)
+            hand = self.decoder(state, batch.intrinsics_crop_px, batch.z_ref_m)
+        return Prediction(hand=hand, coarse=coarse, vote_joints_root_m=readout.joints_root_m,
+                          vote_joints_unit=readout.joints_unit)
+
+    def compile_backbone(self) -> None:
+        """Compile the ViT in place; parameter names stay as they are, so checkpoints do too."""
+        self.vit.compile()

@@ -1,0 +1,165 @@
+"""Vision transformer blocks and the presets of the whole network.
+
+Pre-norm blocks whose parameter names and arithmetic are those of timm's `VisionTransformer` (fused qkv,
+LayerNorm eps 1e-6, exact GELU), so that pretrained weights fit without surgery. The transformer works on a
+plain sequence: whoever lays image tokens out keeps their (rows, cols).
+
+Legend: B batch, N tokens, D channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+
+NORM_EPS = 1e-6
+"""eps of every LayerNorm of the backbone; pretrained ViTs use it, PyTorch's default of 1e-5 shifts features."""
+
+SHORT_SEQUENCE = 320
+"""On a CPU, sequences up to this length are attended to by plain products: the fused kernel's backward pass
+takes 1.3 times their time in float32 and 4 times in bf16 (32 x 83 tokens)."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of the backbone and of what reads it."""
+
+    width: int
+    """D, channels of a token."""
+    depth: int
+    """Transformer blocks."""
+    heads: int
+    """Attention heads."""
+    stem: Literal["conv", "patch"]
+    """What `ModelConfig.stem = auto` means."""
+    stem_channels: tuple[int, int, int]
+    """Channels of the convolutional stem at strides 4, 8 and 16."""
+    map_channels: tuple[int, int, int]
+    """Channels of the feature maps at strides 16, 8 and 4 that vertices sample."""
+    readout_width: int
+    """Hidden width of the read-out that sees all image tokens."""
+    graph_width: int
+    """Channels of a node of the mesh refinement."""
+    graph_layers: int
+    """Graph convolutions of one pass of the refinement."""
+
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(192, 3, 3, "conv", (32, 64, 128), (48, 32, 24), 256, 48, 3),
+    "small": Preset(384, 12, 6, "patch", (48, 96, 192), (128, 96, 64), 512, 96, 4),
+    "base": Preset(768, 12, 12, "patch", (64, 128, 256), (192, 128, 64), 768, 128, 4),
+    "large": Preset(1024, 24, 16, "patch", (64, 128, 256), (256, 128, 64), 1024, 128, 4),
+    "huge": Preset(1280, 32, 16, "patch", (64, 128, 256), (256, 128, 64), 1024, 128, 4),
+}
+"""tiny is for 128 px and two cores (< 3 M parameters in all), huge the first version's size at 256 x 192."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        if x.device.type == "cpu" and n <= SHORT_SEQUENCE:
+            mixed = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(b, n, d))
+
+
+class Mlp(nn.Module):
+    """Two layers with GELU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Leaves a residual branch out for whole samples while training, and scales the others up.
+
+    Draws from torch's global generator, whose state a checkpoint holds: a resumed run drops the same branches.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        if self.probability == 0.0 or not self.training:
+            return branch
+        keep = 1.0 - self.probability
+        shown = torch.rand(branch.shape[0], 1, 1, device=branch.device) < keep
+        return branch * (shown.to(branch.dtype) / keep)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, 4 * width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ViT(nn.Module):
+    """Blocks and a last norm over a sequence of tokens.
+
+    Args:
+        width: D.
+        depth: blocks.
+        heads: attention heads; must divide `width`.
+        drop_path: drop probability of the last block's branches, rising linearly from 0 at the first.
+        activation_checkpointing: recompute each block in the backward pass instead of keeping it.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int, *, drop_path: float = 0.0,
+                 activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(width, heads, rate) for rate in rates)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.activation_checkpointing = activation_checkpointing
+        self.apply(_initialise)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D), normalised."""
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+        return self.norm(tokens)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Xavier weights and zero biases: attention logits of order 1 at any width."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
