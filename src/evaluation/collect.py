@@ -3,8 +3,8 @@
 The order of events is the same on every rank: (1) one all_gather of a fixed int64 header, whose
 disagreement stops everything before a byte of content moves; (2) send/recv of the indices to rank 0, which
 checks that each of the N samples is there exactly once and tells everybody; (3) send/recv of the rows in rank
-order, one fixed field order, through one small buffer, each row put at its index. A rank that raised in its loop
-sends that as its status.
+order, one fixed field order, through one small buffer, each row put at its index. A rank that raised in its
+loop sends that as its status.
 
 gloo compares neither shapes nor types, and an error of gloo names a socket, not a rank. So each rank leaves a
 mark in the group's store when it arrives, and whoever first knows the culprit leaves a note that the others

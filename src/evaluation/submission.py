@@ -1,7 +1,7 @@
 """HO3D's official files: the submission that is written, the ground truth that is read.
 
-Legend: N frames in the order of evaluation.txt, V 778 vertices. Outside: HO3D's joint order, OpenGL axes (x right,
-y up, the hand at z < 0), metres. Inside: `OPENPOSE21`, OpenCV axes, image camera, metres. This door converts.
+Legend: N frames in the order of evaluation.txt. Outside: HO3D's joint order, OpenGL axes (x right, y up, the
+hand at z < 0), metres. Inside: `OPENPOSE21`, OpenCV axes, image camera, metres. This door converts.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def write_submission(
         path of the zip.
 
     Raises:
-        DataError: the predictions fail `check_submission`; nothing is written then. Or what was read back differs.
+        DataError: the predictions fail `check_submission` (nothing is written then), or what was read back
+            differs.
     """
     xyz, verts = to_official(joints_cam_m, vertices_cam_m)
     check_submission(xyz, verts, num_frames=len(xyz) if num_frames is None else num_frames)
@@ -112,9 +113,9 @@ def read_submission(path: Path) -> tuple[Array, Array]:
         with zipfile.ZipFile(path) as archive:
             if archive.namelist() != ["pred.json"]:
                 raise DataError(f"{path}: holds {archive.namelist()}, want pred.json alone, in no folder")
-            content = json.loads(archive.read("pred.json"))
+            content = _parse(archive.read("pred.json"), path)
     else:
-        content = json.loads(path.read_bytes())
+        content = _parse(path.read_bytes(), path)
     if not isinstance(content, list) or len(content) != 2:
         raise DataError(f"{path}: want a list of two lists, joints and vertices")
     xyz = _array(content[0], len(HO3D21), f"{path} (joints)")
@@ -150,7 +151,7 @@ def check_submission(xyz: Array, verts: Array, *, num_frames: int) -> None:
     length = np.linalg.norm(xyz[:, tip] - xyz[:, wrist], axis=-1)
     if len(length) and not _SHORTEST_M <= float(np.median(length)) <= _LONGEST_M:
         raise DataError(
-            f"submission: wrist to middle fingertip is {float(np.median(length)):g} in the middle of all frames, "
+            f"submission: wrist to middle fingertip is {float(np.median(length)):g} in the median frame, "
             f"want {_SHORTEST_M:g} to {_LONGEST_M:g} m: another unit or joint order"
         )
 
@@ -162,8 +163,8 @@ def load_official_ground_truth(root: Path) -> tuple[Array, Array]:
         root: HO3D's folder.
 
     Returns:
-        (N, 21, 3) joints in `OPENPOSE21` and (N, 778, 3) vertices, OpenCV image camera, metres, float64; rows in
-        the order of evaluation.txt.
+        (N, 21, 3) joints in `OPENPOSE21` and (N, 778, 3) vertices, OpenCV image camera, metres, float64; rows
+        in the order of evaluation.txt.
 
     Raises:
         DataError: a file is missing or not what it should be.
@@ -174,23 +175,26 @@ def load_official_ground_truth(root: Path) -> tuple[Array, Array]:
         raise DataError(
             f"{root}: {' and '.join(missing)} missing, so HO3D's evaluation split cannot be scored here. The "
             "ground truth is public since November 2024: get it from the HO-3D page linked at "
-            "https://github.com/shreyashampali/ho3d and put it beside evaluation.txt. Predictions can still be "
-            "exported for the official evaluation without it."
+            "https://github.com/shreyashampali/ho3d and put it beside evaluation.txt. Predictions can still "
+            "be exported for the official evaluation without it."
         )
-    xyz = _array(_read_list(paths[0]), len(HO3D21), str(paths[0]))
-    verts = _array(_read_list(paths[1]), _NUM_VERTICES, str(paths[1]))
+    xyz = _array(_parse(paths[0].read_bytes(), paths[0]), len(HO3D21), str(paths[0]))
+    verts = _array(_parse(paths[1].read_bytes(), paths[1]), _NUM_VERTICES, str(paths[1]))
     if len(xyz) != len(verts):
         raise DataError(f"{root}: {len(xyz)} rows in {paths[0].name}, {len(verts)} in {paths[1].name}")
     return from_official(xyz, verts)
 
 
-def _read_list(path: Path) -> Any:
+def _parse(content: bytes, path: Path) -> Any:
     """Content of a JSON file."""
-    return json.loads(path.read_bytes())
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}; is the file complete?") from error
 
 
 def _write_json(file: BinaryIO, xyz: Array, verts: Array) -> None:
-    """[joints, vertices] as JSON, a few frames at a time: all numbers as Python objects would need gigabytes."""
+    """[joints, vertices] as JSON, a few frames at a time: as Python objects all would take gigabytes."""
     file.write(b"[")
     for separator, points in ((b"", xyz), (b", ", verts)):
         file.write(separator + b"[")
@@ -207,10 +211,16 @@ def _array(rows: Any, count: int, where: str) -> Array:
         raise DataError(f"{where}: want a list of frames, got {type(rows).__name__}")
     if not rows:
         return np.empty((0, count, 3), np.float64)
+    array = np.empty((len(rows), count, 3), np.float64)
     for index, row in enumerate(rows):
-        if not isinstance(row, list) or len(row) != count or any(len(point) != 3 for point in row):
-            raise DataError(f"{where}: row {index} is not {count} points of 3 numbers")
-    return np.array(rows, dtype=np.float64)
+        try:
+            points = np.asarray(row, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where}: row {index} is not {count} points of 3 numbers: {error}") from error
+        if points.shape != (count, 3):
+            raise DataError(f"{where}: row {index} has shape {points.shape}, want ({count}, 3)")
+        array[index] = points
+    return array
 
 
 def _refuse(bad: NDArray[np.bool_], name: str, what: str) -> None:
