@@ -1,0 +1,1 @@
+"""HO3D on disk -> batches on the device."""

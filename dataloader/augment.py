@@ -1,8 +1,8 @@
 """What is done to a training sample, drawn once as one frozen object and applied to everything together.
 
-The geometric part (roll, scale, shift) goes into the crop camera, so picture, depth, joints, pose and intrinsics
-follow by construction. The rest changes pixels only. Everything is drawn from (seed, epoch, sample_index): the
-same for any number of workers or ranks, and whether or not depth is shown.
+The geometric part (roll, scale, shift) goes into the crop camera, so picture, depth, joints, pose and
+intrinsics follow by construction. The rest changes pixels only. Everything is drawn from (seed, epoch,
+sample_index): the same for any number of workers or ranks, and whether or not depth is shown.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def disturb_depth(depth: NDArray[np.uint16], augmentation: Augmentation) -> NDAr
     if not (augmentation.occluders or augmentation.holes or augmentation.depth_noise_m):
         return depth
     out = depth.copy()
-    measured = depth[depth.shape[0] // 4 : -(depth.shape[0] // 4), depth.shape[1] // 4 : -(depth.shape[1] // 4)]
+    measured = depth[
+        depth.shape[0] // 4 : -(depth.shape[0] // 4), depth.shape[1] // 4 : -(depth.shape[1] // 4)
+    ]
     measured = measured[measured > 0]
     if measured.size:
         front = float(np.median(measured))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import torch
+from src.hand.mano import ManoLayer
 from torch.utils.data import DataLoader, Dataset
 
 from dataloader.collate import collate
@@ -17,7 +19,6 @@ from dataloader.samplers import SampleKey, ShardSampler, TrainSampler
 from dataloader.split import SplitName
 from src.config import RunConfig
 from src.errors import DataError, UTNetError
-from src.hand.mano import ManoLayer
 from src.runtime.seed import torch_stream
 from src.schema import HandBatch, RawBatch
 
@@ -54,7 +55,9 @@ class DeviceLoader:
     `sampler` is the batch sampler of the rank; `len` is the number of batches of the next iteration.
     """
 
-    def __init__(self, loader: DataLoader[RawBatch], sampler: TrainSampler | ShardSampler, device: torch.device) -> None:
+    def __init__(
+        self, loader: DataLoader[RawBatch], sampler: TrainSampler | ShardSampler, device: torch.device
+    ) -> None:
         self.sampler = sampler
         self.device = device
         self._loader = loader
@@ -85,7 +88,7 @@ class DeviceLoader:
             except RuntimeError as error:
                 # torch reports a killed or hung process this way; errors of ours come as values.
                 raise DataError(
-                    f"a loader process stopped: {str(error).splitlines()[0]}. Check memory and the file system; "
+                    f"a loader process stopped: {str(error).splitlines()[0]}. Check memory and file system; "
                     "dataset.num_workers=0 loads in this process and shows the cause."
                 ) from error
             if raw is None:
@@ -116,19 +119,24 @@ def build_train_loader(
 
 
 def build_eval_loader(
-    config: RunConfig, dataset: HO3DDataset, rank: int, world: int, device: torch.device, modality: Modality = "rgbd"
+    config: RunConfig,
+    dataset: HO3DDataset,
+    rank: int,
+    world: int,
+    device: torch.device,
+    modality: Modality = "rgbd",
 ) -> DeviceLoader:
-    """This rank's validation batches: fixed global batches, no augmentation, depth shown or hidden for all."""
+    """This rank's validation batches: fixed global batches, no augmentation, depth shown or hidden."""
     sampler = ShardSampler(len(dataset), config.validation.batch_size, rank, world)
     plain = dataset.view(modality=modality, augmented=False)
     return _device_loader(config, plain, sampler, device, "validation loader", rank)
 
 
-class _Fetch(Dataset[RawBatch]):
+class _Fetch(Dataset[Any]):
     """What runs in a loader process: a list of keys in, one batch out.
 
-    An error of ours is handed over as a value: torch would wrap it in a traceback of its own and lose the one line
-    that says what to do.
+    An error of ours is handed over as a value: torch would wrap it in a traceback of its own and lose the one
+    line that says what to do.
     """
 
     def __init__(self, dataset: HO3DDataset) -> None:
@@ -171,8 +179,8 @@ def _device_loader(
 def _context(device: torch.device) -> multiprocessing.context.BaseContext:
     """How loader processes start.
 
-    On the CPU fork: instant, and the index and the imports are shared. Beside a GPU a forkserver: a process forked
-    from one that holds CUDA contexts and NCCL connections inherits both, and neither survives a fork.
+    On the CPU fork: instant, and the index and the imports are shared. Beside a GPU a forkserver: a process
+    forked from one that holds CUDA contexts and NCCL connections inherits both, and neither survives a fork.
     """
     if device.type != "cuda":
         return multiprocessing.get_context("fork")
@@ -187,6 +195,6 @@ def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _as_is(batch: RawBatch | UTNetError) -> RawBatch | UTNetError:
+def _as_is(batch: Any) -> Any:
     """Batches are made by `_Fetch`, whole."""
     return batch

@@ -12,7 +12,7 @@ from src.schema import RawBatch, RawSample
 
 
 def collate(samples: Sequence[RawSample]) -> RawBatch:
-    """Stack each field along a new first axis; dtypes are kept (pixels stay uint8 and uint16 up to the device)."""
+    """Stack each field along a new first axis; dtypes are kept: pixels stay uint8 and uint16."""
     return RawBatch(
         **{
             field.name: torch.from_numpy(np.stack([getattr(sample, field.name) for sample in samples]))

@@ -1,11 +1,12 @@
 """The crop as a virtual camera: one homography moves picture, depth, intrinsics and joints together.
 
-The crop camera shares the image camera's optical centre. It is turned so that the crop's centre lies on its axis,
-rolled, and zoomed so that the square around the hand's box fits the shorter side of the crop:
+The crop camera shares the image camera's optical centre. It is turned so that the crop's centre lies on its
+axis, rolled, and zoomed so that the square around the hand's box fits the shorter side of the crop:
 `crop_from_img = K_crop R K_img^-1`, exact for pixels, and R is exact for points and rotations.
 
-Pixel coordinates are OpenCV's: a pixel's centre has whole numbers. The optical axis meets the crop at (W/2, H/2),
-so a point on it has `joints_unit` = (0, 0). Everything here is float64; it is rounded once, when a sample is made.
+Pixel coordinates are OpenCV's: a pixel's centre has whole numbers. The optical axis meets the crop at (W/2,
+H/2), so a point on it has `joints_unit` = (0, 0). Everything here is float64; it is rounded once, when a
+sample is made.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ MIN_OVERLAP = 0.02
 """Smallest share of the crop that the picture must cover."""
 
 HAND_SIDE_M = 0.125
-"""Longer side of the box around a hand's joints if it were seen at its wrist's depth; mean over the synthetic tree."""
+"""Longer side of the box around a hand's joints, seen at its wrist's depth."""
 
 CENTRE_SHARE = 0.5
 """Part of the crop's shorter side, around its centre, in which depth is read for z_ref."""
 
 CENTRE_PERCENTILE = 40.0
-"""Percentile of the depths there: nearer ones belong to fingers and occluders, farther ones to what is behind."""
+"""Percentile of the depths there: nearer ones are fingers and occluders, farther ones what is behind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +52,11 @@ class CropCamera:
     crop_from_img: Array
     """(3, 3) homography of pixels."""
     box_angle_rad: float
-    """Angle under which the longer side of the (jittered) box is seen: an input, as a detector would give it."""
+    """Angle under which the longer side of the (jittered) box is seen: as a detector would give it."""
 
     def ray_z(self) -> Array:
         """(3,) w such that w . [x, y, 1] is the image camera's z per crop camera's z at crop pixel (x, y)."""
-        return (self.rot_crop_from_img.T @ np.linalg.inv(self.intrinsics_px))[2]
+        return np.asarray(self.rot_crop_from_img[:, 2] @ np.linalg.inv(self.intrinsics_px))
 
 
 def crop_camera(
@@ -71,8 +72,8 @@ def crop_camera(
         intrinsics_img_px: (3, 3) K of the picture.
         box_px: (4,) x0, y0, x1, y1 in picture pixels, before jitter.
         size: (H, W) of the crop.
-        box_scale: side of the square shown over the box's longer side; from sqrt(2) on, a box stays inside for
-            any roll.
+        box_scale: side of the square shown over the box's longer side; from sqrt(2) on, a box stays inside
+            for any roll.
         augmentation: its roll, scale and shift are used.
 
     Raises:
@@ -80,7 +81,10 @@ def crop_camera(
     """
     side = float(max(box_px[2] - box_px[0], box_px[3] - box_px[1]))
     if not np.isfinite(box_px).all() or side < MIN_BOX_SIDE_PX:
-        raise DataError(f"hand box {np.round(box_px, 1).tolist()} px: want finite x0, y0, x1, y1, {MIN_BOX_SIDE_PX:.0f} px or more")
+        raise DataError(
+            f"hand box {np.round(box_px, 1).tolist()} px: want finite x0, y0, x1, y1, "
+            f"at least {MIN_BOX_SIDE_PX:.0f} px long"
+        )
     centre = (box_px[:2] + box_px[2:]) / 2 + side * np.asarray(augmentation.shift)
     side *= augmentation.scale
     inverse = np.linalg.inv(intrinsics_img_px)
@@ -88,7 +92,7 @@ def crop_camera(
     ray /= np.linalg.norm(ray)
     rotation = _roll(augmentation.roll_rad) @ _turn_to_axis(ray)
     focal_img = float(np.sqrt(intrinsics_img_px[0, 0] * intrinsics_img_px[1, 1]))
-    # Away from the picture's centre a length of one pixel is seen under a smaller angle, by the cosine to the axis.
+    # Away from the picture's centre a pixel is seen under a smaller angle, by the cosine to the axis.
     angle = side * float(ray[2]) / focal_img
     focal = min(size) / (box_scale * angle)
     height, width = size
@@ -120,7 +124,7 @@ def require_overlap(camera: CropCamera, picture_size: tuple[int, int], where: st
         share = area / (width * height)
     if share < MIN_OVERLAP:
         raise DataError(
-            f"{where}: empty crop, the picture covers {share:.1%} of it. The hand's box lies outside the picture: "
+            f"{where}: empty crop, the picture covers {share:.1%} of it. The hand lies outside the picture: "
             "check the annotation's axes and camMat, or lower augmentation.shift."
         )
 
@@ -165,7 +169,8 @@ def z_ref_from_box(camera: CropCamera) -> float:
 def _warp(picture: NDArray[np.uint8], camera: CropCamera, flags: int) -> NDArray[np.uint8]:
     """Resample a picture into the crop."""
     height, width = camera.size
-    return cv2.warpPerspective(picture, camera.crop_from_img, (width, height), flags=flags, borderValue=0)
+    warped = cv2.warpPerspective(picture, camera.crop_from_img, (width, height), flags=flags, borderValue=0)
+    return np.asarray(warped, np.uint8)
 
 
 def _turn_to_axis(ray: Array) -> Array:

@@ -7,6 +7,7 @@ what they miss with grey and go on.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,7 +27,7 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
         DataError: missing, unreadable or cut short.
     """
     # The stored pixels belong to camMat; an orientation tag must not turn them.
-    return _decode(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    return np.asarray(_decode(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION), np.uint8)
 
 
 def read_depth_bytes(path: Path) -> NDArray[np.uint8]:
@@ -37,9 +38,7 @@ def read_depth_bytes(path: Path) -> NDArray[np.uint8]:
     """
     picture = _decode(path, cv2.IMREAD_UNCHANGED)
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise DataError(
-            f"{path}: HO3D depth is a PNG of three 8-bit channels, got shape {picture.shape}, {picture.dtype}. {_MEND}"
-        )
+        raise DataError(f"{path}: HO3D depth is a PNG of three 8-bit channels, got {picture.shape}. {_MEND}")
     return picture
 
 
@@ -52,7 +51,7 @@ def combine_depth(picture: NDArray[np.uint8]) -> NDArray[np.uint16]:
     return high | picture[..., 2]
 
 
-def _decode(path: Path, flags: int) -> NDArray[np.uint8]:
+def _decode(path: Path, flags: int) -> NDArray[Any]:
     """Read and decode one file, refusing one that ends before its end marker."""
     try:
         data = path.read_bytes()
@@ -60,7 +59,9 @@ def _decode(path: Path, flags: int) -> NDArray[np.uint8]:
         raise DataError(f"{path}: picture cannot be read ({error.strerror}). {_MEND}") from error
     marker = _END_MARKERS.get(path.suffix)
     if marker is not None and marker not in data[-_TAIL_BYTES:]:
-        raise DataError(f"{path}: picture is cut short or not a {path.suffix} file ({len(data):,} bytes). {_MEND}")
+        raise DataError(
+            f"{path}: picture is cut short or not a {path.suffix} file ({len(data):,} bytes). {_MEND}"
+        )
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if picture is None:
         raise DataError(f"{path}: picture cannot be decoded ({len(data):,} bytes). {_MEND}")

@@ -1,7 +1,8 @@
 """HO3D on disk -> samples in UTNet's conventions. The only place where HO3D's conventions are changed.
 
 HO3D labels are OpenGL (y up, the hand at z < 0), its joints in `HO3D21` order. Here, once:
-    X = F X_gl,  R = F R_gl,  F = diag(1, -1, -1);  wrist = F (J0(betas) + handTrans);  joints to `OPENPOSE21` by name.
+    X = F X_gl,  R = F R_gl,  F = diag(1, -1, -1);  wrist = F (J0(betas) + handTrans);
+    joints to `OPENPOSE21` by name.
 Legend: N rows, J 21 joints, H W crop. Metres, radians, pixels.
 """
 
@@ -30,6 +31,7 @@ from dataloader.crop import (
 from dataloader.decode import combine_depth, read_depth_bytes, read_rgb
 from dataloader.index import AnnotationIndex, ensure_index, open_index
 from dataloader.layout import frame_path
+from dataloader.meta import ListName
 from dataloader.modality import Modality, show_depth
 from dataloader.prepare import prepare
 from dataloader.samplers import SampleKey
@@ -61,7 +63,7 @@ class Labels:
     joints_conf: NDArray[np.float32]
     """(N, J) 1 where labelled, else 0."""
     root_cam_m: NDArray[np.float32]
-    """(N, 3) J0(betas) + translation; on the evaluation split, which has no MANO labels, the annotation's wrist."""
+    """(N, 3) J0(betas) + translation; on the evaluation split, without MANO labels, its wrist."""
     global_orient: NDArray[np.float32]
     """(N, 3, 3); identity where mano_valid is false."""
     hand_pose: NDArray[np.float32]
@@ -87,7 +89,7 @@ def convert(records: NDArray[np.void], rest_root_m: NDArray[np.float32]) -> Labe
     """
     joints = records["joints"][:, _TO_OPENPOSE] * CV_FROM_GL
     wrist = joints[:, :1]
-    known = np.isfinite(joints).all(-1)
+    known = np.asarray(np.isfinite(joints).all(axis=-1))
     valid = records["mano_valid"]
     # A joint without a label stands on the wrist with weight 0: finite, so that 0 times it stays 0.
     joints = np.where(known[..., None], joints, wrist)
@@ -99,7 +101,7 @@ def convert(records: NDArray[np.void], rest_root_m: NDArray[np.float32]) -> Labe
     return Labels(
         intrinsics_img_px=records["cam_mat"],
         joints_cam_m=joints,
-        joints_conf=known.astype(np.float32),
+        joints_conf=np.asarray(known, np.float32),
         root_cam_m=root,
         global_orient=orient,
         hand_pose=rotations[:, 1:],
@@ -118,17 +120,20 @@ class HO3DDataset:
         hand: gives J0(betas); it is not kept.
 
     Raises:
-        DataError: what `ensure_index` raises, an impossible division, or labels with the hand behind the camera.
+        DataError: what `ensure_index` raises, an impossible division, or labels with the hand behind the
+            camera.
     """
 
-    def __init__(self, config: RunConfig, split: SplitName, hand: ManoLayer, *, show_progress: bool = True) -> None:
+    def __init__(
+        self, config: RunConfig, split: SplitName, hand: ManoLayer, *, show_progress: bool = True
+    ) -> None:
         if split not in ("train", "val", "evaluation"):
             raise ConfigError(f"dataset split: got {split!r}, want train, val or evaluation")
-        name = "evaluation" if split == "evaluation" else "train"
+        name: ListName = "evaluation" if split == "evaluation" else "train"
         self.config = config
         self.index_path = ensure_index(config.dataset, name, show_progress=show_progress)
-        self._name = name
-        self._index = open_index(self.index_path, name)
+        self._name: ListName = name
+        self._index: AnnotationIndex = open_index(self.index_path, name)
         self.split: Split = self._divide(split)
         self.modality: Modality = "train" if split == "train" else "rgbd"
         self.augmented = split == "train" and config.augmentation.enabled
@@ -169,7 +174,9 @@ class HO3DDataset:
         z_ref = z_ref_from_depth(depth, camera) if shown else None
         if z_ref is None:
             z_ref = z_ref_from_box(camera)
-        return _assemble(key.index, camera, change, shown, rgb, depth, z_ref, labels, self._rest_root_m[key.index])
+        return _assemble(
+            key.index, camera, change, shown, rgb, depth, z_ref, labels, self._rest_root_m[key.index]
+        )
 
     def frame_id(self, index: int) -> str:
         """`train/ABF10/0042`: list, sequence and frame of a sample."""
@@ -201,18 +208,19 @@ class HO3DDataset:
         """
         if not self.has_truth:
             raise DataError(
-                f"HO3D {self.split.name}: only the wrist is labelled. Scores need {TRUTH_FILE} (public since November "
-                f"2024) in {self.config.dataset.root_dir}; or set validation.split=val."
+                f"HO3D {self.split.name}: only the wrist is labelled. Scores need {TRUTH_FILE} (public "
+                f"since November 2024) in {self.config.dataset.root_dir}; or set validation.split=val."
             )
 
     def describe(self) -> str:
-        """One line for the log: which split, how many frames, sequences and motions, and how it was divided."""
+        """One line for the log: split, numbers of frames, sequences and motions, how it was divided."""
         used = np.unique(self._index.rows["sequence"][self.split.rows])
         motions = {motion_of(self._index.sequences[int(k)]) for k in used}
         left_out = f"; {self._index.left_out:,} unreadable frames left out" if self._index.left_out else ""
         return (
-            f"HO3D {self.config.dataset.version} {self.split.name}: {len(self):,} frames, {len(used)} sequences, "
-            f"{len(motions)} motions ({self.split.note}{left_out}; split {self.split.sha256[:12]})"
+            f"HO3D {self.config.dataset.version} {self.split.name}: {len(self):,} frames, "
+            f"{len(used)} sequences, {len(motions)} motions "
+            f"({self.split.note}{left_out}; split {self.split.sha256[:12]})"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -221,7 +229,7 @@ class HO3DDataset:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._index: AnnotationIndex = open_index(self.index_path, self._name)
+        self._index = open_index(self.index_path, self._name)
 
     def _divide(self, split: SplitName) -> Split:
         """Rows of the index that belong to this split."""
@@ -255,7 +263,9 @@ class HO3DDataset:
         intrinsics = labels.intrinsics_img_px[0].astype(np.float64)
         height, width = self.config.model.image_size
         try:
-            return crop_camera(intrinsics, labels.box_px[0], (height, width), self.config.dataset.box_scale, change)
+            return crop_camera(
+                intrinsics, labels.box_px[0], (height, width), self.config.dataset.box_scale, change
+            )
         except DataError as error:
             raise DataError(f"{self.frame_id(index)}: {error}") from error
 
@@ -273,7 +283,9 @@ class HO3DDataset:
         path = self._path(index, "depth")
         depth = read_depth_bytes(path)
         if depth.shape != picture.shape:
-            raise DataError(f"{path}: depth is {depth.shape[:2]}, its picture {picture.shape[:2]}; HO3D aligns them.")
+            raise DataError(
+                f"{path}: depth is {depth.shape[:2]}, its picture {picture.shape[:2]}; HO3D aligns them."
+            )
         return rgb, disturb_depth(combine_depth(warp_depth_bytes(depth, camera)), change)
 
 

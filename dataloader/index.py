@@ -2,8 +2,8 @@
 
 Reading 83,325 pickles takes tens of seconds, mapping the array takes none, and all processes share its pages.
 Records hold what the files say (`dataloader/meta.py`): OpenGL axes, HO3D order, metres. The index stands in
-`<root>/.utnet`, or in dataset.index_dir, as a .json (what it was made from) that names its .npy. It is made anew
-when the list file, a folder's content, the release or the format changed.
+`<root>/.utnet`, or in dataset.index_dir, as a .json (what it was made from) that names its .npy. It is made
+anew when the list file, a folder's content, the release or the format changed.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def ensure_index(config: DatasetConfig, name: ListName, *, show_progress: bool =
         path of the .json.
 
     Raises:
-        DataError: what `read_list` and `check_files` raise; too many unreadable annotations; no place to write.
+        DataError: what `read_list` and `check_files` raise; too many unreadable annotations; no place to
+            write.
     """
     frames = read_list(config, name)
     wanted = _fingerprint(config, frames)
@@ -116,7 +117,9 @@ def open_index(path: Path, name: ListName) -> AnnotationIndex:
         rows = np.load(path.parent / info["array"], mmap_mode="r")
         sequences, digest, left_out = tuple(info["sequences"]), info["sha256"], len(info["left_out"])
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"HO3D index: {path} is missing or damaged ({error}). Delete it; it is built anew.") from error
+        raise DataError(
+            f"HO3D index: {path} is missing or damaged ({error}). Delete it; it is built anew."
+        ) from error
     if rows.dtype != INDEX_DTYPE or rows.shape != (info["fingerprint"]["listed"] - left_out,):
         raise DataError(f"HO3D index: {path} does not fit its array. Delete it; it is built anew.")
     return AnnotationIndex(name, rows, sequences, digest, left_out)
@@ -153,7 +156,9 @@ def _is_current(path: Path, wanted: dict[str, Any]) -> bool:
         return False
 
 
-def _build(config: DatasetConfig, frames: FrameList, fingerprint: dict[str, Any], path: Path, show: bool) -> None:
+def _build(
+    config: DatasetConfig, frames: FrameList, fingerprint: dict[str, Any], path: Path, show: bool
+) -> None:
     """Read all annotations and write the index: the array first, then the .json that names it."""
     check_files(config, frames)
     rows, failures = _read_all(config, frames, show)
@@ -260,7 +265,8 @@ def _lock(path: Path) -> Iterator[None]:
         file = path.open("w")
     except OSError as error:
         raise DataError(
-            f"HO3D index: cannot write to {path.parent} ({error.strerror}). Set dataset.index_dir to a folder that can."
+            f"HO3D index: cannot write to {path.parent} ({error.strerror}). "
+            "Set dataset.index_dir to a folder that can be written."
         ) from error
     with file:
         deadline = time.monotonic() + _LOCK_WAIT_S

@@ -15,14 +15,14 @@ from src.errors import DataError
 KINDS = ("rgb", "depth", "meta")
 _LINE = re.compile(r"^(?P<sequence>[^/\s]+)/(?P<frame>\d{4,9})$")
 _GET_DATA = (
-    "Put HO3D there (README, 'Data'), write a synthetic tree with `python -m dataloader.synthetic --out DIR`, "
+    "Put HO3D there (README), write a synthetic tree with `python -m dataloader.synthetic --out DIR`, "
     "or set dataset.root_dir."
 )
 
 
 @dataclass(frozen=True)
 class FrameList:
-    """A list file: the frames that count, in its order. Frames on disk that it does not name are never read."""
+    """A list file: the frames that count, in its order. Others on disk are never read."""
 
     name: ListName
     frames: tuple[tuple[str, int], ...]
@@ -52,15 +52,17 @@ def read_list(config: DatasetConfig, name: ListName) -> FrameList:
     """Read train.txt or evaluation.txt.
 
     Raises:
-        DataError: no data set, no list, an empty or malformed list, a frame listed twice, or not the number of
-            training frames that dataset.expected_train_frames asks for.
+        DataError: no data set, no list, an empty or malformed list, a frame listed twice, or not the number
+            of training frames that dataset.expected_train_frames asks for.
     """
     root = config.root_dir
     path = root / f"{name}.txt"
     if not root.is_dir():
         raise DataError(f"HO3D: no data set: dataset.root_dir={root} is not a folder. {_GET_DATA}")
     if not path.is_file():
-        raise DataError(f"HO3D: {root} holds no {path.name}, so it is not the root of an HO3D release. {_GET_DATA}")
+        raise DataError(
+            f"HO3D: {root} holds no {path.name}, so it is not the root of an HO3D release. {_GET_DATA}"
+        )
     content = path.read_bytes()
     frames = _parse(content, path)
     want = config.expected_train_frames
@@ -88,7 +90,9 @@ def check_files(config: DatasetConfig, frames: FrameList) -> None:
             folder = config.root_dir / frames.name / sequence / kind
             present = _names(folder)
             end = suffix(kind, config.version)
-            missing += [folder / f"{frame_name(n)}{end}" for n in numbers if f"{frame_name(n)}{end}" not in present]
+            missing += [
+                folder / f"{frame_name(n)}{end}" for n in numbers if f"{frame_name(n)}{end}" not in present
+            ]
     if not missing:
         return
     raise DataError(
@@ -98,7 +102,7 @@ def check_files(config: DatasetConfig, frames: FrameList) -> None:
 
 
 def folder_stamp(config: DatasetConfig, frames: FrameList) -> str:
-    """Hex digest of the modification times of all folders that the list uses: changes when a file comes or goes."""
+    """Hex digest of the listed folders' modification times: changes when a file comes or goes."""
     digest = hashlib.sha256()
     for sequence in frames.sequences:
         for kind in KINDS:
@@ -117,7 +121,9 @@ def _parse(content: bytes, path: Path) -> tuple[tuple[str, int], ...]:
             continue
         match = _LINE.match(line)
         if match is None or frame_name(int(match["frame"])) != match["frame"]:
-            raise DataError(f"HO3D: {path} line {number}: got {line!r}, want SEQUENCE/FRAME such as ABF10/0042.")
+            raise DataError(
+                f"HO3D: {path} line {number}: got {line!r}, want SEQUENCE/FRAME such as ABF10/0042."
+            )
         key = (match["sequence"], int(match["frame"]))
         if key in frames:
             raise DataError(f"HO3D: {path} line {number}: {line} is listed twice.")

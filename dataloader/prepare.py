@@ -1,4 +1,5 @@
-"""Integers -> network input, on whatever device the batch is: colour, normalisation, depth scaling, projections.
+"""Integers -> network input, on whatever device the batch is: colour, normalisation, depth scaling,
+projections.
 
 Nothing here waits for the device: no `.item()`, no boolean indexing, no shape that depends on values.
 """

@@ -1,7 +1,8 @@
 """Which samples make a batch, on which rank: pure functions of seed, epoch, rank and world size.
 
-Validation: fixed global batches dealt to ranks in turn, so the composition of a batch is the same for any number
-of ranks. Training: one permutation per epoch, cut into global micro-batches. Nothing here touches a global RNG.
+Validation: fixed global batches dealt to ranks in turn, so the composition of a batch is the same for any
+number of ranks. Training: one permutation per epoch, cut into global micro-batches. Nothing here touches a
+global RNG.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class SampleKey:
 def validation_batches(num_samples: int, batch_size: int, rank: int, world: int) -> list[range]:
     """Rank's share of the fixed global batches: batch b holds samples [b * batch_size, (b + 1) * batch_size).
 
-    Rank r takes batches r, r + world, r + 2 world, ... The last batch may be short, a rank may have none; nothing
-    is padded, so every sample is in exactly one batch of one rank.
+    Rank r takes batches r, r + world, r + 2 world, ... The last batch may be short, a rank may have none;
+    nothing is padded, so every sample is in exactly one batch of one rank.
 
     Args:
         num_samples: N >= 0.
@@ -41,8 +42,8 @@ def validation_batches(num_samples: int, batch_size: int, rank: int, world: int)
     """
     if num_samples < 0 or batch_size < 1 or not 0 <= rank < world:
         raise ConfigError(
-            f"validation shards: got num_samples={num_samples}, batch_size={batch_size}, rank={rank}, world={world}; "
-            "want num_samples >= 0, batch_size >= 1 and 0 <= rank < world"
+            f"validation shards: got num_samples={num_samples}, batch_size={batch_size}, rank={rank}, "
+            f"world={world}; want num_samples >= 0, batch_size >= 1 and 0 <= rank < world"
         )
     starts = range(rank * batch_size, num_samples, world * batch_size)
     return [range(start, min(start + batch_size, num_samples)) for start in starts]
@@ -64,10 +65,10 @@ class ShardSampler(Sampler[list[SampleKey]]):
 class TrainSampler(Sampler[list[SampleKey]]):
     """Batch sampler of one rank's training micro-batches.
 
-    An epoch is one permutation drawn from (seed, epoch), cut into micro-batches of `batch_size`. With accumulation
-    A and W ranks, optimiser step s consumes micro-batches s W A ... (s + 1) W A - 1, and rank r runs micro-batch
-    s W A + a W + r as its a-th: all ranks do the same number of passes, a sample is seen at most once per epoch,
-    and what does not fill a last step is left out (another part in each epoch).
+    An epoch is one permutation drawn from (seed, epoch), cut into micro-batches of `batch_size`. With
+    accumulation A and W ranks, optimiser step s consumes micro-batches s W A ... (s + 1) W A - 1, and rank r
+    runs micro-batch s W A + a W + r as its a-th: all ranks do the same number of passes, a sample is seen at
+    most once per epoch, and what does not fill a last step is left out (another part in each epoch).
 
     Args:
         num_samples: N of the training split.
@@ -112,7 +113,8 @@ class TrainSampler(Sampler[list[SampleKey]]):
         self.epoch, self.start_step = 0, 0
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Choose the epoch of the next iteration, and the optimiser step it starts from (resume inside an epoch).
+        """Choose the epoch of the next iteration, and the optimiser step it starts from (resume inside an
+        epoch).
 
         Raises:
             ConfigError: start_step is not inside the epoch (it may equal its length: nothing is left).

@@ -1,7 +1,7 @@
 """How the training list is divided into `train` and `val`: integers and one named stream, nothing global.
 
-By frame, neighbouring frames and other cameras of the same instant stand on the other side, so the score measures
-interpolation. By sequence, whole motions (all their cameras) are held out.
+By frame, neighbouring frames and other cameras of the same instant stand on the other side, so the score
+measures interpolation. By sequence, whole motions (all their cameras) are held out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Split:
 
     name: SplitName
     rows: NDArray[np.int64]
-    """(N,) rows of the index, ascending: row `sample_index` of the split is `rows[sample_index]` of the index."""
+    """(N,) rows of the index, ascending: sample `i` of the split is row `rows[i]` of the index."""
     sha256: str
     """Hex digest of the list file's content, the division and the rows."""
     note: str
@@ -39,7 +39,7 @@ class Split:
 
 
 def motion_of(sequence: str) -> str:
-    """Name of the motion that a sequence films: its name without the camera digit (ABF10 ... ABF14 -> ABF1)."""
+    """Name of the motion that a sequence films: without the camera digit (ABF10 ... ABF14 -> ABF1)."""
     return sequence[:-1] if len(sequence) > 1 and sequence[-1].isdigit() else sequence
 
 
@@ -74,11 +74,17 @@ def divide(
     rows = np.flatnonzero(held_out if name == "val" else ~held_out).astype(np.int64)
     if len(rows) == 0:
         raise DataError(
-            f"split {name}: no frame left of {total:,} (split.by={config.by}, split.val_percent={config.val_percent}). "
+            f"split {name}: no frame left of {total:,} (split.by={config.by}, "
+            f"split.val_percent={config.val_percent}). "
             "Use a larger data set or another split.val_percent."
         )
     share = f"{len(rows):,} of {total:,} frames"
-    return Split(name, rows, split_digest(name, rows, list_sha256), f"{share}, by {config.by}, seed {config.seed}; {note}")
+    return Split(
+        name,
+        rows,
+        split_digest(name, rows, list_sha256),
+        f"{share}, by {config.by}, seed {config.seed}; {note}",
+    )
 
 
 def whole_list(total: int, list_sha256: str) -> Split:
@@ -102,12 +108,15 @@ def _held_out_motions(
     motions = sorted({motion_of(sequence) for sequence in sequences})
     if len(motions) < 2:
         raise DataError(
-            f"split.by=sequence holds whole motions out, but the list has only {len(motions)} ({', '.join(motions)}). "
+            f"split.by=sequence holds whole motions out, but the list has only {len(motions)} "
+            f"({', '.join(motions)}). "
             "Use a data set with more motions, or split.by=frame."
         )
     count = max(1, len(motions) * config.val_percent // 100)
     drawn = stream(config.seed, "split", "sequence").permutation(len(motions))[:count]
     chosen = {motions[i] for i in drawn}
     held = np.array([motion_of(sequence) in chosen for sequence in sequences], bool)
-    note = f"{count} of {len(motions)} whole motions held out ({int(held.sum())} of {len(sequences)} sequences)"
+    note = (
+        f"{count} of {len(motions)} whole motions held out ({int(held.sum())} of {len(sequences)} sequences)"
+    )
     return held[np.asarray(sequence_of_row, np.int64)], note

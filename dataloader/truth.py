@@ -25,7 +25,9 @@ def truth_digest(config: DatasetConfig) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def read_evaluation_joints(config: DatasetConfig, wrists_m: NDArray[np.float32]) -> NDArray[np.float32] | None:
+def read_evaluation_joints(
+    config: DatasetConfig, wrists_m: NDArray[np.float32]
+) -> NDArray[np.float32] | None:
     """Labelled joints of the evaluation split, checked against the wrists of the annotations.
 
     Args:
@@ -47,7 +49,9 @@ def read_evaluation_joints(config: DatasetConfig, wrists_m: NDArray[np.float32])
         raise DataError(f"{path}: ground truth is not a list of N x 21 x 3 numbers ({error}).") from error
     want = (len(wrists_m), 21, 3)
     if joints.shape != want or not np.isfinite(joints).all():
-        raise DataError(f"{path}: ground truth has shape {joints.shape}, want {want}, all finite. Download it again.")
+        raise DataError(
+            f"{path}: ground truth has shape {joints.shape}, want {want}, all finite. Download it again."
+        )
     gap = np.linalg.norm(joints[:, 0] - wrists_m, axis=1)
     if np.median(gap) > _WRIST_TOLERANCE_M:
         raise DataError(

@@ -76,7 +76,9 @@ def test_disabled_is_unchanged() -> None:
 
 def test_colour_strength_zero_is_identity_and_grey_stays_mild() -> None:
     """The matrix acts on [0, 1]; written for 0..255 it would bleach every picture."""
-    np.testing.assert_allclose(draw(dataclasses.replace(CONFIG, colour=0.0), 0, 0, 0).colour(), np.eye(3, 4), atol=1e-7)
+    np.testing.assert_allclose(
+        draw(dataclasses.replace(CONFIG, colour=0.0), 0, 0, 0).colour(), np.eye(3, 4), atol=1e-7
+    )
     grey = np.array([0.5, 0.5, 0.5, 1.0])
     values = np.stack([draw(CONFIG, 0, 0, i).colour() @ grey for i in range(300)])
     assert 0.15 < values.min() < 0.4
@@ -104,7 +106,8 @@ def test_occluders_hide_picture_and_stand_in_front() -> None:
         change = draw(config, 0, 0, i)
         rgb, depth = np.zeros((128, 96, 3), np.uint8), np.full((128, 96), 5000, np.uint16)
         change = dataclasses.replace(
-            change, occluders=tuple(dataclasses.replace(p, colour=(200.0, 200.0, 200.0)) for p in change.occluders)
+            change,
+            occluders=tuple(dataclasses.replace(p, colour=(200.0, 200.0, 200.0)) for p in change.occluders),
         )
         paint_rgb(rgb, change)
         out = disturb_depth(depth, change)

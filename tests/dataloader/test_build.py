@@ -56,7 +56,7 @@ def by_index(batches: list[HandBatch]) -> dict[int, HandSample]:
 
 
 def test_a_batch_row_is_the_sample_of_its_index(tree: Tree) -> None:
-    """sample_index travels with the prediction; if it named another frame every per-sample result would lie."""
+    """sample_index travels with the prediction; naming another frame, every result per sample would lie."""
     dataset = dataset_of(config_of(tree[0]), "val")
     rows = by_index(list(build_eval_loader(dataset.config, dataset, 0, 1, CPU)))
     assert sorted(rows) == list(range(6))
@@ -66,7 +66,7 @@ def test_a_batch_row_is_the_sample_of_its_index(tree: Tree) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_loader_processes_do_not_change_an_epoch(tree: Tree, workers: int) -> None:
-    """Runs on machines with other core counts must be the same run, in every epoch of persistent processes."""
+    """Runs on machines with other core counts must be the same run, in every epoch."""
     config = config_of(tree[0], workers)
     dataset = dataset_of(config, "train")
     alone = build_train_loader(config_of(tree[0]), dataset, 0, 1, CPU)
@@ -84,7 +84,9 @@ def test_ranks_share_an_epoch_without_changing_it(tree: Tree) -> None:
     config = config_of(tree[0])
     dataset = dataset_of(config, "train")
     whole = by_index(epoch_of(build_train_loader(config, dataset, 0, 1, CPU), 2))
-    parts = [batch for rank in range(3) for batch in epoch_of(build_train_loader(config, dataset, rank, 3, CPU), 2)]
+    parts = [
+        batch for rank in range(3) for batch in epoch_of(build_train_loader(config, dataset, rank, 3, CPU), 2)
+    ]
     shared = by_index(parts)
     assert shared.keys() == whole.keys()
     assert all(equal(shared[i], whole[i]) for i in whole)
@@ -116,7 +118,7 @@ def test_an_epoch_may_end_early_and_start_again(tree: Tree) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loaders_leave_global_randomness_alone(tree: Tree, workers: int) -> None:
-    """torch's loader draws from the global RNG at each start: weights would depend on how often one validates."""
+    """torch's loader draws from the global RNG at each start: weights would depend on validation."""
     config = config_of(tree[0], workers)
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002 - the global state is what is watched

@@ -43,7 +43,8 @@ def dataset_of(config: RunConfig, split: str) -> HO3DDataset:
 def equal(a: HandSample | RawSample, b: HandSample | RawSample) -> bool:
     """Every field bit for bit."""
     return all(
-        np.array_equal(np.asarray(getattr(a, f.name)), np.asarray(getattr(b, f.name))) for f in dataclasses.fields(a)
+        np.array_equal(np.asarray(getattr(a, f.name)), np.asarray(getattr(b, f.name)))
+        for f in dataclasses.fields(a)
     )
 
 
@@ -63,7 +64,7 @@ def test_labels_pass_the_door_once(tree: Tree) -> None:
 
 
 def test_wrist_comes_from_the_hand_model(tree: Tree) -> None:
-    """root = J0(betas) + translation: the translation alone is 96 mm off, and joints[0] would hide any error."""
+    """root = J0(betas) + translation: the translation alone is 96 mm off, joints[0] would hide errors."""
     root, frames = tree
     dataset = dataset_of(run_config(root, augmentation={"enabled": False}), "train")
     sample = dataset[3]
@@ -75,7 +76,7 @@ def test_wrist_comes_from_the_hand_model(tree: Tree) -> None:
 
 
 def test_root_does_not_follow_the_joints(tmp_path: Path) -> None:
-    """`GT centered by root` compares two independent paths; a root read from the joints would always say 0."""
+    """`GT centered by root` compares two independent paths; a root read from the joints always says 0."""
     frames = write_tree(tmp_path, {"MC1": 10})
     key = "train/MC1/0001"
     meta = train_meta(frames[key])
@@ -99,7 +100,8 @@ def test_root_does_not_follow_the_joints(tmp_path: Path) -> None:
 def test_projected_joints_lie_on_painted_pixels(tree: Tree, split: str) -> None:
     """Colour and depth under every visible joint are that joint's (lessons 1, 3, 4, 8, 17).
 
-    Discs have a radius of 5 picture pixels and 2 crop pixels or more; the nearest crop pixel is at most 0.7 away.
+    Discs have a radius of 5 picture pixels and 2 crop pixels or more; the nearest crop pixel is at most 0.7
+    away.
     """
     root, frames = tree
     config = run_config(root, image_size=(256, 192), split={"val_percent": 50}, augmentation=CLEAN)
@@ -158,9 +160,15 @@ def test_dropped_depth_is_never_read(tree: Tree, monkeypatch: pytest.MonkeyPatch
     """Decoding depth is 80 % of the cost: the modality is decided before a file is opened."""
     read: list[str] = []
     original = ho3d_dataset.read_depth_bytes
-    monkeypatch.setattr(ho3d_dataset, "read_depth_bytes", lambda path: (read.append(path.name), original(path))[1])
+    monkeypatch.setattr(
+        ho3d_dataset, "read_depth_bytes", lambda path: (read.append(path.name), original(path))[1]
+    )
     dataset = dataset_of(run_config(tree[0]), "train")
-    shown = [bool(dataset.raw(SampleKey(i, epoch)).depth_present) for i in range(len(dataset)) for epoch in range(12)]
+    shown = [
+        bool(dataset.raw(SampleKey(i, epoch)).depth_present)
+        for i in range(len(dataset))
+        for epoch in range(12)
+    ]
     assert len(read) == sum(shown)
     # 264 draws of probability 0.6: three standard errors are 0.09
     assert np.mean(shown) == pytest.approx(1 - 0.4, abs=0.1)
@@ -175,7 +183,7 @@ def test_dropped_depth_is_never_read(tree: Tree, monkeypatch: pytest.MonkeyPatch
 
 
 def test_inputs_do_not_know_the_labels_depth(tmp_path: Path) -> None:
-    """The same picture labelled 30 % farther gives the same inputs: nothing leaks into crop or z_ref (lesson 19)."""
+    """The same picture labelled 30 % farther gives the same inputs, crop and z_ref (lesson 19)."""
     inputs = []
     for k, factor in enumerate((1.0, 1.3)):
         root = tmp_path / str(k)
@@ -184,7 +192,9 @@ def test_inputs_do_not_know_the_labels_depth(tmp_path: Path) -> None:
             moved = dataclasses.replace(frame, joints={name: p * factor for name, p in frame.joints.items()})
             write_meta(root / f"train/MC1/meta/{key[-4:]}.pkl", train_meta(moved))
         dataset = dataset_of(run_config(root, split={"val_percent": 50}), "val")
-        inputs.append([dataset[i] for i in range(len(dataset))] + [dataset.view(modality="rgb", augmented=False)[0]])
+        inputs.append(
+            [dataset[i] for i in range(len(dataset))] + [dataset.view(modality="rgb", augmented=False)[0]]
+        )
     for near, far in zip(*inputs, strict=True):
         assert torch.allclose(far.joints_cam_m, 1.3 * near.joints_cam_m, atol=1e-4)
         for field in ("rgb", "depth", "z_ref_m", "intrinsics_crop_px", "rot_crop_from_img"):
@@ -219,7 +229,7 @@ def test_validation_sees_no_augmentation(tree: Tree) -> None:
 
 
 def test_box_jitter_moves_the_crop(tree: Tree) -> None:
-    """Boxes of a detector are never exact; a network trained on exact ones reads them as labels (lesson 19)."""
+    """Boxes of a detector are never exact; a network would read exact ones as labels (lesson 19)."""
     dataset = dataset_of(run_config(tree[0]), "train")
     wrists = np.stack([dataset.raw(SampleKey(0, epoch)).z_ref_m for epoch in range(8)])
     focal = np.stack([dataset.raw(SampleKey(0, epoch)).intrinsics_crop_px[0, 0] for epoch in range(8)])
@@ -228,7 +238,7 @@ def test_box_jitter_moves_the_crop(tree: Tree) -> None:
 
 
 def test_evaluation_without_truth_labels_the_wrist_only(tmp_path: Path) -> None:
-    """No label is invented: everything but the wrist weighs nothing, and scoring is refused with the file's name."""
+    """No label is invented: all but the wrist weighs nothing, and scoring is refused."""
     frames = write_tree(tmp_path, {"MC1": 1}, {"SM1": 2}, truth=False)
     dataset = dataset_of(run_config(tmp_path), "evaluation")
     sample, frame = dataset[1], frames[dataset.frame_id(1)]
@@ -247,7 +257,10 @@ def test_evaluation_with_truth_shows_the_same_crops(tmp_path: Path) -> None:
     blind_root, root = tmp_path / "blind", tmp_path / "truth"
     write_tree(blind_root, {"MC1": 1}, {"SM1": 2}, truth=False)
     frames = write_tree(root, {"MC1": 1}, {"SM1": 2}, truth=True)
-    blind, dataset = dataset_of(run_config(blind_root), "evaluation"), dataset_of(run_config(root), "evaluation")
+    blind, dataset = (
+        dataset_of(run_config(blind_root), "evaluation"),
+        dataset_of(run_config(root), "evaluation"),
+    )
     dataset.require_truth()
     for i in range(2):
         sample = dataset[i]
@@ -265,7 +278,9 @@ def test_labels_that_were_never_opengl_are_refused(tmp_path: Path) -> None:
     frames = write_tree(tmp_path, {"MC1": 2})
     for key, frame in frames.items():
         meta = train_meta(frame)
-        write_meta(tmp_path / f"train/MC1/meta/{key[-4:]}.pkl", meta | {"handJoints3D": meta["handJoints3D"] @ FLIP})
+        write_meta(
+            tmp_path / f"train/MC1/meta/{key[-4:]}.pkl", meta | {"handJoints3D": meta["handJoints3D"] @ FLIP}
+        )
     with pytest.raises(DataError, match="behind the camera"):
         dataset_of(run_config(tmp_path, split={"val_percent": 50}), "train")
 
@@ -278,7 +293,9 @@ def test_a_picture_that_cannot_be_read_names_its_file(tmp_path: Path) -> None:
     (tmp_path / f"train/MC1/depth/{frame}.png").write_bytes(b"")
     with pytest.raises(DataError, match=rf"MC1/depth/{frame}.png.*Re-extract"):
         dataset[0]
-    write_pictures(tmp_path / "train/MC1", frame, np.zeros((480, 640, 3), np.uint8), np.zeros((100, 100), np.uint16))
+    write_pictures(
+        tmp_path / "train/MC1", frame, np.zeros((480, 640, 3), np.uint8), np.zeros((100, 100), np.uint16)
+    )
     with pytest.raises(DataError, match="aligns them"):
         dataset[0]
 

@@ -34,7 +34,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Paths of the annotations that are read."""
     seen: list[Path] = []
     original = index_module.read_meta
-    monkeypatch.setattr(index_module, "read_meta", lambda path, name: (seen.append(path), original(path, name))[1])
+    monkeypatch.setattr(
+        index_module, "read_meta", lambda path, name: (seen.append(path), original(path, name))[1]
+    )
     return seen
 
 
@@ -94,9 +96,14 @@ def test_a_damaged_index_is_built_anew(tmp_path: Path, reads: list[Path]) -> Non
     assert len(reads) == 21
 
 
-@pytest.mark.parametrize("defect", ["none", "missing key", "missing file", "garbage", "nan", "short", "unsafe"])
-def test_unreadable_annotations_are_counted(tmp_path: Path, defect: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "defect", ["none", "missing key", "missing file", "garbage", "nan", "short", "unsafe"]
+)
+def test_unreadable_annotations_are_counted(
+    tmp_path: Path, defect: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One bad frame must stop a run by name, and the user may decide to go on without it."""
+    monkeypatch.chdir(tmp_path)
     frames = write_tree(tmp_path, SEQUENCES)
     path = tmp_path / "train/MC1/meta/0003.pkl"
     meta = train_meta(frames["train/MC1/0003"])
@@ -114,7 +121,9 @@ def test_unreadable_annotations_are_counted(tmp_path: Path, defect: str, caplog:
         write_meta(path, meta | {"handJoints3D": np.zeros((16, 3))})
     else:
         path.write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
-    with pytest.raises(DataError, match=r"1 of 7 frames unreadable \(first: .*train/MC1/meta/0003.pkl.*max_unreadable=1"):
+    with pytest.raises(
+        DataError, match=r"1 of 7 frames unreadable \(first: .*train/MC1/meta/0003.pkl.*max_unreadable=1"
+    ):
         build(tmp_path)
     assert not (tmp_path / "ran").exists()
     with caplog.at_level("WARNING", logger="utnet"):
@@ -129,7 +138,7 @@ def test_unreadable_annotations_are_counted(tmp_path: Path, defect: str, caplog:
 
 @pytest.mark.parametrize("kind", ["rgb", "depth"])
 def test_a_listed_frame_without_its_picture_is_named(tmp_path: Path, kind: str) -> None:
-    """Found before training starts, not in its third hour; also when it disappears after the index was built."""
+    """Found before training starts, not in its third hour; also if it goes after the index was built."""
     write_tree(tmp_path, SEQUENCES)
     build(tmp_path)
     path = next((tmp_path / "train/MC1" / kind).glob("0005.*"))
@@ -148,7 +157,12 @@ def test_the_other_release_is_recognised(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "is empty"), ("\n\n", "is empty"), ("ABF10/0001\nABF10/0001\n", "listed twice"), ("ABF10\n", "line 1")],
+    [
+        ("", "is empty"),
+        ("\n\n", "is empty"),
+        ("ABF10/0001\nABF10/0001\n", "listed twice"),
+        ("ABF10\n", "line 1"),
+    ],
 )
 def test_a_broken_list_is_one_clear_error(tmp_path: Path, content: str, message: str) -> None:
     """An empty train.txt must not become a training run of zero steps."""
@@ -238,13 +252,22 @@ def test_public_ground_truth_is_taken_in_and_checked(tmp_path: Path) -> None:
     """Ground truth of another order or another axis would give scores of somebody else's frames."""
     frames = write_tree(tmp_path, {"MC1": 1}, {"SM1": 3}, truth=False)
     assert not build(tmp_path, "evaluation").rows["joints_known"].any()
-    rows = np.stack([f.array(HO3D21) for key, f in frames.items() if key.startswith("evaluation")]) * [1, -1, -1]
+    rows = np.stack([f.array(HO3D21) for key, f in frames.items() if key.startswith("evaluation")]) * [
+        1,
+        -1,
+        -1,
+    ]
     path = tmp_path / "evaluation_xyz.json"
     path.write_text(json.dumps(rows.tolist()))
     index = build(tmp_path, "evaluation")  # the new file is noticed
     assert index.rows["joints_known"].all()
     np.testing.assert_allclose(index.rows["joints"], rows, atol=1e-7)
-    for wrong, message in ((rows[::-1], "mm"), (rows * [1, -1, -1], "mm"), (rows * 1000, "mm"), (rows[:2], "shape")):
+    for wrong, message in (
+        (rows[::-1], "mm"),
+        (rows * [1, -1, -1], "mm"),
+        (rows * 1000, "mm"),
+        (rows[:2], "shape"),
+    ):
         path.write_text(json.dumps(wrong.tolist()))
         with pytest.raises(DataError, match=message):
             build(tmp_path, "evaluation")

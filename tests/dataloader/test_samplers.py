@@ -15,7 +15,12 @@ from src.errors import ConfigError
 @given(st.integers(0, 400), st.integers(1, 70), st.integers(1, 9))
 def test_validation_shards_hold_every_sample_once(num_samples: int, batch_size: int, world: int) -> None:
     """A sample that is padded in or left out moves the metric of a run (lesson 11)."""
-    seen = [i for rank in range(world) for batch in validation_batches(num_samples, batch_size, rank, world) for i in batch]
+    seen = [
+        i
+        for rank in range(world)
+        for batch in validation_batches(num_samples, batch_size, rank, world)
+        for i in batch
+    ]
     assert sorted(seen) == list(range(num_samples))
 
 
@@ -38,7 +43,8 @@ def test_ranks_without_batches_are_allowed() -> None:
 def test_training_ranks_share_an_epoch(num_samples: int, batch: int, world: int, accumulation: int) -> None:
     """A sample seen by two ranks, or ranks with different step counts, would bias or hang training."""
     samplers = [
-        TrainSampler(num_samples, batch, rank, world, seed=3, accumulation=accumulation) for rank in range(world)
+        TrainSampler(num_samples, batch, rank, world, seed=3, accumulation=accumulation)
+        for rank in range(world)
     ]
     batches = [list(sampler) for sampler in samplers]
     steps = num_samples // (batch * world * accumulation)
@@ -48,10 +54,12 @@ def test_training_ranks_share_an_epoch(num_samples: int, batch: int, world: int,
 
 
 def test_one_step_sees_the_same_samples_for_any_ranks_and_accumulation() -> None:
-    """The global batch must not depend on how it is divided, or runs at 1 and 4 ranks are different experiments."""
+    """The global batch must not depend on how it is divided, or runs at 1 and 4 ranks differ."""
+
     def step_sets(world: int, accumulation: int, batch: int) -> list[set[int]]:
         parts = [
-            list(TrainSampler(96, batch, rank, world, seed=0, accumulation=accumulation)) for rank in range(world)
+            list(TrainSampler(96, batch, rank, world, seed=0, accumulation=accumulation))
+            for rank in range(world)
         ]
         steps = len(parts[0]) // accumulation
         return [
@@ -63,7 +71,7 @@ def test_one_step_sees_the_same_samples_for_any_ranks_and_accumulation() -> None
 
 
 def test_epochs_differ_and_repeat() -> None:
-    """The same epoch again must be the same (resume), another epoch another order, and keys carry the epoch."""
+    """The same epoch again must be the same (resume), another epoch another order; keys carry it."""
     sampler = TrainSampler(64, 4, 0, 2, seed=0)
     first = list(sampler)
     sampler.set_epoch(1)

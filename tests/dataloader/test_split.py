@@ -10,7 +10,9 @@ from src.config import SplitConfig
 from src.errors import DataError
 
 FRAMES = 83_325
-SEQUENCES = tuple(f"{name}{k}" for name in ("ABF1", "BB1", "GPMF1", "MC", "SMu4", "ND", "SiBF1") for k in range(8))[:55]
+SEQUENCES = tuple(
+    f"{name}{k}" for name in ("ABF1", "BB1", "GPMF1", "MC", "SMu4", "ND", "SiBF1") for k in range(8)
+)[:55]
 SEQUENCE_OF_ROW = np.arange(FRAMES) * len(SEQUENCES) // FRAMES
 
 
@@ -41,7 +43,12 @@ def test_split_is_fixed_by_its_own_seed() -> None:
 
 def test_split_hash_tells_sides_and_lists_apart() -> None:
     """Ranks with different data must notice before they collect."""
-    hashes = {side("val").hash64, side("train").hash64, side("val", seed=43).hash64, whole_list(8332, "list").hash64}
+    hashes = {
+        side("val").hash64,
+        side("train").hash64,
+        side("val", seed=43).hash64,
+        whole_list(8332, "list").hash64,
+    }
     other = divide("val", SplitConfig(), SEQUENCE_OF_ROW, SEQUENCES, "another list")
     assert len(hashes | {other.hash64}) == 5
 

@@ -41,7 +41,9 @@ class FanHand:
 
     def rest_root_m(self, betas: torch.Tensor) -> torch.Tensor:
         """(N, 10) -> (N, 3)."""
-        return (torch.from_numpy(self.base) + betas.double() @ torch.from_numpy(self.directions.T)).to(betas.dtype)
+        return (torch.from_numpy(self.base) + betas.double() @ torch.from_numpy(self.directions.T)).to(
+            betas.dtype
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ def make_frame(rng: np.random.Generator) -> Frame:
 
 
 def paint(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """RGB picture and depth in units: a grey wall behind the hand, and a disc at each joint's pixel and depth."""
+    """RGB picture and depth in units: a grey wall, and a disc at each joint's pixel and depth."""
     rgb = np.full((*SIZE, 3), 90, np.uint8)
     depth = np.full(SIZE, 0.03 + max(joint[2] for joint in frame.joints.values()))
     names = sorted(OPENPOSE21, key=lambda name: -frame.joints[name][2])
@@ -97,7 +99,12 @@ def write_pictures(folder: Path, frame: str, rgb: np.ndarray, depth: np.ndarray,
     for kind in ("rgb", "depth", "meta"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     end = ".png" if version == "v2" else ".jpg"
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 98, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    quality = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        98,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
     ok = cv2.imwrite(str(folder / "rgb" / f"{frame}{end}"), rgb[..., ::-1], quality if end == ".jpg" else [])
     packed = np.zeros((*depth.shape, 3), np.uint8)
     packed[..., 2], packed[..., 1] = depth % 256, depth // 256  # OpenCV writes B, G, R
@@ -153,7 +160,10 @@ def write_tree(
     """A whole tree; frame numbers have gaps of two. Returns the frames by `train/SEQ/FFFF`."""
     rng = np.random.default_rng(seed)
     made: dict[str, Frame] = {}
-    lists = {"train": {"ABF10": 3, "ABF11": 3} if sequences is None else sequences, "evaluation": evaluation or {}}
+    lists = {
+        "train": {"ABF10": 3, "ABF11": 3} if sequences is None else sequences,
+        "evaluation": evaluation or {},
+    }
     for name, wanted in lists.items():
         lines = []
         for sequence, count in wanted.items():
@@ -167,7 +177,11 @@ def write_tree(
         root.mkdir(parents=True, exist_ok=True)
         (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
     if evaluation and truth:
-        rows = [(frame.array(HO3D21) @ FLIP).tolist() for key, frame in made.items() if key.startswith("evaluation/")]
+        rows = [
+            (frame.array(HO3D21) @ FLIP).tolist()
+            for key, frame in made.items()
+            if key.startswith("evaluation/")
+        ]
         (root / "evaluation_xyz.json").write_text(json.dumps(rows))
     return made
 
@@ -175,7 +189,8 @@ def write_tree(
 def run_config(root: Path, *, image_size: tuple[int, int] = (128, 96), **sections: object) -> RunConfig:
     """A configuration that reads `root`; `dataset=dict(...)` and the like replace fields of a section."""
     config = RunConfig(
-        dataset=DatasetConfig(root_dir=root, num_workers=0, index_workers=1), model=ModelConfig(image_size=image_size)
+        dataset=DatasetConfig(root_dir=root, num_workers=0, index_workers=1),
+        model=ModelConfig(image_size=image_size),
     )
     for name, fields in sections.items():
         assert isinstance(fields, dict)
