@@ -98,11 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.print_config:
             print(config_to_yaml(config), end="")
             return 0
-        context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.runtime.timeout_s)
-        configure_torch(config.runtime, local_world_size())
-        status = run_evaluation(config, context, arguments.evaluate) if arguments.evaluate else run_training(
-            config, context, arguments.resume
-        )
+        status = run_command(config, arguments)
     except UTNetError as error:
         if trace_enabled():
             raise
@@ -113,6 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = 2
     teardown()
     return status
+
+
+def run_command(config: RunConfig, arguments: argparse.Namespace) -> int:
+    """Join the ranks and do what the command line asks; returns the exit status."""
+    context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.runtime.timeout_s)
+    configure_torch(config.runtime, local_world_size())
+    if arguments.evaluate:
+        return run_evaluation(config, context, arguments.evaluate)
+    return run_training(config, context, arguments.resume)
 
 
 def run_training(config: RunConfig, context: DistContext, resume: str | None) -> int:

@@ -1,0 +1,113 @@
+"""Strict configuration: nothing misspelt, doubled or out of range reaches a run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.config import RunConfig
+from src.config_file import config_from_dict, config_to_dict, config_to_yaml, load_config
+from src.errors import ConfigError
+from tests.rooms.sources import ROOT
+
+
+def write(tmp_path: Path, text: str, name: str = "run.yaml") -> Path:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_exponent_without_point_is_a_number(tmp_path: Path) -> None:
+    """PyYAML reads 1e-5 as text: the learning rate must not fail, nor become a string."""
+    path = write(tmp_path, "optimizer:\n  lr: 1e-5\n")
+    assert load_config(path).optimizer.lr == 1e-5
+    assert load_config(path, ["optimizer.lr=3e-4"]).optimizer.lr == 3e-4
+
+
+def test_all_faults_are_named_at_once_with_file_line_key_and_rule(tmp_path: Path) -> None:
+    """A user mends the file once, not fault by fault."""
+    path = write(
+        tmp_path,
+        "seed: 3\noptimizer:\n  lr: 1e-5\n  lr: 2\n  wieght_decay: 1\nmodel: {preset: gigantic}\n"
+        "training:\n  batch_size: true\n  num_epochs: 0\nlr: 3\n",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["dataset.rot_dir=x", "nonsense", "seed.x=2"])
+    text = str(caught.value)
+    for part in (
+        f"{path}:4: optimizer.lr: written twice (first on line 3)",
+        f"{path}:5: optimizer.wieght_decay: unknown key, did you mean optimizer.weight_decay?",
+        f"{path}:6: model.preset: must be one of tiny, small, base, large, huge, got 'gigantic'",
+        f"{path}:8: training.batch_size: must be a whole number, got True",
+        f"{path}:9: training.num_epochs: must be at least 1, got 0",
+        f"{path}:10: lr: unknown key, did you mean optimizer.lr?",
+        "command line: dataset.rot_dir: unknown key, did you mean dataset.root_dir?",
+        "command line: 'nonsense' is not of the form section.key=value",
+        "command line: seed.x: seed is a value, not a section",
+    ):
+        assert part in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("optimizer: {lr: .nan}", "must be a finite number"),
+        ("optimizer: {lr: fast}", "must be a number"),
+        ("optimizer: {betas: [0.9]}", "must be a list of 2 values"),
+        ("optimizer: {betas: [0.9, 1.0]}", "must be below 1"),
+        ("dataset: 3", "is a section of keys"),
+        ("dataset: {p_drop_depth: 1.5}", "must be at most 1"),
+        ("model: {image_size: [128, 100]}", "multiples of 16"),
+        ("name: a/b", "must be letters"),
+        ("- 1", "must be a mapping of sections"),
+        ("a: [", "not valid YAML"),
+        ("base: none.yaml", "no such file"),
+    ],
+)
+def test_bad_values_are_refused(tmp_path: Path, text: str, rule: str) -> None:
+    """Each wrong value is refused with its rule."""
+    with pytest.raises(ConfigError, match=rule):
+        load_config(write(tmp_path, text))
+
+
+def test_order_of_sources(tmp_path: Path) -> None:
+    """Defaults < base < file < command line, and one parent only."""
+    write(tmp_path, "seed: 1\ntraining: {num_epochs: 5, batch_size: 7}\n", "parent.yaml")
+    child = write(tmp_path, "base: parent.yaml\ntraining: {num_epochs: 6}\n", "child.yaml")
+    config = load_config(child, ["seed=9"])
+    assert (config.seed, config.training.num_epochs, config.training.batch_size) == (9, 6, 7)
+    assert config.optimizer == RunConfig().optimizer
+    grandchild = write(tmp_path, "base: child.yaml\n", "grandchild.yaml")
+    with pytest.raises(ConfigError, match="one parent is the limit"):
+        load_config(grandchild)
+
+
+def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
+    """config.yaml of a run folder and the copy in a checkpoint are the configuration itself."""
+    config = load_config(ROOT / "config/demo.yaml", ["optimizer.lr=1e-5", "training.max_steps_per_epoch=3"])
+    assert load_config(write(tmp_path, config_to_yaml(config))) == config
+    assert config_from_dict(config_to_dict(config), "checkpoint") == config
+
+
+def test_print_config_and_one_line_error() -> None:
+    """--print-config shows what a run would use; a misspelt key ends with one line and status 2."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        )
+
+    shown = run("--config", "config/demo.yaml", "--print-config", "optimizer.lr=2e-5")
+    assert shown.returncode == 0
+    assert "lr: 2.0e-05" in shown.stdout
+    wrong = run("--config", "config/demo.yaml", "optimizer.learning_rate=1")
+    assert wrong.returncode == 2
+    assert wrong.stdout == ""
+    assert wrong.stderr.count("\n") == 1
+    assert "optimizer.learning_rate: unknown key" in wrong.stderr
