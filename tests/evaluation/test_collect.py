@@ -1,0 +1,193 @@
+"""Every sample exactly once for any number of ranks, and every fault named on every rank."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from src.errors import CollectError, ShapeError
+from src.evaluation.collect import Link, collect, find_fault
+from src.evaluation.evaluator import EvaluationShard
+from src.runtime.distributed import spawn_ranks
+from test_distributed_eval import make_samples
+from tests.evaluation import ranks
+
+SIZES = [0, 1, 2, 3, 5, 31, 32, 33]
+
+
+@pytest.fixture(scope="module")
+def by_world(tmp_path_factory):
+    """Rank -> rows of `ranks.digests` for each world."""
+    folder = str(tmp_path_factory.mktemp("rows"))
+    return {world: spawn_ranks(ranks.digests, world, (SIZES, folder), 60.0) for world in (1, 2, 3, 4, 5)}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 5])
+def test_any_world_gives_the_bits_of_one_process(by_world, world):
+    """A run on other hardware would otherwise report another score for the same checkpoint."""
+    for column, size in enumerate(SIZES):
+        public, digest, line, wrong = by_world[world][0][column]
+        assert (public, digest) == by_world[1][0][column][:2]
+        assert wrong == 0
+        assert line == f"  Evaluated on {size} samples from all {world} CPU ranks"
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_every_rank_holds_the_same_result(by_world, world):
+    """Ranks that disagree about the score would disagree about the best checkpoint."""
+    for column in range(len(SIZES)):
+        assert len({rank[column][0] for rank in by_world[world]}) == 1
+
+
+@functools.cache
+def _told() -> list[dict[str, str]]:
+    return spawn_ranks(ranks.recoverable_faults, 3, (), 60.0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("raise", ["rank 1 raised ValueError: unreadable frame S/0005"]),
+        ("samples", ["disagree about samples", "9 on ranks 0, 2", "10 on rank 1"]),
+        ("joints", ["disagree about joints", "21 on ranks 0, 2", "20 on rank 1"]),
+        ("dtype", ["disagree about dtype", "torch.float64 on rank 1"]),
+        ("split", ["disagree about split", "on rank 1"]),
+        ("duplicate", ["1 samples came more than once (first: 8; 8 from ranks 1, 2)"]),
+        ("missing", ["4 of 9 samples are missing (first: 4, 5, 6, 7)"]),
+        ("outside", ["index 9 from rank 1 is outside of 0..8"]),
+    ],
+)
+def test_a_fault_is_named_on_every_rank(fault, words):
+    """One rank's fault must stop all of them, with a message that says where to look, and no metric."""
+    for told in _told():
+        assert all(word in told[fault] for word in words), told[fault]
+        assert told[fault].startswith("Validation over 3 CPU ranks: ")
+
+
+def test_a_fault_leaves_the_group_usable():
+    """Training that goes on after a failed validation must be able to validate again."""
+    assert [told["sound"] for told in _told()] == ["9", "9", "9"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("stall", "rank 1 did not reach the collection (nothing came for 1.5 s)"),
+        ("kill before", "rank 1 did not reach the collection (its connection closed"),
+        ("kill during", "rank 1 did not deliver its conf (its connection closed"),
+    ],
+)
+def test_a_rank_that_stalls_or_dies_is_named_by_all_others(fault, words):
+    """gloo's own error names a socket; a night later nobody knows which machine it was."""
+    started = time.monotonic()
+    outcomes = spawn_ranks(ranks.broken_peer, 3, (fault,), 30.0, check=False)
+    assert time.monotonic() - started < 15.0
+    for rank in (0, 2):
+        assert words in outcomes[rank].value, outcomes[rank]
+    if fault != "stall":
+        assert outcomes[1].value is None
+
+
+def _alone(shard: EvaluationShard, num_samples: int):
+    return collect(shard, Link(None, timeout_s=1.0, where="here"), num_samples=num_samples, split_hash="x")
+
+
+def test_one_process_without_a_group_checks_too():
+    """`python train.py` on a part of the split must not print a score of the whole."""
+    shard = EvaluationShard(8)
+    ranks.fill(shard, make_samples(8, 0), [range(0, 4)])
+    with pytest.raises(CollectError, match=r"4 of 8 samples are missing \(first: 4, 5, 6, 7\)"):
+        _alone(shard, 8)
+
+
+def test_rows_that_arrive_in_another_order_are_put_in_place():
+    """Row i of the per-sample file would otherwise be another frame's."""
+    samples = make_samples(11, 0)
+    shard = EvaluationShard(11)
+    ranks.fill(shard, samples, [range(8, 11), range(0, 4), range(4, 8)])
+    rows, receipt = _alone(shard, 11)
+    assert receipt.num_samples == 11
+    assert torch.equal(rows.pred, samples.pred)
+    assert torch.equal(rows.loss, samples.loss.double())
+
+
+@pytest.mark.parametrize("world", [3, 4, 5])
+def test_padding_of_a_distributed_sampler_is_refused(world):
+    """8331 samples padded to 8332 were reported as 8332 evaluated: a count proves nothing."""
+    num = 8331
+    padded = np.resize(np.arange(num), -(-num // world) * world)
+    fault = find_fault([padded[rank::world] for rank in range(world)], num)
+    assert ("more than once" in fault) == (len(padded) != num)
+    assert find_fault([np.arange(num)[rank::world] for rank in range(world)], num) == ""
+
+
+def test_swapped_sample_hides_behind_the_right_count():
+    """N rows, one sample twice and one missing: both are named."""
+    index = np.array([0, 1, 2, 2])
+    assert find_fault([index[:2], index[2:]], 4) == (
+        "1 of 4 samples are missing (first: 3), 1 samples came more than once (first: 2; 2 from rank 1)"
+    )
+
+
+def test_a_guard_lets_ctrl_c_through():
+    """A user who stops a run must not be answered by a validation report."""
+    shard = EvaluationShard(1)
+    with pytest.raises(KeyboardInterrupt), shard.guard():
+        raise KeyboardInterrupt
+    assert shard.error is None
+
+
+def test_the_ranks_own_traceback_is_kept():
+    """UTNET_TRACE=1 must lead to the line that raised, not to the collection."""
+    shard = EvaluationShard(1)
+    with shard.guard():
+        raise ZeroDivisionError("in the loop")
+    with pytest.raises(CollectError, match="rank 0 raised ZeroDivisionError: in the loop") as caught:
+        _alone(shard, 0)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_shard_refuses_what_does_not_fit():
+    """A transposed or broadcast batch would be scored as something else."""
+    shard = EvaluationShard(2)
+    good = {
+        "sample_index": torch.tensor([0]),
+        "pred_joints_m": torch.zeros(1, 21, 3),
+        "target_joints_m": torch.zeros(1, 21, 3),
+        "conf": torch.ones(1, 21),
+        "loss": torch.zeros(1),
+    }
+    for name, tensor in {
+        "pred_joints_m": torch.zeros(1, 3, 21),
+        "target_joints_m": torch.zeros(21, 3),
+        "conf": torch.ones(1, 1),
+        "loss": torch.zeros(()),
+        "sample_index": torch.tensor([0.0]),
+    }.items():
+        with pytest.raises(ShapeError, match=name):
+            shard.add(**{**good, name: tensor})
+    assert shard.count == 0
+    shard.add(**good)
+    shard.add(**good)
+    with pytest.raises(CollectError, match="3 rows added, 2 reserved"):
+        shard.add(**good)
+
+
+def test_the_models_output_is_left_alone():
+    """Collecting must copy: the arrays of a shard may not alias or change what the model returned."""
+    pred = torch.full((1, 21, 3), 0.5, requires_grad=True)
+    before = pred.detach().clone()
+    shard = EvaluationShard(1)
+    shard.add(
+        sample_index=torch.tensor([0]),
+        pred_joints_m=pred,
+        target_joints_m=torch.zeros(1, 21, 3),
+        conf=torch.ones(1, 21),
+        loss=torch.zeros(1),
+    )
+    shard.payload()["pred"].zero_()
+    assert torch.equal(pred.detach(), before)
