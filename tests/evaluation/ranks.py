@@ -65,7 +65,9 @@ def digests(context: DistContext, sizes: list[int], folder: str) -> list[tuple[s
             path = Path(folder) / f"{context.world}-{size}.npz"
             write_per_sample(path, result, [f"S/{i:04d}" for i in range(size)])
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            wrong = int((torch.from_numpy(result.rows.pred_joints_cam_m) != samples.pred).any(-1).any(-1).sum())
+            wrong = int(
+                (torch.from_numpy(result.rows.pred_joints_cam_m) != samples.pred).any(-1).any(-1).sum()
+            )
             line = report_lines(result, context.world, context.devices_label)[1]
         found.append((public(result), digest, line, wrong))
     return found

@@ -1,0 +1,178 @@
+"""From rows to the result, its log lines and its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from src.errors import CollectError, DataError
+from src.evaluation import metrics
+from src.evaluation.evaluator import EvaluationShard, evaluate, report_lines, write_per_sample
+from src.hand.joints import OPENPOSE21
+from src.schema import EvalResult
+from test_distributed_eval import make_samples
+
+
+def score(samples, **arguments):
+    """The result of one process."""
+    size = len(samples.loss)
+    shard = EvaluationShard(size)
+    with shard.guard():
+        for rows in torch.arange(size).split(32) if size else ():
+            shard.add(
+                sample_index=rows,
+                pred_joints_m=samples.pred[rows],
+                target_joints_m=samples.target[rows],
+                conf=samples.conf[rows],
+                loss=samples.loss[rows],
+            )
+    return evaluate(shard, num_samples=size, split_hash="test", **arguments)
+
+
+def test_log_lines_are_the_contract():
+    """Users grep these lines; a changed space breaks their notes."""
+    baselines = {
+        "zero_mpjpe_mm": 102.152,
+        "zero_pa_mm": 48.32,
+        "mean_pose_mpjpe_mm": 90.0,
+        "mean_pose_pa_mm": 12.7,
+    }
+    result = dataclasses.replace(score(make_samples(3, 0)), loss=3.891, mpjpe_mm=102.152, pa_mpjpe_mm=48.32)
+    result = dataclasses.replace(result, baselines=baselines)
+    assert report_lines(result, 1, "GPUs") == [
+        "  Val Loss: 3.891, MPJPE: 102.152 mm, PA-MPJPE: 48.320 mm",
+        "  Evaluated on 3 samples from all 1 GPUs",
+        "  Baselines of this split: zero pose MPJPE 102.152 mm, PA-MPJPE 48.320 mm; "
+        "mean pose MPJPE 90.000 mm, PA-MPJPE 12.700 mm",
+    ]
+
+
+def test_no_evaluated_line_without_the_count():
+    """The line is worth something only if it cannot be printed for samples nobody counted."""
+    made_up = EvalResult(8332, 1.0, 1.0, 1.0, 0, (), 0, {})
+    with pytest.raises(CollectError, match="never counted"):
+        report_lines(made_up, 4, "GPUs")
+    result = score(make_samples(3, 0))
+    with pytest.raises(CollectError, match="3 samples from 1 ranks were counted"):
+        report_lines(result, 4, "GPUs")
+    with pytest.raises(CollectError):
+        report_lines(dataclasses.replace(result, num_samples=8332), 1, "GPUs")
+
+
+def test_the_loss_is_a_mean_over_samples():
+    """A mean of batch means printed 50.5 instead of 4.0 for 33 samples with a last batch of one."""
+    samples = make_samples(33, 0)
+    samples.loss[:] = 2.5
+    samples.loss[32] = 52.0
+    assert score(samples).loss == (32 * 2.5 + 52.0) / 33
+
+
+def test_a_nan_prediction_can_never_win():
+    """One NaN row makes the metric nan, is counted and located, and `is_finite` keeps it from the best checkpoint."""
+    samples = make_samples(40, 0)
+    clean = score(samples)
+    assert clean.is_finite
+    samples.pred[37, 4, 2] = math.nan
+    samples.pred[12, 0, 0] = math.inf
+    result = score(samples)
+    assert math.isnan(result.mpjpe_mm)
+    assert math.isnan(result.pa_mpjpe_mm)
+    assert (result.nonfinite_count, result.nonfinite_indices) == (2, (12, 37))
+    assert not result.is_finite
+    assert "  Non-finite predictions: 2 (samples 12, 37)" in report_lines(result, 1, "GPUs")
+    others = np.delete(np.arange(40), [12, 37])
+    assert np.array_equal(result.rows.mpjpe_mm[others], clean.rows.mpjpe_mm[others])
+
+
+def test_an_all_nan_network_scores_nan():
+    """It once scored 65 mm."""
+    samples = make_samples(20, 0)
+    samples.pred[:] = math.nan
+    result = score(samples)
+    assert math.isnan(result.mpjpe_mm)
+    assert result.nonfinite_count == 20
+    assert result.nonfinite_indices == tuple(range(10))
+    assert "samples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)" in report_lines(result, 1, "GPUs")[2]
+
+
+def test_unusable_labels_are_counted_and_not_scored():
+    """A frame without a label has no error; scoring it as 0 would flatter, dropping it silently would hide it."""
+    samples = make_samples(10, 0)
+    expected = metrics.mpjpe_mm(samples.pred, samples.target)
+    samples.conf[3] = 0.0
+    samples.target[6, 2] = math.nan
+    samples.loss[3] = math.nan
+    result = score(samples)
+    kept = np.delete(np.arange(10), [3, 6])
+    assert (result.num_samples, result.unusable_labels) == (8, 2)
+    assert result.mpjpe_mm == math.fsum(expected[kept].tolist()) / 8
+    assert math.isfinite(result.loss)
+    assert np.isnan(result.rows.mpjpe_mm[[3, 6]]).all()
+    lines = report_lines(result, 1, "GPUs")
+    assert lines[1] == "  Evaluated on 8 samples from all 1 GPUs"
+    assert "  Unusable ground truth: 2 of 10 samples, not scored" in lines
+
+
+def test_nan_hides_behind_no_unusable_label():
+    """A network that is broken on an unlabelled frame is broken."""
+    samples = make_samples(4, 0)
+    samples.conf[1] = 0.0
+    samples.pred[1] = math.nan
+    assert not score(samples).is_finite
+
+
+def test_bf16_predictions_are_scored_as_they_are():
+    """bf16 -> float32 is exact; anything else would score another network."""
+    samples = make_samples(8, 0)
+    half = dataclasses.replace(samples, pred=samples.pred.bfloat16())
+    wide = dataclasses.replace(samples, pred=samples.pred.bfloat16().float())
+    assert score(half).mpjpe_mm == score(wide).mpjpe_mm != score(samples).mpjpe_mm
+
+
+def test_the_same_file_byte_for_byte(tmp_path, monkeypatch):
+    """Two runs of one checkpoint must be comparable with cmp; a clock in the zip would spoil it."""
+    result = score(make_samples(5, 0))
+    frames = [f"ABF10/{i:04d}" for i in range(5)]
+    write_per_sample(tmp_path / "a.npz", result, frames)
+    later = time.time() + 1e6
+    monkeypatch.setattr(time, "time", lambda: later)
+    write_per_sample(tmp_path / "b.npz", result, frames)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_the_file_says_what_it_holds(tmp_path):
+    """Somebody who finds the file alone must be able to use it: names, units, joints inside."""
+    samples = make_samples(5, 0)
+    write_per_sample(tmp_path / "a.npz", score(samples), [f"ABF10/{i:04d}" for i in range(5)])
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
+        content = dict(file)
+    assert content["frame"][3] == "ABF10/0003"
+    assert np.array_equal(content["pred_joints_cam_m"], samples.pred.numpy())
+    assert tuple(content["joint_names"]) == OPENPOSE21
+    assert dict(zip(content["columns"], content["units"], strict=True))["mpjpe_mm"].startswith("mm")
+    assert all(len(content[name]) == 5 for name in content["columns"])
+
+
+def test_frames_and_rows_must_match(tmp_path):
+    """A list of names of another split would label every row wrongly."""
+    result = score(make_samples(5, 0))
+    with pytest.raises(DataError, match="4 frame names for 5 samples"):
+        write_per_sample(tmp_path / "a.npz", result, ["x"] * 4)
+    with pytest.raises(DataError, match="rank 0"):
+        write_per_sample(tmp_path / "a.npz", dataclasses.replace(result, rows=None), ["x"] * 5)
+
+
+def test_validation_draws_from_no_generator():
+    """Training with and without validation must give the same weights."""
+    samples = make_samples(40, 0)
+    before = torch.get_rng_state(), repr(random.getstate()), repr(np.random.get_state())  # noqa: NPY002
+    score(samples)
+    after = torch.get_rng_state(), repr(random.getstate()), repr(np.random.get_state())  # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
