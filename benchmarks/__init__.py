@@ -1,0 +1,1 @@
+"""Measurements: each module is one table of ratios against a stated reference, taken in one interleaved run."""

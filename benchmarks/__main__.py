@@ -1,0 +1,24 @@
+"""Run all benchmarks, or those named: python -m benchmarks [hand_layer] [collection]."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+NAMES = ("hand_layer", "collection")
+
+
+def main() -> None:
+    """Run the benchmarks named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; none: all")
+    names = parser.parse_args().names
+    unknown = [n for n in names if n not in NAMES]
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    for name in names or NAMES:
+        importlib.import_module(f"benchmarks.{name}").main()
+
+
+if __name__ == "__main__":
+    main()
