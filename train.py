@@ -78,11 +78,19 @@ class Run:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line -> namespace."""
     parser = argparse.ArgumentParser(description="Train UTNet on HO3D, or evaluate a checkpoint.")
-    parser.add_argument("--config", type=Path, default=Path("config/config.yaml"), help="YAML file of the run")
-    parser.add_argument("--resume", metavar="auto|PATH", help="go on from a checkpoint; auto: the newest of this name")
+    parser.add_argument(
+        "--config", type=Path, default=Path("config/config.yaml"), help="YAML file of the run"
+    )
+    parser.add_argument(
+        "--resume", metavar="auto|PATH", help="go on from a checkpoint; auto: the newest of this name"
+    )
     parser.add_argument("--evaluate", type=Path, metavar="PATH", help="only test() this checkpoint")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and leave"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings that win over the file"
+    )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.resume and arguments.evaluate:
         parser.error("--resume trains on and --evaluate does not train: give one of them")
@@ -103,7 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if trace_enabled():
             raise
         # Errors that all ranks share are printed once; one rank's own trouble is printed by that rank.
-        shared = isinstance(error, CollectError | TrainingError | PeerError) or not torch.distributed.is_initialized()
+        shared = (
+            isinstance(error, CollectError | TrainingError | PeerError)
+            or not torch.distributed.is_initialized()
+        )
         if rank_from_environment() == 0 or not shared:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         status = 2
@@ -137,8 +148,10 @@ def run_training(config: RunConfig, context: DistContext, resume: str | None) ->
     finally:
         run.recorder.close()
     if not finished:
-        _log.info(f"Stopped by {run.stop.received or 'a signal to another rank'} after step {run.trainer.step}, saved. "
-                  f"Go on with --resume {run_dir / 'checkpoints' / 'last.pt'}")
+        _log.info(
+            f"Stopped by {run.stop.received or 'a signal to another rank'} after step {run.trainer.step}, saved. "
+            f"Go on with --resume {run_dir / 'checkpoints' / 'last.pt'}"
+        )
         return 3
     best = f"best MPJPE {run.progress.best_mpjpe_mm:.3f} mm (epoch {run.progress.best_epoch})"
     _log.info(f"Finished {config.training.num_epochs} epochs, {best}. Run folder: {run_dir}")
@@ -164,7 +177,9 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
         report(result, modality, context)
         if context.is_main:
             name = "per_sample.npz" if modality == "rgbd" else f"per_sample_{modality}.npz"
-            write_per_sample(run_dir / "val" / name, result, [val_set.frame_id(i) for i in range(len(val_set))])
+            write_per_sample(
+                run_dir / "val" / name, result, [val_set.frame_id(i) for i in range(len(val_set))]
+            )
             label = "Per-sample results" if modality == "rgbd" else "Per-sample results without depth"
             _log.info(f"{label}: {run_dir / 'val' / name}")
         recorder.scalars(state["step"], _val_scalars(result, modality))
@@ -174,7 +189,9 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
 
 def build_model(config: RunConfig, context: DistContext) -> tuple[ManoLayer, UTNet, HandLoss]:
     """Hand, network and loss on this rank's device; the same initial weights on every rank."""
-    asset = context.together("reading the hand model", lambda: load_hand_asset(config.mano.model_path), main_first=True)
+    asset = context.together(
+        "reading the hand model", lambda: load_hand_asset(config.mano.model_path), main_first=True
+    )
     if (notice := banner(asset)) is not None:
         _log.info(notice)
     hand = ManoLayer.from_asset(asset).to(context.device)
@@ -192,13 +209,17 @@ def build_model(config: RunConfig, context: DistContext) -> tuple[ManoLayer, UTN
     return hand, model, HandLoss(config.loss, hand)
 
 
-def build_datasets(config: RunConfig, context: DistContext, hand: ManoLayer) -> tuple[HO3DDataset, HO3DDataset]:
+def build_datasets(
+    config: RunConfig, context: DistContext, hand: ManoLayer
+) -> tuple[HO3DDataset, HO3DDataset]:
     """(training split, configured validation split); rank 0 builds the index before the others read it."""
     cpu_hand = ManoLayer.from_asset(load_hand_asset(config.mano.model_path)) if hand.faces.is_cuda else hand
 
     def build() -> tuple[HO3DDataset, HO3DDataset]:
         train_set = build_dataset(config, "train", cpu_hand, show_progress=context.is_main)
-        return train_set, build_dataset(config, config.validation.split, cpu_hand, show_progress=context.is_main)
+        val_set = build_dataset(config, config.validation.split, cpu_hand, show_progress=context.is_main)
+        val_set.require_truth()
+        return train_set, val_set
 
     train_set, val_set = context.together("opening the data set", build, main_first=True)
     for dataset in (train_set, val_set):
@@ -206,10 +227,19 @@ def build_datasets(config: RunConfig, context: DistContext, hand: ManoLayer) -> 
     return train_set, val_set
 
 
+def split_name(dataset: HO3DDataset) -> str:
+    """The split's identity as text: ranks compare it, checkpoints remember it."""
+    return f"{dataset.split_hash:016x}"
+
+
 def split_baselines(train_set: HO3DDataset, val_set: HO3DDataset, context: DistContext) -> dict[str, float]:
     """Scores of constant predictors on the validation split; computed by rank 0, known to all."""
-    values = constant_baselines(train_set.labels(), val_set.labels()) if context.is_main else {}
-    return dict(context.broadcast_object(dict(values)))
+    values: dict[str, float] = {}
+    if context.is_main:
+        train_joints, train_orient, _ = train_set.labels()
+        val_joints, _, val_conf = val_set.labels()
+        values = constant_baselines(train_joints, train_orient, val_joints, (val_conf > 0).all(axis=1))
+    return dict(context.broadcast_object(values))
 
 
 def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Path | None) -> Run:
@@ -225,20 +255,40 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
     position = ckpt.Progress()
     if source is not None:
         position = context.together(
-            "resuming", lambda: ckpt.restore(source, trainer, config, hand, train_set.split_hash, context)
+            "resuming", lambda: ckpt.restore(source, trainer, config, hand, split_name(train_set), context)
         )
         _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
     recorder = Recorder(run_dir, config, context, resume_step=trainer.step)
     parameters = sum(p.numel() for p in model.parameters())
     batch = config.training.batch_size * config.training.accumulation * world
-    _log.info(f"UTNet {config.model.preset}: {parameters / 1e6:.2f} M parameters, {world} {context.devices_label}, "
-              f"global batch {batch}, {total_steps} steps, backbone in {str(model.backbone_dtype).removeprefix('torch.')}")
+    _log.info(
+        f"UTNet {config.model.preset}: {parameters / 1e6:.2f} M parameters, {world} {context.devices_label}, "
+        f"global batch {batch}, {total_steps} steps, backbone in {str(model.backbone_dtype).removeprefix('torch.')}"
+    )
     _log.info(f"Run folder: {run_dir}")
-    facts = {"train": train_set.describe(), "val": val_set.describe(), "parameters": parameters, "global_batch": batch}
+    facts = {
+        "train": train_set.describe(),
+        "val": val_set.describe(),
+        "parameters": parameters,
+        "global_batch": batch,
+    }
     recorder.write_setup(config, hand, context, facts)
     baselines = split_baselines(train_set, val_set, context)
-    return Run(config, context, run_dir, recorder, hand, trainer, train_set, val_set, train_loader, val_loaders,
-               baselines, position, StopRequest())
+    return Run(
+        config,
+        context,
+        run_dir,
+        recorder,
+        hand,
+        trainer,
+        train_set,
+        val_set,
+        train_loader,
+        val_loaders,
+        baselines,
+        position,
+        StopRequest(),
+    )
 
 
 def run_epoch(run: Run) -> bool:
@@ -275,7 +325,9 @@ def train_epoch(run: Run) -> float | None:
     for _ in bar:
         group = list(islice(batches, config.training.accumulation))
         first = position.step_in_epoch * config.training.accumulation
-        report = run.trainer(group, stop=run.stop.received is not None, on_backward=_debug_printer(run, first))
+        report = run.trainer(
+            group, stop=run.stop.received is not None, on_backward=_debug_printer(run, first)
+        )
         position.step_in_epoch += 1
         position.loss_sum += report.loss
         position.clipped_steps += report.clipped
@@ -291,9 +343,17 @@ def train_epoch(run: Run) -> float | None:
 
 
 @torch.no_grad()
-def test(model: UTNet, loss: HandLoss, loader: DeviceLoader, dataset: HO3DDataset, context: DistContext,
-         config: RunConfig, *, baselines: dict[str, float] | None = None,
-         tiles: list[tuple[HandBatch, Prediction]] | None = None) -> CheckedResult:
+def test(
+    model: UTNet,
+    loss: HandLoss,
+    loader: DeviceLoader,
+    dataset: HO3DDataset,
+    context: DistContext,
+    config: RunConfig,
+    *,
+    baselines: dict[str, float] | None = None,
+    tiles: list[tuple[HandBatch, Prediction]] | None = None,
+) -> CheckedResult:
     """Evaluate the bare model over every sample of a split exactly once.
 
     Each rank predicts its share of fixed global batches without any collective; then an all_gather of sizes and
@@ -334,7 +394,7 @@ def test(model: UTNet, loss: HandLoss, loader: DeviceLoader, dataset: HO3DDatase
     return evaluate(
         shard,
         num_samples=len(dataset),
-        split_hash=dataset.split_hash,
+        split_hash=split_name(dataset),
         group=context.side_group,
         timeout_s=config.validation.timeout_s,
         baselines=baselines,
@@ -354,8 +414,16 @@ def validate(run: Run) -> bool:
     with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
         for modality, loader in run.val_loaders.items():
             keep = tiles if modality == "rgbd" and config.validation.pictures else None
-            results[modality] = test(trainer.model, trainer.loss, loader, run.val_set, run.context, config,
-                                     baselines=run.baselines, tiles=keep)
+            results[modality] = test(
+                trainer.model,
+                trainer.loss,
+                loader,
+                run.val_set,
+                run.context,
+                config,
+                baselines=run.baselines,
+                tiles=keep,
+            )
     scalars: dict[str, float] = {}
     for modality, result in results.items():
         report(result, modality, run.context)
@@ -390,15 +458,19 @@ def report(result: CheckedResult, modality: str, context: DistContext) -> None:
         for line in report_lines(result, context.world, context.devices_label):
             _log.info(line)
         return
-    _log.info(f"  Without depth: Loss: {result.loss:.3f}, MPJPE: {result.mpjpe_mm:.3f} mm, "
-              f"PA-MPJPE: {result.pa_mpjpe_mm:.3f} mm ({result.num_samples} samples)")
+    _log.info(
+        f"  Without depth: Loss: {result.loss:.3f}, MPJPE: {result.mpjpe_mm:.3f} mm, "
+        f"PA-MPJPE: {result.pa_mpjpe_mm:.3f} mm ({result.num_samples} samples)"
+    )
 
 
 def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
     """Write last.pt; name it best.pt and epoch_<k>.pt too where that is due."""
     folder = run.run_dir / "checkpoints"
     last = folder / "last.pt"
-    ckpt.save_checkpoint(last, run.trainer, run.progress, run.config, run.hand, run.train_set.split_hash, run.context)
+    ckpt.save_checkpoint(
+        last, run.trainer, run.progress, run.config, run.hand, split_name(run.train_set), run.context
+    )
     if not run.context.is_main:
         return
     if best:
@@ -417,7 +489,9 @@ def _resume_source(config: RunConfig, resume: str | None) -> Path | None:
         return Path(resume)
     found = ckpt.find_last(config.logging.runs_dir, config.name)
     if found is None:
-        _log.info(f"--resume auto: no run called {config.name} in {config.logging.runs_dir}, starting a new one")
+        _log.info(
+            f"--resume auto: no run called {config.name} in {config.logging.runs_dir}, starting a new one"
+        )
     return found
 
 
@@ -457,7 +531,11 @@ def _record_step(run: Run, report: StepReport, samples_per_s: float) -> None:
 def _val_scalars(result: CheckedResult, modality: str) -> dict[str, float]:
     """Scalars of one validation under Val/."""
     prefix = "Val" if modality == "rgbd" else "Val/RGB-only"
-    values = {f"{prefix}/loss": result.loss, f"{prefix}/MPJPE": result.mpjpe_mm, f"{prefix}/PA-MPJPE": result.pa_mpjpe_mm}
+    values = {
+        f"{prefix}/loss": result.loss,
+        f"{prefix}/MPJPE": result.mpjpe_mm,
+        f"{prefix}/PA-MPJPE": result.pa_mpjpe_mm,
+    }
     if modality == "rgbd":
         values |= {f"Val/baseline/{name}": value for name, value in result.baselines.items()}
     return values

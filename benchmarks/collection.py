@@ -20,8 +20,12 @@ def _rows(index: torch.Tensor) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(SAMPLES, 21, 3, generator=generator)[index] * 0.05
     noise = torch.randn(SAMPLES, 21, 3, generator=generator)[index] * 0.01
-    return {"target_joints_m": target, "pred_joints_m": target + noise, "conf": torch.ones(len(index), 21),
-            "loss": torch.zeros(len(index))}
+    return {
+        "target_joints_m": target,
+        "pred_joints_m": target + noise,
+        "conf": torch.ones(len(index), 21),
+        "loss": torch.zeros(len(index)),
+    }
 
 
 def _rank(context: DistContext, repeats: int) -> float:
@@ -47,14 +51,26 @@ def main() -> None:
     torch.set_num_threads(1)
     everything = _rows(torch.arange(SAMPLES))
     pred, target = everything["pred_joints_m"], everything["target_joints_m"]
-    alone = interleaved({"metrics": lambda: (mpjpe_mm(pred, target), pa_mpjpe_mm(pred, target))}, 5)["metrics"]
+    alone = interleaved({"metrics": lambda: (mpjpe_mm(pred, target), pa_mpjpe_mm(pred, target))}, 5)[
+        "metrics"
+    ]
     four = max(spawn_ranks(_rank, RANKS, (5,), timeout_s=120))
     one = spawn_ranks(_rank, 1, (5,), timeout_s=120)[0]
     report(
         "collection",
         [
-            Row(f"collect + metrics, {SAMPLES} samples, {RANKS} ranks: {four:.3f}", f"one process: {one:.3f}", one / four, "s"),
-            Row(f"collect + metrics, {RANKS} ranks: {four:.3f}", f"metrics alone: {alone:.3f}", alone / four, "s"),
+            Row(
+                f"collect + metrics, {SAMPLES} samples, {RANKS} ranks: {four:.3f}",
+                f"one process: {one:.3f}",
+                one / four,
+                "s",
+            ),
+            Row(
+                f"collect + metrics, {RANKS} ranks: {four:.3f}",
+                f"metrics alone: {alone:.3f}",
+                alone / four,
+                "s",
+            ),
         ],
     )
 

@@ -16,7 +16,9 @@ from src.errors import ShapeError
 from src.hand.joints import FINGERS, OPENPOSE21, OPENPOSE_BONES
 from src.runtime.files import atomic_write
 
-_FINGER_RGB = dict(zip(FINGERS, ((230, 60, 60), (235, 160, 30), (60, 190, 70), (50, 140, 240), (190, 80, 220)), strict=True))
+_FINGER_RGB = dict(
+    zip(FINGERS, ((230, 60, 60), (235, 160, 30), (60, 190, 70), (50, 140, 240), (190, 80, 220)), strict=True)
+)
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -27,8 +29,13 @@ def picture_from_network(rgb: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.ascontiguousarray((picture * 255).round().clip(0, 255).astype(np.uint8))
 
 
-def draw_skeleton(picture: NDArray[np.uint8], joints_px: NDArray[np.floating], *, colour: tuple[int, int, int] | None = None,
-                  scale: int = 1) -> NDArray[np.uint8]:
+def draw_skeleton(
+    picture: NDArray[np.uint8],
+    joints_px: NDArray[np.floating],
+    *,
+    colour: tuple[int, int, int] | None = None,
+    scale: int = 1,
+) -> NDArray[np.uint8]:
     """Draw 20 bones and 21 joints onto a copy of a picture, enlarged `scale` times.
 
     Args:
@@ -41,25 +48,47 @@ def draw_skeleton(picture: NDArray[np.uint8], joints_px: NDArray[np.floating], *
         ShapeError: not 21 joints, or not an RGB picture.
     """
     if joints_px.shape != (len(OPENPOSE21), 2) or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ShapeError(f"draw_skeleton needs (H, W, 3) and (21, 2), got {picture.shape} and {joints_px.shape}")
+        raise ShapeError(
+            f"draw_skeleton needs (H, W, 3) and (21, 2), got {picture.shape} and {joints_px.shape}"
+        )
     height, width = picture.shape[:2]
-    canvas = cv2.resize(picture, (width * scale, height * scale), interpolation=cv2.INTER_CUBIC) if scale > 1 else picture.copy()
+    canvas = (
+        cv2.resize(picture, (width * scale, height * scale), interpolation=cv2.INTER_CUBIC)
+        if scale > 1
+        else picture.copy()
+    )
     # Pixel centres: crop pixel p is drawn at (p + 0.5) * scale - 0.5; coordinates are clamped for OpenCV's int32.
     points = ((joints_px + 0.5) * scale - 0.5).clip(-4 * width * scale, 4 * width * scale)
     usable = np.isfinite(joints_px).all(1)
     for parent, child in OPENPOSE_BONES:
         if usable[parent] and usable[child]:
             shade = colour or _FINGER_RGB[OPENPOSE21[child].partition("_")[0]]
-            cv2.line(canvas, _int_point(points[parent]), _int_point(points[child]), shade, max(1, scale // 2), cv2.LINE_AA)
+            cv2.line(
+                canvas,
+                _int_point(points[parent]),
+                _int_point(points[child]),
+                shade,
+                max(1, scale // 2),
+                cv2.LINE_AA,
+            )
     for joint in np.flatnonzero(usable):
-        cv2.circle(canvas, _int_point(points[joint]), max(1, scale // 2), colour or (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.circle(
+            canvas, _int_point(points[joint]), max(1, scale // 2), colour or (255, 255, 255), -1, cv2.LINE_AA
+        )
     return canvas
 
 
-def truth_and_prediction(picture: NDArray[np.uint8], truth_px: NDArray[np.floating], prediction_px: NDArray[np.floating],
-                         caption: str, scale: int = 2) -> NDArray[np.uint8]:
+def truth_and_prediction(
+    picture: NDArray[np.uint8],
+    truth_px: NDArray[np.floating],
+    prediction_px: NDArray[np.floating],
+    caption: str,
+    scale: int = 2,
+) -> NDArray[np.uint8]:
     """One tile: the truth drawn on the left copy of a crop, the prediction on the right one, a caption above."""
-    pair = np.hstack([draw_skeleton(picture, truth_px, scale=scale), draw_skeleton(picture, prediction_px, scale=scale)])
+    pair = np.hstack(
+        [draw_skeleton(picture, truth_px, scale=scale), draw_skeleton(picture, prediction_px, scale=scale)]
+    )
     bar = np.full((18, pair.shape[1], 3), 24, np.uint8)
     cv2.putText(bar, caption, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (240, 240, 240), 1, cv2.LINE_AA)
     return np.vstack([bar, pair])

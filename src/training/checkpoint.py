@@ -48,8 +48,15 @@ class Progress:
     """Epoch that reached it; -1: none."""
 
 
-def save_checkpoint(path: Path, trainer: TrainStep, progress: Progress, config: RunConfig, hand: ManoLayer,
-                    split_hash: str, context: DistContext) -> None:
+def save_checkpoint(
+    path: Path,
+    trainer: TrainStep,
+    progress: Progress,
+    config: RunConfig,
+    hand: ManoLayer,
+    split_hash: str,
+    context: DistContext,
+) -> None:
     """Write a checkpoint; all ranks call it, rank 0 writes, all raise if that fails.
 
     Args:
@@ -91,7 +98,9 @@ def _write(state: Mapping[str, Any], path: Path) -> UTNetError | None:
         with atomic_write(path) as file:
             torch.save(state, file)
     except OSError as error:
-        return AssetError(f"checkpoint {path} was not written: {error}. Free the disk; the previous file is whole")
+        return AssetError(
+            f"checkpoint {path} was not written: {error}. Free the disk; the previous file is whole"
+        )
     return None
 
 
@@ -102,12 +111,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         AssetError: no such file, not a UTNet checkpoint, torn, or of a newer format.
     """
     if not path.is_file():
-        raise AssetError(f"checkpoint {path}: no such file. Give the path of a .pt in a run's checkpoints/ folder")
+        raise AssetError(
+            f"checkpoint {path}: no such file. Give the path of a .pt in a run's checkpoints/ folder"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AssetError(f"checkpoint {path} cannot be read ({reason}). Use another checkpoint of the run") from None
+        raise AssetError(
+            f"checkpoint {path} cannot be read ({reason}). Use another checkpoint of the run"
+        ) from None
     if not isinstance(state, dict) or "format" not in state or "model" not in state:
         raise AssetError(f"checkpoint {path} is not a UTNet checkpoint (no 'format' and 'model' inside)")
     if state["format"] != FORMAT:
@@ -134,7 +147,9 @@ def check_hand(state: Mapping[str, Any], hand: ManoLayer, path: Path) -> None:
     )
 
 
-def load_weights(model: torch.nn.Module, state: Mapping[str, Any], path: Path, *, averaged: bool = True) -> None:
+def load_weights(
+    model: torch.nn.Module, state: Mapping[str, Any], path: Path, *, averaged: bool = True
+) -> None:
     """Put a checkpoint's weights into a model for evaluation, the averaged ones if there are any.
 
     Raises:
@@ -149,8 +164,9 @@ def load_weights(model: torch.nn.Module, state: Mapping[str, Any], path: Path, *
                 parameters[name].copy_(value)
 
 
-def restore(path: Path, trainer: TrainStep, config: RunConfig, hand: ManoLayer, split_hash: str,
-            context: DistContext) -> Progress:
+def restore(
+    path: Path, trainer: TrainStep, config: RunConfig, hand: ManoLayer, split_hash: str, context: DistContext
+) -> Progress:
     """Continue a run from a checkpoint: weights, average, optimiser, step, random states, position.
 
     Raises:
@@ -173,7 +189,9 @@ def restore(path: Path, trainer: TrainStep, config: RunConfig, hand: ManoLayer, 
     if trainer.ema is not None and state["ema"] is not None:
         trainer.ema.load_state_dict(state["ema"])
     elif (trainer.ema is None) != (state["ema"] is None):
-        raise AssetError(f"checkpoint {path}: training.ema_decay was switched on or off since; use the same setting")
+        raise AssetError(
+            f"checkpoint {path}: training.ema_decay was switched on or off since; use the same setting"
+        )
     if state["world"] == context.world:
         _set_rng_state(state["rng"][context.rank], context.device)
     else:
@@ -224,11 +242,14 @@ def _load_model(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], pat
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:400]
-        raise AssetError(f"checkpoint {path} is of another network than the model section builds: {reason}") from None
+        raise AssetError(
+            f"checkpoint {path} is of another network than the model section builds: {reason}"
+        ) from None
 
 
-def _check_batch(state: Mapping[str, Any], config: RunConfig, context: DistContext, progress: Progress,
-                 path: Path) -> None:
+def _check_batch(
+    state: Mapping[str, Any], config: RunConfig, context: DistContext, progress: Progress, path: Path
+) -> None:
     """A position inside an epoch counts global batches: their size must be the same."""
     old = state["config"]["training"]
     before = old["batch_size"] * old["accumulation"] * state["world"]

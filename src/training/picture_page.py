@@ -29,15 +29,23 @@ def picture_page(path: Path, batch: HandBatch, prediction: Prediction, *, limit:
     """
     count = min(limit, batch.size)
     truth = batch.joints_crop_px[:count].float().cpu().numpy()
-    predicted_px = project(prediction.hand.joints_cam_m[:count], batch.intrinsics_crop_px[:count]).float().cpu().numpy()
-    error = torch.linalg.vector_norm(
-        prediction.hand.joints_root_m[:count] - batch.joints_root_m[:count], dim=-1
-    ).mean(-1) * 1000
+    predicted_px = (
+        project(prediction.hand.joints_cam_m[:count], batch.intrinsics_crop_px[:count]).float().cpu().numpy()
+    )
+    error = (
+        torch.linalg.vector_norm(
+            prediction.hand.joints_root_m[:count] - batch.joints_root_m[:count], dim=-1
+        ).mean(-1)
+        * 1000
+    )
     rgb = batch.rgb[:count].float().cpu().numpy()
     index, millimetres = batch.sample_index[:count].tolist(), error.tolist()
     tiles = [
         truth_and_prediction(
-            picture_from_network(rgb[i]), truth[i], predicted_px[i], f"sample {index[i]}: {millimetres[i]:.1f} mm"
+            picture_from_network(rgb[i]),
+            truth[i],
+            predicted_px[i],
+            f"sample {index[i]}: {millimetres[i]:.1f} mm",
         )
         for i in range(count)
     ]

@@ -42,7 +42,9 @@ def new_run_dir(config: RunConfig) -> Path:
 class Recorder:
     """Writes into a run folder; on ranks other than 0 every method does nothing."""
 
-    def __init__(self, run_dir: Path, config: RunConfig, context: DistContext, *, resume_step: int = 0) -> None:
+    def __init__(
+        self, run_dir: Path, config: RunConfig, context: DistContext, *, resume_step: int = 0
+    ) -> None:
         """Args: `resume_step` optimiser steps that are done; scalars of later steps are dropped."""
         self.run_dir = run_dir
         self._active = context.is_main
@@ -54,7 +56,9 @@ class Recorder:
         if config.logging.tensorboard:
             self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
-    def write_setup(self, config: RunConfig, hand: ManoLayer, context: DistContext, facts: Mapping[str, object]) -> None:
+    def write_setup(
+        self, config: RunConfig, hand: ManoLayer, context: DistContext, facts: Mapping[str, object]
+    ) -> None:
         """Write config.yaml and meta.json.
 
         Args:
@@ -67,7 +71,11 @@ class Recorder:
             return
         with atomic_write(self.run_dir / "config.yaml") as file:
             file.write(config_to_yaml(config).encode())
-        device = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else platform.machine()
+        device = (
+            torch.cuda.get_device_name(context.device)
+            if context.device.type == "cuda"
+            else platform.machine()
+        )
         meta = {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "commit": commit(),

@@ -62,8 +62,16 @@ def wrap_for_ranks(model: nn.Module, context: DistContext) -> nn.Module:
 class TrainStep:
     """Holds what changes from step to step: weights, optimiser, average, step counter."""
 
-    def __init__(self, model: nn.Module, loss: HandLoss, config: RunConfig, context: DistContext, total_steps: int,
-                 *, trace_loss: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: HandLoss,
+        config: RunConfig,
+        context: DistContext,
+        total_steps: int,
+        *,
+        trace_loss: bool = False,
+    ) -> None:
         """Args: `model` bare and on its device; `total_steps` of the whole run; `trace_loss` logs rank 0's loss."""
         self.model = model
         self.wrapped = wrap_for_ranks(model, context)
@@ -76,8 +84,13 @@ class TrainStep:
         self.step = 0
         self._trace = trace_loss and context.is_main
 
-    def __call__(self, batches: Sequence[HandBatch], *, stop: bool = False,
-                 on_backward: Callable[[HandBatch, Prediction], None] | None = None) -> StepReport:
+    def __call__(
+        self,
+        batches: Sequence[HandBatch],
+        *,
+        stop: bool = False,
+        on_backward: Callable[[HandBatch, Prediction], None] | None = None,
+    ) -> StepReport:
         """Do one optimiser step on this rank's batches.
 
         Args:
@@ -117,7 +130,9 @@ class TrainStep:
         clipped = grad_norm > self.config.training.clip_grad_norm
         return StepReport(loss, grad_norm, clipped, rate, stop_requested, terms, prediction)
 
-    def _share(self, done: Sequence[tuple[HandBatch, Prediction, LossTerms]], stop: bool) -> tuple[float, bool]:
+    def _share(
+        self, done: Sequence[tuple[HandBatch, Prediction, LossTerms]], stop: bool
+    ) -> tuple[float, bool]:
         """(mean loss over ranks and batches, whether any rank was asked to stop), equal on every rank."""
         mean = torch.stack([terms.total.detach() for _, _, terms in done]).mean()
         shared = torch.stack([mean, torch.full_like(mean, float(stop))])
@@ -127,7 +142,9 @@ class TrainStep:
         loss, asked = shared.tolist()
         return loss, asked > 0
 
-    def _refuse(self, done: Sequence[tuple[HandBatch, Prediction, LossTerms]], loss: float, grad_norm: float) -> None:
+    def _refuse(
+        self, done: Sequence[tuple[HandBatch, Prediction, LossTerms]], loss: float, grad_norm: float
+    ) -> None:
         """Raise on every rank, with what each rank saw."""
         self.optimizer.zero_grad(set_to_none=True)
         reports = self.context.gather_objects(_describe(done, self.loss))

@@ -99,8 +99,13 @@ def test_print_config_and_one_line_error() -> None:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+            [sys.executable, "train.py", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
         )
 
     shown = run("--config", "config/demo.yaml", "--print-config", "optimizer.lr=2e-5")

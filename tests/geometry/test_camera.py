@@ -29,7 +29,9 @@ def test_unproject_undoes_project(seed: int) -> None:
     points = torch.randn(3, 5, 3, generator=generator, dtype=torch.float64) * 0.2 + torch.tensor([0, 0, 0.8])
     pixels = project(points, K.expand(3, 3, 3))
     assert (unproject(pixels, points[..., 2], K.expand(3, 3, 3)) - points).abs().max() < 1e-12
-    turn, _ = torch.linalg.qr(torch.eye(3, dtype=torch.float64) + 0.1 * torch.randn(3, 3, 3, generator=generator).double())
+    turn, _ = torch.linalg.qr(
+        torch.eye(3, dtype=torch.float64) + 0.1 * torch.randn(3, 3, 3, generator=generator).double()
+    )
     turn = turn * torch.sign(torch.diagonal(turn, dim1=-2, dim2=-1))[:, None, :]
     homography = K @ turn @ torch.linalg.inv(K)
     turned = points @ turn.transpose(-1, -2)

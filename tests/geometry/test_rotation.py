@@ -38,7 +38,9 @@ def test_axis_angle_agrees_with_scipy_at_every_angle() -> None:
 
 def test_axis_angle_round_trip_near_pi() -> None:
     """acos loses half its digits near pi and flips the axis; the quaternion way does not."""
-    rotations = torch.cat([random_rotations(200), rotation_from_aa(torch.tensor([[np.pi, 0, 0], [0, np.pi - 1e-7, 0]]))])
+    rotations = torch.cat(
+        [random_rotations(200), rotation_from_aa(torch.tensor([[np.pi, 0, 0], [0, np.pi - 1e-7, 0]]))]
+    )
     back = rotation_from_aa(aa_from_rotation(rotations))
     assert (back - rotations).abs().max() < 1e-9
 
@@ -84,12 +86,18 @@ def test_rotation_between_opposite_and_empty_directions() -> None:
 
 def test_about_z_turns_x_towards_y() -> None:
     """The sign of the roll: picture and labels must turn the same way."""
-    turned = rotation_about_z(torch.tensor(torch.pi / 2, dtype=torch.float64)) @ torch.tensor([1.0, 0, 0]).double()
+    turned = (
+        rotation_about_z(torch.tensor(torch.pi / 2, dtype=torch.float64)) @ torch.tensor([1.0, 0, 0]).double()
+    )
     assert (turned - torch.tensor([0.0, 1.0, 0.0])).abs().max() < 1e-15
 
 
 def test_wrong_shapes_are_named() -> None:
     """A shape error says what it got."""
-    for function, shape in ((rotation_from_6d, (2, 5)), (rotation_from_aa, (4,)), (sixd_from_rotation, (3, 2))):
+    for function, shape in (
+        (rotation_from_6d, (2, 5)),
+        (rotation_from_aa, (4,)),
+        (sixd_from_rotation, (3, 2)),
+    ):
         with pytest.raises(ShapeError, match=str(shape[-1])):
             function(torch.zeros(shape))

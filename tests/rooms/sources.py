@@ -33,6 +33,9 @@ def tracked_files() -> list[str]:
     """What git has, or would have after `git add -A`; empty outside a checkout."""
     done = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     return done.stdout.splitlines() if done.returncode == 0 else []

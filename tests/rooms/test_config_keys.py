@@ -46,7 +46,10 @@ def reads(parsed: ast.Module) -> set[tuple[str, str]]:
                         if isinstance(statement, ast.Assign):
                             for target in statement.targets:
                                 section = section_of(statement.value, local)
-                                on_self = isinstance(target, ast.Attribute) and getattr(target.value, "id", "") == "self"
+                                on_self = (
+                                    isinstance(target, ast.Attribute)
+                                    and getattr(target.value, "id", "") == "self"
+                                )
                                 if on_self and section is not None:
                                     names[f"self.{target.attr}"] = section
         if isinstance(node, ast.FunctionDef):
@@ -96,7 +99,9 @@ def test_every_key_is_read() -> None:
 
 def test_the_search_for_dead_keys_can_fail() -> None:
     """Only reads through a configuration count, not any attribute of the same name."""
-    code = ast.parse("def f(config: RunConfig, other: X):\n    a = config.loss\n    return a.betas + other.prior")
+    code = ast.parse(
+        "def f(config: RunConfig, other: X):\n    a = config.loss\n    return a.betas + other.prior"
+    )
     assert reads(code) >= {("loss", "betas")}
     assert ("loss", "prior") not in reads(code)
 
@@ -113,8 +118,15 @@ def test_every_key_says_unit_and_range() -> None:
                 following = cls.body[k + 1] if k + 1 < len(cls.body) else None
                 documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
                 assert documented, f"{cls.name}.{node.target.id} has no docstring"
-                numeric = ast.unparse(node.annotation) in ("int", "float", "int | None", "tuple[float, float]")
-                assert not numeric or "_number(" in ast.unparse(node.value), f"{cls.name}.{node.target.id} has no range"
+                numeric = ast.unparse(node.annotation) in (
+                    "int",
+                    "float",
+                    "int | None",
+                    "tuple[float, float]",
+                )
+                assert not numeric or "_number(" in ast.unparse(node.value), (
+                    f"{cls.name}.{node.target.id} has no range"
+                )
 
 
 def test_shipped_configurations_load() -> None:

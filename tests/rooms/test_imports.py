@@ -46,7 +46,9 @@ def imports(path: Path, parsed: ast.Module) -> Iterator[tuple[int, str]]:
             assert node.level == 0, f"{path}:{node.lineno}: relative import; name the module in full"
             for alias in node.names:
                 sub = f"{node.module}.{alias.name}"
-                is_module = (ROOT / (sub.replace(".", "/") + ".py")).exists() or (ROOT / sub.replace(".", "/")).is_dir()
+                is_module = (ROOT / (sub.replace(".", "/") + ".py")).exists() or (
+                    ROOT / sub.replace(".", "/")
+                ).is_dir()
                 yield node.lineno, sub if is_module else str(node.module)
 
 
@@ -72,6 +74,7 @@ def test_every_import_follows_the_table() -> None:
 
 def test_the_table_refuses_what_it_should() -> None:
     """The check itself can fail: neighbours, upward and unknown imports are offences, downward ones are not."""
+
     def lines(module: str, code: str) -> list[str]:
         return offences(Path("x.py"), module, ast.parse(code))
 
@@ -99,7 +102,9 @@ def test_libraries_stay_in_their_rooms() -> None:
         for line, name in imports(path, tree(path)):
             for library, places in WHERE.items():
                 inside = name == library or name.startswith(library + ".")
-                if inside and not any(where == p or (p.endswith("/") and where.startswith(p)) for p in places):
+                if inside and not any(
+                    where == p or (p.endswith("/") and where.startswith(p)) for p in places
+                ):
                     bad.append(f"{where}:{line}: {library} does not belong here")
     assert not bad, "\n".join(bad)
 
@@ -113,14 +118,20 @@ def test_print_environment_and_broad_excepts_stay_out() -> None:
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print" and not talks:
                 bad.append(f"{where}:{node.lineno}: print")
-            if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and not (
-                talks or where.startswith("src/runtime/")
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr in ("environ", "getenv")
+                and not (talks or where.startswith("src/runtime/"))
             ):
                 bad.append(f"{where}:{node.lineno}: environment")
             if isinstance(node, ast.ExceptHandler) and (
                 node.type is None or getattr(node.type, "id", "") in ("Exception", "BaseException")
             ):
                 bad.append(f"{where}:{node.lineno}: broad except")
-            if isinstance(node, ast.Attribute) and node.attr == "path" and getattr(node.value, "id", "") == "sys":
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr == "path"
+                and getattr(node.value, "id", "") == "sys"
+            ):
                 bad.append(f"{where}:{node.lineno}: sys.path")
     assert not bad, "\n".join(bad)

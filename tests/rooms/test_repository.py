@@ -9,8 +9,22 @@ import pytest
 from tests.rooms.sources import ROOT, tracked_files
 
 LAYOUT = {
-    "train.py", "test_distributed_eval.py", "config", "src", "dataloader", "records", "README.md", "requirements.txt",
-    "requirements-dev.txt", "tests", "benchmarks", "Makefile", "pyproject.toml", ".ci", ".gitignore", "LICENSE",
+    "train.py",
+    "test_distributed_eval.py",
+    "config",
+    "src",
+    "dataloader",
+    "records",
+    "README.md",
+    "requirements.txt",
+    "requirements-dev.txt",
+    "tests",
+    "benchmarks",
+    "Makefile",
+    "pyproject.toml",
+    ".ci",
+    ".gitignore",
+    "LICENSE",
 }
 
 
@@ -32,7 +46,9 @@ def test_readme_commands_exist() -> None:
         assert target in targets, f"README names `make {target}`"
     for module in set(re.findall(r"python -m ((?:src|dataloader|benchmarks)[\w.]*)", text)):
         path = ROOT / module.replace(".", "/")
-        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"README names `python -m {module}`"
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), (
+            f"README names `python -m {module}`"
+        )
     for file in set(re.findall(r"\b((?:config|records|tests|benchmarks)/[\w./-]+\.(?:yaml|md|py))", text)):
         assert (ROOT / file).exists(), f"README names {file}"
     assert len(text.splitlines()) < 200

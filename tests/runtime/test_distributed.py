@@ -53,7 +53,11 @@ def test_one_failing_rank_stops_all_and_speaks_once(bad: int) -> None:
     """One rank's torn frame ends all ranks, with one message and not a hang."""
     seen = spawn_ranks(one_fails, 3, (bad,))
     for rank, text in enumerate(seen):
-        expected = "own: frame 7 is torn" if rank == bad else f"peer: opening the data: rank {bad} failed: frame 7 is torn"
+        expected = (
+            "own: frame 7 is torn"
+            if rank == bad
+            else f"peer: opening the data: rank {bad} failed: frame 7 is torn"
+        )
         assert text == expected
 
 

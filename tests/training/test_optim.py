@@ -29,7 +29,9 @@ def test_only_matrices_decay() -> None:
     token = nn.Parameter(torch.zeros(1, 4))
     token.no_weight_decay = True  # type: ignore[attr-defined]
     model.register_parameter("token", token)
-    decayed, free = build_optimizer(model, OptimizerConfig(weight_decay=0.1), torch.device("cpu")).param_groups
+    decayed, free = build_optimizer(
+        model, OptimizerConfig(weight_decay=0.1), torch.device("cpu")
+    ).param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(4, 4)]
     assert len(free["params"]) == 4
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
