@@ -247,7 +247,10 @@ def _check_failures(failures: list[tuple[int, str]], frames: FrameList, allowed:
     if not failures:
         return
     row, reason = failures[0]
-    what = f"HO3D index: {len(failures):,} of {len(frames.frames):,} frames unreadable (first: {reason})."
+    what = (
+        f"HO3D index: {len(failures):,} of {len(frames.frames):,} frames unreadable "
+        f"(first: {reason.removesuffix('.')})."
+    )
     if len(failures) <= allowed:
         _log.warning(f"{what} They are left out, as dataset.max_unreadable={allowed} allows.")
         return
