@@ -26,7 +26,7 @@ def turned_hands(count: int, seed: int, spread: float = 0.0) -> tuple[np.ndarray
 
 
 def test_an_all_zero_network_scores_exactly_the_zero_baseline():
-    """102.152 / 48.320 mm was the score of a network that returned zeros; beside its baseline it shows at once."""
+    """102.152 / 48.320 mm was the score of a network of zeros; beside its baseline it shows at once."""
     joints, turn = turned_hands(12, 1, spread=0.01)
     target = torch.from_numpy(joints)
     baselines = constant_baselines(joints, turn, joints)
@@ -46,7 +46,7 @@ def test_an_all_zero_network_scores_exactly_the_zero_baseline():
 
 
 def test_mean_pose_takes_wrist_rotations_back_for_pa():
-    """The mean of turned hands is a clot; its PA (30 mm) would make a mean hand (12 mm) look like learning."""
+    """The mean of turned hands is a clot; its PA of 30 mm makes a mean hand's 12 mm look like learning."""
     train, turn = turned_hands(500, 1)
     val, _ = turned_hands(20, 2)
     scores = constant_baselines(train, turn, val)

@@ -74,7 +74,7 @@ def test_the_loss_is_a_mean_over_samples():
 
 
 def test_a_nan_prediction_can_never_win():
-    """One NaN row makes the metric nan, is counted and located, and `is_finite` keeps it from the best checkpoint."""
+    """One NaN row makes the metric nan, is counted and located, and must not become the best checkpoint."""
     samples = make_samples(40, 0)
     clean = score(samples)
     assert clean.is_finite
@@ -102,7 +102,7 @@ def test_an_all_nan_network_scores_nan():
 
 
 def test_unusable_labels_are_counted_and_not_scored():
-    """A frame without a label has no error; scoring it as 0 would flatter, dropping it silently would hide it."""
+    """A frame without a label has no error: as 0 it would flatter, dropped silently it would hide."""
     samples = make_samples(10, 0)
     expected = metrics.mpjpe_mm(samples.pred, samples.target)
     samples.conf[3] = 0.0

@@ -19,7 +19,7 @@ from src.runtime.seed import stream
 from test_distributed_eval import make_samples
 
 EXACT_MM = 1e-9
-"""Rounding of float64 on a hand of 0.1 m is 1e-14 mm; the alignment multiplies it by the condition of the SVD."""
+"""Rounding of float64 on a hand of 0.1 m is 1e-14 mm; the alignment multiplies it by the SVD's condition."""
 
 
 GOLDEN_MPJPE_MM = 42.900576194355054
@@ -29,7 +29,7 @@ GOLDEN_PA_MM = 27.94466984411586
 def hands(count: int, seed: int = 0, joints: int = 21) -> np.ndarray:
     """(count, joints, 3) metres, about 0.6 m in front of the camera."""
     random = stream(seed, "hands")
-    return random.normal(0.0, 0.05, (count, joints, 3)) + [0.1, -0.05, 0.6]
+    return random.normal(0.0, 0.05, (count, joints, 3)) + np.array([0.1, -0.05, 0.6])
 
 
 def moved(points: np.ndarray, seed: int = 1) -> np.ndarray:
@@ -227,7 +227,7 @@ def test_official_scores_of_a_mirrored_hand():
 def test_official_lengths_are_centimetres():
     """scores.txt is in cm: 30 mm off everywhere is 3.0, and 40 % of the range is left under the curve."""
     truth = hands(4)
-    scores = official_ho3d(truth + [0.03, 0.0, 0.0], truth)
+    scores = official_ho3d(truth + np.array([0.03, 0.0, 0.0]), truth)
     assert scores["xyz_mean3d"] == pytest.approx(3.0, rel=1e-9)
     assert scores["xyz_auc3d"] == pytest.approx(0.4, abs=0.01)
     assert scores["xyz_scale_trans_al_mean3d"] < 1e-9
@@ -248,7 +248,7 @@ def test_official_scores_of_a_nan_are_nan():
 def test_f_score_thresholds_are_strict():
     """`<` and not `<=`: points exactly 5 mm away do not count."""
     target = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
-    pred = target + [0.005, 0.0, 0.0]
+    pred = target + np.array([0.005, 0.0, 0.0])
     pred[1, 0] = 1.0  # second point exact, first exactly at the threshold
     assert f_scores_of(pred, target) == {"5": 0.5, "15": 1.0}
     assert f_scores_of(pred + 10.0, target) == {"5": 0.0, "15": 0.0}

@@ -35,7 +35,7 @@ def test_the_proof_notices_rows_in_the_wrong_place(monkeypatch):
     real = proof.score
 
     def shuffled(samples, batch_size, rank, world, context, timeout_s):
-        order = list(range(1, len(samples.loss))) + [0]
+        order = [*range(1, len(samples.loss)), 0]
         moved = proof.Samples(samples.pred[order], samples.target[order], samples.conf, samples.loss)
         return real(moved, batch_size, rank, world, context, timeout_s)
 
