@@ -27,12 +27,11 @@ from src.errors import CollectError, PeerError, TrainingError, UTNetError
 from src.evaluation.baselines import constant_baselines
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, report_lines, write_per_sample
 from src.hand.mano import ManoLayer
-from src.hand.mano_assets import banner, load_hand_asset
+from src.hand.mano_assets import load_hand_asset
 from src.losses.loss import HandLoss
-from src.models.pretrained import load_backbone
 from src.models.utnet import UTNet
 from src.runtime import log
-from src.runtime.debug import batch_lines, debug_loss_enabled, trace_enabled
+from src.runtime.debug import DebugBatches, debug_loss_enabled, trace_enabled
 from src.runtime.distributed import (
     DistContext,
     local_world_size,
@@ -48,10 +47,8 @@ from src.schema import HandBatch, Prediction
 from src.training import checkpoint as ckpt
 from src.training.picture_page import picture_page
 from src.training.recorder import Recorder, new_run_dir
-from src.training.step import StepReport, TrainStep
-
-DEBUG_BATCHES = 3
-"""Batches of epoch 0 whose statistics are printed."""
+from src.training.setup import build_model
+from src.training.step import TrainStep
 
 _log = log.get_logger("train")
 
@@ -182,31 +179,9 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
             )
             label = "Per-sample results" if modality == "rgbd" else "Per-sample results without depth"
             _log.info(f"{label}: {run_dir / 'val' / name}")
-        recorder.scalars(state["step"], _val_scalars(result, modality))
+        recorder.validation(state["step"], modality, result)
     recorder.close()
     return 0
-
-
-def build_model(config: RunConfig, context: DistContext) -> tuple[ManoLayer, UTNet, HandLoss]:
-    """Hand, network and loss on this rank's device; the same initial weights on every rank."""
-    asset = context.together(
-        "reading the hand model", lambda: load_hand_asset(config.mano.model_path), main_first=True
-    )
-    if (notice := banner(asset)) is not None:
-        _log.info(notice)
-    hand = ManoLayer.from_asset(asset).to(context.device)
-    torch.manual_seed(config.seed)
-    model = UTNet(config.model, hand).to(context.device)
-    if config.model.pretrained is not None:
-        pretrained = config.model.pretrained
-        found = context.together("loading pretrained weights", lambda: load_backbone(model, pretrained))
-        _log.info(f"Pretrained backbone {pretrained}: {found}")
-    on_gpu = context.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    half = config.training.precision == "bf16" or (config.training.precision == "auto" and on_gpu)
-    model.backbone_dtype = torch.bfloat16 if half else torch.float32
-    if config.model.compile:
-        model.compile_backbone()
-    return hand, model, HandLoss(config.loss, hand)
 
 
 def build_datasets(
@@ -321,19 +296,22 @@ def train_epoch(run: Run) -> float | None:
     steps = len(loader) // config.training.accumulation
     batches = iter(loader)
     bar = progress(range(steps), total=steps, desc=f"epoch {position.epoch}", enabled=run.context.is_main)
+    show = None
+    if run.context.is_main and position.epoch == 0:
+        show = DebugBatches(position.step_in_epoch * config.training.accumulation)
     clock = time.perf_counter()
     for _ in bar:
         group = list(islice(batches, config.training.accumulation))
-        first = position.step_in_epoch * config.training.accumulation
-        report = run.trainer(
-            group, stop=run.stop.received is not None, on_backward=_debug_printer(run, first)
-        )
+        report = run.trainer(group, stop=run.stop.received is not None, on_backward=show)
         position.step_in_epoch += 1
         position.loss_sum += report.loss
         position.clipped_steps += report.clipped
         if run.trainer.step % config.logging.every == 0:
             now = time.perf_counter()
-            _record_step(run, report, config.logging.every * sum(b.size for b in group) / (now - clock))
+            speed = config.logging.every * sum(b.size for b in group) / (now - clock)
+            run.recorder.step(
+                run.trainer.step, report, position.clipped_steps / position.step_in_epoch, speed
+            )
             clock = now
         if report.stop_requested:
             return None
@@ -424,11 +402,9 @@ def validate(run: Run) -> bool:
                 baselines=run.baselines,
                 tiles=keep,
             )
-    scalars: dict[str, float] = {}
     for modality, result in results.items():
         report(result, modality, run.context)
-        scalars |= _val_scalars(result, modality)
-    run.recorder.scalars(trainer.step, scalars)
+        run.recorder.validation(trainer.step, modality, result)
     if run.context.is_main:
         frames = [run.val_set.frame_id(i) for i in range(len(run.val_set))]
         folder = run.run_dir / "val"
@@ -466,19 +442,11 @@ def report(result: CheckedResult, modality: str, context: DistContext) -> None:
 
 def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
     """Write last.pt; name it best.pt and epoch_<k>.pt too where that is due."""
-    folder = run.run_dir / "checkpoints"
-    last = folder / "last.pt"
-    ckpt.save_checkpoint(
-        last, run.trainer, run.progress, run.config, run.hand, split_name(run.train_set), run.context
-    )
-    if not run.context.is_main:
-        return
-    if best:
-        ckpt.keep_copy(last, folder / "best.pt")
-    every = run.config.training.keep_every_epochs
-    if epoch is not None and every and (epoch + 1) % every == 0:
-        ckpt.keep_copy(last, folder / f"epoch_{epoch}.pt")
-        ckpt.prune(folder, run.config.training.keep_last_epochs)
+    last = run.run_dir / "checkpoints" / "last.pt"
+    split = split_name(run.train_set)
+    ckpt.save_checkpoint(last, run.trainer, run.progress, run.config, run.hand, split, run.context)
+    if run.context.is_main:
+        ckpt.name_finished(last, run.config.training, best=best, epoch=epoch)
 
 
 def _resume_source(config: RunConfig, resume: str | None) -> Path | None:
@@ -498,47 +466,6 @@ def _resume_source(config: RunConfig, resume: str | None) -> Path | None:
 def _modalities(config: RunConfig) -> tuple[str, ...]:
     """What is scored: with depth, and without where that is asked for."""
     return ("rgbd", "rgb") if config.validation.rgb_only else ("rgbd",)
-
-
-def _debug_printer(run: Run, first: int):  # noqa: ANN202 - a callback or None, as TrainStep takes it
-    """Callback that prints the first batches of epoch 0 on rank 0."""
-    if not run.context.is_main or run.progress.epoch > 0 or first >= DEBUG_BATCHES:
-        return None
-    indices = iter(range(first, DEBUG_BATCHES))
-
-    def show(batch: HandBatch, prediction: Prediction) -> None:
-        index = next(indices, None)
-        if index is not None:
-            for line in batch_lines(index, batch, prediction):
-                _log.info(line)
-
-    return show
-
-
-def _record_step(run: Run, report: StepReport, samples_per_s: float) -> None:
-    """Scalars of one optimiser step."""
-    values = {
-        "Train/loss": report.loss,
-        "Train/lr": report.learning_rate,
-        "Train/grad_norm": report.grad_norm,
-        "Train/clipped_share": run.progress.clipped_steps / run.progress.step_in_epoch,
-        "Train/samples_per_s_and_rank": samples_per_s,
-    }
-    values |= {f"Train/loss/{name}": float(value) for name, value in report.terms.values.items()}
-    run.recorder.scalars(run.trainer.step, values)
-
-
-def _val_scalars(result: CheckedResult, modality: str) -> dict[str, float]:
-    """Scalars of one validation under Val/."""
-    prefix = "Val" if modality == "rgbd" else "Val/RGB-only"
-    values = {
-        f"{prefix}/loss": result.loss,
-        f"{prefix}/MPJPE": result.mpjpe_mm,
-        f"{prefix}/PA-MPJPE": result.pa_mpjpe_mm,
-    }
-    if modality == "rgbd":
-        values |= {f"Val/baseline/{name}": value for name, value in result.baselines.items()}
-    return values
 
 
 if __name__ == "__main__":

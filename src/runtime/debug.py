@@ -55,6 +55,24 @@ def batch_lines(index: int, batch: HandBatch, prediction: Prediction) -> list[st
     ]
 
 
+class DebugBatches:
+    """Logs `batch_lines` of the first batches of epoch 0; called with each batch and its prediction."""
+
+    COUNT = 3
+    """Batches that are shown."""
+
+    def __init__(self, first: int) -> None:
+        """Args: `first`, number of the next batch in the epoch (a resumed run does not start at 0)."""
+        self._next = first
+
+    def __call__(self, batch: HandBatch, prediction: Prediction) -> None:
+        """Show this batch if it is one of the first."""
+        if self._next < self.COUNT:
+            for line in batch_lines(self._next, batch, prediction):
+                _log.info(line)
+        self._next += 1
+
+
 @torch.no_grad()
 def trace_loss_3d(
     pred_cam_m: Tensor,

@@ -8,8 +8,19 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
 
 _ROOT = "utnet"
+
+
+class _AroundBars(logging.StreamHandler[TextIO]):
+    """Prints above a progress bar instead of into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)
+        self.flush()
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -31,7 +42,7 @@ def configure(*, rank: int = 0, log_file: Path | None = None) -> None:
         root.removeHandler(handler)
         handler.close()
     form = logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s")
-    outlets: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    outlets: list[logging.Handler] = [_AroundBars(sys.stdout)]
     if log_file is not None and rank == 0:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         outlets.append(logging.FileHandler(log_file, encoding="utf-8"))

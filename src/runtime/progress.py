@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -10,9 +11,15 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
+LINE_EVERY_S = 30.0
+"""Seconds between lines where there is no terminal to redraw."""
+
 
 def progress(iterable: Iterable[T], *, total: int | None, desc: str, enabled: bool = True) -> Iterator[T]:
-    """Iterate with a bar on stderr; in a file or a pipe it prints a line every 30 s instead of redrawing.
+    """Iterate with a bar on stderr; in a file or pipe, with a whole line every half minute instead.
+
+    A bar redraws its line, and whatever else is printed meanwhile would be glued to it: `src.runtime.log` prints
+    around the bar on a terminal, and elsewhere there is no bar, so that every line of a log stays greppable.
 
     Args:
         iterable: what is iterated.
@@ -20,14 +27,22 @@ def progress(iterable: Iterable[T], *, total: int | None, desc: str, enabled: bo
         desc: what is being done.
         enabled: False (ranks other than 0) shows nothing.
     """
-    interactive = sys.stderr.isatty()
-    yield from tqdm(
-        iterable,
-        total=total,
-        desc=desc,
-        disable=not enabled,
-        mininterval=0.2 if interactive else 30.0,
-        maxinterval=10.0 if interactive else 60.0,
-        dynamic_ncols=interactive,
-        leave=interactive,
-    )
+    if not enabled:
+        yield from iterable
+    elif sys.stderr.isatty():
+        yield from tqdm(iterable, total=total, desc=desc, dynamic_ncols=True, leave=False)
+    else:
+        yield from _lines(iterable, total, desc)
+
+
+def _lines(iterable: Iterable[T], total: int | None, desc: str) -> Iterator[T]:
+    """Iterate with a line now and then."""
+    began = shown = time.monotonic()
+    for done, item in enumerate(iterable):
+        now = time.monotonic()
+        if now - shown >= LINE_EVERY_S:
+            shown = now
+            rate = done / (now - began)
+            left = f", about {(total - done) / rate:.0f} s left" if total and rate > 0 else ""
+            sys.stderr.write(f"{desc}: {done} of {total or '?'}, {rate:.2f}/s{left}\n")
+        yield item

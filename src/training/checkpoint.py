@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from src.config import RunConfig
+from src.config import RunConfig, TrainingConfig
 from src.config_file import config_to_dict
 from src.errors import AssetError, UTNetError
 from src.hand.mano import ManoLayer
@@ -207,19 +208,34 @@ def find_last(runs_dir: Path, name: str) -> Path | None:
     return next((p for p in found if p.is_file()), None)
 
 
-def keep_copy(source: Path, target: Path) -> None:
-    """Give a finished checkpoint a second name without a second copy of its bytes, atomically."""
+def name_finished(last: Path, config: TrainingConfig, *, best: bool, epoch: int | None) -> None:
+    """Give a written last.pt its further names, without a second copy of its bytes; on rank 0.
+
+    Args:
+        last: the file.
+        config: which epochs are kept, and how many.
+        best: this is the best epoch so far.
+        epoch: number of the epoch that it ends; None inside an epoch.
+    """
+    if best:
+        _link(last, last.with_name("best.pt"))
+    every = config.keep_every_epochs
+    if epoch is not None and every and (epoch + 1) % every == 0:
+        _link(last, last.with_name(f"epoch_{epoch}.pt"))
+        numbered = sorted(last.parent.glob("epoch_*.pt"), key=lambda p: int(p.stem.removeprefix("epoch_")))
+        for path in numbered[: -config.keep_last_epochs]:
+            path.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, put in place at once; a copy where the file system has no hard links."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     temporary.unlink(missing_ok=True)
-    os.link(source, temporary)
+    try:
+        temporary.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, temporary)
     temporary.replace(target)
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` files epoch_<k>.pt."""
-    numbered = sorted(folder.glob("epoch_*.pt"), key=lambda p: int(p.stem.removeprefix("epoch_")))
-    for path in numbered[:-keep]:
-        path.unlink(missing_ok=True)
 
 
 def commit() -> str:

@@ -24,7 +24,9 @@ from src.config_file import config_to_yaml
 from src.hand.mano import ManoLayer
 from src.runtime.distributed import DistContext
 from src.runtime.files import atomic_write
+from src.schema import EvalResult
 from src.training.checkpoint import commit
+from src.training.step import StepReport
 
 
 def new_run_dir(config: RunConfig) -> Path:
@@ -102,6 +104,37 @@ class Recorder:
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
+
+    def step(self, step: int, report: StepReport, clipped_share: float, samples_per_s: float) -> None:
+        """Record an optimiser step under Train/.
+
+        Args:
+            step: optimiser steps done.
+            report: of that step.
+            clipped_share: share of the epoch's steps whose gradient was clipped.
+            samples_per_s: of this rank.
+        """
+        values = {
+            "Train/loss": report.loss,
+            "Train/lr": report.learning_rate,
+            "Train/grad_norm": report.grad_norm,
+            "Train/clipped_share": clipped_share,
+            "Train/samples_per_s_and_rank": samples_per_s,
+        }
+        terms = {f"Train/loss/{name}": float(value.detach()) for name, value in report.terms.values.items()}
+        self.scalars(step, values | terms)
+
+    def validation(self, step: int, modality: str, result: EvalResult) -> None:
+        """Record a validation under Val/, or Val/RGB-only/ for the score without depth."""
+        prefix = "Val" if modality == "rgbd" else "Val/RGB-only"
+        values = {
+            f"{prefix}/loss": result.loss,
+            f"{prefix}/MPJPE": result.mpjpe_mm,
+            f"{prefix}/PA-MPJPE": result.pa_mpjpe_mm,
+        }
+        if modality == "rgbd":
+            values |= {f"Val/baseline/{name}": value for name, value in result.baselines.items()}
+        self.scalars(step, values)
 
     def picture(self, step: int, name: str, path: Path, rgb: NDArray[np.uint8]) -> None:
         """Record a picture (H, W, 3) uint8 RGB that was also written to `path`."""

@@ -7,6 +7,7 @@ over ranks, the gradients are averaged by DDP, and only then is anything decided
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -46,16 +47,19 @@ class StepReport:
 def wrap_for_ranks(model: nn.Module, context: DistContext) -> nn.Module:
     """The model in DistributedDataParallel, or itself with one rank.
 
-    Buffers are constants here and are not broadcast: a forward pass of the wrapped module is then no
-    collective, and every parameter takes part in every step (find_unused_parameters=False).
+    Buffers are constants here and are not broadcast in forward passes, and every parameter takes part in every
+    step (find_unused_parameters=False).
     """
     if context.world == 1:
         return model
+    # torch 2.15 renamed the switch and warns about its old name.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
         model,
         device_ids=[context.device.index] if context.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **{switch: False},
     )
 
 
