@@ -68,7 +68,7 @@ def draws(dataset: HO3DDataset, monkeypatch: pytest.MonkeyPatch) -> HandBatch:
 
 
 def test_parameters_give_the_augmented_joints(hand: ManoLayer, draws: HandBatch) -> None:
-    """The first version turned the picture only: labels were 119 mm wrong in a quarter of samples (lesson 4)."""
+    """The first version turned the picture only: labels were up to 119 mm wrong (lesson 4)."""
     with torch.no_grad():
         posed = hand(draws.global_orient, draws.hand_pose, draws.betas, draws.translation_m)
     error_mm = (posed.joints_m - draws.joints_cam_m).norm(dim=-1) * 1000
@@ -85,7 +85,7 @@ def test_wrist_rotations_stay_rotations(draws: HandBatch) -> None:
 
 
 def test_joints_project_where_the_picture_goes(dataset: HO3DDataset, draws: HandBatch) -> None:
-    """project(joints, K_crop) and crop_from_img applied to the picture's projections agree < 0.5 px (lesson 4)."""
+    """project(joints, K_crop) and the warped projections of the picture agree < 0.5 px (lesson 4)."""
     joints = torch.from_numpy(dataset.labels()[0])[draws.sample_index]
     in_picture = project(joints, draws.intrinsics_img_px)
     error = (apply_homography(draws.crop_from_img, in_picture) - draws.joints_crop_px).norm(dim=-1)
