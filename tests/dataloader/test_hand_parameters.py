@@ -98,9 +98,8 @@ def test_joints_project_where_the_picture_goes(dataset: HO3DDataset, draws: Hand
 def test_bone_lengths_are_kept(dataset: HO3DDataset, draws: HandBatch) -> None:
     """Roll, scale and shift of the crop must not stretch the hand in space."""
     joints = torch.from_numpy(dataset.labels()[0])[draws.sample_index]
-    assert torch.allclose(
-        torch.cdist(joints, joints), torch.cdist(draws.joints_cam_m, draws.joints_cam_m), atol=2e-5
-    )
+    before, after = torch.cdist(joints, joints), torch.cdist(draws.joints_cam_m, draws.joints_cam_m)
+    assert torch.allclose(before, after, atol=2e-5)  # float32 differences of points 0.7 m away
 
 
 def test_nearly_all_joints_are_inside_the_crop(draws: HandBatch) -> None:
