@@ -20,7 +20,7 @@ from src.errors import ShapeError
 from src.geometry.rotation import rotation_from_6d
 from src.hand.joints import MANO16, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
-from src.models.heads import JOINT_STEP_M, NUM_BETAS, HandState
+from src.models.heads import JOINT_STEP_M, NUM_BETAS, HandState, SmallLinear
 from src.models.vertex_sampling import Sampled
 from src.schema import HandEstimate
 
@@ -97,12 +97,10 @@ class GraphLayer(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.linear = nn.Linear(width, width)
-        self.own = nn.Linear(width, width)
 
     def forward(self, nodes: Tensor, graph: MeshGraph) -> Tensor:
         """(V, B, C) -> (V, B, C)."""
-        x = self.norm(nodes)
-        return nodes + F.gelu(graph(self.linear(x)) + self.own(x))
+        return nodes + F.gelu(graph(self.linear(self.norm(nodes))))
 
 
 class MeshRefiner(nn.Module):
@@ -132,13 +130,10 @@ class MeshRefiner(nn.Module):
         self.layers = nn.ModuleList(GraphLayer(width) for _ in range(layers))
         self.joint = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU())
         self.whole = nn.Sequential(nn.Linear(_ROTATIONS * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU())
-        self.joint_rotation = nn.Linear(width, 6)
-        self.whole_out = nn.Linear(2 * width, _ROTATIONS * 6 + NUM_BETAS + 3)
+        self.joint_rotation = SmallLinear(width, 6, start=0.0)
+        self.whole_out = SmallLinear(2 * width, _ROTATIONS * 6 + NUM_BETAS + 3, start=0.0)
         self.register_buffer("identity", torch.tensor([1.0, 0, 0, 0, 1, 0]), persistent=False)
         nn.init.zeros_(self.enter_depth.weight)
-        for layer in (self.joint_rotation, self.whole_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
 
     def forward(self, state: HandState, estimate: HandEstimate, sampled: Sampled, summary: Tensor) -> HandState:
         """Correct a hand by what its points see.

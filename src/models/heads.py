@@ -179,8 +179,8 @@ class DenseReadout(nn.Module):
             nn.Linear(READOUT_GRID**2 * READOUT_CHANNELS, hidden), nn.LayerNorm(hidden), nn.GELU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.GELU(),
         )
-        self.joints = small_linear(hidden, NUM_JOINTS * 3)
-        self.votes = small_linear(width, NUM_JOINTS * 3)
+        self.joints = SmallLinear(hidden, NUM_JOINTS * 3)
+        self.votes = SmallLinear(width, NUM_JOINTS * 3)
         self.register_buffer("rest", rest_joints_m.clone(), persistent=False)
         self.register_buffer("centres", token_centres(grid), persistent=False)
         self.register_buffer("pool_rows", pooling_matrix(READOUT_GRID, grid[0]), persistent=False)
@@ -213,12 +213,12 @@ class CoarseHead(nn.Module):
     def __init__(self, width: int, hidden: int, rest: RestSkeleton) -> None:
         super().__init__()
         self.rest = rest
-        self.pose_summary = small_linear(hidden, NUM_POSE_QUERIES * 6)
-        self.pose_query = small_linear(width, 6)
-        self.betas_summary = small_linear(hidden, NUM_BETAS)
-        self.betas_query = small_linear(width, NUM_BETAS)
-        self.wrist_summary = small_linear(hidden, 3)
-        self.wrist_query = small_linear(2 * width, 3)
+        self.pose_summary = SmallLinear(hidden, NUM_POSE_QUERIES * 6)
+        self.pose_query = SmallLinear(width, 6)
+        self.betas_summary = SmallLinear(hidden, NUM_BETAS)
+        self.betas_query = SmallLinear(width, NUM_BETAS)
+        self.wrist_summary = SmallLinear(hidden, 3, gain=0.25)
+        self.wrist_query = SmallLinear(2 * width, 3, gain=0.25)
         self.register_buffer("identity", torch.tensor([1.0, 0, 0, 0, 1, 0]), persistent=False)
 
     def forward(self, readout: Readout, queries: Tensor) -> HandState:
@@ -235,12 +235,25 @@ class CoarseHead(nn.Module):
         return HandState(wrist @ residual[:, 0], local @ residual[:, 1:], betas, start + code)
 
 
-def small_linear(inputs: int, outputs: int, scale: float = 0.01) -> nn.Linear:
-    """A last layer that starts near zero: what it is added to is the first prediction."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.normal_(layer.weight, std=scale / inputs**0.5)
-    nn.init.zeros_(layer.bias)
-    return layer
+class SmallLinear(nn.Linear):
+    """A last layer that starts near zero, so that what it is added to is the first prediction.
+
+    Args:
+        inputs, outputs: as of a linear layer.
+        start: standard deviation of the outputs for inputs of order 1 at the start.
+        gain: factor on the output. A plain layer on hundreds of normalised features moves its output far with
+            every step of the optimiser, and its gradient drowns all others in the norm that is clipped.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, start: float = 0.01, gain: float = 1.0) -> None:
+        super().__init__(inputs, outputs)
+        self.gain = gain
+        nn.init.normal_(self.weight, std=start / (gain * inputs**0.5))
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return self.gain * super().forward(input)
 
 
 def token_centres(grid: tuple[int, int]) -> Tensor:
