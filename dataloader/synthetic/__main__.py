@@ -1,0 +1,83 @@
+"""Command line of the embedded default: `python -m dataloader.synthetic --out DIR`.
+
+Exit status: 0 written or found complete, 2 with one line for whatever a user can mend, 130 after Ctrl-C; in the
+last two cases nothing half made is left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from dataloader.synthetic.writer import Parameters, write_tree
+from src.errors import UTNetError
+from src.hand.mano_assets import HandAsset, load_hand_asset
+from src.hand.standin import build_standin
+from src.runtime import log
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, write, and return the exit status."""
+    options = _parser().parse_args(arguments)
+    log.configure()
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        parameters = Parameters(
+            sequences=options.sequences,
+            frames=options.frames,
+            evaluation_sequences=options.evaluation_sequences,
+            seed=options.seed,
+            cameras=options.cameras,
+            orientations=options.orientations,
+            version=options.version,
+            annotations_only=options.annotations_only,
+        )
+        write_tree(options.out, parameters, _hand(options.hand), workers=options.workers)
+    except UTNetError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"cannot write {options.out}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"stopped; nothing was left at {options.out}\n")
+        return 130
+    return 0
+
+
+def _hand(path: Path | None) -> HandAsset:
+    """The hand file named, or the stand-in built here."""
+    return build_standin() if path is None else load_hand_asset(path)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """A polite end, as by Ctrl-C, so that the temporary folder is removed."""
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The command line; argparse leaves with status 2 by itself."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dataloader.synthetic", description="Write a synthetic data set in HO3D's layout."
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder to write; an equal, complete one is reused")
+    add("--sequences", type=int, default=100, help="folders under train/ (a camera's view is a folder)")
+    add("--frames", type=int, default=40, help="frames of each folder")
+    add("--evaluation-sequences", type=int, default=10, help="folders under evaluation/")
+    add("--seed", type=int, default=0, help="the same seed gives the same files")
+    add("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
+    add("--annotations-only", action="store_true", help="one grey picture per folder, shared by hard links")
+    add("--cameras", type=int, default=3, help="folders that show the same motion")
+    add("--orientations", choices=("table", "so3"), default="table", help="spread of wrist orientations")
+    add("--version", choices=("v2", "v3"), default="v3", help="HO3D release: png or jpg, no gaps or gaps")
+    add("--hand", type=Path, default=None, help="hand model in MANO's format; default: the stand-in")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""One motion over time: articulation, wrist and object, in the world of a table (see cameras.py for its axes).
+
+A motion either grasps an object (in segments, each with its own grip, the object taken away in between) or
+gestures over an object that lies on the table. Frame numbers are time; all curves are smooth in it.
+
+Wrist orientations. `table`: a person's right forearm reaching over a table, with yaw, pitch, roll (palm down to
+palm up) and the wrist's own bending; seen by the cameras of cameras.py. `so3`: uniform over all rotations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation, Slerp
+
+from dataloader.synthetic.grasp import (
+    Placement,
+    clear_thumb,
+    close_on_object,
+    contact_points,
+    open_and_target,
+    place_object,
+)
+from dataloader.synthetic.objects import HeldObject, draw_object
+from dataloader.synthetic.pose import DOF, gesture_path, limit, local_rotations, smooth_noise
+from dataloader.synthetic.rig import Anatomy, Array, Rig
+from src.runtime.seed import stream
+
+Orientations = Literal["table", "so3"]
+
+_GESTURE_SHARE = 0.4
+"""Share of motions without contact."""
+
+_SEGMENT_FRAMES = 80
+"""Frames between two grips."""
+
+_TRANSITION_FRAMES = 12.0
+"""A grip is opened, or taken, within about this many frames."""
+
+_EXCURSION_M = 0.065
+"""The hand stays within this distance of the point that the cameras look at, along each axis."""
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Everything that all cameras of a motion share; N frames, world frame, metres."""
+
+    number: int
+    frame_ids: NDArray[np.int64]
+    """(N,) ascending; gaps where frames were dropped."""
+    betas: Array
+    """(10,)."""
+    hand_pose: Array
+    """(N, 15, 3, 3) MANO16 order."""
+    angles_deg: Array
+    """(N, 21) the same as degrees of freedom."""
+    wrist_rotation: Array
+    """(N, 3, 3) world from MANO's rest frame."""
+    wrist_m: Array
+    """(N, 3)."""
+    elbow_direction: Array
+    """(N, 3) unit vector from the wrist to the elbow."""
+    held: HeldObject
+    object_rotation: Array
+    """(N, 3, 3)."""
+    object_m: Array
+    """(N, 3) centre."""
+    grasping: bool
+    """False: the object lies on the table."""
+    target_m: Array
+    """(3,) where the cameras look."""
+
+
+def make_motion(
+    rig: Rig, seed: int, number: int, frames: int, *, orientations: Orientations, gaps: bool
+) -> Motion:
+    """Draw motion `number` of the data set `seed`."""
+    rng = stream(seed, "motion", number)
+    ids = _frame_ids(rng, frames, gaps)
+    times = ids.astype(np.float64)
+    betas = rng.normal(size=10).clip(-2, 2)
+    anatomy = rig.anatomy(betas)
+    held = draw_object(rng)
+    target = np.array([0.0, 0.0, rng.uniform(0.17, 0.30)])
+    rotation, elbow = _wrist_path(rng, times, anatomy, orientations)
+    middle = 0.55 * anatomy.joints_m[4] + 0.45 * anatomy.joints_m[5] - 0.012 * anatomy.dorsal
+    path = target + _EXCURSION_M * np.tanh(smooth_noise(rng, times, 3, 24.0) * 0.55)
+    wrist = path - rotation @ (middle - anatomy.joints_m[0])
+
+    grasp = None
+    if rng.random() >= _GESTURE_SHARE:
+        grasp = _grasping(rng, times, held, anatomy, rig)
+    if grasp is not None:
+        angles, rotation_in_hand, offset = grasp
+        object_rotation = rotation @ rotation_in_hand
+        object_m = wrist + np.einsum("nab,nb->na", rotation, offset - anatomy.joints_m[0])
+    else:
+        angles = clear_thumb(gesture_path(rng, times), anatomy, contact_points(rig, anatomy))
+        object_rotation, object_m = _on_the_table(rng, held, len(times))
+    return Motion(
+        number=number,
+        frame_ids=ids,
+        betas=betas,
+        hand_pose=local_rotations(angles, anatomy),
+        angles_deg=angles,
+        wrist_rotation=rotation,
+        wrist_m=wrist,
+        elbow_direction=elbow,
+        held=held,
+        object_rotation=object_rotation,
+        object_m=object_m,
+        grasping=grasp is not None,
+        target_m=target,
+    )
+
+
+def _frame_ids(rng: np.random.Generator, frames: int, gaps: bool) -> NDArray[np.int64]:
+    """(N,) 0, 1, 2, ...; with `gaps` now and then a few numbers are left out, as in HO3D_v3."""
+    steps = np.ones(frames, np.int64)
+    if gaps:
+        steps += np.where(rng.random(frames) < 0.04, rng.integers(1, 6, frames), 0)
+    return np.cumsum(steps) - steps[0]
+
+
+def _wrist_path(
+    rng: np.random.Generator, times: Array, anatomy: Anatomy, orientations: Orientations
+) -> tuple[Array, Array]:
+    """Rotations (N, 3, 3) of the hand and directions (N, 3) to the elbow."""
+    rest = np.stack([anatomy.distal, anatomy.dorsal, anatomy.radial])
+    world = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [-1.0, 0.0, 0.0]])
+    flat_forward = world.T @ rest
+    bend = np.stack([14.0 * rng.normal() + 11.0 * smooth_noise(rng, times, 1, 22.0)[:, 0],
+                     5.0 * rng.normal() + 4.0 * smooth_noise(rng, times, 1, 22.0)[:, 0]], 1)  # fmt: skip
+    wrist = Rotation.from_euler("xz", bend.clip([-60, -20], [55, 25]), degrees=True)
+    if orientations == "so3":
+        start = Rotation.from_quat(rng.normal(size=4))
+        hand = start * Rotation.from_rotvec(0.5 * smooth_noise(rng, times, 3, 28.0))
+        forearm = hand * wrist.inv()
+    else:
+        mean, between, within = np.array([20.0, 4.0, 50.0]), np.array([20.0, 16.0, 34.0]), np.array([9.0, 9.0, 15.0])
+        angles = mean + between * rng.normal(size=3) + within * smooth_noise(rng, times, 3, 24.0)
+        angles = angles.clip([-50, -22, -45], [95, 60, 165])
+        forearm = Rotation.from_euler("ZXY", angles, degrees=True)
+        hand = forearm * wrist
+    return hand.as_matrix() @ flat_forward, -forearm.as_matrix()[:, :, 1]
+
+
+def _grasping(
+    rng: np.random.Generator, times: Array, held: HeldObject, anatomy: Anatomy, rig: Rig
+) -> tuple[Array, Array, Array] | None:
+    """Angles (N, 21) and the object in the hand, rotation (N, 3, 3), offset (N, 3); None if the hand is too small."""
+    points = contact_points(rig, anatomy)
+    count = max(1, round((times[-1] + 1) / _SEGMENT_FRAMES))
+    edges = np.linspace(0, times[-1] + 1, count + 1)
+    opens, targets, placements = [], [], []
+    for _ in range(count):
+        for _ in range(6):
+            start, end = open_and_target(rng)
+            wobble = 3.0 * rng.normal(size=(4, len(DOF)))
+            placement = place_object(rng, held, anatomy, points, limit(np.vstack([start, start + wobble])))
+            if placement is not None:
+                break
+        else:
+            return None
+        opens.append(start)
+        targets.append(end)
+        placements.append(placement)
+    centre = 0.5 * (edges[:-1] + edges[1:])
+    open_deg = limit(_blend(centre, np.stack(opens), times))
+    target_deg = limit(_blend(centre, np.stack(targets), times) + 7.0 * smooth_noise(rng, times, len(DOF), 18.0))
+    rotation, offset = _object_path(placements, centre, times)
+    # Away from the hand, and the hand open, around each change of grip.
+    change = np.abs(times[:, None] - edges[1:-1]).min(1, initial=np.inf)
+    away = np.exp(-((change / _TRANSITION_FRAMES) ** 2))
+    offset = offset - 0.09 * away[:, None] * anatomy.dorsal + 0.05 * away[:, None] * anatomy.distal
+    will = 1.3 + 1.1 * smooth_noise(rng, times, 1, 26.0) + 0.35 * smooth_noise(rng, times, 5, 16.0)
+    wish = will.clip(0, 1) * (1.0 - away[:, None])
+    angles = close_on_object(open_deg, target_deg, wish, held, rotation, offset, anatomy, points)
+    return angles, rotation, offset
+
+
+def _blend(centres: Array, values: Array, times: Array) -> Array:
+    """(N, D) values (K, D) at the segments' centres, changing over a few frames between them."""
+    out = np.repeat(values[:1], len(times), axis=0)
+    for k in range(1, len(values)):
+        middle = 0.5 * (centres[k - 1] + centres[k])
+        share = 0.5 + 0.5 * np.tanh((times - middle) / (0.35 * _TRANSITION_FRAMES))
+        out = out + share[:, None] * (values[k] - values[k - 1])
+    return out
+
+
+def _object_path(placements: list[Placement], centres: Array, times: Array) -> tuple[Array, Array]:
+    """Rotation (N, 3, 3) and offset (N, 3) of the object in the hand, from placement to placement."""
+    offset = _blend(centres, np.stack([p.offset_m for p in placements]), times)
+    if len(placements) == 1:
+        return np.repeat(placements[0].rotation[None], len(times), axis=0), offset
+    order = _blend(centres, np.arange(len(placements), dtype=np.float64)[:, None], times)[:, 0]
+    path = Slerp(np.arange(len(placements)), Rotation.from_matrix(np.stack([p.rotation for p in placements])))
+    return path(order.clip(0, len(placements) - 1)).as_matrix(), offset
+
+
+def _on_the_table(rng: np.random.Generator, held: HeldObject, frames: int) -> tuple[Array, Array]:
+    """An object lying still on the table, a hand's breadth aside."""
+    angle = rng.uniform(0, 2 * np.pi)
+    place = rng.uniform(0.05, 0.17) * np.array([np.cos(angle), np.sin(angle)])
+    standing = held.kind in ("mug", "ball") or rng.random() < 0.3
+    tilt = Rotation.from_euler("zx", [rng.uniform(0, 360), 0.0 if standing else 90.0], degrees=True)
+    height = held.half_m[2] if standing else held.half_m[1]
+    centre = np.array([*place, height])
+    return np.repeat(tilt.as_matrix()[None], frames, axis=0), np.repeat(centre[None], frames, axis=0)

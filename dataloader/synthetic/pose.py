@@ -1,0 +1,180 @@
+"""Articulation of the fingers: degrees of freedom, joint limits, gestures, and smooth changes between them.
+
+A posture is a vector of 21 angles in degrees, `DOF` names each. Fingers have abduction (positive towards the
+thumb), knuckle (mcp), middle (pip) and end (dip) flexion; the thumb has opposition (swing about the hand's long
+axis in front of the palm), abduction in the plane of the palm, and flexion of its three joints.
+Limits are the active range of motion of healthy adults. Source of the ranges: standard goniometry tables.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline, PchipInterpolator
+
+from dataloader.synthetic.rig import Anatomy, Array, rotation_about
+from src.hand.joints import MANO16
+
+LONG_FINGERS = ("index", "middle", "ring", "pinky")
+
+DOF: tuple[str, ...] = (
+    *(f"{finger}_{what}" for finger in LONG_FINGERS for what in ("abd", "mcp", "pip", "dip")),
+    *(f"thumb_{what}" for what in ("opp", "abd", "cmc", "mcp", "ip")),
+)
+"""Names of the 21 angles."""
+
+LIMITS_DEG: dict[str, tuple[float, float]] = {
+    **{f"{finger}_mcp": (-20.0, 90.0) for finger in LONG_FINGERS},
+    **{f"{finger}_pip": (0.0, 108.0) for finger in LONG_FINGERS},
+    **{f"{finger}_dip": (-5.0, 75.0) for finger in LONG_FINGERS},
+    "index_abd": (-5.0, 20.0),
+    "middle_abd": (-8.0, 8.0),
+    "ring_abd": (-16.0, 4.0),
+    "pinky_abd": (-24.0, 4.0),
+    "thumb_opp": (-5.0, 58.0),
+    "thumb_abd": (-18.0, 22.0),
+    "thumb_cmc": (-22.0, 34.0),
+    "thumb_mcp": (-8.0, 58.0),
+    "thumb_ip": (-15.0, 78.0),
+}
+"""Smallest and largest angle of each degree of freedom."""
+
+_LOW = np.array([LIMITS_DEG[name][0] for name in DOF])
+_HIGH = np.array([LIMITS_DEG[name][1] for name in DOF])
+_COLUMN = {name: i for i, name in enumerate(DOF)}
+
+# (mcp, pip) of index, middle, ring, pinky; spread in [-1, 1]; thumb opp, abd, cmc, mcp, ip.
+_Gesture = tuple[tuple[tuple[float, float], ...], float, tuple[float, float, float, float, float]]
+_OUT, _CURL, _FLAT = (0.0, 6.0), (80.0, 96.0), (-4.0, 2.0)
+_THUMB_OVER, _THUMB_OUT = (42.0, -8.0, 20.0, 32.0, 42.0), (2.0, 14.0, -14.0, 0.0, -6.0)
+GESTURES: dict[str, _Gesture] = {
+    "flat": ((_FLAT,) * 4, -0.6, (4.0, -4.0, -2.0, 2.0, 2.0)),
+    "spread": ((_FLAT,) * 4, 1.0, (2.0, 20.0, -16.0, -4.0, -8.0)),
+    "relaxed": (((22.0, 30.0), (30.0, 36.0), (34.0, 40.0), (32.0, 38.0)), 0.0, (22.0, 4.0, 0.0, 10.0, 16.0)),
+    "fist": ((_CURL,) * 4, -0.6, _THUMB_OVER),
+    "thumb_up": ((_CURL,) * 4, -0.6, _THUMB_OUT),
+    "point": ((_OUT, _CURL, _CURL, _CURL), 0.0, _THUMB_OVER),
+    "gun": ((_OUT, _CURL, _CURL, _CURL), 0.0, _THUMB_OUT),
+    "victory": ((_OUT, _OUT, _CURL, _CURL), 0.9, _THUMB_OVER),
+    "three": ((_OUT, _OUT, _OUT, _CURL), 0.6, _THUMB_OVER),
+    "four": ((_OUT,) * 4, 0.7, (46.0, -10.0, 24.0, 36.0, 40.0)),
+    "horns": ((_OUT, _CURL, _CURL, _OUT), 0.3, _THUMB_OVER),
+    "call": ((_CURL, _CURL, _CURL, _OUT), 0.4, _THUMB_OUT),
+    "pinch": (((48.0, 56.0), (30.0, 36.0), (22.0, 26.0), (14.0, 20.0)), 0.3, (46.0, 2.0, 6.0, 14.0, 26.0)),
+    "pinch_middle": (((14.0, 20.0), (54.0, 58.0), (24.0, 30.0), (14.0, 16.0)), 0.3, (50.0, 0.0, 10.0, 16.0, 26.0)),
+    "tripod": (((50.0, 50.0), (54.0, 54.0), (60.0, 76.0), (58.0, 78.0)), -0.3, (48.0, 0.0, 8.0, 16.0, 24.0)),
+    "key": (((50.0, 70.0), (62.0, 78.0), (68.0, 80.0), (68.0, 78.0)), -0.5, (20.0, -10.0, 12.0, 20.0, 14.0)),
+    "claw": (((0.0, 78.0), (0.0, 80.0), (0.0, 80.0), (0.0, 76.0)), 0.6, (18.0, 10.0, -6.0, 14.0, 50.0)),
+    "hook": (((6.0, 100.0), (8.0, 102.0), (8.0, 102.0), (8.0, 98.0)), -0.4, (10.0, 0.0, 0.0, 10.0, 10.0)),
+    "duck": (((74.0, 10.0), (76.0, 10.0), (76.0, 10.0), (74.0, 12.0)), -0.5, (44.0, 6.0, 0.0, 6.0, 6.0)),
+    "cup": (((36.0, 46.0), (38.0, 50.0), (40.0, 52.0), (40.0, 50.0)), 0.1, (42.0, 8.0, -2.0, 10.0, 18.0)),
+    "bent_ring": ((_OUT, _OUT, (64.0, 80.0), (26.0, 30.0)), 0.4, (38.0, 0.0, 8.0, 20.0, 28.0)),
+}
+"""Key postures; anything between them, and fingers drawn on their own, come from `random_gesture`."""
+
+
+def posture(gesture: _Gesture) -> Array:
+    """(21,) angles in degrees of a key posture."""
+    fingers, spread, thumb = gesture
+    angles = np.zeros(len(DOF))
+    for finger, (mcp, pip), outwards in zip(LONG_FINGERS, fingers, (11.0, 1.0, -8.0, -14.0), strict=True):
+        _set(angles, finger, abd=spread * outwards, mcp=mcp, pip=pip, dip=0.62 * pip)
+    angles[[_COLUMN[f"thumb_{what}"] for what in ("opp", "abd", "cmc", "mcp", "ip")]] = thumb
+    return angles
+
+
+def random_gesture(rng: np.random.Generator) -> Array:
+    """(21,) a key posture with personal variation; sometimes a mix of two, sometimes fingers of their own."""
+    names = list(GESTURES)
+    angles = posture(GESTURES[names[rng.integers(len(names))]])
+    if rng.random() < 0.3:
+        other = posture(GESTURES[names[rng.integers(len(names))]])
+        angles += rng.random() * (other - angles)
+    for finger in LONG_FINGERS:
+        if rng.random() < 0.25:
+            mcp, pip = rng.uniform(-10, 85), rng.uniform(0, 104)
+            _set(angles, finger, abd=angles[_COLUMN[f"{finger}_abd"]], mcp=mcp, pip=pip, dip=0.62 * pip)
+    spread = np.array([3.0 if name.endswith("abd") else 9.0 for name in DOF])
+    return limit(angles + rng.normal(size=len(DOF)) * spread)
+
+
+def limit(angles_deg: Array) -> Array:
+    """The nearest natural posture: joint limits, and what tendons couple.
+
+    Args:
+        angles_deg: (..., 21).
+
+    A bent knuckle leaves no room for abduction; neighbouring fingers share muscles and cannot differ at will.
+    """
+    angles = np.array(angles_deg, dtype=np.float64)
+    for first, second, most in (("middle", "ring", 58.0), ("ring", "pinky", 58.0), ("middle", "index", 85.0)):
+        a, b = _COLUMN[f"{first}_mcp"], _COLUMN[f"{second}_mcp"]
+        difference = angles[..., b] - angles[..., a]
+        excess = difference - difference.clip(-most, most)
+        angles[..., a] += 0.5 * excess
+        angles[..., b] -= 0.5 * excess
+    for finger in LONG_FINGERS:
+        room = 1.0 - 0.85 * (angles[..., _COLUMN[f"{finger}_mcp"]] / 90.0).clip(0, 1)
+        angles[..., _COLUMN[f"{finger}_abd"]] *= room
+        pip, dip = angles[..., _COLUMN[f"{finger}_pip"]], angles[..., _COLUMN[f"{finger}_dip"]]
+        angles[..., _COLUMN[f"{finger}_dip"]] = dip.clip(0.3 * pip - 8.0, 0.75 * pip + 14.0)
+    return angles.clip(_LOW, _HIGH)
+
+
+def local_rotations(angles_deg: Array, anatomy: Anatomy, *, only: str | None = None) -> Array:
+    """MANO rotations of postures.
+
+    Args:
+        angles_deg: (..., 21).
+        anatomy: axes of the hand.
+        only: fill the rows of this finger and leave the others undefined; None fills all.
+
+    Returns:
+        (..., 15, 3, 3) in MANO16 order without the wrist.
+    """
+    angles = np.radians(angles_deg)
+    out = np.empty((*angles.shape[:-1], 15, 3, 3))
+    for finger in LONG_FINGERS if only is None else {only} - {"thumb"}:
+        flex = [anatomy.flexion_axes[MANO16.index(f"{finger}_{k}")] for k in (1, 2, 3)]
+        a, m, p, d = (angles[..., _COLUMN[f"{finger}_{what}"]] for what in ("abd", "mcp", "pip", "dip"))
+        first = MANO16.index(f"{finger}_1") - 1
+        out[..., first, :, :] = rotation_about(anatomy.dorsal, a) @ rotation_about(flex[0], m)
+        out[..., first + 1, :, :] = rotation_about(flex[1], p)
+        out[..., first + 2, :, :] = rotation_about(flex[2], d)
+    if only not in (None, "thumb"):
+        return out
+    flex = [anatomy.flexion_axes[MANO16.index(f"thumb_{k}")] for k in (1, 2, 3)]
+    o, a, c, m, i = (angles[..., _COLUMN[f"thumb_{what}"]] for what in ("opp", "abd", "cmc", "mcp", "ip"))
+    swing_axis = -anatomy.distal + 0.25 * anatomy.dorsal
+    swing = rotation_about(swing_axis / np.linalg.norm(swing_axis), o)
+    first = MANO16.index("thumb_1") - 1
+    out[..., first, :, :] = swing @ rotation_about(anatomy.dorsal, -a) @ rotation_about(flex[0], c)
+    out[..., first + 1, :, :] = rotation_about(flex[1], m)
+    out[..., first + 2, :, :] = rotation_about(flex[2], i)
+    return out
+
+
+def smooth_noise(rng: np.random.Generator, times: Array, columns: int, period: float) -> Array:
+    """(len(times), columns) smooth random curves of unit variance that change within about `period`."""
+    last = float(times.max()) if len(times) else 0.0
+    knots = np.arange(-1, int(last / period) + 3)
+    values = rng.normal(size=(len(knots), columns))
+    return np.asarray(CubicSpline(knots * period, values)(times))
+
+
+def gesture_path(rng: np.random.Generator, times: Array) -> Array:
+    """(N, 21) angles in degrees: key postures reached one after the other, held or passed, with a little tremor."""
+    knots, moments = [random_gesture(rng)], [-rng.uniform(0, 12)]
+    while moments[-1] < times.max():
+        hold = rng.random() < 0.25
+        knots.append(limit(knots[-1] + rng.normal(size=len(DOF)) * 2.0) if hold else random_gesture(rng))
+        moments.append(moments[-1] + rng.uniform(9, 20))
+    # Monotone between the knots, so that a limit kept at the knots is kept everywhere.
+    path = PchipInterpolator(np.array(moments), np.stack(knots))(times)
+    return limit(path + 1.2 * smooth_noise(rng, times, len(DOF), 8.0))
+
+
+def _set(angles: Array, finger: str, **values: float) -> None:
+    """Write the named angles of one finger."""
+    for what, value in values.items():
+        angles[_COLUMN[f"{finger}_{what}"]] = value

@@ -1,0 +1,302 @@
+"""One frame as one camera sees it: hand, forearm, object and surroundings, shaded, with depth and segmentation.
+
+Frame: OpenCV camera, metres. `Stage` holds what stays the same while one camera films one motion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from dataloader.synthetic.appearance import (
+    Image,
+    SkinAtlas,
+    Surroundings,
+    noise,
+    rest_coordinates,
+    skin_atlas,
+    surroundings,
+    texture,
+)
+from dataloader.synthetic.cameras import HEIGHT, WIDTH, Camera
+from dataloader.synthetic.depth_sensor import DepthSensor
+from dataloader.synthetic.motion import Motion
+from dataloader.synthetic.rig import Anatomy, Array, Rig
+from src.hand.joints import MANO16
+from src.render.rasterizer import Fragments, rasterize
+from src.runtime.seed import stream
+
+BACKGROUND, HAND, OBJECT, FOREARM = 0, 1, 2, 3
+"""Values of the segmentation."""
+
+_ARM_M = np.array([0.006, 0.014, 0.024, 0.036, 0.052, 0.075, 0.11, 0.16, 0.22, 0.30, 0.46, 0.461])
+"""Distances of the forearm's rings from the wrist's edge; it leaves the picture, the last ring closes it."""
+
+_SLEEVE_RINGS = 5
+
+
+@dataclass(frozen=True)
+class RenderedFrame:
+    """What the camera and the depth sensor saw, and what was really there."""
+
+    rgb: NDArray[np.uint8]
+    """(480, 640, 3)."""
+    depth_m: NDArray[np.float32]
+    """(480, 640) measured z, 0 where nothing came back."""
+    clean_depth_m: NDArray[np.float32]
+    """(480, 640) true z."""
+    cosine: NDArray[np.float32]
+    """(480, 640) between the surface's normal and the ray; 1 for the surroundings."""
+    segmentation: NDArray[np.uint8]
+    """(480, 640) BACKGROUND, HAND, OBJECT or FOREARM."""
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Light, camera tone and clothes."""
+
+    light: NDArray[np.float32]
+    ambient: float
+    gloss: float
+    tone: NDArray[np.float32]
+    blur: float
+    grain: NDArray[np.int16]
+    sleeve_from_m: float | None
+    sleeve_texture: Image
+    object_texture: Image
+
+
+class Stage:
+    """One camera's view of one motion: draws its frames."""
+
+    def __init__(self, rig: Rig, motion: Motion, camera: Camera, seed: int, digit: int) -> None:
+        """Draw the looks. The person is the same for all cameras of a motion, the room and its light are not."""
+        self._rig, self._motion, self._camera = rig, motion, camera
+        self._names = (seed, motion.number, digit)
+        rng = stream(seed, "stage", motion.number, digit)
+        person = stream(seed, "person", motion.number)
+        anatomy = rig.anatomy(motion.betas)
+        self._axis = -anatomy.distal
+        self._atlas: SkinAtlas = skin_atlas(person, anatomy)
+        self._look = _draw_look(rng, person)
+        scenery: Surroundings = surroundings(rng, camera)
+        self._room = (scenery.rgb * self._look.tone).clip(0, 255).astype(np.uint8)
+        self._room_depth = scenery.depth_m
+        self._sensor = DepthSensor.draw(rng, float(camera.intrinsics_px[0, 0]))
+        self._build_mesh(anatomy.vertices_m, rest_coordinates(anatomy.vertices_m, anatomy), anatomy)
+
+    def _build_mesh(self, rest: Array, plane: Array, anatomy: Anatomy) -> None:
+        """Faces, labels and the attributes that never change."""
+        rig, loop = self._rig, self._rig.wrist_loop
+        object_vertices, object_faces, object_uv = self._motion.held.mesh()
+        self._object_vertices = object_vertices
+        rings, b = len(_ARM_M), len(loop)
+        numbers = np.concatenate([loop, len(rest) + np.arange(rings * b)]).reshape(rings + 1, b)
+        groups = [(rig.faces, HAND), (_tube(numbers), FOREARM)]
+        count = len(rest) + rings * b
+        self._has_sleeve = self._look.sleeve_from_m is not None
+        if self._has_sleeve:
+            groups.append((_tube(count + np.arange(_SLEEVE_RINGS * b).reshape(_SLEEVE_RINGS, b)), FOREARM))
+            count += _SLEEVE_RINGS * b
+        groups.append((object_faces + count, OBJECT))
+        self._faces = np.concatenate([faces for faces, _ in groups])
+        self._label = np.concatenate([np.full(len(faces), label, np.uint8) for faces, label in groups])
+        self._cloth = np.concatenate([np.full(len(f), k == 2 and self._has_sleeve) for k, (f, _) in enumerate(groups)])
+        total = count + len(object_vertices)
+        self._one_sided = self._label == HAND
+        # a, b: atlas coordinates of skin, texture coordinates of cloth and object; c: how far skin looks to the back
+        static = np.zeros((total, 3), np.float32)
+        static[: len(rest), :2] = plane
+        static[: len(rest), 2] = _backness(rig, rest, anatomy)
+        arm = slice(len(rest), len(rest) + rings * b)
+        static[arm, 0] = (plane[loop, 0][None] + _ARM_M[:, None]).ravel()
+        static[arm, 1] = np.tile(plane[loop, 1], rings)
+        static[arm, 2] = np.tile(static[loop, 2], rings)
+        if self._has_sleeve:
+            around, along = np.meshgrid(np.linspace(0, 1, b), np.linspace(0, 1, _SLEEVE_RINGS))
+            static[arm.stop : count, :2] = np.stack([np.abs(2 * around - 1), along], -1).reshape(-1, 2)
+        static[count:, :2] = object_uv
+        self._static = static
+        corner = self._faces.ravel()
+        self._gather = csr_matrix(
+            (np.ones(len(corner)), (corner, np.repeat(np.arange(len(self._faces)), 3))), (total, len(self._faces))
+        )
+
+    def draw(self, row: int, hand_vertices_cam_m: Array) -> RenderedFrame:
+        """Draw frame `row` of the motion.
+
+        Args:
+            row: 0-based.
+            hand_vertices_cam_m: (778, 3) of this frame, this camera.
+        """
+        rng = stream(*self._names[:1], "frame", *self._names[1:], int(self._motion.frame_ids[row]))
+        camera, motion = self._camera, self._motion
+        held = camera.to_camera(self._object_vertices @ motion.object_rotation[row].T + motion.object_m[row])
+        parts = [hand_vertices_cam_m, *self._arm(row, hand_vertices_cam_m), held]
+        vertices = np.concatenate(parts)
+        seen = rasterize(
+            vertices, self._faces, camera.intrinsics_px, WIDTH, HEIGHT, near_m=0.08, one_sided=self._one_sided
+        )
+        front = seen.depth_m < self._room_depth.ravel()[seen.pixel]
+        seen = Fragments(seen.pixel[front], seen.triangle[front], seen.barycentric[front], seen.depth_m[front])
+        depth, cosine = self._room_depth.copy(), np.ones((HEIGHT, WIDTH), np.float32)
+        segmentation = np.zeros((HEIGHT, WIDTH), np.uint8)
+        depth.ravel()[seen.pixel] = seen.depth_m
+        segmentation.ravel()[seen.pixel] = self._label[seen.triangle]
+        normal, view, static = self._surface(seen, vertices)
+        facing = np.einsum("pi,pi->p", normal, view)
+        normal *= np.where(facing < 0, np.float32(-1), np.float32(1))[:, None]
+        cosine.ravel()[seen.pixel] = np.abs(facing)
+        occluded = _crevices(depth, segmentation).ravel()[seen.pixel]
+        colour = self._shade(self._albedo(seen.triangle, static), normal, view, occluded)
+        rgb = self._room.copy()
+        rgb.reshape(-1, 3)[seen.pixel] = colour.clip(0, 255)
+        rgb = self._lens(rng, rgb, segmentation)
+        return RenderedFrame(rgb, self._sensor.measure(rng, depth, cosine), depth, cosine, segmentation)
+
+    def _arm(self, row: int, hand: Array) -> list[Array]:
+        """Rings of the forearm and the sleeve: the wrist's edge carried along a curve towards the elbow."""
+        loop = hand[self._rig.wrist_loop]
+        centre = loop.mean(0)
+        start = self._camera.rotation @ self._motion.wrist_rotation[row] @ self._axis
+        elbow = self._camera.rotation @ self._motion.elbow_direction[row]
+        distances = _ARM_M
+        narrower = np.where(distances == distances[-1], -1.4, 0.0)
+        arm = _carry(loop, centre, start, elbow, distances, narrower)
+        if self._look.sleeve_from_m is None:
+            return [arm]
+        cuff = np.linspace(self._look.sleeve_from_m, _ARM_M[-1] + 0.01, _SLEEVE_RINGS)
+        return [arm, _carry(loop, centre, start, elbow, cuff, np.full(_SLEEVE_RINGS, 0.16))]
+
+    def _surface(self, seen: Fragments, vertices: Array) -> tuple[Image, Image, Image]:
+        """(P, 3) unit normal, (P, 3) unit direction to the camera, (P, 3) static attributes at the pixels."""
+        corners = vertices[self._faces]
+        a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+        face_normal = a[:, [1, 2, 0]] * b[:, [2, 0, 1]] - a[:, [2, 0, 1]] * b[:, [1, 2, 0]]
+        packed = np.concatenate([(self._gather @ face_normal).astype(np.float32), self._static], 1)
+        packed[:, :3] /= np.linalg.norm(packed[:, :3], axis=1, keepdims=True) + np.float32(1e-20)
+        index, weight = self._faces[seen.triangle], seen.barycentric
+        mixed = packed[index[:, 0]] * weight[:, :1]
+        mixed += packed[index[:, 1]] * weight[:, 1:2]
+        mixed += packed[index[:, 2]] * weight[:, 2:]
+        normal = mixed[:, :3] / (np.linalg.norm(mixed[:, :3], axis=1, keepdims=True) + np.float32(1e-12))
+        k = self._camera.intrinsics_px
+        y, x = np.divmod(seen.pixel, WIDTH)
+        view = np.stack([(k[0, 2] - x) / k[0, 0], (k[1, 2] - y) / k[1, 1], np.full(len(x), -1.0)], 1).astype(np.float32)
+        view /= np.linalg.norm(view, axis=1, keepdims=True)
+        return normal, view, mixed[:, 3:]
+
+    def _albedo(self, triangle: NDArray[np.int64], static: Image) -> Image:
+        """(P, 3) colour before light."""
+        label, cloth = self._label[triangle], self._cloth[triangle]
+        colour = np.empty((len(triangle), 3), np.float32)
+        skin = ((label == HAND) | (label == FOREARM)) & ~cloth
+        colour[skin] = self._atlas.sample(static[skin, :2], static[skin, 2])
+        for mask, picture in ((cloth, self._look.sleeve_texture), (label == OBJECT, self._look.object_texture)):
+            uv = static[mask, :2] % 1.0
+            h, w = picture.shape[:2]
+            colour[mask] = picture[(uv[:, 1] * (h - 1)).astype(int), (uv[:, 0] * (w - 1)).astype(int)]
+        return colour
+
+    def _shade(self, albedo: Image, normal: Image, view: Image, occluded: NDArray[np.float32]) -> Image:
+        """(P, 3) lit colour: soft sky, one lamp with wrapped falloff, a little gloss, darker crevices."""
+        look = self._look
+        lamp = normal @ look.light
+        diffuse = ((lamp + np.float32(0.2)) / np.float32(1.2)).clip(0)
+        sky = np.float32(0.72) - np.float32(0.28) * normal[:, 1]
+        half = look.light + view
+        half /= np.linalg.norm(half, axis=1, keepdims=True)
+        gloss = np.einsum("pi,pi->p", normal, half).clip(0) ** 24
+        open_sky = 1 - occluded
+        strength = look.ambient * sky * open_sky + (1.12 - look.ambient) * diffuse * (1 - 0.6 * occluded)
+        return (albedo * strength[:, None] + (255 * look.gloss) * gloss[:, None] * open_sky[:, None]) * look.tone
+
+    def _lens(
+        self, rng: np.random.Generator, rgb: NDArray[np.uint8], segmentation: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        """Soft edges around what was drawn, and sensor grain."""
+        rows, columns = np.flatnonzero(segmentation.any(1)), np.flatnonzero(segmentation.any(0))
+        if len(rows):
+            box = (slice(max(rows[0] - 4, 0), rows[-1] + 5), slice(max(columns[0] - 4, 0), columns[-1] + 5))
+            rgb[box] = cv2.GaussianBlur(rgb[box], (0, 0), self._look.blur)
+        a, b = rng.integers(0, 64, 2)
+        return cv2.add(rgb, self._look.grain[a : a + HEIGHT, b : b + WIDTH], dtype=cv2.CV_8U)
+
+
+def _draw_look(rng: np.random.Generator, person: np.random.Generator) -> _Look:
+    """Random light and tone of one view, and the person's clothes and object."""
+    light = rng.normal(size=3) * [0.8, 0.4, 0.4] + [0.0, -0.8, -0.7]
+    grain = rng.normal(size=(HEIGHT + 64, WIDTH + 64, 1)) * rng.uniform(1.2, 4.5)
+    tint = 1.0 + rng.normal(size=3) * 0.05
+    return _Look(
+        light=(light / np.linalg.norm(light)).astype(np.float32),
+        ambient=float(rng.uniform(0.34, 0.62)),
+        gloss=float(rng.uniform(0.0, 0.14)),
+        tone=(tint * rng.uniform(0.75, 1.1)).astype(np.float32),
+        blur=float(rng.uniform(0.5, 0.9)),
+        grain=np.repeat(grain.round().clip(-40, 40).astype(np.int16), 3, axis=2),
+        sleeve_from_m=float(person.uniform(0.02, 0.11)) if person.random() < 0.6 else None,
+        sleeve_texture=texture(person, 96, 96) * (1 + 0.2 * noise(person, 96, 96, cells=24, octaves=1, channels=1)),
+        object_texture=texture(person, 128, 256),
+    )
+
+
+def _carry(loop: Array, centre: Array, start: Array, elbow: Array, distances: Array, wider: Array) -> Array:
+    """(R * b, 3) copies of the wrist's edge along a curve that leaves along `start` and bends towards `elbow`."""
+    fine = np.linspace(0, distances[-1], 40)
+    share = (fine / 0.05).clip(0, 1)
+    share = share * share * (3 - 2 * share)
+    direction = (1 - share)[:, None] * start + share[:, None] * elbow
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    path = np.concatenate([np.zeros((1, 3)), np.cumsum(direction[:-1] * np.diff(fine)[:, None], axis=0)])
+    rings = []
+    for distance, extra in zip(distances, wider, strict=True):
+        at = np.array([np.interp(distance, fine, path[:, i]) for i in range(3)])
+        towards = np.array([np.interp(distance, fine, direction[:, i]) for i in range(3)])
+        towards /= np.linalg.norm(towards)
+        swell = (distance / 0.20).clip(0, 1)
+        grown = 1.0 + 0.42 * swell * swell * (3 - 2 * swell) + extra
+        rings.append(centre + at + ((loop - centre) @ _smallest_rotation(start, towards).T) * grown)
+    return np.concatenate(rings)
+
+
+def _smallest_rotation(source: Array, target: Array) -> Array:
+    """(3, 3) rotation that takes one unit vector to another less than a half turn away."""
+    v = np.cross(source, target)
+    skew = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+    return np.eye(3) + skew + skew @ skew / max(1.0 + float(source @ target), 1e-6)
+
+
+def _tube(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Faces between neighbouring rings of vertices (R, b)."""
+    b, a = numbers[:-1], np.roll(numbers[:-1], -1, axis=1)
+    d, c = numbers[1:], np.roll(numbers[1:], -1, axis=1)
+    return np.concatenate([np.stack([a, b, d], -1).reshape(-1, 3), np.stack([a, d, c], -1).reshape(-1, 3)])
+
+
+def _backness(rig: Rig, rest: Array, anatomy: Anatomy) -> NDArray[np.float32]:
+    """(V,) 1 on the back of the hand and the nail's side of the thumb, 0 on the palm, between them on the edges."""
+    corners = rest[rig.faces]
+    face_normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normal = np.zeros_like(rest)
+    np.add.at(normal, rig.faces.ravel(), np.repeat(face_normal, 3, axis=0))
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-12
+    thumb = np.isin(rig.owner, [MANO16.index(f"thumb_{k}") for k in (2, 3)])
+    up = np.where(thumb, normal @ -anatomy.thumb_pad, normal @ anatomy.dorsal)
+    return np.clip(0.5 + 1.6 * up, 0, 1).astype(np.float32)
+
+
+def _crevices(depth: NDArray[np.float32], segmentation: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(480, 640) in [0, 0.5]: how far a surface lies behind its neighbourhood, at two sizes."""
+    drawn = (segmentation > 0).astype(np.float32)
+    near = depth * drawn
+    out = np.zeros_like(depth)
+    for size in (9, 25):
+        share = cv2.blur(drawn, (size, size))
+        mean = cv2.blur(near, (size, size)) / np.maximum(share, np.float32(1e-3))
+        out += ((depth - mean - np.float32(0.002)) / np.float32(0.0008 * size + 0.008)).clip(0, 1) * np.float32(0.25)
+    return out

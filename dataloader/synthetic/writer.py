@@ -1,0 +1,353 @@
+"""The whole tree: parameters, work of one motion, workers, record and reuse.
+
+Layout: `train/<SEQ>/{rgb,depth,meta}/<FFFF>.*`, `evaluation/<SEQ>/...`, `train.txt`, `evaluation.txt`,
+`evaluation_xyz.json`, `evaluation_verts.json` (metres, OpenGL, HO3D21, rows in evaluation.txt's order) and
+`synthetic.json`, which says with what the tree was made and that it is whole.
+A sequence is one camera's view of one motion: `SYB70`, `SYB71`, `SYB72` are three cameras of motion `SYB7`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from dataloader.synthetic.cameras import HEIGHT, WIDTH, cameras_around
+from dataloader.synthetic.frames import (
+    GL_FROM_CV,
+    RGB_SUFFIX,
+    Split,
+    Version,
+    ViewLabels,
+    meta,
+    place_in_camera,
+    view_labels,
+    write_depth,
+    write_meta,
+    write_rgb,
+)
+from dataloader.synthetic.motion import Motion, Orientations, make_motion
+from dataloader.synthetic.objects import KINDS
+from dataloader.synthetic.rig import Array, Rig
+from dataloader.synthetic.scene import Stage
+from src.errors import ConfigError, DataError
+from src.hand.mano_assets import HandAsset
+from src.runtime.files import atomic_directory
+from src.runtime.log import get_logger
+from src.runtime.progress import progress
+from src.runtime.seed import stream
+
+GENERATOR_VERSION = 1
+"""Raised whenever the same parameters give other files."""
+
+RECORD_NAME = "synthetic.json"
+
+_LINKS_PER_FILE = 50_000
+"""ext4 allows 65,000 names for one file."""
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a tree is made from; two trees with equal parameters are equal byte for byte."""
+
+    sequences: int
+    """Folders under train/, >= 1."""
+    frames: int
+    """Frames of each folder, >= 1."""
+    evaluation_sequences: int
+    """Folders under evaluation/, >= 0."""
+    seed: int = 0
+    """>= 0."""
+    cameras: int = 3
+    """Folders that show the same motion, 1-10."""
+    orientations: Orientations = "table"
+    """Spread of wrist orientations; motion.py."""
+    version: Version = "v3"
+    """HO3D release: v3 has jpg pictures and gaps in the frame numbers."""
+    annotations_only: bool = False
+    """All pictures of a folder are one grey picture."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges, all at once."""
+        bounds = {"sequences": (1, 10**6), "frames": (1, 10**6), "evaluation_sequences": (0, 10**6),
+                  "seed": (0, 2**63 - 1), "cameras": (1, 10)}  # fmt: skip
+        wrong = [
+            f"--{name.replace('_', '-')}: got {getattr(self, name)}, want {low}..{high}"
+            for name, (low, high) in bounds.items()
+            if not low <= getattr(self, name) <= high
+        ]
+        if wrong:
+            raise ConfigError("; ".join(wrong))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One motion and the folders that show it."""
+
+    motion: int
+    split: Split
+    views: int
+
+
+@dataclass(frozen=True)
+class _View:
+    """What one written folder holds."""
+
+    split: Split
+    motion: int
+    name: str
+    frame_ids: tuple[int, ...]
+
+
+def write_tree(out: Path, parameters: Parameters, asset: HandAsset, *, workers: int = 1) -> bool:
+    """Write a data set, or find that it is there.
+
+    Args:
+        out: the tree's root; made whole or not at all.
+        parameters: what to make.
+        asset: the hand, MANO's or the stand-in.
+        workers: processes, >= 1; they do not change the result.
+
+    Returns:
+        True where it was written, False where an equal, complete one is there already.
+
+    Raises:
+        ConfigError: fewer than one worker.
+        DataError: `out` holds something else, or a part of this; or pictures cannot be linked.
+    """
+    if workers < 1:
+        raise ConfigError(f"--workers: got {workers}, want >= 1")
+    wanted = {
+        "generator": "dataloader.synthetic",
+        "generator_version": GENERATOR_VERSION,
+        "parameters": dataclasses.asdict(parameters),
+        "hand": asset.fingerprint,
+    }
+    if _is_there(out, wanted):
+        _log.info("Synthetic data set %s: complete already, nothing to do", out)
+        return False
+    with atomic_directory(out) as root:
+        for split in ("train", "evaluation"):
+            (root / split).mkdir()
+        views = [v for v in progress(_work(root, parameters, asset, workers),
+                                     total=parameters.sequences + parameters.evaluation_sequences,
+                                     desc="sequences")]  # fmt: skip
+        counts = _write_lists(root, views, parameters.seed)
+        record = {**wanted, "complete": True, "counts": counts, "folders": {v.name: len(v.frame_ids) for v in views}}
+        (root / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    _log.info("Synthetic data set %s: %d train frames, %d evaluation frames", out, counts["train"], counts["evaluation"])
+    return True
+
+
+def motion_name(motion: Motion) -> str:
+    """Name of a motion: subject and object letters and its number. A camera digit makes it a sequence's name."""
+    return f"SY{KINDS[motion.held.kind]}{motion.number + 1}"
+
+
+def _jobs(parameters: Parameters) -> list[_Job]:
+    """Motions of both splits, numbered through; the last of a split may have fewer views."""
+    jobs: list[_Job] = []
+    splits: tuple[tuple[Split, int], ...] = (
+        ("train", parameters.sequences),
+        ("evaluation", parameters.evaluation_sequences),
+    )
+    for split, count in splits:
+        for first in range(0, count, parameters.cameras):
+            jobs.append(_Job(len(jobs), split, min(parameters.cameras, count - first)))
+    return jobs
+
+
+def _work(root: Path, parameters: Parameters, asset: HandAsset, workers: int) -> Iterator[_View]:
+    """Do all motions, in this process or in several, and hand over their views as they are done."""
+    jobs = _jobs(parameters)
+    if workers == 1:
+        threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        try:
+            rig = Rig(asset)
+            for job in jobs:
+                yield from _do_motion(root, parameters, rig, job)
+        finally:
+            torch.set_num_threads(threads)
+            cv2.setNumThreads(cv_threads)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(workers, len(jobs)), initializer=_start_worker, initargs=(asset,)) as pool:
+        for views in pool.imap_unordered(functools.partial(_do_motion_in_worker, root, parameters), jobs):
+            yield from views
+
+
+_worker_rig: list[Rig] = []
+"""The hand of a worker process."""
+
+
+def _start_worker(asset: HandAsset) -> None:
+    """One thread each; Ctrl-C is the parent's business, which ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    _worker_rig[:] = [Rig(asset)]
+
+
+def _do_motion_in_worker(root: Path, parameters: Parameters, job: _Job) -> list[_View]:
+    return _do_motion(root, parameters, _worker_rig[0], job)
+
+
+def _do_motion(root: Path, parameters: Parameters, rig: Rig, job: _Job) -> list[_View]:
+    """Write all folders that show one motion."""
+    motion = make_motion(
+        rig,
+        parameters.seed,
+        job.motion,
+        parameters.frames,
+        orientations=parameters.orientations,
+        gaps=parameters.version == "v3",
+    )
+    vertices, joints = rig.decode(motion.hand_pose, motion.betas)
+    wrist_rest = rig.anatomy(motion.betas).joints_m[0]
+    cameras = cameras_around(parameters.seed, motion.number, parameters.cameras, motion.target_m)
+    views = []
+    for digit in range(job.views):
+        camera = cameras[digit]
+        name = f"{motion_name(motion)}{digit}"
+        folder = root / job.split / name
+        for kind in ("rgb", "depth", "meta"):
+            (folder / kind).mkdir(parents=True)
+        labels = view_labels(motion, camera, joints, wrist_rest)
+        serials = [other.serial for other in cameras]
+        for row, frame in enumerate(motion.frame_ids):
+            write_meta(folder / "meta" / f"{frame:04d}.pkl", meta(labels, row, motion, camera, serials, job.split))
+        if parameters.annotations_only:
+            _link_pictures(folder, motion, parameters.version)
+        else:
+            placed = place_in_camera(vertices, wrist_rest, motion, camera)
+            _draw_pictures(folder, Stage(rig, motion, camera, parameters.seed, digit), motion, placed, parameters.version)
+        if job.split == "evaluation":
+            truth = place_in_camera(vertices, wrist_rest, motion, camera) @ GL_FROM_CV
+            _keep_truth(root, name, labels, truth)
+        views.append(_View(job.split, motion.number, name, tuple(int(i) for i in motion.frame_ids)))
+    return views
+
+
+def _draw_pictures(folder: Path, stage: Stage, motion: Motion, vertices_cam_m: Array, version: Version) -> None:
+    """Render and write colour and depth of each frame."""
+    for row, frame in enumerate(motion.frame_ids):
+        drawn = stage.draw(row, vertices_cam_m[row])
+        write_rgb(folder / "rgb" / f"{frame:04d}{RGB_SUFFIX[version]}", drawn.rgb)
+        write_depth(folder / "depth" / f"{frame:04d}.png", drawn.depth_m)
+
+
+def _link_pictures(folder: Path, motion: Motion, version: Version) -> None:
+    """One grey picture and one flat depth for all frames of a folder, by hard links."""
+    grey = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+    flat = np.full((HEIGHT, WIDTH), 0.6, np.float32)
+    for kind, suffix in (("rgb", RGB_SUFFIX[version]), ("depth", ".png")):
+        paths = [folder / kind / f"{frame:04d}{suffix}" for frame in motion.frame_ids]
+        for start in range(0, len(paths), _LINKS_PER_FILE):
+            first, *others = paths[start : start + _LINKS_PER_FILE]
+            write_rgb(first, grey) if kind == "rgb" else write_depth(first, flat)
+            try:
+                for other in others:
+                    os.link(first, other)
+            except OSError as reason:
+                raise DataError(
+                    f"--annotations-only: {folder.parent.parent}: pictures cannot be hard-linked ({reason.strerror}). "
+                    "Choose --out on a file system that has hard links (ext4, xfs, btrfs)."
+                ) from reason
+
+
+def _keep_truth(root: Path, name: str, labels: ViewLabels, vertices_gl_m: Array) -> None:
+    """Ground truth of one evaluation folder, until the lists are written."""
+    np.savez(root / f".{name}.npz", xyz=labels.joints, verts=vertices_gl_m)
+
+
+def _write_lists(root: Path, views: list[_View], seed: int) -> dict[str, int]:
+    """train.txt, evaluation.txt and the ground truth; views sorted in place. Returns frames per split."""
+    views.sort(key=lambda view: (view.split == "evaluation", view.motion, view.name))
+    for_list: dict[str, list[_View]] = {s: [v for v in views if v.split == s] for s in ("train", "evaluation")}
+    # HO3D lists its evaluation sequences in no alphabetical order; whoever sorts them mixes up the rows.
+    order = stream(seed, "evaluation order").permutation(len(for_list["evaluation"]))
+    for_list["evaluation"] = [for_list["evaluation"][i] for i in order]
+    for split, listed in for_list.items():
+        lines = [f"{view.name}/{frame:04d}\n" for view in listed for frame in view.frame_ids]
+        (root / f"{split}.txt").write_text("".join(lines), encoding="ascii")
+    _write_truth(root, [view.name for view in for_list["evaluation"]])
+    return {split: sum(len(view.frame_ids) for view in listed) for split, listed in for_list.items()}
+
+
+def _write_truth(root: Path, names: list[str]) -> None:
+    """evaluation_xyz.json and evaluation_verts.json, row by row so that memory stays small; rounded to 0.1 um."""
+    for key in ("xyz", "verts"):
+        with (root / f"evaluation_{key}.json").open("w", encoding="ascii") as file:
+            file.write("[")
+            separator = ""
+            for name in names:
+                with np.load(root / f".{name}.npz") as kept:
+                    rows = np.round(kept[key], 7)
+                for row in rows:
+                    file.write(separator + json.dumps(row.tolist()))
+                    separator = ", "
+            file.write("]")
+    for name in names:
+        (root / f".{name}.npz").unlink()
+
+
+def _is_there(out: Path, wanted: dict[str, Any]) -> bool:
+    """Whether `out` is a complete tree made with `wanted`; an error where it is anything else but empty or absent."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    remedy = "Name another --out, or remove it yourself."
+    if not out.is_dir():
+        raise DataError(f"{out} is a file; want a folder to write or reuse. {remedy}")
+    try:
+        record = json.loads((out / RECORD_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError as reason:
+        raise DataError(f"{out} is not empty and holds no {RECORD_NAME}: no complete synthetic set. {remedy}") from reason
+    except (OSError, ValueError) as reason:
+        raise DataError(f"{out / RECORD_NAME} cannot be read: {reason}. {remedy}") from reason
+    different = _differences(record, wanted)
+    if different:
+        raise DataError(f"{out} was made otherwise: {'; '.join(different)}. {remedy}")
+    _check_whole(out, record, remedy)
+    return True
+
+
+def _differences(record: Any, wanted: dict[str, Any]) -> list[str]:
+    """What a record says that differs from what is wanted, in words."""
+    if not isinstance(record, dict):
+        return ["its record is not a table"]
+    flat = {**{k: v for k, v in wanted.items() if k != "parameters"}, **wanted["parameters"]}
+    parameters = record.get("parameters")
+    got = {**record, **(parameters if isinstance(parameters, dict) else {})}
+    return [f"{key} is {got.get(key)}, want {value}" for key, value in flat.items() if got.get(key) != value]
+
+
+def _check_whole(out: Path, record: dict[str, Any], remedy: str) -> None:
+    """Raise where a complete tree has since lost files."""
+    folders = record.get("folders")
+    if record.get("complete") is not True or not isinstance(folders, dict):
+        raise DataError(f"{out} is partial: {RECORD_NAME} does not say that it is complete. {remedy}")
+    for name in ("train.txt", "evaluation.txt", "evaluation_xyz.json", "evaluation_verts.json"):
+        if not (out / name).is_file():
+            raise DataError(f"{out} is partial: {name} is missing. {remedy}")
+    train = record["parameters"]["sequences"]
+    for i, (name, frames) in enumerate(folders.items()):
+        for kind in ("rgb", "depth", "meta"):
+            folder = out / ("train" if i < train else "evaluation") / name / kind
+            found = len(os.listdir(folder)) if folder.is_dir() else 0
+            if found != frames:
+                raise DataError(f"{out} is partial: {folder} holds {found} files, want {frames}. {remedy}")
