@@ -227,7 +227,7 @@ def spawn_ranks(
         store = str(Path(folder) / "store")
         started: list[tuple[ForkServerProcess, Connection]] = []
         for rank in range(world):
-            reader, writer = context.Pipe(duplex=False)
+            reader, writer = context.Pipe()
             process = context.Process(
                 target=_rank_main,
                 args=(function, rank, world, store, timeout_s, writer, tuple(args)),
@@ -249,6 +249,8 @@ def _await_rank(rank: int, process: ForkServerProcess, reader: Connection, deadl
     try:
         if reader.poll(max(0.0, deadline - time.monotonic())):
             message = reader.recv()
+            # Tensors arrive by reference to the rank's memory: only now may it leave.
+            reader.send(None)
     except EOFError:
         message = None
     finally:
@@ -302,6 +304,7 @@ def _rank_main(
         value = function(DistContext(rank, world, rank, torch.device("cpu"), side), *args)
     error = capture.error
     writer.send((value, error))
+    writer.poll(timeout_s)
     writer.close()
     if error is None:
         teardown()

@@ -1,0 +1,139 @@
+"""Checkpoints: complete, whole, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.config import ModelConfig, RunConfig, TrainingConfig
+from src.errors import AssetError
+from src.losses.loss import HandLoss
+from src.models.utnet import UTNet
+from src.training import checkpoint as ckpt
+from src.training.step import TrainStep
+from tests.models.scene import hand_model
+from tests.training.test_step import ALONE, batch, weights
+
+CONFIG = RunConfig(
+    name="trial",
+    model=ModelConfig(preset="tiny", image_size=(64, 64), drop_path=0.2),
+    training=TrainingConfig(batch_size=2, ema_decay=0.9, keep_every_epochs=1, keep_last_epochs=2),
+)
+
+
+def fresh(config: RunConfig = CONFIG, seed: int = 5) -> TrainStep:
+    torch.manual_seed(seed)
+    model = UTNet(config.model, hand_model())
+    return TrainStep(model, HandLoss(config.loss, hand_model()), config, ALONE, total_steps=8)
+
+
+def saved(folder: Path, step: TrainStep, progress: ckpt.Progress | None = None) -> Path:
+    path = folder / "checkpoints" / "last.pt"
+    ckpt.save_checkpoint(path, step, progress or ckpt.Progress(), CONFIG, hand_model(), "abc", ALONE)
+    return path
+
+
+def test_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Scheduler, moments, average, dropped paths and position all survive: nothing is forgotten."""
+    run = fresh()
+    for k in range(3):
+        run([batch(k)])
+    position = ckpt.Progress(epoch=1, step_in_epoch=3, loss_sum=4.5, clipped_steps=2, best_mpjpe_mm=31.0, best_epoch=0)
+    path = saved(tmp_path, run, position)
+    reports = [run([batch(k)]) for k in range(3, 6)]
+    other = fresh(seed=99)
+    assert ckpt.restore(path, other, CONFIG, hand_model(), "abc", ALONE) == position
+    again = [other([batch(k)]) for k in range(3, 6)]
+    assert [(r.loss, r.grad_norm, r.learning_rate) for r in reports] == [
+        (r.loss, r.grad_norm, r.learning_rate) for r in again
+    ]
+    assert torch.equal(weights(run), weights(other))
+    assert run.ema is not None
+    assert other.ema is not None
+    with run.ema.applied(), other.ema.applied():
+        assert torch.equal(weights(run), weights(other))
+
+
+def test_no_licensed_data_in_a_checkpoint(tmp_path: Path) -> None:
+    """MANO's arrays must not leave the machine inside a checkpoint that is shared."""
+    run = fresh()
+    state = ckpt.load_checkpoint(saved(tmp_path, run))
+    shapes = {tuple(v.shape) for v in state["model"].values()}
+    for forbidden in ((778, 3), (778, 3, 10), (778, 16), (16, 778), (135, 2334), (2334, 135), (778, 3, 135)):
+        assert forbidden not in shapes
+    assert sum(v.numel() for v in state["model"].values()) == sum(p.numel() for p in run.model.parameters())
+
+
+def test_evaluation_loads_the_averaged_weights(tmp_path: Path) -> None:
+    """What was validated is what --evaluate scores."""
+    run = fresh()
+    for k in range(2):
+        run([batch(k)])
+    path = saved(tmp_path, run)
+    model = UTNet(CONFIG.model, hand_model())
+    ckpt.load_weights(model, ckpt.load_checkpoint(path), path)
+    loaded = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert run.ema is not None
+    with run.ema.applied():
+        assert torch.equal(loaded, weights(run))
+
+
+def test_another_hand_network_split_or_batch_is_refused(tmp_path: Path) -> None:
+    """Going on with other labels, another hand or half an epoch of other batches gives numbers that mean nothing."""
+    path = saved(tmp_path, fresh(), ckpt.Progress(step_in_epoch=2))
+    hand = hand_model()
+    other_hand = type("Hand", (), {"fingerprint": "0" * 16, "is_standin": False})()
+    with pytest.raises(AssetError, match="trained with the procedural stand-in.*is a MANO file"):
+        ckpt.restore(path, fresh(), CONFIG, other_hand, "abc", ALONE)
+    with pytest.raises(AssetError, match="another split"):
+        ckpt.restore(path, fresh(), CONFIG, hand, "xyz", ALONE)
+    bigger = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, batch_size=3))
+    with pytest.raises(AssetError, match="global batches of 2 samples, this run makes 3"):
+        ckpt.restore(path, fresh(), bigger, hand, "abc", ALONE)
+    larger = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, stem="patch"))
+    with pytest.raises(AssetError, match="another network"):
+        ckpt.restore(path, fresh(larger), larger, hand, "abc", ALONE)
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    """A torn or foreign file ends with one sentence, not with a traceback of zip internals."""
+    with pytest.raises(AssetError, match="no such file"):
+        ckpt.load_checkpoint(tmp_path / "none.pt")
+    whole = saved(tmp_path, fresh()).read_bytes()
+    torn = tmp_path / "torn.pt"
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+        torn.write_bytes(content)
+        with pytest.raises(AssetError, match="cannot be read"):
+            ckpt.load_checkpoint(torn)
+    foreign = tmp_path / "foreign.pt"
+    torch.save({"weights": torch.zeros(1)}, foreign)
+    with pytest.raises(AssetError, match="not a UTNet checkpoint"):
+        ckpt.load_checkpoint(foreign)
+
+
+def test_names_and_retention(tmp_path: Path) -> None:
+    """best.pt keeps the best epoch while last.pt moves on; old epochs go."""
+    run = fresh()
+    last = saved(tmp_path, run)
+    ckpt.name_finished(last, CONFIG.training, best=True, epoch=0)
+    best = (last.parent / "best.pt").read_bytes()
+    for epoch in (1, 2):
+        run([batch(epoch)])
+        saved(tmp_path, run)
+        ckpt.name_finished(last, CONFIG.training, best=False, epoch=epoch)
+    assert (last.parent / "best.pt").read_bytes() == best != last.read_bytes()
+    assert sorted(p.name for p in last.parent.iterdir()) == ["best.pt", "epoch_1.pt", "epoch_2.pt", "last.pt"]
+
+
+def test_resume_auto_finds_the_newest_run_of_the_name(tmp_path: Path) -> None:
+    """auto must not pick another experiment, a run without a checkpoint, or an older one."""
+    for name in ("20260101-000000-demo", "20260103-000000-demo", "20260104-000000-demo-2"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "last.pt").touch()
+    (tmp_path / "20260105-000000-demo").mkdir()
+    assert ckpt.find_last(tmp_path, "demo") == tmp_path / "20260103-000000-demo/checkpoints/last.pt"
+    assert ckpt.find_last(tmp_path, "other") is None
+    assert ckpt.find_last(tmp_path / "none", "demo") is None

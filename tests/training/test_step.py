@@ -1,0 +1,130 @@
+"""The optimiser step over ranks: what reaches the weights, and what must not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from src.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from src.errors import TrainingError
+from src.losses.loss import HandLoss
+from src.models.utnet import UTNet
+from src.runtime.distributed import DistContext, spawn_ranks
+from src.schema import HandBatch
+from src.training.step import TrainStep
+from tests.models.scene import hand_model, make_batch
+
+ALONE = DistContext(0, 1, 0, torch.device("cpu"), None)
+MODEL = ModelConfig(preset="tiny", image_size=(64, 64))
+
+
+def trainer(context: DistContext, *, accumulation: int = 1, lr: float = 1e-3, clip: float = 1e6) -> TrainStep:
+    config = RunConfig(
+        model=MODEL,
+        training=TrainingConfig(accumulation=accumulation, clip_grad_norm=clip, ema_decay=0.9),
+        optimizer=OptimizerConfig(lr=lr),
+    )
+    torch.manual_seed(3)
+    model = UTNet(MODEL, hand_model())
+    return TrainStep(model, HandLoss(config.loss, hand_model()), config, context, total_steps=10)
+
+
+def batch(seed: int, size: int = 2) -> HandBatch:
+    made = make_batch(size, 64, 64, seed=seed, noise=True)
+    return dataclasses.replace(made, sample_index=made.sample_index + 100 * seed)
+
+
+def weights(step: TrainStep) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in step.model.parameters()])
+
+
+def gradients(context: DistContext, accumulation: int) -> torch.Tensor:
+    """Gradients of one step on micro-batches 1 and 2, however they are divided."""
+    step = trainer(context, accumulation=accumulation)
+    mine = [batch(1), batch(2)] if context.world == 1 else [batch(1 + context.rank)]
+    taken: list[torch.Tensor] = []
+    step.optimizer.register_step_pre_hook(
+        lambda *_: taken.append(torch.cat([p.grad.flatten() for p in step.model.parameters()]))
+    )
+    step(mine)
+    return taken[0]
+
+
+def test_two_ranks_equal_two_accumulated_batches() -> None:
+    """The gradient is the mean over all samples, not a sum over ranks nor over accumulated batches."""
+    two = spawn_ranks(gradients, 2, (1,), timeout_s=120)
+    one = gradients(ALONE, 2)
+    assert torch.equal(two[0], two[1])
+    assert (two[0] - one).abs().max() < 1e-5 * one.abs().max()
+
+
+def poisoned(context: DistContext, where: str) -> tuple[str, bool, int]:
+    """One step in which rank 1's second sample is spoilt: message, weights unchanged, steps done."""
+    step = trainer(context)
+    mine = batch(context.rank)
+    if context.rank == 1:
+        field = getattr(mine, where).clone()
+        field[1] = torch.nan
+        mine = dataclasses.replace(mine, **{where: field})
+    before = weights(step)
+    try:
+        step([mine])
+    except TrainingError as error:
+        return str(error), torch.equal(weights(step), before), step.step
+    return "", torch.equal(weights(step), before), step.step
+
+
+@pytest.mark.parametrize("where", ["rgb", "joints_root_m"])
+def test_nan_on_one_rank_stops_all_before_the_weights(where: str) -> None:
+    """One bad sample on one GPU must not poison the weights of all; the message says which sample it was."""
+    for message, unchanged, steps in spawn_ranks(poisoned, 2, (where,), timeout_s=120):
+        assert unchanged
+        assert steps == 0
+        assert "rank 1: terms" in message
+        assert "sample indices [101]" in message
+        assert "rank 0: terms" not in message
+        if where == "joints_root_m":
+            assert "joints_3d" in message
+
+
+def test_a_gradient_that_overflows_is_refused_too() -> None:
+    """A finite loss can have a gradient that is not: the weights must not see it."""
+    step = trainer(ALONE)
+    before = weights(step)
+    parameter = next(step.model.parameters())
+    parameter.register_hook(lambda g: g * torch.inf)
+    with pytest.raises(TrainingError, match="the gradient overflowed"):
+        step([batch(0)])
+    assert torch.equal(weights(step), before)
+    assert step.ema is not None
+    assert step.ema.updates == 0
+
+
+def test_clipping_is_reported_and_bounds_the_update() -> None:
+    """A run whose every step is clipped learns at another rate than was asked: the share is counted."""
+    assert trainer(ALONE, clip=1e-3)([batch(0)]).clipped
+    assert not trainer(ALONE, clip=1e6)([batch(0)]).clipped
+
+
+@pytest.mark.parametrize("change", [lambda b: b, lambda b: b.without_depth()])
+def test_every_parameter_has_a_gradient(change: Callable[[HandBatch], HandBatch]) -> None:
+    """DDP without find_unused_parameters hangs or fails on a parameter that a batch leaves out."""
+    step = trainer(ALONE)
+    step.optimizer.register_step_pre_hook(
+        lambda *_: names.extend(n for n, p in step.model.named_parameters() if p.grad is None)
+    )
+    names: list[str] = []
+    step([change(batch(0))])
+    assert names == []
+
+
+def test_same_seed_same_weights() -> None:
+    """Two runs on one machine give the same weights, bit for bit."""
+    first, second = trainer(ALONE), trainer(ALONE)
+    for step in (first, second):
+        for k in range(2):
+            step([batch(k)])
+    assert torch.equal(weights(first), weights(second))
