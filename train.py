@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Join the ranks and do what the command line asks; returns the exit status."""
-    context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.runtime.timeout_s)
+    context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.validation.timeout_s)
     configure_torch(config.runtime, local_world_size())
     if arguments.evaluate:
         return run_evaluation(config, context, arguments.evaluate)

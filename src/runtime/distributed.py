@@ -1,8 +1,9 @@
 """Ranks: who am I, on which device, and how do ranks talk.
 
-One *main group* (NCCL on GPUs, gloo on the CPU) carries gradients; a gloo *side group* with its own timeout
-carries what lives on the CPU: validation rows, statuses, checkpoints' states. With one process there is no group
-at all and every helper here is the identity.
+One *main group* (NCCL on GPUs, gloo on the CPU) carries gradients. Two gloo groups carry what lives on the CPU:
+the *side group* the validation's rows, with the validation's own timeout, and the *wait group* small statuses, with
+the long timeout of a set-up (one rank may build an index while the others wait). With one process there is no
+group at all and every helper here is the identity.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class DistContext:
     device: torch.device
     """Where this rank computes."""
     side_group: dist.ProcessGroup | None
-    """Gloo group of all ranks for CPU tensors; None with one rank."""
+    """Gloo group of all ranks for the collection of a validation; None with one rank."""
+    wait_group: dist.ProcessGroup | None = None
+    """Gloo group of all ranks for small values and long waits; None with one rank."""
 
     @property
     def is_main(self) -> bool:
@@ -56,31 +59,31 @@ class DistContext:
         return "GPUs" if self.device.type == "cuda" else "CPU ranks"
 
     def barrier(self) -> None:
-        """Wait for all ranks, at most the side group's timeout."""
-        if self.side_group is not None:
-            dist.barrier(group=self.side_group)
+        """Wait for all ranks, at most the wait group's timeout."""
+        if self.wait_group is not None:
+            dist.barrier(group=self.wait_group)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum of a CPU tensor over ranks, the same on each; the argument is not changed."""
         total = values.clone()
-        if self.side_group is not None:
-            dist.all_reduce(total, group=self.side_group)
+        if self.wait_group is not None:
+            dist.all_reduce(total, group=self.wait_group)
         return total
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Small Python values of all ranks in rank order, on every rank (not for arrays of results)."""
-        if self.side_group is None:
+        if self.wait_group is None:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value, group=self.side_group)
+        dist.all_gather_object(values, value, group=self.wait_group)
         return values
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's small Python value, on every rank."""
-        if self.side_group is None:
+        if self.wait_group is None:
             return value
         box = [value if self.is_main else None]
-        dist.broadcast_object_list(box, src=0, group=self.side_group)
+        dist.broadcast_object_list(box, src=0, group=self.wait_group)
         return box[0]
 
     def agree(self, error: UTNetError | None, what: str) -> None:
@@ -129,7 +132,7 @@ def setup_distributed(
 
     Args:
         device: auto | cpu | cuda. auto takes GPUs if this machine has one for each of its ranks.
-        timeout_s: longest wait of a collective of the main group, seconds.
+        timeout_s: longest wait of a collective of the main and the wait group, seconds.
         side_timeout_s: the same of the side group.
 
     Raises:
@@ -146,7 +149,7 @@ def setup_distributed(
         dist.init_process_group("nccl", timeout=timedelta(seconds=timeout_s), device_id=chosen)
     else:
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
-    return DistContext(rank, world, local_rank, chosen, _side_group(side_timeout_s))
+    return DistContext(rank, world, local_rank, chosen, _gloo_group(side_timeout_s), _gloo_group(timeout_s))
 
 
 def teardown() -> None:
@@ -165,7 +168,7 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _side_group(timeout_s: float) -> dist.ProcessGroup:
+def _gloo_group(timeout_s: float) -> dist.ProcessGroup:
     """A gloo group of all ranks with a timeout of its own, seconds."""
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     assert isinstance(group, dist.ProcessGroup)  # only ranks left out of a group get a number instead
@@ -300,8 +303,8 @@ def _rank_main(
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=limit
         )
-        side = _side_group(timeout_s) if world > 1 else None
-        value = function(DistContext(rank, world, rank, torch.device("cpu"), side), *args)
+        side = _gloo_group(timeout_s) if world > 1 else None
+        value = function(DistContext(rank, world, rank, torch.device("cpu"), side, side), *args)
     error = capture.error
     writer.send((value, error))
     writer.poll(timeout_s)
