@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from src.hand.mano import ManoLayer
+from src.hand.standin import build_standin
 from tests.dataloader.tree import Frame, write_tree
 
 
@@ -15,3 +17,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Fram
     root = tmp_path_factory.mktemp("ho3d") / "HO3D"
     sequences = {"ABF10": 6, "ABF11": 6, "MC1": 6, "MC2": 6}
     return root, write_tree(root, sequences, {"SM1": 2, "AP10": 2})
+
+
+@pytest.fixture(scope="session")
+def standin() -> ManoLayer:
+    """The stand-in hand."""
+    return ManoLayer.from_asset(build_standin())

@@ -1,0 +1,49 @@
+"""Annotated trees of posed hands: forward kinematics of a real hand layer, labelled as HO3D does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+
+from src.hand.joints import HO3D21, OPENPOSE21, permutation
+from src.hand.mano import ManoLayer
+from tests.dataloader.tree import train_meta, write_meta, write_tree
+
+
+@dataclass(frozen=True)
+class PosedHand:
+    """What a frame was made from."""
+
+    vertices_m: np.ndarray
+    """(778, 3) OpenGL axes."""
+    intrinsics: np.ndarray
+    """(3, 3)."""
+
+
+def write_posed_hands(root: Path, hand: ManoLayer, count: int) -> dict[str, PosedHand]:
+    """A tree of `count` frames of sequence MC1; pictures are those of `write_tree`."""
+    rng = np.random.default_rng(0)
+    made: dict[str, PosedHand] = {}
+    for key, frame in write_tree(root, {"MC1": count}).items():
+        aa = np.concatenate([rng.normal(0, 1.5, 3), rng.normal(0, 0.3, 45)])
+        rotations = torch.from_numpy(Rotation.from_rotvec(aa.reshape(16, 3)).as_matrix())
+        betas, trans = torch.from_numpy(rng.normal(0, 1, 10)), torch.from_numpy(rng.uniform(-0.1, 0.1, 3))
+        trans[2] -= 0.6
+        with torch.no_grad():
+            posed = hand(rotations[None, 0], rotations[None, 1:], betas[None], trans[None])
+        joints = posed.joints_m[0].numpy()[list(permutation(OPENPOSE21, HO3D21))]
+        labels = {
+            "handPose": aa,
+            "handBeta": betas.numpy(),
+            "handTrans": trans.numpy(),
+            "handJoints3D": joints,
+        }
+        write_meta(
+            root / f"train/MC1/meta/{key[-4:]}.pkl", train_meta(frame) | labels | {"handJoints3D": joints}
+        )
+        made[key] = PosedHand(posed.vertices_m[0].numpy(), frame.intrinsics)
+    return made
