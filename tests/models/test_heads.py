@@ -1,0 +1,122 @@
+"""Coarse head: joints to rotations, wrist codes, votes."""
+
+import pytest
+import torch
+
+from src.geometry.camera import project
+from src.geometry.rotation import rotation_from_aa
+from src.hand.joints import MANO16, OPENPOSE21
+from src.models.heads import (
+    CoarseHead,
+    DenseReadout,
+    Readout,
+    RestSkeleton,
+    pooling_matrix,
+    rotations_from_joints,
+    token_centres,
+    wrist_from_code,
+)
+from tests.models.scene import hand_model, make_batch
+
+
+def test_true_joints_give_back_the_hand():
+    """Rotations in closed form are the network's first guess: a swapped finger or a row-wise matrix ruins it.
+
+    Twist about bones is not seen, so 1 mm is left (1.2 mm where shapes are exact).
+    """
+    mano = hand_model()
+    batch = make_batch(64, seed=5, noise=True)
+    rest = RestSkeleton(mano)
+    wrist, local = rotations_from_joints(batch.joints_root_m, rest(batch.betas))
+    out = mano(wrist, local, batch.betas, torch.zeros(64, 3))
+    error = (out.joints_m - out.joints_m[:, :1] - batch.joints_root_m).norm(dim=-1) * 1000
+    assert error.mean() < 1.2
+    assert error.mean(dim=0).max() < 4.0
+    assert torch.allclose(torch.linalg.det(local), torch.ones(64, 15), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MANO16[1:])
+def test_a_bent_joint_bends_that_joint(name):
+    """Lesson 3: rotations found for one finger and given to another."""
+    mano = hand_model()
+    pose = torch.eye(3).repeat(1, 15, 1, 1)
+    index = MANO16.index(name) - 1
+    # About an axis across the bone, or there is nothing to see.
+    rest = RestSkeleton(mano)
+    finger, k = name.rsplit("_", 1)
+    bone = rest.mean[OPENPOSE21.index(f"{finger}_{int(k) + 1}")] - rest.mean[OPENPOSE21.index(name)]
+    axis = torch.linalg.cross(bone, torch.tensor([0.3, 1.0, 0.2]))
+    pose[0, index] = rotation_from_aa(0.6 * axis / axis.norm())
+    out = mano(torch.eye(3)[None], pose, torch.zeros(1, 10), torch.zeros(1, 3))
+    _, local = rotations_from_joints(out.joints_m - out.joints_m[:, :1], rest(torch.zeros(1, 10)))
+    turned = (local[0] - torch.eye(3)).flatten(1).norm(dim=1)
+    assert int(turned.argmax()) == index
+    assert (local[0, index] - pose[0, index]).abs().max() < 0.1
+
+
+def test_closed_form_keeps_nan_and_has_no_gradient():
+    """A nan must reach the loss, where all ranks stop; a gradient through the fit would be nan at equal points."""
+    joints = make_batch(2, noise=True).joints_root_m.clone().requires_grad_()
+    rest = RestSkeleton(hand_model())(torch.zeros(2, 10))
+    wrist, local = rotations_from_joints(joints, rest)
+    assert not wrist.requires_grad and not local.requires_grad
+    broken = joints.detach().clone()
+    broken[1] = torch.nan
+    wrist, local = rotations_from_joints(broken, rest)
+    assert torch.isnan(wrist[1]).all() and torch.isnan(local[1]).all()
+    assert torch.isfinite(wrist[0]).all()
+
+
+def test_residual_rotations_are_read_as_they_are_written():
+    """Lesson 16: 6D written by rows and read by columns; here a residual that names columns must turn by them."""
+    torch.manual_seed(0)
+    mano = hand_model()
+    rest = RestSkeleton(mano)
+    head = CoarseHead(16, 8, rest)
+    turn = rotation_from_aa(torch.tensor([0.3, -0.4, 0.2]))
+    wanted = torch.cat([turn[:, 0], turn[:, 1]]) - torch.tensor([1.0, 0, 0, 0, 1, 0])
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+        head.pose_summary.bias[:6] = wanted
+    batch = make_batch(1, noise=True)
+    readout = Readout(torch.zeros(1, 8), batch.joints_root_m, batch.joints_unit)
+    state = head(readout, torch.zeros(1, 19, 16))
+    wrist, local = rotations_from_joints(batch.joints_root_m, rest(torch.zeros(1, 10)))
+    torch.testing.assert_close(state.global_orient, wrist @ turn, atol=1e-5, rtol=0)
+    torch.testing.assert_close(state.hand_pose, local, atol=1e-5, rtol=0)
+
+
+def test_wrist_code_zero_is_the_middle_at_the_reference_depth():
+    """Lesson 8: a wrist off by 4/3 on pictures that are not square."""
+    batch = make_batch(2, 64, 96, noise=True)
+    code = torch.tensor([[0.0, 0.0, 0.0], [1.0, -1.0, 0.4]])
+    wrist = wrist_from_code(code, batch.intrinsics_crop_px, batch.z_ref_m, (64, 96))
+    pixels = project(wrist[:, None], batch.intrinsics_crop_px)[:, 0]
+    torch.testing.assert_close(pixels, torch.tensor([[48.0, 32.0], [72.0, 16.0]]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(wrist[:, 2], batch.z_ref_m * torch.tensor([0.0, 0.1]).exp())
+
+
+def test_a_vote_lands_on_its_token():
+    """A vote of one token must point at that token's pixels, on grids that are not square too."""
+    grid = (3, 5)
+    readout = DenseReadout(grid, 4, 8, torch.zeros(21, 3))
+    with torch.no_grad():
+        readout.votes.weight.zero_()
+        readout.votes.weight[0::3, 0] = 1.0
+    tokens = torch.zeros(1, 15, 4)
+    tokens[0, 1 * 5 + 3, 0] = 50.0
+    place = readout(tokens).joints_unit[0, 7]
+    # Row 1, column 3: the mean of pixels 48..63 and 16..31.
+    wanted = torch.tensor([55.5 / 80, 23.5 / 48]) - 0.5
+    torch.testing.assert_close(place, wanted)
+    torch.testing.assert_close(token_centres(grid)[8], wanted)
+
+
+def test_pooling_is_a_mean_of_areas():
+    """A read-out that forgets a row of tokens, or counts one twice, sees another picture."""
+    for cells, count in ((8, 8), (8, 16), (8, 12), (8, 3)):
+        matrix = pooling_matrix(cells, count)
+        torch.testing.assert_close(matrix.sum(dim=1), torch.ones(cells))
+        torch.testing.assert_close(matrix.sum(dim=0), torch.full((count,), cells / count))
+    assert torch.equal(pooling_matrix(8, 8), torch.eye(8))

@@ -1,0 +1,202 @@
+"""UTNet as a whole: what must hold before the first step of training."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from src.config import LossConfig, ModelConfig
+from src.errors import ConfigError, ShapeError
+from src.losses.loss import HandLoss
+from src.models.utnet import UTNet
+from src.schema import HandBatch, Prediction
+from tests.models.scene import hand_model, make_batch
+
+TINY = ModelConfig(preset="tiny", image_size=(64, 64))
+PATCHES = ModelConfig(preset="tiny", image_size=(64, 48), stem="patch", upsampling="window", refine_iterations=2)
+
+
+def build(config: ModelConfig, seed: int = 0) -> UTNet:
+    torch.manual_seed(seed)
+    return UTNet(config, hand_model())
+
+
+def tensors(prediction: Prediction) -> dict[str, torch.Tensor]:
+    return {
+        "votes": prediction.vote_joints_root_m, "votes_2d": prediction.vote_joints_unit,
+        **{f"{part}.{field.name}": getattr(hand, field.name)
+           for part, hand in (("hand", prediction.hand), ("coarse", prediction.coarse))
+           for field in dataclasses.fields(hand)},
+    }
+
+
+def with_presence(batch: HandBatch, shown: list[bool]) -> HandBatch:
+    present = torch.tensor(shown)
+    mask = present[:, None, None, None].float()
+    return dataclasses.replace(batch, depth=batch.depth * mask, depth_valid=batch.depth_valid * mask,
+                               depth_present=present)
+
+
+@pytest.mark.parametrize("config", [TINY, PATCHES])
+def test_depth_changes_nothing_at_initialisation(config):
+    """Lesson 14: the output jumped when depth was dropped, so the network could not learn one hand from both."""
+    net = build(config).eval()
+    batch = make_batch(3, *config.image_size, noise=True)
+    seen, hidden = tensors(net(batch)), tensors(net(batch.without_depth()))
+    for name, value in seen.items():
+        assert torch.equal(value, hidden[name]), name
+
+
+@pytest.mark.parametrize("config", [TINY, PATCHES])
+def test_refinement_starts_as_nothing(config):
+    """A refinement that begins with noise would first have to unlearn it."""
+    prediction = build(config)(make_batch(2, *config.image_size, noise=True))
+    torch.testing.assert_close(prediction.hand.vertices_cam_m, prediction.coarse.vertices_cam_m, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shown", [[True, True], [False, False], [True, False]])
+@pytest.mark.parametrize("config", [TINY, PATCHES])
+def test_every_parameter_takes_part_in_every_step(config, shown):
+    """Acceptance 9: DDP with find_unused_parameters=False hangs or raises when a modality leaves weights out."""
+    net = build(config)
+    batch = with_presence(make_batch(2, *config.image_size, noise=True), shown)
+    HandLoss(LossConfig(), hand_model())(net(batch), batch).total.backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+def test_depth_reaches_the_output_after_two_steps():
+    """Zero-initialised and dead look the same at the start: depth must have an effect once training has begun."""
+    net = build(TINY)
+    batch = make_batch(4, 64, 64)
+    optimiser = torch.optim.AdamW(net.parameters(), 1e-3)
+    loss = HandLoss(LossConfig(), hand_model())
+    for _ in range(2):
+        optimiser.zero_grad()
+        loss(net(batch), batch).total.backward()
+        optimiser.step()
+    for name in ("stem.depth.weight", "intrinsics.0.weight"):
+        assert net.embed.get_parameter(name).grad.abs().max() > 0, name
+    assert net.refiner.enter_depth.weight.grad.abs().max() > 0
+    moved = (net(batch).hand.joints_cam_m - net(batch.without_depth()).hand.joints_cam_m).abs().max()
+    assert moved > 1e-5
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("tiny", (2.3, 3.0)), ("small", (21, 27)), ("base", (84, 96)),
+                                                  ("large", (300, 320)), ("huge", (625, 650))])
+def test_presets_have_the_sizes_they_are_named_for(preset, millions):
+    """A preset that is not the ViT of its name cannot take that ViT's weights."""
+    size = (128, 128) if preset == "tiny" else (256, 192)
+    mano = hand_model()
+    with torch.device("meta"):
+        blocks = _count_backbone(preset, size)
+    heads = 0.0
+    if preset == "tiny":
+        net = UTNet(ModelConfig(preset=preset, image_size=size), mano)
+        blocks, heads = 0.0, sum(p.numel() for p in net.parameters()) / 1e6
+    assert millions[0] < blocks + heads < millions[1]
+
+
+def _count_backbone(preset: str, size: tuple[int, int]) -> float:
+    from src.models.tokens import TokenEmbedding
+    from src.models.vit import PRESETS, ViT
+
+    sizes = PRESETS[preset]
+    embed = TokenEmbedding(size, sizes.width, conv_channels=None)
+    vit = ViT(sizes.width, sizes.depth, sizes.heads)
+    return sum(p.numel() for module in (embed, vit) for p in module.parameters()) / 1e6
+
+
+@pytest.mark.parametrize("size", [(64, 96), (48, 32), (256, 192)])
+@pytest.mark.parametrize("upsampling", ["conv", "window"])
+def test_any_multiple_of_16_is_a_crop(size, upsampling):
+    """Square grids hid a swap of rows and columns in the first version."""
+    config = ModelConfig(preset="tiny", image_size=size, upsampling=upsampling)
+    prediction = build(config)(make_batch(1, *size, noise=True))
+    assert prediction.hand.vertices_cam_m.shape == (1, 778, 3)
+    assert torch.isfinite(prediction.hand.vertices_cam_m).all()
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    """A crop of another size than configured would be squeezed or cut without a word."""
+    with pytest.raises(ConfigError, match="multiples of 16"):
+        build(ModelConfig(preset="tiny", image_size=(100, 128)))
+    with pytest.raises(ShapeError, match="64"):
+        build(TINY)(make_batch(1, 128, 64, noise=True))
+
+
+@pytest.mark.parametrize("field", ["rgb", "depth"])
+def test_a_nan_in_the_picture_is_a_nan_in_the_hand(field):
+    """Lesson 10: nan that turns into a plausible hand is scored as one."""
+    net = build(TINY)
+    with torch.no_grad():
+        net.embed.stem.depth.weight.normal_(std=0.1)
+    batch = make_batch(2, 64, 64, noise=True)
+    value = getattr(batch, field).clone()
+    value[1, 0, 5, 7] = torch.nan
+    hand = net(dataclasses.replace(batch, **{field: value})).hand
+    assert torch.isnan(hand.joints_root_m[1]).all() and torch.isnan(hand.root_cam_m[1]).all()
+    assert torch.isfinite(hand.joints_root_m[0]).all()
+
+
+def test_bf16_stays_in_the_backbone():
+    """Rotations and projections in bf16 lose millimetres: everything that is handed out is float32."""
+    net = build(TINY)
+    net.backbone_dtype = torch.bfloat16
+    batch = make_batch(2, 64, 64, noise=True)
+    prediction = net(batch)
+    assert {v.dtype for v in tensors(prediction).values()} == {torch.float32}
+    error = (prediction.hand.global_orient.transpose(1, 2) @ prediction.hand.global_orient - torch.eye(3)).abs().max()
+    assert error < 1e-5
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = net(batch)
+    assert torch.equal(again.hand.vertices_cam_m, prediction.hand.vertices_cam_m)
+
+
+def test_recomputed_activations_give_the_same_gradient():
+    """Activation checkpointing must replay the drop path, or gradients belong to another network."""
+    grads = []
+    for checkpointing in (False, True):
+        config = ModelConfig(preset="tiny", image_size=(64, 64), drop_path=0.5, activation_checkpointing=checkpointing)
+        net = build(config).train()
+        batch = make_batch(4, 64, 64, noise=True)
+        torch.manual_seed(3)
+        net(batch).hand.vertices_cam_m.sum().backward()
+        grads.append(net.vit.blocks[1].attn.qkv.weight.grad)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)
+    assert grads[0].abs().max() > 0
+
+
+def test_the_network_does_not_read_labels():
+    """Lesson 19: an oracle at test time scores well and is worth nothing."""
+    net = build(TINY).eval()
+    batch = make_batch(2, 64, 64, noise=True)
+    labels = ("joints_cam_m", "joints_root_m", "joints_crop_px", "joints_unit", "joints_conf", "root_cam_m",
+              "translation_m", "global_orient", "hand_pose", "betas")
+    blind = dataclasses.replace(batch, **{name: torch.full_like(getattr(batch, name), torch.nan) for name in labels})
+    assert torch.equal(net(batch).hand.vertices_cam_m, net(blind).hand.vertices_cam_m)
+
+
+def test_state_holds_no_hand_model_and_copies_load():
+    """The licensed hand must not travel in checkpoints, and a checkpoint must fit a network built anew."""
+    net = build(TINY)
+    state = net.state_dict()
+    assert not [name for name in state if "mano" in name or "rest" in name]
+    build(TINY, seed=1).load_state_dict(state, strict=True)
+    compiled = build(TINY)
+    compiled.compile_backbone()
+    assert list(compiled.state_dict()) == list(state)
+
+
+@pytest.mark.slow
+def test_huge_makes_one_training_step():
+    """The first version's size, 1280 x 32 at 256 x 192, must fit where it fitted."""
+    available = [line for line in open("/proc/meminfo") if line.startswith("MemAvailable")]
+    if int(available[0].split()[1]) < 20 * 2**20:
+        pytest.skip("needs 20 GiB of free memory")
+    net = build(ModelConfig(preset="huge", image_size=(256, 192), activation_checkpointing=True))
+    batch = make_batch(1, 256, 192)
+    optimiser = torch.optim.AdamW(net.parameters(), 1e-5, fused=True)
+    terms = HandLoss(LossConfig(), hand_model())(net(batch), batch)
+    terms.total.backward()
+    optimiser.step()
+    assert torch.isfinite(terms.total)
