@@ -3,8 +3,8 @@
 Legend: B batch, J 21 joints (`OPENPOSE21`), K 16 joints of the tree (`MANO16`), V 778 vertices. Unit: metres.
 Frame: whatever frame `global_orient` and `translation_m` are given in (inside UTNet, the crop camera).
 
-Conventions. wrist = translation_m + J0(betas): the global rotation turns the hand about its own wrist, which is
-*not* the origin of the rest frame. Fingertips are mesh vertices. There is no mean pose in here
+Conventions. wrist = translation_m + J0(betas): the global rotation turns the hand about its own wrist,
+which is *not* the origin of the rest frame. Fingertips are mesh vertices. There is no mean pose in here
 (`flat_hand_mean` is true on HO3D): a caller whose poses are offsets from `hands_mean` adds it before.
 
 Source: Romero, Tzionas and Black 2017 (MANO), Loper et al. 2015 (SMPL), equations 1-10.
@@ -40,8 +40,8 @@ class ManoOutput:
 class ManoLayer(nn.Module):
     """Differentiable hand model without parameters.
 
-    Its arrays are buffers that never enter a state dict: a checkpoint must not carry MANO's licensed data. What
-    a checkpoint keeps instead is `fingerprint`.
+    Its arrays are buffers that never enter a state dict: a checkpoint must not carry MANO's licensed data.
+    What a checkpoint keeps instead is `fingerprint`.
     """
 
     v_template: Tensor
@@ -137,13 +137,15 @@ class ManoLayer(nn.Module):
         batch, dtype = betas.shape[0], betas.dtype
         features = torch.cat([betas, (pose - self.identity.to(dtype)).reshape(batch, 135)], dim=1)
         rest = torch.addmm(self.v_template.to(dtype), features, self.directions.to(dtype))
-        rest = rest.view(batch, 1, 3, -1)
+        rest = rest.view(batch, 1, 3, self.skinning.shape[1])
         rest_joints = self._rest_joints(betas)
         rotations, joints = _forward_kinematics(root, pose, rest_joints)
         # x -> R x + (joint - R rest_joint), blended per vertex with the skinning weights by one product.
         offset = joints - (rotations @ rest_joints[..., None])[..., 0]
         rows = torch.cat([rotations, offset[..., None]], dim=-1).permute(0, 2, 3, 1)
-        blended = (rows.reshape(batch * 12, 16) @ self.skinning.to(dtype)).view(batch, 3, 4, -1)
+        blended = (rows.reshape(batch * 12, 16) @ self.skinning.to(dtype)).view(
+            batch, 3, 4, self.skinning.shape[1]
+        )
         vertices = (blended[:, :, :3] * rest).sum(2) + blended[:, :, 3] + translation[..., None]
         vertices = vertices.transpose(1, 2)
         tips = vertices.index_select(1, self.tip_vertices)
@@ -167,7 +169,7 @@ class ManoLayer(nn.Module):
     def _rest_joints(self, betas: Tensor) -> Tensor:
         """(B, K, 3) rest joints; linear in betas, so the mesh is not needed."""
         template, directions = self.joints_template.to(betas.dtype), self.joints_shapedirs.to(betas.dtype)
-        return torch.addmm(template, betas, directions).view(-1, len(MANO16), 3)
+        return torch.addmm(template, betas, directions).view(betas.shape[0], len(MANO16), 3)
 
 
 def _forward_kinematics(root: Tensor, pose: Tensor, rest_joints: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,9 +178,7 @@ def _forward_kinematics(root: Tensor, pose: Tensor, rest_joints: Tensor) -> tupl
     MANO16 lists the wrist and then five chains of three, so a reshape separates fingers and links.
     """
     batch = root.shape[0]
-    local = pose.view(batch, _CHAINS, _LINKS, 3, 3) if pose.is_contiguous() else pose.reshape(
-        batch, _CHAINS, _LINKS, 3, 3
-    )
+    local = pose.reshape(batch, _CHAINS, _LINKS, 3, 3)
     wrist, chains = rest_joints[:, :1], rest_joints[:, 1:].reshape(batch, _CHAINS, _LINKS, 3)
     bones = torch.cat([chains[:, :, :1] - wrist[:, None], chains[:, :, 1:] - chains[:, :, :-1]], dim=2)
     rotation, joint = root[:, None], wrist

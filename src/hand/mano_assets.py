@@ -1,8 +1,9 @@
 """Hand model files: read without chumpy, checked, and converted once to plain arrays.
 
-`load_hand_asset` reads `MANO_RIGHT.pkl` (licensed, supplied by the user) or the stand-in, which has the same format.
-Legend: 778 vertices, 1538 faces, 16 joints (MANO16 order), 10 shape and 135 pose directions. Unit: metres; frame:
-the model's own rest frame.
+`load_hand_asset` reads `MANO_RIGHT.pkl` (licensed, supplied by the user) or the stand-in, which has the
+same format.
+Legend: 778 vertices, 1538 faces, 16 joints (MANO16 order), 10 shape and 135 pose directions. Unit: metres;
+frame: the model's own rest frame.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ STANDIN_KEY = "utnet_standin_version"
 
 _CACHE_FORMAT = 1
 _WHERE_TO_GET = (
-    "Register at https://mano.is.tue.mpg.de, download the models and put MANO_RIGHT.pkl at data/mano/MANO_RIGHT.pkl "
-    "(or set mano.path). config/demo.yaml runs without it, on the stand-in hand."
+    "Register at https://mano.is.tue.mpg.de, download the models and put MANO_RIGHT.pkl at "
+    "data/mano/MANO_RIGHT.pkl (or set mano.path). config/demo.yaml runs without it, on the stand-in hand."
 )
 _log = get_logger(__name__)
 
@@ -107,7 +108,9 @@ def load_hand_asset(path: Path | str) -> HandAsset:
     except FileNotFoundError as reason:
         raise AssetError(f"hand model {path}: there is no such file. {_WHERE_TO_GET}") from reason
     except OSError as reason:
-        raise AssetError(f"hand model {path}: cannot be read ({reason.strerror}). {_WHERE_TO_GET}") from reason
+        raise AssetError(
+            f"hand model {path}: cannot be read ({reason.strerror}). {_WHERE_TO_GET}"
+        ) from reason
     cache = path.with_name(f"{path.name}.{hashlib.sha256(content).hexdigest()[:16]}.npz")
     asset = _read_cache(cache)
     if asset is None:
@@ -135,13 +138,16 @@ def make_asset(fields: Mapping[str, Any], *, is_standin: bool, where: str) -> Ha
         where: for messages.
 
     Raises:
-        AssetError: a field is missing, of a wrong shape or not finite, the tree is not MANO's, or a left hand.
+        AssetError: a field is missing, of a wrong shape or not finite, the tree is not MANO's, or a left
+        hand.
     """
     missing = [key for key in (*_FILE_KEYS.values(), "kintree_table") if key not in fields]
     if is_standin:
         missing = [key for key in missing if key != "kintree_table"]
     if missing:
-        raise AssetError(f"{where}: fields {missing} are missing; want a MANO right-hand model. {_WHERE_TO_GET}")
+        raise AssetError(
+            f"{where}: fields {missing} are missing; want a MANO right-hand model. {_WHERE_TO_GET}"
+        )
     arrays = {name: _plain(fields[key], f"{where}: field {key}") for name, key in _FILE_KEYS.items()}
     if "kintree_table" in fields:
         arrays["parents"] = _parents(_plain(fields["kintree_table"], f"{where}: field kintree_table"), where)
@@ -158,7 +164,7 @@ def _checked(arrays: Mapping[str, NDArray[Any]], *, is_standin: bool, where: str
         if value.shape != want:
             hint = " Some MANO releases carry more shape directions; use the original v1.2 file."
             raise AssetError(
-                f"{where}: field {_FILE_KEYS.get(name, 'kintree_table')} has shape {value.shape}, want {want}."
+                f"{where}, field {_FILE_KEYS.get(name, 'kintree_table')}: shape {value.shape}, want {want}."
                 + (hint if name == "shapedirs" else "")
             )
         if value.dtype.kind not in "fiu":
@@ -170,15 +176,15 @@ def _checked(arrays: Mapping[str, NDArray[Any]], *, is_standin: bool, where: str
     if clean["faces"].min() < 0 or clean["faces"].max() >= 778:
         raise AssetError(f"{where}: field f names vertices outside 0..777.")
     if tuple(clean["parents"].tolist()) != MANO_PARENTS:
-        raise AssetError(f"{where}: kinematic tree is {clean['parents'].tolist()}, want {list(MANO_PARENTS)}.")
+        raise AssetError(
+            f"{where}: kinematic tree is {clean['parents'].tolist()}, want {list(MANO_PARENTS)}."
+        )
     for name in ("lbs_weights", "joint_regressor"):
         error = float(np.abs(clean[name].sum(1) - 1).max())
         if error > 1e-3:
             raise AssetError(f"{where}: rows of {_FILE_KEYS[name]} sum to 1 +- {error:.3g}, want 1.")
     if _rightness(clean) < 0:
-        raise AssetError(
-            f"{where}: this is a left hand; UTNet and HO3D need the right one. {_WHERE_TO_GET}"
-        )
+        raise AssetError(f"{where}: this is a left hand; UTNet and HO3D need the right one. {_WHERE_TO_GET}")
     return HandAsset(**clean, is_standin=is_standin, fingerprint=_fingerprint(clean))
 
 
@@ -217,7 +223,9 @@ def _from_pickle(path: Path) -> HandAsset:
     """Unpickle safely, then check."""
     content = safe_pickle.load(path, allow=MANO_GLOBALS, what="hand model", error=AssetError)
     if not isinstance(content, dict):
-        raise AssetError(f"hand model {path}: holds a {type(content).__name__}, want MANO's dictionary. {_WHERE_TO_GET}")
+        raise AssetError(
+            f"hand model {path}: holds a {type(content).__name__}, want MANO's dictionary. {_WHERE_TO_GET}"
+        )
     return make_asset(content, is_standin=STANDIN_KEY in content, where=f"hand model {path}")
 
 
@@ -254,7 +262,9 @@ def _plain(value: object, where: str) -> NDArray[Any]:
         if isinstance(value, ChRecord):
             return _plain(fields["x"], where)
         if isinstance(value, SelectRecord):
-            chosen = _plain(fields["a"], where).ravel()[np.asarray(_plain(fields["idxs"], where), dtype=np.int64)]
+            chosen = _plain(fields["a"], where).ravel()[
+                np.asarray(_plain(fields["idxs"], where), dtype=np.int64)
+            ]
             shape = fields.get("preferred_shape")
             return chosen if shape is None else chosen.reshape([int(n) for n in shape])
         return _dense(fields)
@@ -272,7 +282,9 @@ def _dense(fields: Mapping[str, Any]) -> Array:
         raise ValueError(f"{starts.shape} column starts for {columns} columns")
     out = np.zeros((rows, columns))
     column = np.repeat(np.arange(columns), np.diff(starts))
-    np.add.at(out, (np.asarray(fields["indices"], dtype=np.int64), column), np.asarray(fields["data"], np.float64))
+    np.add.at(
+        out, (np.asarray(fields["indices"], dtype=np.int64), column), np.asarray(fields["data"], np.float64)
+    )
     return out
 
 
@@ -301,4 +313,6 @@ def _write_cache(path: Path, asset: HandAsset) -> None:
         with atomic_write(path) as file:
             np.savez(file, allow_pickle=False, **content, **{k: np.asarray(v) for k, v in extra.items()})
     except OSError as reason:
-        _log.info("hand model cache %s was not written (%s); the file is converted at each start", path, reason)
+        _log.info(
+            "hand model cache %s was not written (%s); the file is converted at each start", path, reason
+        )

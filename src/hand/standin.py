@@ -1,12 +1,13 @@
 """The stand-in hand: a procedural right hand written in MANO's own file format and counts.
 
-MANO is licensed and never shipped. The stand-in lets every part of UTNet run without it, through the same code
-path: 778 vertices, 1538 faces, 16 joints, 10 shape and 135 pose directions, fingertips at the same vertex numbers.
-It is not anatomy, and numbers obtained with it say nothing about MANO. Everything is computed from the constants of
-`standin_shape`, rounded to 1e-7 m, so that the file is the same, bit for bit, for any number of threads.
+MANO is licensed and never shipped. The stand-in lets every part of UTNet run without it, through the same
+code path: 778 vertices, 1538 faces, 16 joints, 10 shape and 135 pose directions, fingertips at the same
+vertex numbers. It is not anatomy, and numbers obtained with it say nothing about MANO. Everything is
+computed from the constants of `standin_shape`, rounded to 1e-7 m, so that the file is the same, bit for
+bit, for any number of threads.
 
-Frame of the file: fingers along -x, back of the hand +y, thumb +z, metres; the wrist is *not* at the origin (as
-in MANO), so that taking the translation for the wrist shows.
+Frame of the file: fingers along -x, back of the hand +y, thumb +z, metres; the wrist is *not* at the origin
+(as in MANO), so that taking the translation for the wrist shows.
 
     python -m src.hand.standin --out data/standin/STANDIN_RIGHT.pkl
 """
@@ -128,7 +129,7 @@ def _shape_directions(mesh: Mesh) -> Array:
 
 
 def _mean_pose(axes: Array) -> Array:
-    """(45,) axis-angle of a relaxed hand; used only where `flat_hand_mean` is false, which HO3D never does."""
+    """(45,) axis-angle of a relaxed hand; used only where `flat_hand_mean` is false (never on HO3D)."""
     pose = np.zeros((15, 3))
     for i, name in enumerate(MANO16[1:], start=1):
         finger, k = name.split("_")
@@ -187,7 +188,8 @@ def write_standin(path: Path | str = DEFAULT_PATH) -> Path:
     if path.exists():
         if not path.is_file() or load_hand_asset(path).fingerprint != build_standin().fingerprint:
             raise AssetError(
-                f"stand-in hand {path}: something else is there already. Name another --out, or remove it yourself."
+                f"stand-in hand {path}: something else is there already. "
+                "Name another --out, or remove it yourself."
             )
         return path
     try:
@@ -200,7 +202,9 @@ def write_standin(path: Path | str = DEFAULT_PATH) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m src.hand.standin", description="Write the stand-in hand.")
+    parser = argparse.ArgumentParser(
+        prog="python -m src.hand.standin", description="Write the stand-in hand."
+    )
     parser.add_argument("--out", type=Path, default=DEFAULT_PATH, help="file to write (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:

@@ -1,10 +1,12 @@
 """Topology of the procedural hand: tubes lofted over the skeleton, then drawn onto its distance field.
 
-A surface that is a disk with b boundary edges has F = 2V - 2 - b triangles, so MANO's 778 vertices and 1538 faces
-ask for a wrist loop of 16 edges. The loft has 772 vertices; six edges of the palm are split to reach 778.
+A surface that is a disk with b boundary edges has F = 2V - 2 - b triangles, so MANO's 778 vertices and 1538
+faces ask for a wrist loop of 16 edges. The loft has 772 vertices; six edges of the palm are split to reach
+778.
 
-Construction: a palm of 14 rings of 20 vertices ends in four octagons (the finger bases, neighbours sharing three
-vertices); eight-sided tubes grow from them; ten-sided tubes grow the thumb out of a hole in the palm's side.
+Construction: a palm of 14 rings of 20 vertices ends in four octagons (the finger bases, neighbours sharing
+three vertices); eight-sided tubes grow from them; ten-sided tubes grow the thumb out of a hole in the
+palm's side.
 Unit: millimetres, frame of `standin_shape`. Legend: V vertices, F faces.
 """
 
@@ -104,11 +106,11 @@ def _finger_ring(finger: Finger, at_mm: float, sides: int) -> Array:
     upward = np.cross(side, direction)
     side = side if side[2] >= 0 else -side
     angle = np.arange(sides) * 2 * np.pi / sides
-    return centre + radius * (np.cos(angle)[:, None] * side + np.sin(angle)[:, None] * upward)
+    return np.asarray(centre + radius * (np.cos(angle)[:, None] * side + np.sin(angle)[:, None] * upward))
 
 
 def _finger_bases(loft: _Loft, skeleton: Skeleton) -> dict[str, list[int]]:
-    """An octagon per long finger; vertex 0 faces the thumb, 2 the back of the hand; neighbours share a side."""
+    """Octagon per long finger; corner 0 faces the thumb, 2 the back of the hand, neighbours share a side."""
     bases: dict[str, list[int]] = {}
     shared = {7: 5, 0: 4, 1: 3}
     for before, name in zip((None, *LONG_FINGERS), LONG_FINGERS, strict=False):
@@ -133,7 +135,7 @@ def _wrist_ellipse(angle: Array, x: float, skeleton: Skeleton) -> Array:
 
 
 def _palm(loft: _Loft, bases: dict[str, list[int]], skeleton: Skeleton) -> tuple[list[list[int]], list[int]]:
-    """Rings from the wrist to the finger bases and the open loop of the wrist; returns (rings, wrist loop)."""
+    """Rings from wrist to finger bases and the open loop of the wrist; returns (rings, wrist loop)."""
     index, middle, ring, pinky = (bases[name] for name in LONG_FINGERS)
     back = [*index[0:4], *middle[2:4], *ring[2:4], *pinky[2:5]]
     front = [*pinky[5:8], *ring[6:8], *middle[6:8], *index[6:8]]
@@ -171,7 +173,7 @@ def _zip_rings(loft: _Loft, coarse: list[int], fine: list[int], fine_turn: Array
 
 
 def _tube(loft: _Loft, first: list[int], name: str, skeleton: Skeleton, stations: Array) -> int:
-    """Grow a finger from its base ring through circles at `stations` (mm along the chain); returns the tip."""
+    """Grow a finger from its base through circles at `stations` (mm along the chain); returns the tip."""
     finger, part = skeleton.fingers[name], PARTS.index(name)
     previous = first
     # Circles near the palm slide to even out its seam; the tip keeps the even spacing that makes it round.
@@ -311,7 +313,7 @@ def neighbour_mean(faces: Index, num_vertices: int) -> sparse.csr_matrix:
 
 
 def fair(mesh: Mesh) -> Array:
-    """(V, 3) mm: the loft with its mobile vertices moved towards their neighbours, so that nothing is folded."""
+    """(V, 3) mm: the loft, its mobile vertices moved towards their neighbours until nothing is folded."""
     mean, points = neighbour_mean(mesh.faces, len(mesh.points_mm)), mesh.points_mm.copy()
     pull = np.where(mesh.mobility >= 0.25, mesh.mobility, 0)[:, None]
     for _ in range(_FAIRING_STEPS):
@@ -372,7 +374,9 @@ def transport(points: Array, part: Index, source: Skeleton, target: Skeleton) ->
         bones = [(origin, old.joints_mm[0], origin, new.joints_mm[0], 1.0)]
         for i in range(3):
             growth = new.radii_mm[i] / old.radii_mm[i]
-            bones.append((old.joints_mm[i], old.joints_mm[i + 1], new.joints_mm[i], new.joints_mm[i + 1], growth))
+            bones.append(
+                (old.joints_mm[i], old.joints_mm[i + 1], new.joints_mm[i], new.joints_mm[i + 1], growth)
+            )
         for start, end, new_start, new_end, growth in bones:
             bone = end - start
             along = np.clip((points - start) @ bone / (bone @ bone), 0, 1)[:, None]

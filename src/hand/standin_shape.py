@@ -1,11 +1,12 @@
 """Skeleton and surface of the procedural hand: a right hand described by lengths, radii and a distance field.
 
-Frame of this module: the wrist is the origin, fingers point along -x, the back of the hand along +y, the thumb
-lies on the +z side (as in MANO's own template). Unit: **millimetres**; `src.hand.standin` turns them into metres.
+Frame of this module: the wrist is the origin, fingers point along -x, the back of the hand along +y, the
+thumb lies on the +z side (as in MANO's own template). Unit: **millimetres**; `src.hand.standin` turns them
+into metres.
 Legend: N points, parts numbered as in `PARTS`.
 
-Source: lengths of phalanges from Buryanov and Kotiuk 2010 (means of adults); radii, palm and everything else are
-our own choice and follow photographs only loosely.
+Source: lengths of phalanges from Buryanov and Kotiuk 2010 (means of adults); radii, palm and everything
+else are our own choice and follow photographs only loosely.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Skeleton:
 
 def unit(vectors: Array) -> Array:
     """(..., 3) vectors of length one."""
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
 
 
 def make_skeleton(shape: Sequence[float] | Array = (0.0,) * 10) -> Skeleton:
@@ -133,7 +134,7 @@ def make_skeleton(shape: Sequence[float] | Array = (0.0,) * 10) -> Skeleton:
         direction = unit(np.array([-np.cos(yaw), -0.06, np.sin(yaw)]))
         joints = [knuckle]
         for bone in _LENGTHS_MM[name]:
-            direction = unit(direction + [0, -0.05, 0])
+            direction = unit(direction + np.array([0, -0.05, 0]))
             joints.append(joints[-1] + direction * bone * factor)
         radii = np.array(_RADII_MM[name]) * flesh * (1 + 0.10 * taper * _TAPER)
         fingers[name] = Finger(np.array(joints), radii)
@@ -154,7 +155,8 @@ def flexion_axes(joints: Array, tips: Mapping[str, Array]) -> Array:
         tips: finger name -> (3,) rest position of its tip.
 
     Returns:
-        (16, 3) unit vectors; a positive rotation closes the hand. Row 0 (the wrist) bends it towards the palm.
+        (16, 3) unit vectors; a positive rotation closes the hand. Row 0 (the wrist) bends it towards the
+        palm.
     """
     axes = np.zeros((16, 3))
     axes[0] = (0.0, 0.0, 1.0)
@@ -169,20 +171,22 @@ def flexion_axes(joints: Array, tips: Mapping[str, Array]) -> Array:
     return axes
 
 
-def _capsule(points: Array, start: Array, end: Array, radii: tuple[float, float], depth: float = 1.0) -> Array:
+def _capsule(
+    points: Array, start: Array, end: Array, radii: tuple[float, float], depth: float = 1.0
+) -> Array:
     """(N,) distance to a capsule whose radius changes linearly; `depth` stretches it along y."""
     bone = end - start
     along = np.clip((points - start) @ bone / (bone @ bone), 0, 1)
     offset = points - start - along[:, None] * bone
     offset = offset / np.array([1.0, depth, 1.0])
-    return np.sqrt((offset * offset).sum(1)) - (radii[0] + (radii[1] - radii[0]) * along)
+    return np.asarray(np.sqrt((offset * offset).sum(1)) - (radii[0] + (radii[1] - radii[0]) * along))
 
 
 def _smooth_min(distances: Sequence[Array], blend_mm: float) -> Array:
     """(N,) minimum over the list with a rounded seam about `blend_mm` wide."""
     stacked = np.stack(distances)
     lowest = stacked.min(0)
-    return lowest - blend_mm * np.log(np.exp((lowest - stacked) / blend_mm).sum(0))
+    return np.asarray(lowest - blend_mm * np.log(np.exp((lowest - stacked) / blend_mm).sum(0)))
 
 
 def _finger_distance(points: Array, finger: Finger, depth: float) -> Array:
@@ -207,17 +211,21 @@ def _palm_distance(points: Array, skeleton: Skeleton) -> Array:
         knuckle = fingers[name].joints_mm[0]
         carpus = np.array([-12.0, 0.0, knuckle[2] * 0.42])
         forearm = np.array([34.0, 0.0, knuckle[2] * 0.45 * skeleton.wrist])
-        parts.append(_capsule(points, carpus, knuckle + [0, -1.5, 0], (near * thick, far * thick), 0.95))
+        parts.append(
+            _capsule(points, carpus, knuckle + np.array([0, -1.5, 0]), (near * thick, far * thick), 0.95)
+        )
         wrist = thick * skeleton.wrist
         parts.append(_capsule(points, forearm, carpus, (15.5 * wrist, 15.0 * wrist), 1.05))
     thumb, thenar = fingers["thumb"].joints_mm, skeleton.thenar
     index, pinky = fingers["index"].joints_mm[0], fingers["pinky"].joints_mm[0]
     ball = np.array([-20.0, -9.0, 16.0 * skeleton.width])
     parts.append(_capsule(points, ball, thumb[1], (14.5 * thenar, 11.5)))
-    web_end = thumb[1] * 0.5 + index * 0.5 + [12, -2, 0]
-    parts.append(_capsule(points, thumb[0] + [-14, -2, -4], web_end, (11.5, 7.5), 0.85))
+    web_end = thumb[1] * 0.5 + index * 0.5 + [10, -2, 0]
+    parts.append(_capsule(points, thumb[0] + [-14, -2, -4], web_end, (11.5, 9.0), 0.85))
     heel = np.array([-22.0, -8.0, -21.0 * skeleton.width])
-    parts.append(_capsule(points, heel, pinky + [8, -5, 0], (14.5 * thick * (0.5 + 0.5 * thenar), 10.5)))
+    parts.append(
+        _capsule(points, heel, pinky + np.array([8, -5, 0]), (14.5 * thick * (0.5 + 0.5 * thenar), 10.5))
+    )
     return _smooth_min(parts, 2.6)
 
 

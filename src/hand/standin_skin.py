@@ -15,7 +15,7 @@ from src.hand.standin_shape import LONG_FINGERS, PARTS, Array, Finger, Skeleton,
 _BULGE = 1.4
 """Gain of the volume corrective; 1 is exact to second order in the angle, 1.4 is best near 70 degrees."""
 _CREASE_MM, _PAD_MM, _KNUCKLE_MM = 1.4, 0.9, 1.0
-"""Depth of the fold on the palm's side, swelling beside it and rise of the knuckle at 90 degrees of flexion."""
+"""Depth of the fold on the palm's side, swelling beside it, rise of the knuckle; at 90 degrees of flexion."""
 
 
 def _smooth_step(x: Array) -> Array:
@@ -61,7 +61,7 @@ def skinning_weights(mesh: Mesh, skeleton: Skeleton) -> Array:
         weights[rows, first + 2] = past[0] * past[1] * past[2]
     _palm_weights(weights, mesh, skeleton)
     weights[weights < 1e-3] = 0
-    return weights / weights.sum(1, keepdims=True)
+    return np.asarray(weights / weights.sum(1, keepdims=True))
 
 
 def _palm_weights(weights: Array, mesh: Mesh, skeleton: Skeleton) -> None:
@@ -90,7 +90,7 @@ def _palm_weights(weights: Array, mesh: Mesh, skeleton: Skeleton) -> None:
 
 
 def joint_regressor(points: Array, joints: Array) -> Array:
-    """(16, V) sparse rows of sum 1, almost without negative entries, with regressor @ points = joints exactly."""
+    """(16, V) sparse rows of sum 1, hardly ever negative, with regressor @ points = joints exactly."""
     regressor = np.zeros((len(joints), len(points)))
     for i, joint in enumerate(joints):
         order = np.argsort(np.linalg.norm(points - joint, axis=1), kind="stable")
@@ -109,11 +109,12 @@ def joint_regressor(points: Array, joints: Array) -> Array:
 
 
 def pose_correctives(mesh: Mesh, weights: Array, joints: Array, axes: Array) -> Array:
-    """(V, 3, 135) offsets, linear in the entries of R - I of the 15 finger joints (row-major, as MANO has them).
+    """(V, 3, 135) offsets, linear in the entries of R - I of the 15 finger joints (row-major, as in MANO).
 
-    Volume: where a vertex follows a joint with weight w, blending gives (1 - w) q + w R q for its offset q, which
-    falls short of the arc R^w q by w (1 - w) / 2 theta^2 of q's part across the axis. The symmetric part of R - I
-    is -(1 - cos theta) times that part of q **for any axis**, so -w (1 - w) sym(R - I) q restores it.
+    Volume: where a vertex follows a joint with weight w, blending gives (1 - w) q + w R q for its offset q,
+    which falls short of the arc R^w q by w (1 - w) / 2 theta^2 of q's part across the axis. The symmetric
+    part of R - I is -(1 - cos theta) times that part of q **for any axis**, so -w (1 - w) sym(R - I) q
+    restores it.
 
     Flexion: the antisymmetric part of R - I holds sin(theta) times the axis; its component along the joint's
     own flexion axis deepens the crease on the palm's side, swells the pads beside it and lifts the knuckle.
@@ -144,7 +145,9 @@ def pose_correctives(mesh: Mesh, weights: Array, joints: Array, axes: Array) -> 
 def _descendants(joint: int) -> list[int]:
     """The joint and all that hangs on it."""
     found = [joint]
-    found += [k for k in range(joint + 1, 16) if MANO_PARENTS[k] in found or MANO_PARENTS[MANO_PARENTS[k]] == joint]
+    for k in range(joint + 1, 16):
+        if MANO_PARENTS[k] in found:
+            found.append(k)
     return found
 
 

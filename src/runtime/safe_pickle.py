@@ -1,31 +1,32 @@
 """Reading pickles that somebody else wrote, without running anything that they name.
 
-A pickle is a program: GLOBAL looks a name up, REDUCE calls what was found, BUILD hands it a state. Here a name is
-looked up in an allow-list and nowhere else; any other name is refused before it is imported. What is on the lists is
-safe to call with any argument:
+A pickle is a program: GLOBAL looks a name up, REDUCE calls what was found, BUILD hands it a state. Here a
+name is looked up in an allow-list and nowhere else; any other name is refused before it is imported. Nor is
+an allowed name the library's own object: each is one of the classes and functions below, so that no byte of
+the file reaches the C code of numpy, scipy or chumpy as a state.
 
-- numpy's `_reconstruct`, `ndarray`, `dtype` and `scalar` allocate and fill arrays. Object arrays are refused by
-  `dtype` itself here (the stand-in `_plain_dtype`), so that no hidden object arrives inside one; a forged shape can
-  at most ask for memory, which raises.
-- `_codecs.encode` is replaced by a function that only encodes text as latin-1.
-- scipy's sparse matrix, chumpy's `Ch` and `Select` become inert records (`Record`): they run none of those
-  libraries' code, and BUILD only fills their own `__dict__`.
-- `set` is replaced by a function that makes a set of what it is given.
+- numpy's arrays, dtypes and scalars are recorded, checked (numbers and text only, as many bytes as the shape
+  asks for, no objects, no fields), and made into arrays by `np.frombuffer`. A forged dtype state, which numpy
+  itself would take for pointers, is refused; a forged shape allocates nothing.
+- `_codecs.encode` only encodes text as latin-1; `bytes` takes no arguments; `set` makes a set.
+- scipy's sparse matrix, chumpy's `Ch` and `Select` become inert `Record`s: BUILD fills their own state.
 
-BUILD on an allowed *function* would set attributes on it, so each is handed out as a fresh wrapper per file.
-Persistent ids and the extension registry are refused. Writing (`dumps`) is for our own files only.
+BUILD on a *function* would set attributes on it, so each file is handed fresh wrappers. Persistent ids and
+the extension registry are refused. Writing (`dumps`) is for our own files only.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, Literal, BinaryIO, NoReturn
 
 import numpy as np
-from numpy._core import multiarray
+from numpy.typing import NDArray
 
 from src.errors import AssetError, UTNetError
 
@@ -64,35 +65,82 @@ class SelectRecord(Record):
     """`chumpy.reordering.Select` as recorded: entries `idxs` of `a`, reshaped to `preferred_shape`."""
 
 
-def _plain_dtype(*arguments: Any) -> np.dtype[Any]:
-    """`numpy.dtype` of numbers, booleans and text; object dtypes are refused."""
-    kind = np.dtype(*arguments)
-    if kind.hasobject:
-        raise pickle.UnpicklingError("an array of Python objects")
-    return kind
+class _DtypeRecord:
+    """`numpy.dtype` of numbers, booleans or text; its state may only set the byte order."""
+
+    def __init__(self, code: object = None, *_: object) -> None:
+        if not isinstance(code, str) or not _DTYPE_CODE.fullmatch(code):
+            raise pickle.UnpicklingError(
+                f"an array of type {str(code)[:40]!r}; only numbers and text are read"
+            )
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: object) -> None:
+        """The state numpy writes for plain types: (3, byte order, None, None, None, -1, -1, 0)."""
+        if not isinstance(state, tuple) or len(state) < 5 or state[2:5] != (None, None, None):
+            raise pickle.UnpicklingError("a dtype with fields")
+        order: object = state[1]
+        if order not in _BYTE_ORDERS:
+            raise pickle.UnpicklingError("a dtype without byte order")
+        self.dtype = self.dtype.newbyteorder(_BYTE_ORDERS[str(order)])
 
 
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
+class _ArrayRecord:
+    """`numpy.ndarray`: made by `_reconstruct`, filled by its state."""
+
+    value: NDArray[Any]
+
+    def __init__(self, *_: object) -> None:
+        raise pickle.UnpicklingError("an array that is built by hand")
+
+    def __setstate__(self, state: object) -> None:
+        """The state numpy writes: (1, shape, dtype, Fortran order, bytes)."""
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise pickle.UnpicklingError("an array with an odd state")
+        _, shape, kind, fortran, content = state
+        self.value = _array(content, kind, shape, "F" if fortran else "C")
+
+
+def _array(content: object, kind: object, shape: object, order: object) -> NDArray[Any]:
+    """A writable array from checked bytes."""
+    if isinstance(content, str):
+        content = content.encode("latin1")
+    if not isinstance(kind, _DtypeRecord) or not isinstance(content, (bytes, bytearray)):
+        raise pickle.UnpicklingError("an array without bytes or type")
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise pickle.UnpicklingError("an array with an odd shape")
+    if order not in ("C", "F") or math.prod(shape) * kind.dtype.itemsize != len(content):
+        raise pickle.UnpicklingError(f"an array of shape {shape} with {len(content)} bytes")
+    return np.frombuffer(content, dtype=kind.dtype).reshape(shape, order="C" if order == "C" else "F").copy()
+
+
+def _reconstruct(subtype: object, *_: object) -> _ArrayRecord:
+    """`numpy`'s `_reconstruct`: an empty array whose state follows."""
+    if subtype is not _ArrayRecord:
+        raise pickle.UnpicklingError("an array of a subclass")
+    return _ArrayRecord.__new__(_ArrayRecord)
+
+
+def _frombuffer(content: object, kind: object, shape: object, order: object) -> NDArray[Any]:
+    """`numpy`'s `_frombuffer`, which protocol 5 uses for arrays."""
+    return _array(content, kind, shape, order)
+
+
+def _scalar(kind: object, content: object = None) -> Any:
+    """`numpy`'s `scalar`."""
+    return _array(content, kind, (), "C")[()]
+
+
+def _latin1(text: object, encoding: object = "latin1") -> bytes:
     """`_codecs.encode` for the one encoding that numpy's pickles use."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"text encoding {encoding!r}")
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"text encoding {str(encoding)[:40]!r}")
     return text.encode("latin1")
 
 
-def _reconstruct(subtype: object, shape: tuple[int, ...], kind: object) -> Any:
-    """`numpy`'s `_reconstruct` for plain arrays."""
-    if subtype is not np.ndarray:
-        raise pickle.UnpicklingError("an array of a subclass")
-    return multiarray._reconstruct(np.ndarray, shape, kind)  # type: ignore[attr-defined]
-
-
-def _scalar(kind: Any, content: Any = None) -> Any:
-    """`numpy`'s `scalar` of a plain dtype."""
-    if not isinstance(kind, np.dtype) or kind.hasobject:
-        raise pickle.UnpicklingError("a scalar of an odd type")
-    if not isinstance(content, (bytes, str)):
-        raise pickle.UnpicklingError("a scalar without bytes")
-    return multiarray.scalar(kind, content)
+def _no_bytes() -> bytes:
+    """`bytes()`: how protocols 0 to 2 spell the empty string of an empty array; it takes no arguments."""
+    return b""
 
 
 def _set(items: Any = ()) -> set[Any]:
@@ -100,16 +148,20 @@ def _set(items: Any = ()) -> set[Any]:
     return set(items)
 
 
+_BYTE_ORDERS: dict[object, Literal["<", ">", "|", "="]] = {"<": "<", ">": ">", "|": "|", "=": "="}
+_DTYPE_CODE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16|[SU][0-9]{1,6})")
+
 _NUMPY: dict[tuple[str, str], object] = {
-    **{
-        (module, "_reconstruct"): _reconstruct
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-    },
-    **{(module, "scalar"): _scalar for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _plain_dtype,
+    ("numpy", "ndarray"): _ArrayRecord,
+    ("numpy", "dtype"): _DtypeRecord,
     ("_codecs", "encode"): _latin1,
+    ("__builtin__", "bytes"): _no_bytes,
+    ("builtins", "bytes"): _no_bytes,
 }
+for _core in ("numpy.core", "numpy._core"):
+    _NUMPY[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
+    _NUMPY[f"{_core}.multiarray", "scalar"] = _scalar
+    _NUMPY[f"{_core}.numeric", "_frombuffer"] = _frombuffer
 
 META_GLOBALS: AllowList = _NUMPY
 """What a HO3D annotation may name: numpy's arrays and numbers."""
@@ -195,7 +247,7 @@ def _load_bytes(content: bytes, allow: AllowList, where: str, error: type[UTNetE
     """Unpickle and turn every failure into one clear line."""
     reader = _Unpickler(io.BytesIO(content), allow)
     try:
-        return reader.load()
+        return _resolve(reader.load(), set())
     except _FAILURES as reason:
         if reader.refused is not None:
             allowed = ", ".join(sorted({f"{module}.{name}" for module, name in allow}))
@@ -204,8 +256,8 @@ def _load_bytes(content: bytes, allow: AllowList, where: str, error: type[UTNetE
                 f"Allowed are only {allowed}. Do not trust this file; get it again from its official source."
             ) from None
         raise error(
-            f"{where}: not a whole pickle ({len(content)} bytes; {type(reason).__name__}: {str(reason)[:120]}). "
-            "Copy or download it again."
+            f"{where}: not a whole pickle of arrays ({len(content)} bytes; {type(reason).__name__}: "
+            f"{str(reason)[:120]}). Copy or download it again."
         ) from reason
 
 
@@ -231,13 +283,25 @@ def dumps(content: object) -> bytes:
     return pickle.dumps(content, protocol=2)
 
 
-def iterate_records(value: object) -> Iterator[Record]:
-    """All `Record`s inside nested containers, outermost first."""
-    if isinstance(value, Record):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from iterate_records(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from iterate_records(item)
+def _resolve(value: Any, seen: set[int]) -> Any:
+    """`value` with recorded arrays turned into arrays, inside dictionaries, lists, tuples and `Record`s."""
+    if isinstance(value, _ArrayRecord):
+        return value.value
+    if isinstance(value, _DtypeRecord):
+        return value.dtype
+    if isinstance(value, tuple):
+        return tuple(_resolve(item, seen) for item in value)
+    if id(value) in seen:
+        return value
+    if isinstance(value, dict):
+        seen.add(id(value))
+        for key, item in value.items():
+            value[key] = _resolve(item, seen)
+    elif isinstance(value, list):
+        seen.add(id(value))
+        value[:] = [_resolve(item, seen) for item in value]
+    elif isinstance(value, Record):
+        seen.add(id(value))
+        value.state = _resolve(value.__dict__.get("state"), seen)
+        value.arguments = _resolve(value.__dict__.get("arguments", ()), seen)
+    return value

@@ -1,0 +1,160 @@
+"""The hand layer: right numbers, right joints, useful gradients."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import smplx
+import torch
+from torch import Tensor
+
+from src.errors import ShapeError
+from src.geometry.rotation import rotation_from_aa
+from src.hand.joints import FINGERS, HO3D21, MANO16, OPENPOSE21, TIP_VERTICES, permutation
+from src.hand.mano import ManoLayer
+from src.hand.mano_assets import HandAsset
+
+
+def _random(batch: int, dtype: torch.dtype = torch.float32, angle: float = 1.0) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    axis_angle = angle * torch.randn(batch, 16, 3, generator=generator, dtype=dtype)
+    rotations = rotation_from_aa(axis_angle)
+    betas = torch.randn(batch, 10, generator=generator, dtype=dtype)
+    translation = torch.randn(batch, 3, generator=generator, dtype=dtype)
+    return rotations[:, 0], rotations[:, 1:], betas, translation
+
+
+def test_agrees_with_smplx(layer: ManoLayer, standin_path: Path) -> None:
+    """Another library's users get the same hand: 100 random poses, shapes, places, within 1e-3 mm."""
+    reference = smplx.MANOLayer(
+        str(standin_path), use_pca=False, flat_hand_mean=True, is_rhand=True, num_betas=10
+    )
+    orient, pose, betas, translation = _random(100)
+    ours = layer(orient, pose, betas, translation)
+    theirs = reference(global_orient=orient[:, None], hand_pose=pose, betas=betas, transl=translation)
+    assert (ours.vertices_m - theirs.vertices).abs().max() * 1e3 < 1e-3
+    mano16 = ours.joints_m[:, permutation(OPENPOSE21, MANO16)]
+    assert (mano16 - theirs.joints[:, :16]).abs().max() * 1e3 < 1e-3
+
+
+def test_joints_are_the_ones_named(layer: ManoLayer, asset: HandAsset) -> None:
+    """Lesson 3: perfect parameters score 0, because each joint of the output is the joint of its name."""
+    identity = torch.eye(3).expand(1, 16, 3, 3)
+    out = layer(identity[:, 0], identity[:, 1:], torch.zeros(1, 10), torch.zeros(1, 3))
+    joints = dict(zip(OPENPOSE21, out.joints_m[0].numpy(), strict=True))
+    rest = asset.joint_regressor @ asset.v_template
+    for i, name in enumerate(MANO16):
+        assert np.abs(joints[name] - rest[i]).max() < 1e-6, name
+    for finger in FINGERS:
+        tip = asset.v_template[TIP_VERTICES[f"{finger}_4"]]
+        assert np.abs(joints[f"{finger}_4"] - tip).max() < 1e-6, finger
+    # Each chain runs outwards, and the rest hand's fingers stand in order across the palm.
+    for finger in FINGERS:
+        reach = [np.linalg.norm(joints[f"{finger}_{k}"] - joints["wrist"]) for k in range(1, 5)]
+        assert reach == sorted(reach), finger
+    across = [joints[f"{finger}_1"][2] for finger in ("index", "middle", "ring", "pinky")]
+    assert across == sorted(across, reverse=True)
+
+
+def test_pose_row_moves_its_own_joint(layer: ManoLayer) -> None:
+    """Row j of hand_pose turns MANO16 joint j + 1: only the joints beyond it move."""
+    for j, name in enumerate(MANO16[1:]):
+        pose = torch.eye(3).expand(1, 15, 3, 3).clone()
+        pose[0, j] = rotation_from_aa(torch.tensor([0.0, 0.0, 0.6]))
+        rest = torch.eye(3).expand(1, 15, 3, 3)
+        zeros = (torch.zeros(1, 10), torch.zeros(1, 3))
+        moved = (
+            layer(torch.eye(3)[None], pose, *zeros).joints_m
+            - layer(torch.eye(3)[None], rest, *zeros).joints_m
+        )
+        finger, k = name.split("_")
+        wanted = {f"{finger}_{n}" for n in range(int(k) + 1, 5)}
+        # Skin corrective of the tip vertex of the same finger is part of the motion; nothing else moves.
+        seen = {n for n, d in zip(OPENPOSE21, moved[0].norm(dim=-1), strict=True) if d > 1e-6}
+        assert seen == wanted, name
+
+
+def test_wrist_is_translation_plus_rest_root(layer: ManoLayer) -> None:
+    """Taking the translation for the wrist is 96 mm off: the wrist is translation + J0(betas)."""
+    orient, pose, betas, translation = _random(5)
+    out = layer(orient, pose, betas, translation)
+    torch.testing.assert_close(out.joints_m[:, 0], translation + layer.rest_root_m(betas), atol=1e-6, rtol=0)
+    assert (out.joints_m[:, 0] - translation).norm(dim=-1).min() > 0.05
+    assert (layer.rest_root_m(betas) - layer.rest_root_m(0 * betas)).norm(dim=-1).max() < 0.02
+
+
+@pytest.mark.parametrize("order", [MANO16, HO3D21, OPENPOSE21])
+def test_permutations_round_trip(order: tuple[str, ...]) -> None:
+    """A prediction exported and read back is the same prediction."""
+    there = permutation(OPENPOSE21, order)
+    assert [OPENPOSE21[i] for i in there] == list(order)
+    if len(order) == 21:
+        back = permutation(order, OPENPOSE21)
+        assert [there[i] for i in back] == list(range(21))
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-4, math.pi - 1e-4, math.pi])
+def test_gradients_at_zero_and_near_pi(layer: ManoLayer, angle: float) -> None:
+    """Lesson 15: training can leave the rest pose and half turns; gradients are right there."""
+    axis = torch.tensor([0.6, -0.48, 0.64], dtype=torch.float64)
+    matrices = rotation_from_aa(angle * axis).expand(1, 16, 3, 3).clone().requires_grad_()
+    betas = torch.zeros(1, 10, dtype=torch.float64, requires_grad=True)
+    translation = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    pick = torch.tensor([0, 100, 333, 500, 744])
+
+    def points(m: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        out = layer(m[:, 0], m[:, 1:], b, t)
+        return out.vertices_m[:, pick], out.joints_m
+
+    assert torch.autograd.gradcheck(points, (matrices, betas, translation), eps=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-6, math.pi - 1e-6])
+def test_gradient_size_does_not_depend_on_the_angle(layer: ManoLayer, angle: float) -> None:
+    """Lesson 15: a round trip through axis-angle has gradient 0 near 0 and thousands near pi."""
+    matrices = rotation_from_aa(torch.tensor([angle, 0.0, 0.0])).expand(1, 16, 3, 3).clone().requires_grad_()
+    out = layer(matrices[:, 0], matrices[:, 1:], torch.zeros(1, 10), torch.zeros(1, 3))
+    out.joints_m.norm(dim=-1).sum().backward()
+    assert matrices.grad is not None
+    size = float(matrices.grad.norm())
+    assert 0.05 < size < 50
+
+
+def test_float32_under_autocast(layer: ManoLayer) -> None:
+    """bf16 skinning would be off by millimetres: autocast does not reach the layer."""
+    inputs = _random(3)
+    plain = layer(*inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = layer(*(tensor.to(torch.float32) for tensor in inputs))
+        root = layer.rest_root_m(inputs[2])
+    assert mixed.vertices_m.dtype == torch.float32
+    assert torch.equal(plain.vertices_m, mixed.vertices_m)
+    assert torch.equal(root, layer.rest_root_m(inputs[2]))
+
+
+def test_checkpoints_hold_no_hand_data(layer: ManoLayer) -> None:
+    """MANO's licence: sharing a checkpoint must not share MANO."""
+    assert layer.state_dict() == {}
+    assert list(layer.parameters()) == []
+    assert len(layer.fingerprint) == 16
+
+
+def test_wrong_shapes_are_named(layer: ManoLayer) -> None:
+    """A user who passes axis-angle is told which argument is wrong, and what it should be."""
+    orient, pose, betas, translation = _random(2)
+    with pytest.raises(ShapeError, match=r"hand_pose: got \(2, 45\), want \(2, 15, 3, 3\)"):
+        layer(orient, torch.zeros(2, 45), betas, translation)
+    with pytest.raises(ShapeError, match="translation_m"):
+        layer(orient, pose, betas, translation[:1])
+    with pytest.raises(ShapeError, match="betas"):
+        layer.rest_root_m(torch.zeros(10))
+
+
+def test_empty_batch(layer: ManoLayer) -> None:
+    """A rank without validation samples must not crash."""
+    out = layer(torch.zeros(0, 3, 3), torch.zeros(0, 15, 3, 3), torch.zeros(0, 10), torch.zeros(0, 3))
+    assert out.vertices_m.shape == (0, 778, 3)
+    assert out.joints_m.shape == (0, 21, 3)
