@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dataloader.build import DeviceLoader, build_dataset, build_eval_loader, build_train_loader
 from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.modality import Modality
 from src.config import RunConfig
 from src.config_file import config_to_yaml, load_config
 from src.errors import CollectError, PeerError, TrainingError, UTNetError
@@ -43,9 +45,8 @@ from src.runtime.machine import configure_torch
 from src.runtime.progress import progress
 from src.runtime.seed import seed_everything
 from src.runtime.signals import StopRequest
-from src.schema import HandBatch, Prediction
 from src.training import checkpoint as ckpt
-from src.training.picture_page import picture_page
+from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder, new_run_dir
 from src.training.setup import build_model
 from src.training.step import TrainStep
@@ -62,11 +63,12 @@ class Run:
     run_dir: Path
     recorder: Recorder
     hand: ManoLayer
+    model: UTNet
     trainer: TrainStep
     train_set: HO3DDataset
     val_set: HO3DDataset
     train_loader: DeviceLoader
-    val_loaders: dict[str, DeviceLoader]
+    val_loaders: dict[Modality, DeviceLoader]
     baselines: dict[str, float]
     progress: ckpt.Progress
     stop: StopRequest
@@ -170,7 +172,7 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
     recorder.write_setup(config, hand, context, {"evaluated": str(path), "split": val_set.describe()})
     for modality in _modalities(config):
         loader = build_eval_loader(config, val_set, context.rank, context.world, context.device, modality)
-        result = test(model, loss, loader, val_set, context, config, baselines=baselines)
+        result = test(model, loss, loader, val_set, context, config, baselines=baselines, page=None)
         report(result, modality, context)
         if context.is_main:
             name = "per_sample.npz" if modality == "rgbd" else f"per_sample_{modality}.npz"
@@ -213,7 +215,7 @@ def split_baselines(train_set: HO3DDataset, val_set: HO3DDataset, context: DistC
     if context.is_main:
         train_joints, train_orient, _ = train_set.labels()
         val_joints, _, val_conf = val_set.labels()
-        values = constant_baselines(train_joints, train_orient, val_joints, (val_conf > 0).all(axis=1))
+        values = constant_baselines(train_joints, train_orient, val_joints, np.all(val_conf > 0, axis=1))
     return dict(context.broadcast_object(values))
 
 
@@ -250,19 +252,20 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
     recorder.write_setup(config, hand, context, facts)
     baselines = split_baselines(train_set, val_set, context)
     return Run(
-        config,
-        context,
-        run_dir,
-        recorder,
-        hand,
-        trainer,
-        train_set,
-        val_set,
-        train_loader,
-        val_loaders,
-        baselines,
-        position,
-        StopRequest(),
+        config=config,
+        context=context,
+        run_dir=run_dir,
+        recorder=recorder,
+        hand=hand,
+        model=model,
+        trainer=trainer,
+        train_set=train_set,
+        val_set=val_set,
+        train_loader=train_loader,
+        val_loaders=dict(val_loaders),
+        baselines=baselines,
+        progress=position,
+        stop=StopRequest(),
     )
 
 
@@ -329,8 +332,8 @@ def test(
     context: DistContext,
     config: RunConfig,
     *,
-    baselines: dict[str, float] | None = None,
-    tiles: list[tuple[HandBatch, Prediction]] | None = None,
+    baselines: dict[str, float],
+    page: PicturePage | None,
 ) -> CheckedResult:
     """Evaluate the bare model over every sample of a split exactly once.
 
@@ -345,7 +348,7 @@ def test(
         context: ranks.
         config: timeouts.
         baselines: constant predictors' scores, carried in the result.
-        tiles: receives rank 0's first batch and its prediction, for pictures.
+        page: receives this rank's batches and predictions, for pictures.
 
     Returns:
         the same result on every rank; per-sample rows on rank 0.
@@ -366,8 +369,8 @@ def test(
                 conf=batch.joints_conf,
                 loss=loss.per_sample(prediction, batch),
             )
-            if tiles is not None and not tiles:
-                tiles.append((batch, prediction))
+            if page is not None:
+                page.add(batch, prediction)
     model.train(was_training)
     return evaluate(
         shard,
@@ -386,45 +389,52 @@ def validate(run: Run) -> bool:
     Raises:
         TrainingError: predictions are not finite and validation.on_nonfinite is stop.
     """
-    trainer, config = run.trainer, run.config
-    results: dict[str, CheckedResult] = {}
-    tiles: list[tuple[HandBatch, Prediction]] = []
+    trainer, config, epoch = run.trainer, run.config, run.progress.epoch
+    page = (
+        PicturePage(config.validation.pictures, len(run.val_loaders["rgbd"])) if run.context.is_main else None
+    )
+    results: dict[Modality, CheckedResult] = {}
     with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
         for modality, loader in run.val_loaders.items():
-            keep = tiles if modality == "rgbd" and config.validation.pictures else None
             results[modality] = test(
-                trainer.model,
+                run.model,
                 trainer.loss,
                 loader,
                 run.val_set,
                 run.context,
                 config,
                 baselines=run.baselines,
-                tiles=keep,
+                page=page if modality == "rgbd" else None,
             )
     for modality, result in results.items():
         report(result, modality, run.context)
         run.recorder.validation(trainer.step, modality, result)
-    if run.context.is_main:
-        frames = [run.val_set.frame_id(i) for i in range(len(run.val_set))]
+    if page is not None:
         folder = run.run_dir / "val"
-        write_per_sample(folder / f"epoch_{run.progress.epoch:04d}.npz", results["rgbd"], frames)
-        if tiles:
-            path = folder / f"epoch_{run.progress.epoch:04d}.jpg"
-            page = picture_page(path, *tiles[0], limit=config.validation.pictures)
-            run.recorder.picture(trainer.step, "Val/pictures", path, page)
-    main_result = results["rgbd"]
-    if not main_result.is_finite:
-        if config.validation.on_nonfinite == "stop":
-            raise TrainingError(
-                f"validation of epoch {run.progress.epoch}: {main_result.nonfinite_count} predictions are not finite "
-                f"(samples {list(main_result.nonfinite_indices)}). Resume from an earlier checkpoint with a lower "
-                "optimizer.lr, or set validation.on_nonfinite=continue"
-            )
-        return False
-    if main_result.mpjpe_mm < run.progress.best_mpjpe_mm:
-        run.progress.best_mpjpe_mm, run.progress.best_epoch = main_result.mpjpe_mm, run.progress.epoch
+        frames = [run.val_set.frame_id(i) for i in range(len(run.val_set))]
+        write_per_sample(folder / f"epoch_{epoch:04d}.npz", results["rgbd"], frames)
+        path = folder / f"epoch_{epoch:04d}.jpg"
+        if (picture := page.write(path)) is not None:
+            run.recorder.picture(trainer.step, "Val/pictures", path, picture)
+    return judge(run, results["rgbd"])
+
+
+def judge(run: Run, result: CheckedResult) -> bool:
+    """Remember the result if it is the best; True if it is.
+
+    Raises:
+        TrainingError: see `validate`; on every rank, because the result is the same on every rank.
+    """
+    position = run.progress
+    if result.is_finite and result.mpjpe_mm < position.best_mpjpe_mm:
+        position.best_mpjpe_mm, position.best_epoch = result.mpjpe_mm, position.epoch
         return True
+    if result.nonfinite_count and run.config.validation.on_nonfinite == "stop":
+        raise TrainingError(
+            f"validation of epoch {position.epoch}: {result.nonfinite_count} predictions are not finite (samples "
+            f"{list(result.nonfinite_indices)}). Resume from an earlier checkpoint with a lower optimizer.lr, or "
+            "set validation.on_nonfinite=continue"
+        )
     return False
 
 
@@ -463,7 +473,7 @@ def _resume_source(config: RunConfig, resume: str | None) -> Path | None:
     return found
 
 
-def _modalities(config: RunConfig) -> tuple[str, ...]:
+def _modalities(config: RunConfig) -> tuple[Modality, ...]:
     """What is scored: with depth, and without where that is asked for."""
     return ("rgbd", "rgb") if config.validation.rgb_only else ("rgbd",)
 

@@ -21,7 +21,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.dev
         config: rates as given, not scaled.
         device: where the parameters live.
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or getattr(parameter, "no_weight_decay", False)

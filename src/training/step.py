@@ -10,6 +10,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,12 +55,14 @@ def wrap_for_ranks(model: nn.Module, context: DistContext) -> nn.Module:
         return model
     # torch 2.15 renamed the switch and warns about its old name.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
-    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    switch: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+    }
     return DistributedDataParallel(
         model,
         device_ids=[context.device.index] if context.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        **{switch: False},
+        **switch,
     )
 
 
