@@ -78,10 +78,12 @@ def noise(rng: np.random.Generator, height: int, width: int, *, cells: int, octa
 
 def texture(rng: np.random.Generator, height: int, width: int) -> Image:
     """(height, width, 3) a made surface: plain, wood, cloth or a printed pattern."""
-    base = rng.uniform(30, 225, 3).astype(np.float32)
+    base = rng.uniform(45, 225, 3).astype(np.float32)
     if rng.random() < 0.75:
         base = base.mean() + (base - base.mean()) * np.float32(0.3)
-    image = base + noise(rng, height, width, cells=int(rng.integers(2, 6)), octaves=4) * rng.uniform(10, 60)
+    blotches = noise(rng, height, width, cells=int(rng.integers(2, 6)), octaves=4)
+    blotches = 0.75 * blotches.mean(-1, keepdims=True) + 0.25 * blotches
+    image = base + blotches * rng.uniform(10, 70)
     style = rng.integers(4)
     yy, xx = np.mgrid[:height, :width].astype(np.float32)
     if style == 0:
@@ -90,7 +92,7 @@ def texture(rng: np.random.Generator, height: int, width: int) -> Image:
     elif style == 1:
         step = rng.uniform(8, 40)
         check = ((xx // step) + (yy // step)) % 2 if rng.random() < 0.5 else (xx // step) % 2
-        image += check[..., None] * rng.uniform(-60, 60, 3).astype(np.float32)
+        image += check[..., None] * (rng.uniform(-60, 60) + rng.uniform(-20, 20, 3)).astype(np.float32)
     elif style == 2:
         image = _print_shapes(rng, np.ascontiguousarray(image))
     return image.clip(0, 255).astype(np.float32)
@@ -125,8 +127,9 @@ def skin_atlas(rng: np.random.Generator, anatomy: Anatomy) -> SkinAtlas:
     tone = rng.uniform(0, len(_SKIN_TONES) - 1.001)
     i = int(tone)
     colour = _SKIN_TONES[i] * (1 - tone + i) + _SKIN_TONES[i + 1] * (tone - i)
-    mottle = noise(rng, size[0], size[1], cells=6, octaves=4) * np.float32([0.10, 0.15, 0.15])
-    pores = 0.025 * rng.normal(size=(size[0], size[1], 1)).astype(np.float32)
+    blotches = noise(rng, size[0], size[1], cells=6, octaves=4, channels=2)
+    mottle = blotches[..., :1] * np.float32([0.10, 0.12, 0.12]) + blotches[..., 1:] * np.float32([0.05, -0.03, -0.03])
+    pores = np.float32(0.025) * rng.standard_normal((size[0], size[1], 1), np.float32)
     dark = float(np.clip((150.0 - colour.mean()) / 90.0, 0, 1))
     palm_colour = colour * np.float32(1.05 + 0.30 * dark) + np.float32([10, 0, -2])
     back = colour * (1 + mottle + pores)

@@ -16,7 +16,7 @@ from src.runtime.seed import stream
 WIDTH, HEIGHT = 640, 480
 """Pixels of a HO3D picture."""
 
-AZIMUTH_DEG = 80.0
+AZIMUTH_DEG = 72.0
 """Cameras stand within this angle of the person's back: forearms enter from the lower and side borders."""
 
 
@@ -54,7 +54,7 @@ def cameras_around(seed: int, motion: int, count: int, target_m: Array) -> list[
         azimuth = np.radians(-AZIMUTH_DEG + sector * (place + rng.uniform(0.1, 0.9)))
         behind = np.abs(azimuth) < np.radians(45)
         elevation = np.radians(rng.uniform(22, 68) if behind else rng.uniform(4, 55))
-        distance = rng.uniform(0.50, 0.74)
+        distance = rng.uniform(0.54, 0.80)
         direction = np.array(
             [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)]
         )

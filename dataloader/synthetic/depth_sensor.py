@@ -65,7 +65,7 @@ class DepthSensor:
     @classmethod
     def draw(cls, rng: np.random.Generator, focal_px: float) -> DepthSensor:
         """A device with a pattern of its own."""
-        pattern = cv2.GaussianBlur(rng.normal(size=(HEIGHT + 64, WIDTH + 64)).astype(np.float32), (0, 0), 1.4)
+        pattern = cv2.GaussianBlur(rng.standard_normal((HEIGHT + 64, WIDTH + 64), np.float32), (0, 0), 1.4)
         return cls(pattern / pattern.std(), focal_px)
 
     def measure(self, rng: np.random.Generator, clean_m: Map, cosine: Map) -> Map:

@@ -33,12 +33,10 @@ _CHUNK = 128
 
 @dataclass(frozen=True)
 class ContactPoints:
-    """Skin that can touch: a few points on each phalanx and on the palm, rest frame, metres."""
+    """Skin that can touch: a few points on each phalanx, rest frame, metres."""
 
     phalanges: dict[str, tuple[Array, Array, Array]]
     """finger -> points (P_k, 3) that move with its joints 1, 2, 3."""
-    palm: Array
-    """(P, 3)."""
     radius_m: dict[str, tuple[float, float, float]]
     """finger -> mean distance of the skin from each bone."""
 
@@ -65,7 +63,7 @@ def contact_points(rig: Rig, anatomy: Anatomy) -> ContactPoints:
             groups.append(_thin(owned, 10))
         phalanges[finger] = (groups[0], groups[1], groups[2])
         radius[finger] = (radii[0], radii[1], radii[2])
-    return ContactPoints(phalanges, _thin(anatomy.vertices_m[rig.owner == 0], 80), radius)
+    return ContactPoints(phalanges, radius)
 
 
 def open_and_target(rng: np.random.Generator) -> tuple[Array, Array]:
@@ -90,7 +88,7 @@ def open_and_target(rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 def place_object(
-    rng: np.random.Generator, held: HeldObject, anatomy: Anatomy, points: ContactPoints, open_deg: Array
+    rng: np.random.Generator, held: HeldObject, anatomy: Anatomy, skin_m: Array
 ) -> Placement | None:
     """Put the object in front of the palm, clear of the open hand.
 
@@ -98,8 +96,7 @@ def place_object(
         rng: chooses the grasp: in the palm or at the finger tips, and the tilt.
         held: the object.
         anatomy: axes of the hand.
-        points: skin to keep clear of.
-        open_deg: (N, 21) open postures that must all be clear.
+        skin_m: (M, 3) vertices of the open hand, of one or several postures, that must all be clear.
 
     Returns:
         the placement, or None where the hand cannot open far enough.
@@ -116,10 +113,9 @@ def place_object(
     gap, ahead = (rng.uniform(0.02, 0.045), rng.uniform(0.015, 0.04)) if at_tips else (0.004, rng.uniform(-0.005, 0.02))
     offset = knuckles + palmar * (0.013 + gap + thickness) + anatomy.distal * ahead
     offset = offset + anatomy.radial * rng.normal(0.008, 0.012)
-    skin = np.concatenate([points.palm, _hand_points(open_deg, anatomy, points)])
     for _ in range(4):
         for _ in range(40):
-            local = (skin - offset) @ rotation
+            local = (skin_m - offset) @ rotation
             distance = held.distance(local)
             worst = int(distance.argmin())
             lack = _CONTACT_M + 0.0005 - float(distance[worst])
@@ -256,11 +252,6 @@ def _gap_to_fingers(skin: Array, angles_deg: Array, anatomy: Anatomy, points: Co
         nearest = np.minimum(nearest, _segment_distance(free_skin, low, joints[0]) - 1.15 * points.radius_m[finger][0])
     gap[..., skin.shape[-2] - free_skin.shape[-2] :] = nearest + _SQUEEZE_M
     return gap
-
-
-def _hand_points(angles_deg: Array, anatomy: Anatomy, points: ContactPoints) -> Array:
-    """(M, 3) all fingers' contact points at all postures (N, 21)."""
-    return np.concatenate([_finger_points(f, angles_deg, anatomy, points).reshape(-1, 3) for f in FINGERS])
 
 
 def _segment_distance(p: Array, a: Array, b: Array) -> Array:

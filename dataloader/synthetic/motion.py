@@ -5,6 +5,12 @@ gestures over an object that lies on the table. Frame numbers are time; all curv
 
 Wrist orientations. `table`: a person's right forearm reaching over a table, with yaw, pitch, roll (palm down to
 palm up) and the wrist's own bending; seen by the cameras of cameras.py. `so3`: uniform over all rotations.
+
+How hard it is (`table`, stand-in hand, seed 0, 100 training and 20 held-out motions x 20 frames x 3 cameras):
+wrist rotation in the camera 59 degrees from its mean on average (median 57, 95 % below 103, largest 156); mean of
+the root-relative joints as predictor 78 mm MPJPE (zero pose 106 mm); mean pose 14.5 mm PA-MPJPE; nearest training
+pose 7.6 mm PA-MPJPE. Hand 0.39-0.83 m from the camera, 120 pixels large (5-95 %: 80-178), all joints in the
+picture. Skin enters the held object by at most 4 mm (1st percentile of frames 3.8 mm).
 """
 
 from __future__ import annotations
@@ -92,7 +98,7 @@ def make_motion(
 
     grasp = None
     if rng.random() >= _GESTURE_SHARE:
-        grasp = _grasping(rng, times, held, anatomy, rig)
+        grasp = _grasping(rng, times, held, betas, anatomy, rig)
     if grasp is not None:
         angles, rotation_in_hand, offset = grasp
         object_rotation = rotation @ rotation_in_hand
@@ -140,7 +146,7 @@ def _wrist_path(
         hand = start * Rotation.from_rotvec(0.5 * smooth_noise(rng, times, 3, 28.0))
         forearm = hand * wrist.inv()
     else:
-        mean, between, within = np.array([20.0, 4.0, 50.0]), np.array([20.0, 16.0, 34.0]), np.array([9.0, 9.0, 15.0])
+        mean, between, within = np.array([20.0, 4.0, 50.0]), np.array([20.0, 16.0, 30.0]), np.array([9.0, 9.0, 15.0])
         angles = mean + between * rng.normal(size=3) + within * smooth_noise(rng, times, 3, 24.0)
         angles = angles.clip([-50, -22, -45], [95, 60, 165])
         forearm = Rotation.from_euler("ZXY", angles, degrees=True)
@@ -149,7 +155,7 @@ def _wrist_path(
 
 
 def _grasping(
-    rng: np.random.Generator, times: Array, held: HeldObject, anatomy: Anatomy, rig: Rig
+    rng: np.random.Generator, times: Array, held: HeldObject, betas: Array, anatomy: Anatomy, rig: Rig
 ) -> tuple[Array, Array, Array] | None:
     """Angles (N, 21) and the object in the hand, rotation (N, 3, 3), offset (N, 3); None if the hand is too small."""
     points = contact_points(rig, anatomy)
@@ -160,7 +166,9 @@ def _grasping(
         for _ in range(6):
             start, end = open_and_target(rng)
             wobble = 3.0 * rng.normal(size=(4, len(DOF)))
-            placement = place_object(rng, held, anatomy, points, limit(np.vstack([start, start + wobble])))
+            postures = local_rotations(limit(np.vstack([start, start + wobble])), anatomy)
+            skin = rig.decode(postures, betas)[0].reshape(-1, 3)
+            placement = place_object(rng, held, anatomy, skin)
             if placement is not None:
                 break
         else:

@@ -148,9 +148,7 @@ class Stage:
         depth.ravel()[seen.pixel] = seen.depth_m
         segmentation.ravel()[seen.pixel] = self._label[seen.triangle]
         normal, view, static = self._surface(seen, vertices)
-        facing = np.einsum("pi,pi->p", normal, view)
-        normal *= np.where(facing < 0, np.float32(-1), np.float32(1))[:, None]
-        cosine.ravel()[seen.pixel] = np.abs(facing)
+        cosine.ravel()[seen.pixel] = np.einsum("pi,pi->p", normal, view)
         occluded = _crevices(depth, segmentation).ravel()[seen.pixel]
         colour = self._shade(self._albedo(seen.triangle, static), normal, view, occluded)
         rgb = self._room.copy()
@@ -188,6 +186,12 @@ class Stage:
         y, x = np.divmod(seen.pixel, WIDTH)
         view = np.stack([(k[0, 2] - x) / k[0, 0], (k[1, 2] - y) / k[1, 1], np.full(len(x), -1.0)], 1).astype(np.float32)
         view /= np.linalg.norm(view, axis=1, keepdims=True)
+        # A normal looks to the side from which its triangle is seen; smoothing may carry it beyond the silhouette.
+        seen_from_behind = np.einsum("pi,pi->p", face_normal.astype(np.float32)[seen.triangle], view) < 0
+        normal[seen_from_behind] *= -1
+        facing = np.einsum("pi,pi->p", normal, view)
+        normal -= np.minimum(facing - np.float32(0.02), 0)[:, None] * view
+        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
         return normal, view, mixed[:, 3:]
 
     def _albedo(self, triangle: NDArray[np.int64], static: Image) -> Image:
@@ -230,7 +234,7 @@ class Stage:
 def _draw_look(rng: np.random.Generator, person: np.random.Generator) -> _Look:
     """Random light and tone of one view, and the person's clothes and object."""
     light = rng.normal(size=3) * [0.8, 0.4, 0.4] + [0.0, -0.8, -0.7]
-    grain = rng.normal(size=(HEIGHT + 64, WIDTH + 64, 1)) * rng.uniform(1.2, 4.5)
+    grain = rng.standard_normal((HEIGHT + 64, WIDTH + 64, 1), np.float32) * np.float32(rng.uniform(1.2, 4.5))
     tint = 1.0 + rng.normal(size=3) * 0.05
     return _Look(
         light=(light / np.linalg.norm(light)).astype(np.float32),

@@ -1,0 +1,35 @@
+"""One hand and one small tree for all tests of this room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dataloader.synthetic.rig import Rig
+from dataloader.synthetic.writer import Parameters, write_tree
+from src.hand.mano_assets import HandAsset
+from src.hand.standin import build_standin
+
+SMALL = Parameters(sequences=4, frames=3, evaluation_sequences=2, seed=7, cameras=3)
+"""Two training motions (three views and one) and one evaluation motion."""
+
+
+@pytest.fixture(scope="session")
+def asset() -> HandAsset:
+    """The stand-in hand."""
+    return build_standin()
+
+
+@pytest.fixture(scope="session")
+def rig(asset: HandAsset) -> Rig:
+    """The same as an animator needs it."""
+    return Rig(asset)
+
+
+@pytest.fixture(scope="session")
+def tree(asset: HandAsset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A written tree; tests must not change it."""
+    root = tmp_path_factory.mktemp("synthetic") / "tree"
+    assert write_tree(root, SMALL, asset)
+    return root
