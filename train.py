@@ -36,7 +36,6 @@ from src.runtime import log
 from src.runtime.debug import DebugBatches, debug_loss_enabled, trace_enabled
 from src.runtime.distributed import (
     DistContext,
-    local_world_size,
     rank_from_environment,
     setup_distributed,
     teardown,
@@ -124,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Join the ranks and do what the command line asks; returns the exit status."""
     context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.validation.timeout_s)
-    configure_torch(config.runtime, local_world_size())
+    configure_torch(config.runtime)
     if arguments.evaluate:
         return run_evaluation(config, context, arguments.evaluate)
     return run_training(config, context, arguments.resume)

@@ -225,8 +225,8 @@ class RuntimeConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU for each rank if this machine has enough, else the CPU."""
-    threads: int = _number(0, ge=0, le=256)
-    """Torch threads per rank on the CPU; 0: the machine's cores over its ranks."""
+    threads: int = _number(1, ge=1, le=256)
+    """Torch threads per rank on the CPU. Sums depend on it in the last bit, so it does not follow the machine."""
     timeout_s: float = _number(1800.0, gt=0.0)
     """Longest wait for a collective of training, seconds."""
     deterministic: bool = True

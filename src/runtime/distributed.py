@@ -163,11 +163,6 @@ def rank_from_environment() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def local_world_size() -> int:
-    """Ranks that torchrun started on this machine; 1 without torchrun."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def _gloo_group(timeout_s: float) -> dist.ProcessGroup:
     """A gloo group of all ranks with a timeout of its own, seconds."""
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))

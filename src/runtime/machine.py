@@ -9,15 +9,9 @@ import torch
 from src.config import RuntimeConfig
 
 
-def configure_torch(config: RuntimeConfig, ranks_here: int) -> None:
-    """Set threads, determinism and TF32 before the first computation.
-
-    Args:
-        config: threads 0 shares this machine's cores among its ranks.
-        ranks_here: ranks on this machine.
-    """
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(config.threads or max(1, cores // ranks_here))
+def configure_torch(config: RuntimeConfig) -> None:
+    """Set threads, determinism and TF32 before the first computation."""
+    torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision("high")
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -23,9 +23,10 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, BinaryIO, NoReturn
+from typing import Any, BinaryIO, Literal, NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from src.errors import AssetError, UTNetError
@@ -305,3 +306,23 @@ def _resolve(value: Any, seen: set[int]) -> Any:
         value.state = _resolve(value.__dict__.get("state"), seen)
         value.arguments = _resolve(value.__dict__.get("arguments", ()), seen)
     return value
+
+
+def load_tensors(path: Path, what: str) -> Any:
+    """Read a file that `torch.save` wrote, tensors and plain values only (`weights_only=True`), onto the CPU.
+
+    Args:
+        path: the file.
+        what: its role, for messages ("checkpoint").
+
+    Raises:
+        AssetError: no such file, torn or foreign bytes, or a file that names anything else than tensors.
+    """
+    if not path.is_file():
+        raise AssetError(f"{what} {path}: no such file. Give the path of an existing one")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (*_FAILURES, RuntimeError, OSError) as reason:
+        # torch's restricted reader fails on foreign bytes with whatever its parser trips over.
+        first = str(reason).partition("\n")[0] or type(reason).__name__
+        raise AssetError(f"{what} {path} cannot be read as tensors ({first}). Use another copy") from reason

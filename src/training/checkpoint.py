@@ -7,7 +7,6 @@ hand model is not in it, only its fingerprint: evaluating with another hand is r
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from src.hand.mano import ManoLayer
 from src.runtime.distributed import DistContext
 from src.runtime.files import atomic_write
 from src.runtime.log import get_logger
+from src.runtime.safe_pickle import load_tensors
 from src.training.step import TrainStep
 
 FORMAT = 1
@@ -111,17 +111,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         AssetError: no such file, not a UTNet checkpoint, torn, or of a newer format.
     """
-    if not path.is_file():
-        raise AssetError(
-            f"checkpoint {path}: no such file. Give the path of a .pt in a run's checkpoints/ folder"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AssetError(
-            f"checkpoint {path} cannot be read ({reason}). Use another checkpoint of the run"
-        ) from None
+    state = load_tensors(path, "checkpoint")
     if not isinstance(state, dict) or "format" not in state or "model" not in state:
         raise AssetError(f"checkpoint {path} is not a UTNet checkpoint (no 'format' and 'model' inside)")
     if state["format"] != FORMAT:

@@ -1,0 +1,98 @@
+"""Bad input: one clear line on stderr, status 2, no traceback, no run that pretends."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import Embedded
+
+
+def first_frame(root: Path, kind: str) -> Path:
+    return sorted((root / "train").glob(f"*/{kind}/*"))[0]
+
+
+def no_data(root: Path) -> None:
+    shutil.rmtree(root)
+
+
+def no_list(root: Path) -> None:
+    (root / "train.txt").unlink()
+
+
+def empty_list(root: Path) -> None:
+    (root / "train.txt").write_text("")
+
+
+def torn_picture(root: Path) -> None:
+    for path in (root / "train").glob("*/rgb/*"):
+        path.write_bytes(path.read_bytes()[:100])
+
+
+def torn_meta(root: Path) -> None:
+    path = first_frame(root, "meta")
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def hostile_meta(root: Path) -> None:
+    first_frame(root, "meta").write_bytes(pickle.dumps({"camMat": os.getcwd}))
+
+
+def missing_frame(root: Path) -> None:
+    first_frame(root, "rgb").unlink()
+
+
+CASES: list[tuple[Callable[[Path], None] | None, list[str], list[str]]] = [
+    (no_data, [], ["DataError", "HO3D", "dataset.root_dir"]),
+    (no_list, [], ["DataError", "train.txt"]),
+    (empty_list, [], ["DataError", "train.txt"]),
+    (torn_picture, [], ["DataError", ".jpg"]),
+    (torn_meta, [], ["DataError", "1 of 48", ".pkl", "dataset.max_unreadable"]),
+    (hostile_meta, [], ["DataError", "getcwd"]),
+    (missing_frame, [], ["DataError", ".jpg"]),
+    (None, ["mano.model_path=nowhere/MANO_RIGHT.pkl"], ["AssetError", "nowhere/MANO_RIGHT.pkl", "mano.is.tue.mpg.de"]),
+    (None, ["--evaluate", "nowhere.pt"], ["AssetError", "nowhere.pt", "no such file"]),
+    (None, ["--resume", "nowhere.pt"], ["AssetError", "nowhere.pt", "no such file"]),
+    (None, ["training.batchsize=3"], ["ConfigError", "did you mean training.batch_size"]),
+    (None, ["training.batch_size=1000"], ["ConfigError", "training.batch_size"]),
+    (None, ["dataset.expected_train_frames=83325"], ["DataError", "83,325"]),
+    (None, ["runtime.device=cuda"], ["ConfigError", "runtime.device"]),
+]
+
+
+@pytest.mark.parametrize(("spoil", "arguments", "parts"), CASES, ids=[c[2][-1][:24] for c in CASES])
+def test_one_line_and_status_two(
+    embedded: Embedded, tmp_path: Path, spoil: Callable[[Path], None] | None, arguments: list[str], parts: list[str]
+) -> None:
+    """A user learns what is wrong, where, and what to do, from one line."""
+    if "runtime.device=cuda" in arguments and os.path.exists("/dev/nvidia0"):  # noqa: PTH110
+        pytest.skip("this machine has a GPU")
+    data = embedded
+    if spoil is not None:
+        data = Embedded(tmp_path / "HO3D", embedded.hand, tmp_path / "runs")
+        shutil.copytree(embedded.root, data.root, ignore=shutil.ignore_patterns(".utnet"))
+        spoil(data.root)
+    done = data.python(*arguments)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(lines) == 1, done.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_evaluation_without_ground_truth_says_where_it_is(embedded: Embedded, tmp_path: Path) -> None:
+    """The official split is scored against its public labels or not at all: none are invented."""
+    root = tmp_path / "HO3D"
+    shutil.copytree(embedded.root, root, ignore=shutil.ignore_patterns(".utnet"))
+    for name in ("evaluation_xyz.json", "evaluation_verts.json"):
+        (root / name).unlink()
+    data = Embedded(root, embedded.hand, tmp_path / "runs")
+    done = data.python("validation.split=evaluation", "training.num_epochs=1")
+    assert done.returncode == 2
+    assert "evaluation_xyz.json" in done.stderr
+    assert "Evaluated on" not in done.stdout

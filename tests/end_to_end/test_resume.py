@@ -1,0 +1,85 @@
+"""A killed run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from tests.end_to_end.conftest import Embedded, command
+from tests.rooms.sources import ROOT
+
+SETTINGS = (
+    "training.num_epochs=2", "training.save_every_steps=3", "model.drop_path=0.1", "validation.rgb_only=false",
+    "validation.pictures=0", "logging.every=1",
+)  # fmt: skip
+
+
+def start(embedded: Embedded, *more: str) -> subprocess.Popen[str]:
+    """A run in the background, in its own process group."""
+    return subprocess.Popen(
+        [sys.executable, "train.py", *embedded.settings(*SETTINGS, *more)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def wait_for_step(embedded: Embedded, name: str, step: int) -> Path:
+    """Wait until a run has recorded an optimiser step."""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        for run in embedded.runs.glob(f"*-{name}"):
+            scalars = run / "scalars.jsonl"
+            if scalars.is_file() and f'"step": {step},' in scalars.read_text():
+                return run
+        time.sleep(0.02)
+    raise AssertionError(f"run {name} did not reach step {step}")
+
+
+def final(run: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    return {**state["model"], **{f"ema.{k}": v for k, v in state["ema"]["average"].items()}}
+
+
+def test_killed_and_resumed_equals_uninterrupted(embedded: Embedded) -> None:
+    """kill -9 in the middle of an epoch, --resume auto: the same weights, bit for bit, and the same curve."""
+    whole = embedded.python(*SETTINGS, "name=whole")
+    assert whole.returncode == 0, whole.stderr
+    process = start(embedded, "name=killed")
+    run = wait_for_step(embedded, "killed", 5)
+    process.kill()
+    process.communicate(timeout=60)
+    assert torch.load(run / "checkpoints" / "last.pt", weights_only=True)["progress"]["step_in_epoch"] in (3, 6)
+    resumed = command("train.py", *embedded.settings(*SETTINGS, "name=killed", "--resume", "auto"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"Resumed {run / 'checkpoints' / 'last.pt'} at epoch 0" in resumed.stdout
+    assert list(embedded.runs.glob("*-killed")) == [run]
+    first, second = final(embedded.newest("whole")), final(run)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    curves = [
+        [line for line in (r / "scalars.jsonl").read_text().splitlines() if '"Val/MPJPE"' in line or '"step": 4,' in line]
+        for r in (embedded.newest("whole"), run)
+    ]
+    strip = [[line.split('"Train/samples_per_s')[0] for line in c] for c in curves]
+    assert strip[0] == strip[1]
+    again = command("train.py", *embedded.settings(*SETTINGS, "name=killed", "--resume", "auto"))
+    assert again.returncode == 0
+    assert "Finished 2 epochs" in again.stdout
+
+
+def test_a_closed_terminal_saves_and_leaves(embedded: Embedded) -> None:
+    """SIGHUP ended runs of days: now the run saves, says how to go on, and leaves with status 3."""
+    process = start(embedded, "name=hangup")
+    run = wait_for_step(embedded, "hangup", 4)
+    process.send_signal(signal.SIGHUP)
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 3, text
+    assert "Stopped by SIGHUP after step" in text
+    position = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    assert f"--resume {run / 'checkpoints' / 'last.pt'}" in text
+    assert position["step"] >= 4
