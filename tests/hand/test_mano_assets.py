@@ -10,7 +10,7 @@ import struct
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from src.hand.mano_assets import STANDIN_KEY, HandAsset, banner, load_hand_asset
 class _Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
     """Writes bytes and text as Python 2 did: raw strings, to be read as latin-1."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[Any, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
     def _raw(self, value: bytes | str) -> None:
         content = value.encode("latin1") if isinstance(value, str) else value
@@ -90,7 +90,7 @@ def _save(path: Path, fields: dict[str, Any]) -> Path:
 def test_official_form_loads_without_chumpy(
     asset: HandAsset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user's MANO_RIGHT.pkl (chumpy Select and Ch, old scipy csc, protocol 2, Python 2 strings) is read as is."""
+    """A user's MANO_RIGHT.pkl (chumpy Select and Ch, old scipy csc, Python 2 strings) is read as is."""
     path = tmp_path / "MANO_RIGHT.pkl"
     with monkeypatch.context() as libraries:
         ch = _library_class(libraries, "chumpy.ch", "Ch")
@@ -216,7 +216,7 @@ def test_missing_field_and_foreign_content(asset: HandAsset, tmp_path: Path) -> 
 def test_cache_is_used_replaced_and_optional(
     asset: HandAsset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The second start reads arrays only; a broken cache or another file's cache never decides what is loaded."""
+    """The second start reads arrays only; a broken or foreign cache never decides what is loaded."""
     path = _save(tmp_path / "MANO_RIGHT.pkl", _fields(asset))
     first = load_hand_asset(path)
     (cache,) = tmp_path.glob("*.npz")

@@ -77,7 +77,7 @@ def _edges(faces: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def test_surface_is_closed_except_for_the_wrist(asset: HandAsset) -> None:
-    """A renderer that culls back faces shows no holes: one open loop of 16 edges, consistent winding outwards."""
+    """A renderer that culls back faces shows no holes: one loop of 16 open edges, wound outwards."""
     edges = _edges(asset.faces)
     directed = {(int(a), int(b)) for a, b in edges}
     assert len(directed) == len(edges)
@@ -125,7 +125,7 @@ def test_rest_surface_does_not_cross_itself(asset: HandAsset) -> None:
 def test_crossings_are_found(asset: HandAsset) -> None:
     """The check above can fail: a tip pushed through the palm crosses it."""
     points = asset.v_template.copy()
-    points[TIP_VERTICES["middle_4"]] = points.mean(0) + [0, 0.05, 0]
+    points[TIP_VERTICES["middle_4"]] = points.mean(0) + np.array([0, 0.05, 0])
     assert _crossings(points, asset.faces) > 0
 
 
