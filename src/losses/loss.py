@@ -1,9 +1,9 @@
 """All loss terms: means over what is labelled, metres, each of order 1 when training starts.
 
 A term is a mean over a sample's labelled entries, then over the samples that have any: duplicating the batch
-changes nothing, and a sample with few labelled joints counts as much as one with all. Units are divided out by
-the size of a hand (0.1 m, 0.1 of the crop, 0.1 of the wrist's depth). Computed in float32; nothing here asks the
-device for a value, and what is not finite stays so.
+changes nothing, and a sample with few labelled joints counts as much as one with all. Units are divided out
+by the size of a hand (0.1 m, 0.1 of the crop, 0.1 of the wrist's depth). Computed in float32; nothing here
+asks the device for a value, and what is not finite stays so.
 
 Legend: B batch, J joints, V vertices.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from src.config import LossConfig
 from src.geometry.camera import project
@@ -57,6 +57,8 @@ class HandLoss(nn.Module):
         mano: decodes the labelled parameters into target vertices.
     """
 
+    mean_pose: Tensor
+
     def __init__(self, config: LossConfig, mano: ManoLayer) -> None:
         super().__init__()
         self.config = config
@@ -80,31 +82,53 @@ class HandLoss(nn.Module):
         total = _anchor(prediction).sum() + sum(weights[name] * value for name, value in values.items())
         if trace and "joints_3d" in values:
             difference = (prediction.hand.joints_root_m - batch.joints_root_m).abs()
-            trace_loss_3d(prediction.hand.joints_cam_m, batch.joints_cam_m, prediction.hand.joints_root_m,
-                          batch.joints_root_m, difference, values["joints_3d"])
+            trace_loss_3d(
+                prediction.hand.joints_cam_m,
+                batch.joints_cam_m,
+                prediction.hand.joints_root_m,
+                batch.joints_root_m,
+                difference,
+                values["joints_3d"],
+            )
         return LossTerms(total, values, weights)
 
     def per_sample(self, prediction: Prediction, batch: HandBatch) -> Tensor:
         """(B,) the same total for each sample; their mean is `total` where all samples have all labels."""
         terms, weights = self._terms(prediction, batch)
-        return _anchor(prediction) + torch.stack([weights[name] * term.value for name, term in terms.items()]).sum(0)
+        return _anchor(prediction) + torch.stack(
+            [weights[name] * term.value for name, term in terms.items()]
+        ).sum(0)
 
     def _terms(self, prediction: Prediction, batch: HandBatch) -> tuple[dict[str, _Term], dict[str, float]]:
         """Terms and weights by name."""
         c = self.config
         with torch.autocast(batch.rgb.device.type, enabled=False):
             vertices = self._target_vertices(batch) if c.vertices else None
-            of_hand = {"joints_3d": c.joints_3d, "vertices": c.vertices, "joints_2d": c.joints_2d,
-                       "rotations": c.rotations, "betas": c.betas, "prior": c.prior, "root": c.root}
+            of_hand = {
+                "joints_3d": c.joints_3d,
+                "vertices": c.vertices,
+                "joints_2d": c.joints_2d,
+                "rotations": c.rotations,
+                "betas": c.betas,
+                "prior": c.prior,
+                "root": c.root,
+            }
             terms, weights = {}, {}
-            for prefix, hand, factor in (("", prediction.hand, 1.0), ("coarse_", prediction.coarse, c.coarse)):
+            for prefix, hand, factor in (
+                ("", prediction.hand, 1.0),
+                ("coarse_", prediction.coarse, c.coarse),
+            ):
                 for name, weight in of_hand.items():
                     if weight * factor:
                         terms[prefix + name] = self._hand_term(name, hand, batch, vertices)
                         weights[prefix + name] = weight * factor
             if c.votes:
-                terms["votes_3d"] = _points_3d(prediction.vote_joints_root_m, batch.joints_root_m, batch.joints_conf)
-                terms["votes_2d"] = _points_2d(prediction.vote_joints_unit, batch.joints_unit, batch.joints_conf)
+                terms["votes_3d"] = _points_3d(
+                    prediction.vote_joints_root_m, batch.joints_root_m, batch.joints_conf
+                )
+                terms["votes_2d"] = _points_2d(
+                    prediction.vote_joints_unit, batch.joints_unit, batch.joints_conf
+                )
                 weights["votes_3d"] = weights["votes_2d"] = c.votes
             return terms, weights
 
@@ -134,17 +158,18 @@ class HandLoss(nn.Module):
 
     @torch.no_grad()
     def _target_vertices(self, batch: HandBatch) -> Tensor:
-        """(B, V, 3) wrist-relative vertices of the labelled parameters; the rest pose where there are none."""
+        """(B, V, 3) wrist-relative vertices of the labels; the rest pose where there are none."""
         has = batch.mano_valid
         eye = torch.eye(3, device=has.device)
         orient = torch.where(has[:, None, None], batch.global_orient, eye)
         pose = torch.where(has[:, None, None, None], batch.hand_pose, eye)
         out = self.mano(orient, pose, _known(batch.betas, has), torch.zeros_like(batch.translation_m))
-        return out.vertices_m - out.joints_m[:, :1]
+        result: Tensor = out.vertices_m - out.joints_m[:, :1]
+        return result
 
 
 def _projected_unit(joints_cam_m: Tensor, batch: HandBatch) -> Tensor:
-    """(B, J, 3) crop camera -> (B, J, 2) in the crop as `joints_unit`: pixels over (W, H), once, minus 0.5."""
+    """(B, J, 3) crop camera -> (B, J, 2) as `joints_unit`: pixels over (W, H), once, minus 0.5."""
     height, width = batch.rgb.shape[-2:]
     in_front = torch.cat([joints_cam_m[..., :2], joints_cam_m[..., 2:].clamp_min(_NEAR_M)], dim=-1)
     pixels = project(in_front, batch.intrinsics_crop_px)
@@ -182,8 +207,8 @@ def _masked(value: Tensor, has: Tensor) -> _Term:
 
 
 def _anchor(prediction: Prediction) -> Tensor:
-    """(B,) zeros that depend on every output: no weight of 0 leaves a parameter out of the backward pass, which
-    distributed training without a search for unused parameters needs, and no absent label hides a nan.
+    """(B,) zeros that depend on every output: no weight of 0 leaves a parameter out of the backward pass,
+    which distributed training without a search for unused parameters needs, and no absent label hides a nan.
     """
     outputs = [prediction.vote_joints_root_m, prediction.vote_joints_unit]
     for hand in (prediction.hand, prediction.coarse):

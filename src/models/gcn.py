@@ -1,8 +1,8 @@
 """Refinement over the mesh: what vertices see is passed along the surface and read out as small corrections.
 
-The graph is the hand's mesh with self-loops, normalised as D^-1/2 (A + I) D^-1/2 once when the module is built.
-Products with it run on compressed rows: 778 vertices have about 6 neighbours each, and on a CPU the sparse
-product of a batch of 32 takes a fifteenth of the dense one's time.
+The graph is the hand's mesh with self-loops, normalised as D^-1/2 (A + I) D^-1/2 once when the module is
+built. Products with it run on compressed rows: 778 vertices have about 6 neighbours each, and on a CPU the
+sparse product of a batch of 32 takes a fifteenth of the dense one's time.
 
 Legend: B batch, V vertices, C channels of a node, S 16 rotations in MANO16 order.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from src.errors import ShapeError
 from src.geometry.rotation import rotation_from_6d
@@ -41,7 +41,9 @@ def normalised_adjacency(faces: Tensor, num_vertices: int) -> Tensor:
         ShapeError: faces are not (F, 3) or name a vertex that does not exist.
     """
     if faces.ndim != 2 or faces.shape[1] != 3 or int(faces.max()) >= num_vertices or int(faces.min()) < 0:
-        raise ShapeError(f"faces: got {tuple(faces.shape)} up to {int(faces.max())}, want (F, 3) below {num_vertices}")
+        raise ShapeError(
+            f"faces: got {tuple(faces.shape)} up to {int(faces.max())}, want (F, 3) below {num_vertices}"
+        )
     dense = torch.eye(num_vertices, dtype=torch.float64)
     edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).cpu().long()
     dense[edges[:, 0], edges[:, 1]] = 1.0
@@ -65,7 +67,8 @@ class _SymmetricProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None, Tensor]:
         """Gradient of x alone."""
-        return None, None, None, _csr_product(*ctx.saved_tensors, grads[0].contiguous())
+        crow, col, values = ctx.saved_tensors
+        return None, None, None, _csr_product(crow, col, values, grads[0].contiguous())
 
 
 def _csr_product(crow: Tensor, col: Tensor, values: Tensor, x: Tensor) -> Tensor:
@@ -87,7 +90,10 @@ class MeshGraph(nn.Module):
 
     def forward(self, nodes: Tensor) -> Tensor:
         """(V, B, C) -> (V, B, C), each node the weighted mean of itself and its neighbours."""
-        return _SymmetricProduct.apply(self.crow, self.col, self.values, nodes.flatten(1)).view_as(nodes)
+        result: Tensor = _SymmetricProduct.apply(self.crow, self.col, self.values, nodes.flatten(1)).view_as(
+            nodes
+        )
+        return result
 
 
 class GraphLayer(nn.Module):
@@ -129,13 +135,17 @@ class MeshRefiner(nn.Module):
         self.joint_identity = nn.Parameter(torch.randn(_ROTATIONS, width) * 0.5)
         self.layers = nn.ModuleList(GraphLayer(width) for _ in range(layers))
         self.joint = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU())
-        self.whole = nn.Sequential(nn.Linear(_ROTATIONS * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU())
+        self.whole = nn.Sequential(
+            nn.Linear(_ROTATIONS * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU()
+        )
         self.joint_rotation = SmallLinear(width, 6, start=0.0)
         self.whole_out = SmallLinear(2 * width, _ROTATIONS * 6 + NUM_BETAS + 3, start=0.0)
         self.register_buffer("identity", torch.tensor([1.0, 0, 0, 0, 1, 0]), persistent=False)
         nn.init.zeros_(self.enter_depth.weight)
 
-    def forward(self, state: HandState, estimate: HandEstimate, sampled: Sampled, summary: Tensor) -> HandState:
+    def forward(
+        self, state: HandState, estimate: HandEstimate, sampled: Sampled, summary: Tensor
+    ) -> HandState:
         """Correct a hand by what its points see.
 
         Args:

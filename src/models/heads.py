@@ -1,9 +1,9 @@
-"""The coarse hand: joints voted by image tokens, rotations from them in closed form, learned residuals on top.
+"""The coarse hand: voted joints, rotations from them in closed form, learned residuals on top.
 
-Why this way round: orientation is the hard part of the task and comes first. A network finds joints sooner than
-rotations, but joints average into a shrunken hand; the hand model keeps the shape. So joints are voted, turned
-into rotations in closed form without gradient (no derivative of a singular value decomposition), and a residual
-rotation that the loss does reach corrects them. Everything here runs in float32.
+Why this way round: orientation is the hard part of the task and comes first. A network finds joints sooner
+than rotations, but joints average into a shrunken hand; the hand model keeps the shape. So joints are voted,
+turned into rotations in closed form without gradient (no derivative of a singular value decomposition), and a
+residual rotation that the loss does reach corrects them. Everything here runs in float32.
 
 Legend: B batch, N image tokens, D channels, J 21 joints in OPENPOSE21, S 15 local rotations in MANO16 order.
 """
@@ -55,7 +55,9 @@ class HandState:
     """(B, 3) a with pixel (u, v) = (W, H) (0.5 + 0.25 a_uv) and z = z_ref exp(0.25 a_z)."""
 
 
-def wrist_from_code(code: Tensor, intrinsics_crop_px: Tensor, z_ref_m: Tensor, size: tuple[int, int]) -> Tensor:
+def wrist_from_code(
+    code: Tensor, intrinsics_crop_px: Tensor, z_ref_m: Tensor, size: tuple[int, int]
+) -> Tensor:
     """Wrist in the crop camera from its code, back-projected with the crop's intrinsics.
 
     Args:
@@ -80,6 +82,9 @@ class RestSkeleton(nn.Module):
     Buffers only: nothing is learned, nothing goes into a checkpoint.
     """
 
+    mean: Tensor
+    directions: Tensor
+
     def __init__(self, mano: ManoLayer) -> None:
         super().__init__()
         shapes = torch.cat([torch.zeros(1, NUM_BETAS), torch.eye(NUM_BETAS)])
@@ -88,7 +93,9 @@ class RestSkeleton(nn.Module):
             out = mano(eye.expand(11, 3, 3), eye.expand(11, 15, 3, 3), shapes, torch.zeros(11, 3))
         joints = out.joints_m - out.joints_m[:, :1]
         self.register_buffer("mean", joints[0].clone(), persistent=False)
-        self.register_buffer("directions", (joints[1:] - joints[:1]).permute(1, 2, 0).clone(), persistent=False)
+        self.register_buffer(
+            "directions", (joints[1:] - joints[:1]).permute(1, 2, 0).clone(), persistent=False
+        )
 
     def forward(self, betas: Tensor) -> Tensor:
         """(B, 10) -> (B, J, 3) wrist-relative, metres, OPENPOSE21, hand model's own frame."""
@@ -99,8 +106,8 @@ class RestSkeleton(nn.Module):
 def rotations_from_joints(joints_root_m: Tensor, rest_root_m: Tensor) -> tuple[Tensor, Tensor]:
     """Wrist and local rotations that put a rest hand's bones where joints say they are.
 
-    The wrist is the rotation that best fits wrist-to-knuckles; each bone then swings by the smallest rotation,
-    from knuckle to tip along the kinematic tree. Twist about a bone is not seen and stays zero.
+    The wrist is the rotation that best fits wrist-to-knuckles; each bone then swings by the smallest
+    rotation, from knuckle to tip along the kinematic tree. Twist about a bone is not seen and stays zero.
 
     Args:
         joints_root_m: (B, J, 3) wrist-relative, OPENPOSE21.
@@ -176,11 +183,17 @@ class DenseReadout(nn.Module):
         self.grid = grid
         self.reduce = nn.Linear(width, READOUT_CHANNELS)
         self.flat = nn.Sequential(
-            nn.Linear(READOUT_GRID**2 * READOUT_CHANNELS, hidden), nn.LayerNorm(hidden), nn.GELU(),
-            nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.GELU(),
+            nn.Linear(READOUT_GRID**2 * READOUT_CHANNELS, hidden),
+            nn.LayerNorm(hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.LayerNorm(hidden),
+            nn.GELU(),
         )
         self.joints = SmallLinear(hidden, NUM_JOINTS * 3)
         self.votes = SmallLinear(width, NUM_JOINTS * 3)
+        self.rest: Tensor
+        self.centres: Tensor
         self.register_buffer("rest", rest_joints_m.clone(), persistent=False)
         self.register_buffer("centres", token_centres(grid), persistent=False)
         self.register_buffer("pool_rows", pooling_matrix(READOUT_GRID, grid[0]), persistent=False)
@@ -206,9 +219,11 @@ class DenseReadout(nn.Module):
 class CoarseHead(nn.Module):
     """Voted joints -> rotations in closed form -> residual rotations, shape and wrist.
 
-    Residuals are read twice, from the summary of all image tokens (which learns quickly from scratch) and from
-    the query tokens (which say more once the backbone is good), and added.
+    Residuals are read twice, from the summary of all image tokens (which learns quickly from scratch) and
+    from the query tokens (which say more once the backbone is good), and added.
     """
+
+    identity: Tensor
 
     def __init__(self, width: int, hidden: int, rest: RestSkeleton) -> None:
         super().__init__()
@@ -227,11 +242,18 @@ class CoarseHead(nn.Module):
         pose, shape, camera = queries[:, :NUM_POSE_QUERIES], queries[:, NUM_POSE_QUERIES], queries[:, -2:]
         betas = self.betas_summary(readout.summary) + self.betas_query(shape)
         wrist, local = rotations_from_joints(readout.joints_root_m, self.rest(betas))
-        sixd = self.identity + self.pose_summary(readout.summary).view(b, NUM_POSE_QUERIES, 6) + self.pose_query(pose)
+        sixd = (
+            self.identity
+            + self.pose_summary(readout.summary).view(b, NUM_POSE_QUERIES, 6)
+            + self.pose_query(pose)
+        )
         residual = rotation_from_6d(sixd)
         code = self.wrist_summary(readout.summary) + self.wrist_query(camera.flatten(1))
-        # The wrist's own vote is the start, as with rotations: detached, and corrected by what is learned here.
-        start = torch.cat([readout.joints_unit[:, 0], torch.zeros_like(code[:, :1])], dim=-1).detach() / WRIST_STEP
+        # The wrist's own vote is the start, detached, and corrected by what is learned here.
+        start = (
+            torch.cat([readout.joints_unit[:, 0], torch.zeros_like(code[:, :1])], dim=-1).detach()
+            / WRIST_STEP
+        )
         return HandState(wrist @ residual[:, 0], local @ residual[:, 1:], betas, start + code)
 
 
@@ -272,7 +294,7 @@ def pooling_matrix(cells: int, count: int) -> Tensor:
     """(cells, count) rows that sum to 1: means of `count` equal intervals over `cells` equal intervals."""
     edges = torch.arange(cells + 1) / cells
     ends = torch.arange(count + 1) / count
-    overlap = torch.minimum(edges[1:, None], ends[None, 1:]) - torch.maximum(edges[:-1, None], ends[None, :-1])
+    overlap = torch.minimum(edges[1:, None], ends[None, 1:]) - torch.maximum(
+        edges[:-1, None], ends[None, :-1]
+    )
     return overlap.clamp_min(0.0) * cells
-
-

@@ -4,8 +4,8 @@ Nothing is loaded "successfully" by accident: keys are renamed by a table, loade
 are counted, and below 90 % the file is refused. What the file never has (depth, queries) keeps its start.
 
 Positions: a row of the position table that belongs to the class token is added to the class token, which is
-the same arithmetic. ViTPose has no class token and adds that row to every patch; so do we. Its patch projection
-pads the picture by 2 pixels, ours does not: the same features for a picture shifted by 2 pixels.
+the same arithmetic. ViTPose has no class token and adds that row to every patch; so do we. Its patch
+projection pads the picture by 2 pixels, ours does not: the same features for a picture shifted by 2 pixels.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch import Tensor
+from torch.nn import functional as F
 
 from src.errors import AssetError
 from src.models.utnet import UTNet
@@ -67,8 +67,11 @@ class LoadReport:
     def __str__(self) -> str:
         """One line for the log."""
         text = f"{len(self.loaded)} loaded, {len(self.missing)} missing, {len(self.unexpected)} unexpected"
-        return text + "".join(f"; {what}: {_sample(names)}" for what, names in
-                              (("missing", self.missing), ("unexpected", self.unexpected)) if names)
+        return text + "".join(
+            f"; {what}: {_sample(names)}"
+            for what, names in (("missing", self.missing), ("unexpected", self.unexpected))
+            if names
+        )
 
 
 def load_backbone(model: UTNet, path: Path) -> LoadReport:
@@ -88,22 +91,35 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
     """
     found = _rename(_read(path))
     own = any(name.startswith("embed.pose") for name in found)
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(_OWN)
-              and (own or not _only_ours(name))}
+    wanted = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith(_OWN) and (own or not _only_ours(name))
+    }
     _fit_positions(found, wanted, path)
-    loaded = {name: tensor for name, tensor in found.items()
-              if name in wanted and tensor.shape == wanted[name].shape}
-    missing = [name if name not in found else f"{name} {tuple(found[name].shape)} for {tuple(tensor.shape)}"
-               for name, tensor in wanted.items() if name not in loaded]
+    loaded = {
+        name: tensor
+        for name, tensor in found.items()
+        if name in wanted and tensor.shape == wanted[name].shape
+    }
+    missing = [
+        name if name not in found else f"{name} {tuple(found[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name not in loaded
+    ]
     unexpected = [name for name in found if name not in wanted]
     report = LoadReport(tuple(sorted(loaded)), tuple(sorted(missing)), tuple(sorted(unexpected)))
     if len(loaded) < MIN_LOADED * len(wanted):
-        raise AssetError(f"pretrained weights {path}: only {len(loaded)} of {len(wanted)} tensors of the backbone "
-                         f"found, want {MIN_LOADED:.0%} ({report}). Check model.preset and model.stem against the file")
+        raise AssetError(
+            f"pretrained weights {path}: only {len(loaded)} of {len(wanted)} tensors of the backbone "
+            f"found, want {MIN_LOADED:.0%} ({report}). Check model.preset and model.stem against the file"
+        )
     strange = [name for name in report.unexpected if _FEATURE_KEYS.match(name)]
     if strange:
-        raise AssetError(f"pretrained weights {path}: the file's backbone has {len(strange)} tensors that ours has no "
-                         f"place for ({_sample(strange)}); its features could not be reproduced. Use a plain ViT")
+        raise AssetError(
+            f"pretrained weights {path}: the file's backbone has {len(strange)} tensors that ours has no "
+            f"place for ({_sample(strange)}); its features could not be reproduced. Use a plain ViT"
+        )
     with torch.no_grad():
         state = model.state_dict()
         for name, tensor in loaded.items():
@@ -117,8 +133,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise AssetError(f"pretrained weights: no file {path}. Put it there, or set model.pretrained=null")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise AssetError(f"pretrained weights {path}: not a file of plain tensors ({str(error).splitlines()[0]})") from error
+    except (UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
+        # torch's restricted reader fails on foreign bytes with whatever its parser trips over.
+        reason = str(error).partition("\n")[0]
+        raise AssetError(f"pretrained weights {path}: not a file of plain tensors ({reason})") from error
     while isinstance(content, dict):
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
         if inner is None:
@@ -151,8 +169,16 @@ def _rename(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _only_ours(name: str) -> bool:
     """True for what pretrained ViTs do not have."""
-    return name.startswith(("embed.pose", "embed.shape", "embed.camera", "embed.intrinsics", "embed.stem.depth",
-                            "embed.stem.placeholder"))
+    return name.startswith(
+        (
+            "embed.pose",
+            "embed.shape",
+            "embed.camera",
+            "embed.intrinsics",
+            "embed.stem.depth",
+            "embed.stem.placeholder",
+        )
+    )
 
 
 def _fit_positions(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
@@ -169,11 +195,12 @@ def _fit_positions(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Pa
                 found["embed.class_token"] = found["embed.class_token"] + head
             else:
                 table = table + head
-        table = table.unflatten(1, (rows, cols))
+        table = table.reshape(1, rows, cols, -1)
     target = wanted[name].shape[1:3]
     if table.shape[1:3] != target:
-        table = F.interpolate(table.permute(0, 3, 1, 2), size=target, mode="bicubic", antialias=False,
-                              align_corners=False).permute(0, 2, 3, 1)
+        table = F.interpolate(
+            table.permute(0, 3, 1, 2), size=target, mode="bicubic", antialias=False, align_corners=False
+        ).permute(0, 2, 3, 1)
     found[name] = table.contiguous()
 
 
@@ -193,8 +220,3 @@ def _grid_of_table(length: int, path: Path) -> tuple[int, int, bool]:
 def _sample(names: tuple[str, ...] | list[str]) -> str:
     """The first few names."""
     return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
-
-
-def backbone_parameters(model: UTNet) -> list[nn.Parameter]:
-    """Parameters of tokens and ViT."""
-    return [*model.embed.parameters(), *model.vit.parameters()]

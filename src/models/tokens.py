@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from src.errors import ConfigError, ShapeError
 from src.models.vit import NORM_EPS
@@ -68,7 +68,7 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     """(rows, cols, D) positions as sines and cosines of amplitude 1: a half of the channels for y, one for x.
 
     Wavelengths run geometrically from 4 tokens to 4 times the longer side, so that neighbours differ and the
-    ends of the crop do too. The amplitude matters: with positions of 0.02 the network stays with the mean pose.
+    ends of the crop do too. With an amplitude of 0.02 the network stays with the mean pose.
     """
     if width % 4:
         raise ConfigError(f"width of a token: got {width}, want a multiple of 4")
@@ -97,7 +97,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x + self.conv2(F.gelu(self.conv1(F.gelu(self.norm(x)))))
+        result: Tensor = x + self.conv2(F.gelu(self.conv1(F.gelu(self.norm(x)))))
+        return result
 
 
 class ConvStem(nn.Module):
@@ -150,7 +151,9 @@ class TokenEmbedding(nn.Module):
     pretrained features need; a convolutional stem has fixed positions. Both start as sines of amplitude 1.
     """
 
-    def __init__(self, image_size: tuple[int, int], width: int, *, conv_channels: tuple[int, int, int] | None) -> None:
+    def __init__(
+        self, image_size: tuple[int, int], width: int, *, conv_channels: tuple[int, int, int] | None
+    ) -> None:
         super().__init__()
         self.image_size = image_size
         self.grid = grid_of(image_size)
@@ -167,8 +170,9 @@ class TokenEmbedding(nn.Module):
         self.pose = nn.Parameter(torch.randn(1, NUM_POSE_QUERIES, width) * 0.02)
         self.shape = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.camera = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.intrinsics = nn.Sequential(nn.Linear(5, width), nn.GELU(), nn.Linear(width, width),
-                                        nn.LayerNorm(width, eps=NORM_EPS))
+        self.intrinsics = nn.Sequential(
+            nn.Linear(5, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width, eps=NORM_EPS)
+        )
 
     def forward(self, batch: HandBatch) -> Tokens:
         """Embed a batch whose crops have the configured size.
@@ -178,7 +182,9 @@ class TokenEmbedding(nn.Module):
         """
         size = tuple(batch.rgb.shape[-2:])
         if size != self.image_size:
-            raise ShapeError(f"crop: got {size[0]} x {size[1]} pixels, want model.image_size = {self.image_size}")
+            raise ShapeError(
+                f"crop: got {size[0]} x {size[1]} pixels, want model.image_size = {self.image_size}"
+            )
         hidden = (~batch.depth_present).to(batch.rgb.dtype)[:, None, None, None]
         image, skips = self.stem(batch.rgb, torch.cat([batch.depth, batch.depth_valid], dim=1), hidden)
         image = map_to_tokens(image) + self.positions.flatten(1, 2)
@@ -192,5 +198,13 @@ class TokenEmbedding(nn.Module):
         """(B, 5) focal lengths and centre in fractions of the crop, log of the reference depth in metres."""
         height, width = self.image_size
         k = batch.intrinsics_crop_px
-        return torch.stack([k[:, 0, 0] / width, k[:, 1, 1] / height, k[:, 0, 2] / width - 0.5,
-                            k[:, 1, 2] / height - 0.5, batch.z_ref_m.log()], dim=-1)
+        return torch.stack(
+            [
+                k[:, 0, 0] / width,
+                k[:, 1, 1] / height,
+                k[:, 0, 2] / width - 0.5,
+                k[:, 1, 2] / height - 0.5,
+                batch.z_ref_m.log(),
+            ],
+            dim=-1,
+        )

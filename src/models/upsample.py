@@ -1,18 +1,19 @@
 """From tokens back to pictures: feature maps at strides 16, 8 and 4 that vertices sample.
 
-Element (r, c) of a map with stride s is centred on crop pixel (s c + (s - 1) / 2, s r + (s - 1) / 2), which is
-what bilinear upsampling with align_corners=False keeps.
+Element (r, c) of a map with stride s is centred on crop pixel (s c + (s - 1) / 2, s r + (s - 1) / 2), which
+is what bilinear upsampling with align_corners=False keeps.
 
 Legend: B batch, C channels, rows cols grid of the coarse map.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from src.models.tokens import tokens_to_map
 
@@ -32,21 +33,31 @@ class FeaturePyramid(nn.Module):
             to the coarse elements of their window.
     """
 
-    def __init__(self, grid: tuple[int, int], width: int, channels: tuple[int, int, int],
-                 skips: tuple[int, int] | None, kind: Literal["conv", "window"]) -> None:
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        width: int,
+        channels: tuple[int, int, int],
+        skips: tuple[int, int] | None,
+        kind: Literal["conv", "window"],
+    ) -> None:
         super().__init__()
         self.grid = grid
         rows, cols = grid
         self.enter = nn.Sequential(nn.Conv2d(width, channels[0], 1), nn.GroupNorm(8, channels[0]), nn.GELU())
         self.levels = nn.ModuleList()
-        for i, (inside, outside) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+        for i, (inside, outside) in enumerate(itertools.pairwise(channels)):
             skip = 0 if skips is None else skips[i]
             here = (rows << i, cols << i)
-            step = WindowStep(here, inside, outside, skip) if kind == "window" else ConvStep(inside, outside, skip)
+            step = (
+                WindowStep(here, inside, outside, skip)
+                if kind == "window"
+                else ConvStep(inside, outside, skip)
+            )
             self.levels.append(step)
 
     def forward(self, image_tokens: Tensor, skips: tuple[Tensor, ...], rgb: Tensor) -> tuple[Tensor, ...]:
-        """(B, N, D), the stem's maps at strides 8 and 4 or (), (B, 3, H, W) -> (B, C, H / s, W / s), s = 16, 8, 4."""
+        """(B, N, D), the stem's maps at strides 8 and 4 or (), (B, 3, H, W) -> maps at strides 16, 8, 4."""
         maps = [self.enter(tokens_to_map(image_tokens, self.grid))]
         for i, level in enumerate(self.levels):
             maps.append(level(maps[-1], skips[i] if skips else None, rgb))
@@ -64,13 +75,14 @@ class ConvStep(nn.Module):
     def forward(self, coarse: Tensor, skip: Tensor | None, rgb: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', 2h, 2w)."""
         fine = double(coarse)
-        return self.finish(self.merge(fine if skip is None else torch.cat([fine, skip], dim=1)))
+        result: Tensor = self.finish(self.merge(fine if skip is None else torch.cat([fine, skip], dim=1)))
+        return result
 
 
 class WindowStep(nn.Module):
-    """Doubling by attention inside windows: a fine pixel asks, by its colour and place, the elements around it.
+    """Doubling by attention inside windows: a fine pixel asks, by its colour, the elements around it.
 
-    Windows do not overlap and divide the map exactly; the bilinear path beside them carries across their edges.
+    Windows do not overlap and divide the map exactly; the bilinear path carries across their edges.
     """
 
     def __init__(self, coarse: tuple[int, int], inside: int, outside: int, skip: int) -> None:
@@ -96,7 +108,8 @@ class WindowStep(nn.Module):
         key, value = to_windows(self.key(coarse), rows, cols), to_windows(self.value(coarse), rows, cols)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias.to(query.dtype))
         mixed = from_windows(mixed, 2 * rows, 2 * cols, (fine.shape[-2], fine.shape[-1]))
-        return self.finish(self.merge(torch.cat([mixed, *seen], dim=1)))
+        result: Tensor = self.finish(self.merge(torch.cat([mixed, *seen], dim=1)))
+        return result
 
 
 def double(coarse: Tensor) -> Tensor:

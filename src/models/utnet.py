@@ -31,7 +31,7 @@ _HEAD_QUERIES = NUM_POSE_QUERIES + 3
 class UTNet(nn.Module):
     """The network.
 
-    At initialisation its output is the same with and without depth, and the refined hand equals the coarse one.
+    At the start its output is the same with and without depth, and the refined hand equals the coarse one.
 
     Args:
         config: sizes and options.
@@ -49,16 +49,26 @@ class UTNet(nn.Module):
         self.backbone_dtype = torch.float32
         self.refine_iterations = config.refine_iterations
         self.embed = TokenEmbedding(config.image_size, sizes.width, conv_channels=conv)
-        self.vit = ViT(sizes.width, sizes.depth, sizes.heads, drop_path=config.drop_path,
-                       activation_checkpointing=config.activation_checkpointing)
+        self.vit = ViT(
+            sizes.width,
+            sizes.depth,
+            sizes.heads,
+            drop_path=config.drop_path,
+            activation_checkpointing=config.activation_checkpointing,
+        )
         grid = self.embed.grid
         rest = RestSkeleton(mano)
         self.readout = DenseReadout(grid, sizes.width, sizes.readout_width, rest.mean)
         self.coarse = CoarseHead(sizes.width, sizes.readout_width, rest)
         skips = None if conv is None else (conv[1], conv[0])
         self.pyramid = FeaturePyramid(grid, sizes.width, sizes.map_channels, skips, config.upsampling)
-        self.refiner = MeshRefiner(mano, seen=sum(sizes.map_channels), summary=sizes.readout_width,
-                                   width=sizes.graph_width, layers=sizes.graph_layers)
+        self.refiner = MeshRefiner(
+            mano,
+            seen=sum(sizes.map_channels),
+            summary=sizes.readout_width,
+            width=sizes.graph_width,
+            layers=sizes.graph_layers,
+        )
         self.decoder = HandDecoder(mano, config.image_size)
 
     def forward(self, batch: HandBatch) -> Prediction:
@@ -82,7 +92,9 @@ class UTNet(nn.Module):
             skips = tuple(skip.float() for skip in tokens.skips)
             return self._hands(features.float(), tokens.queries.shape[1], skips, batch)
 
-    def _hands(self, features: Tensor, queries: int, skips: tuple[Tensor, ...], batch: HandBatch) -> Prediction:
+    def _hands(
+        self, features: Tensor, queries: int, skips: tuple[Tensor, ...], batch: HandBatch
+    ) -> Prediction:
         """(B, Q + N, D) features of the backbone -> prediction, in float32."""
         image = features[:, queries:]
         readout = self.readout(image)
@@ -93,8 +105,12 @@ class UTNet(nn.Module):
             points = torch.cat([hand.vertices_cam_m, hand.joints_cam_m], dim=1)
             state = self.refiner(state, hand, sample_points(maps, points, batch), readout.summary)
             hand = self.decoder(state, batch.intrinsics_crop_px, batch.z_ref_m)
-        return Prediction(hand=hand, coarse=coarse, vote_joints_root_m=readout.joints_root_m,
-                          vote_joints_unit=readout.joints_unit)
+        return Prediction(
+            hand=hand,
+            coarse=coarse,
+            vote_joints_root_m=readout.joints_root_m,
+            vote_joints_unit=readout.joints_unit,
+        )
 
     def compile_backbone(self) -> None:
         """Compile the ViT in place; parameter names stay as they are, so checkpoints do too."""

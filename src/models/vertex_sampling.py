@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from src.geometry.camera import project
 from src.schema import DEPTH_RANGE_M, HandBatch
@@ -70,7 +70,9 @@ def sample_map(features: Tensor, spot: Tensor) -> Tensor:
     """
     if features.is_cuda and torch.are_deterministic_algorithms_enabled():
         return gather_map(features, spot)
-    sampled = F.grid_sample(features, 2.0 * spot[:, None], mode="bilinear", padding_mode="zeros", align_corners=False)
+    sampled = F.grid_sample(
+        features, 2.0 * spot[:, None], mode="bilinear", padding_mode="zeros", align_corners=False
+    )
     return sampled[:, :, 0].transpose(1, 2)
 
 
@@ -96,12 +98,14 @@ def gather_map(features: Tensor, spot: Tensor) -> Tensor:
 
 
 def depth_residual(batch: HandBatch, z_m: Tensor, spot: Tensor) -> Tensor:
-    """(B, P) predicted z and (B, P, 2) places -> (B, P, 2) clipped (measured - predicted) / 5 cm, and validity.
+    """(B, P) predicted z and (B, P, 2) places -> (B, P, 2) (measured - predicted) / 5 cm, and validity.
 
     The nearest pixel is read: a mean over an edge of the hand is the depth of nothing.
     """
     picture = torch.cat([batch.depth, batch.depth_valid], dim=1)
-    seen = F.grid_sample(picture, 2.0 * spot[:, None], mode="nearest", padding_mode="zeros", align_corners=False)
+    seen = F.grid_sample(
+        picture, 2.0 * spot[:, None], mode="nearest", padding_mode="zeros", align_corners=False
+    )
     measured = seen[:, 0, 0] * DEPTH_RANGE_M + batch.z_ref_m[:, None]
     valid = seen[:, 1, 0]
     residual = ((measured - z_m) / RESIDUAL_UNIT_M).clamp(-RESIDUAL_CLIP, RESIDUAL_CLIP)

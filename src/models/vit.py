@@ -14,11 +14,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-6
-"""eps of every LayerNorm of the backbone; pretrained ViTs use it, PyTorch's default of 1e-5 shifts features."""
+"""eps of the backbone's LayerNorms; pretrained ViTs use it, PyTorch's default of 1e-5 shifts features."""
 
 SHORT_SEQUENCE = 320
 """On a CPU, sequences up to this length are attended to by plain products: the fused kernel's backward pass
@@ -76,7 +76,8 @@ class Attention(nn.Module):
             mixed = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         else:
             mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).reshape(b, n, d))
+        result: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, d))
+        return result
 
 
 class Mlp(nn.Module):
@@ -89,13 +90,14 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        result: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return result
 
 
 class DropPath(nn.Module):
     """Leaves a residual branch out for whole samples while training, and scales the others up.
 
-    Draws from torch's global generator, whose state a checkpoint holds: a resumed run drops the same branches.
+    Draws from torch's global generator, whose state checkpoints hold: a resumed run drops the same branches.
     """
 
     def __init__(self, probability: float) -> None:
@@ -125,7 +127,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        result: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return result
 
 
 class ViT(nn.Module):
@@ -139,8 +142,15 @@ class ViT(nn.Module):
         activation_checkpointing: recompute each block in the backward pass instead of keeping it.
     """
 
-    def __init__(self, width: int, depth: int, heads: int, *, drop_path: float = 0.0,
-                 activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        *,
+        drop_path: float = 0.0,
+        activation_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(width, heads, rate) for rate in rates)
@@ -155,7 +165,8 @@ class ViT(nn.Module):
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = block(tokens)
-        return self.norm(tokens)
+        result: Tensor = self.norm(tokens)
+        return result
 
 
 def _initialise(module: nn.Module) -> None:

@@ -27,7 +27,9 @@ def hand_model() -> ManoLayer:
         return ManoLayer.from_file(path)
 
 
-def make_batch(size: int, height: int = 128, width: int = 128, *, seed: int = 0, noise: bool = False) -> HandBatch:
+def make_batch(
+    size: int, height: int = 128, width: int = 128, *, seed: int = 0, noise: bool = False
+) -> HandBatch:
     """`size` hands in random poses, depth shown, in the crop camera.
 
     Args:
@@ -44,16 +46,22 @@ def make_batch(size: int, height: int = 128, width: int = 128, *, seed: int = 0,
     pose, betas = rotation_from_aa(bend), 0.7 * torch.randn(size, 10, generator=rng)
     out = mano(orient, pose, betas, torch.zeros(size, 3))
     joints_root = out.joints_m - out.joints_m[:, :1]
-    away = torch.randn(size, 3, generator=rng) * torch.tensor([0.015, 0.015, 0.03]) + torch.tensor([0.0, 0.0, 0.6])
+    away = torch.randn(size, 3, generator=rng) * torch.tensor([0.015, 0.015, 0.03]) + torch.tensor(
+        [0.0, 0.0, 0.6]
+    )
     root = away - joints_root.mean(dim=1)
     joints = joints_root + root[:, None]
     focal = 0.6 / 0.3 * min(height, width)
-    k = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]]).expand(size, 3, 3)
+    k = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]]).expand(
+        size, 3, 3
+    )
     pixels = project(joints, k)
     z_ref = joints.mean(dim=1)[:, 2] + 0.02 * torch.randn(size, generator=rng)
     if noise:
-        rgb, z = torch.randn(size, 3, height, width, generator=rng), 0.6 + 0.1 * torch.randn(
-            size, height, width, generator=rng)
+        rgb, z = (
+            torch.randn(size, 3, height, width, generator=rng),
+            0.6 + 0.1 * torch.randn(size, height, width, generator=rng),
+        )
     else:
         rgb, z = _paint(out.vertices_m - out.joints_m[:, :1] + root[:, None], mano.faces, k, height, width)
     valid = (z > 0).float()
@@ -61,17 +69,32 @@ def make_batch(size: int, height: int = 128, width: int = 128, *, seed: int = 0,
     eye = torch.eye(3).expand(size, 3, 3)
     yes = torch.ones(size, dtype=torch.bool)
     return HandBatch(
-        sample_index=torch.arange(size), rgb=rgb, depth=depth[:, None], depth_valid=valid[:, None],
-        depth_present=yes, z_ref_m=z_ref, intrinsics_img_px=k, intrinsics_crop_px=k, crop_from_img=eye,
-        rot_crop_from_img=eye, joints_cam_m=joints, joints_root_m=joints_root, joints_crop_px=pixels,
-        joints_unit=pixels / torch.tensor([width, height]) - 0.5, joints_conf=torch.ones(size, 21),
-        root_cam_m=root, translation_m=root - out.joints_m[:, 0], global_orient=orient, hand_pose=pose,
-        betas=betas, mano_valid=yes,
+        sample_index=torch.arange(size),
+        rgb=rgb,
+        depth=depth[:, None],
+        depth_valid=valid[:, None],
+        depth_present=yes,
+        z_ref_m=z_ref,
+        intrinsics_img_px=k,
+        intrinsics_crop_px=k,
+        crop_from_img=eye,
+        rot_crop_from_img=eye,
+        joints_cam_m=joints,
+        joints_root_m=joints_root,
+        joints_crop_px=pixels,
+        joints_unit=pixels / torch.tensor([width, height]) - 0.5,
+        joints_conf=torch.ones(size, 21),
+        root_cam_m=root,
+        translation_m=root - out.joints_m[:, 0],
+        global_orient=orient,
+        hand_pose=pose,
+        betas=betas,
+        mano_valid=yes,
     )
 
 
 def _paint(vertices_m: Tensor, faces: Tensor, k: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """(B, 3, H, W) normalised picture shaded by the surface's direction, and (B, H, W) depth, 0 off the hand."""
+    """(B, 3, H, W) picture shaded by the surface's direction, and (B, H, W) depth, 0 off the hand."""
     rgb, depth = [], []
     for points, camera in zip(vertices_m.double().numpy(), k.double().numpy(), strict=True):
         seen = rasterize(points, faces.numpy(), camera, width, height)
@@ -83,4 +106,6 @@ def _paint(vertices_m: Tensor, faces: Tensor, k: Tensor, height: int, width: int
         z[seen.pixel] = seen.depth_m
         rgb.append(picture.reshape(height, width, 3).transpose(2, 0, 1))
         depth.append(z.reshape(height, width))
-    return torch.tensor(np.stack(rgb), dtype=torch.float32), torch.tensor(np.stack(depth), dtype=torch.float32)
+    return torch.tensor(np.stack(rgb), dtype=torch.float32), torch.tensor(
+        np.stack(depth), dtype=torch.float32
+    )

@@ -55,20 +55,22 @@ def test_a_bent_joint_bends_that_joint(name):
 
 
 def test_closed_form_keeps_nan_and_has_no_gradient():
-    """A nan must reach the loss, where all ranks stop; a gradient through the fit would be nan at equal points."""
+    """A nan must reach the loss, where all ranks stop; a gradient of the fit is nan at equal points."""
     joints = make_batch(2, noise=True).joints_root_m.clone().requires_grad_()
     rest = RestSkeleton(hand_model())(torch.zeros(2, 10))
     wrist, local = rotations_from_joints(joints, rest)
-    assert not wrist.requires_grad and not local.requires_grad
+    assert not wrist.requires_grad
+    assert not local.requires_grad
     broken = joints.detach().clone()
     broken[1] = torch.nan
     wrist, local = rotations_from_joints(broken, rest)
-    assert torch.isnan(wrist[1]).all() and torch.isnan(local[1]).all()
+    assert torch.isnan(wrist[1]).all()
+    assert torch.isnan(local[1]).all()
     assert torch.isfinite(wrist[0]).all()
 
 
 def test_residual_rotations_are_read_as_they_are_written():
-    """Lesson 16: 6D written by rows and read by columns; here a residual that names columns must turn by them."""
+    """Lesson 16: 6D written by rows and read by columns; a residual that names columns must turn by them."""
     torch.manual_seed(0)
     mano = hand_model()
     rest = RestSkeleton(mano)

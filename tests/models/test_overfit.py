@@ -29,7 +29,9 @@ def test_one_batch_of_eight_is_learned_to_5_mm_with_and_without_depth():
     scores = [first, first]
     for step in range(240):
         for group in optimiser.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 10) * (0.55 + 0.45 * math.cos(math.pi * min(1.0, step / 150)))
+            group["lr"] = (
+                1e-3 * min(1.0, (step + 1) / 10) * (0.55 + 0.45 * math.cos(math.pi * min(1.0, step / 150)))
+            )
         optimiser.zero_grad()
         seen = inputs[step % 2]
         loss(net(seen), seen).total.backward()

@@ -1,0 +1,195 @@
+"""Coordinates survive every change of layout: tokens, windows, maps, samples under vertices; the graph."""
+
+import dataclasses
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.config import ModelConfig
+from src.errors import ShapeError
+from src.geometry.camera import project
+from src.models import gcn
+from src.models.gcn import MeshGraph, normalised_adjacency
+from src.models.tokens import grid_of, map_to_tokens, sincos_positions, tokens_to_map
+from src.models.upsample import double, from_windows, to_windows
+from src.models.utnet import UTNet
+from src.models.vertex_sampling import RESIDUAL_CLIP, gather_map, sample_map, sample_points
+from src.schema import DEPTH_RANGE_M
+from tests.models.scene import hand_model, make_batch
+
+
+def coordinate_map(height: int, width: int, stride: int) -> torch.Tensor:
+    """(1, 2, H / s, W / s) the crop pixel (x, y) on which each element is centred."""
+    y = stride * torch.arange(height // stride) + (stride - 1) / 2
+    x = stride * torch.arange(width // stride) + (stride - 1) / 2
+    return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1])[None].float()
+
+
+@given(rows=st.integers(1, 20), cols=st.integers(1, 20))
+@settings(max_examples=30, deadline=None)
+def test_token_r_c_lands_at_row_r_column_c(rows, cols):
+    """Lesson 7: 16 x 12 tokens laid out as 12 x 16 put token (8, 3) at (6, 3)."""
+    layout = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij"), dim=-1)
+    tokens = layout.reshape(1, rows * cols, 2)
+    features = tokens_to_map(tokens, (rows, cols))
+    assert torch.equal(features[0].permute(1, 2, 0), layout)
+    assert torch.equal(map_to_tokens(features), tokens)
+    assert grid_of((rows * 16, cols * 16)) == (rows, cols)
+
+
+def test_tokens_of_another_grid_are_refused():
+    """A wrong count must not be reshaped into some picture."""
+    with pytest.raises(ShapeError, match="16 x 12"):
+        tokens_to_map(torch.zeros(1, 191, 4), (16, 12))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModelConfig(preset="tiny", image_size=(96, 48)),
+        ModelConfig(preset="tiny", image_size=(96, 48), stem="patch"),
+    ],
+)
+def test_a_bright_patch_lights_its_own_token(config):
+    """The stem, too, must keep rows and columns: whatever stands in patch (r, c) changes that token most."""
+    torch.manual_seed(0)
+    net = UTNet(config, hand_model())
+    batch = make_batch(1, 96, 48, noise=True)
+    rgb = batch.rgb.clone()
+    rgb[:, :, 64:80, 16:32] += 3.0
+    before, after = net.embed(batch).image, net.embed(dataclasses.replace(batch, rgb=rgb)).image
+    change = tokens_to_map(after - before, (6, 3)).norm(dim=1)[0]
+    assert divmod(int(change.argmax()), 3) == (4, 1)
+
+
+def test_positions_have_amplitude_one_and_tell_all_tokens_apart():
+    """Positions of amplitude 0.02 left the network on the plateau of the mean pose."""
+    table = sincos_positions((16, 12), 192).flatten(0, 1)
+    assert table.abs().max() > 0.99
+    distance = torch.cdist(table, table) + 100 * torch.eye(192)
+    assert distance.min() > 1.0
+
+
+@pytest.mark.parametrize("stride", [16, 8, 4])
+@pytest.mark.parametrize("size", [(128, 128), (256, 192)])
+def test_a_map_of_coordinates_returns_the_projection(stride, size):
+    """Lesson 6: vertices in millimetres added to pixels put 3 to 37 percent of them inside the maps."""
+    batch = make_batch(4, *size, noise=True)
+    points = torch.cat(
+        [
+            hand_model()(batch.global_orient, batch.hand_pose, batch.betas, batch.translation_m).vertices_m,
+            batch.joints_cam_m,
+        ],
+        dim=1,
+    )
+    pixels = project(points, batch.intrinsics_crop_px)
+    sampled = sample_points((coordinate_map(*size, stride).expand(4, -1, -1, -1),), points, batch)
+    limit = torch.tensor([size[1], size[0]])
+    # The outer half element of a map fades into zero: the crop's rim is judged by the flag alone.
+    inner = ((pixels > stride) & (pixels < limit - stride)).all(dim=-1)
+    assert inner.float().mean() > 0.9
+    assert (sampled.features - pixels).abs()[inner].max() < 0.5
+    inside = ((pixels >= -0.5) & (pixels <= limit - 0.5)).all(dim=-1)
+    assert torch.equal(sampled.place[..., 2] == 1, inside)
+
+
+def test_upsampling_keeps_coordinates():
+    """A pyramid that shifts by half an element moves every sample by up to 8 pixels."""
+    fine = double(coordinate_map(128, 96, 16))
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(fine[inner], coordinate_map(128, 96, 8)[inner])
+    stem = UTNet(ModelConfig(preset="tiny", image_size=(64, 64)), hand_model()).embed.stem
+    for layer, stride in ((stem.rgb, 4), (stem.stage8[0], 2), (stem.stage16[0], 2)):
+        # Output i reads pixels s i - p ... s i - p + k - 1; their centre must be s i + (s - 1) / 2.
+        assert -layer.padding[0] + (layer.kernel_size[0] - 1) / 2 == (stride - 1) / 2
+        assert layer.stride[0] == stride
+
+
+def test_windows_come_back_where_they_were():
+    """Window attention must not shuffle the map."""
+    features = torch.arange(2 * 3 * 8 * 12).view(2, 3, 8, 12).float()
+    windows = to_windows(features, 4, 3)
+    assert windows.shape == (2, 8, 12, 3)
+    assert torch.equal(windows[0, 1, :, 0].view(4, 3), features[0, 0, :4, 3:6])
+    assert torch.equal(from_windows(windows, 4, 3, (8, 12)), features)
+
+
+def test_deterministic_sampling_equals_grid_sample():
+    """On a GPU with deterministic kernels another routine samples: it must give the same gradient."""
+    torch.manual_seed(0)
+    place = torch.rand(2, 200, 2) * 1.4 - 0.7
+    place[0, 0] = torch.tensor([1e6, -1e6])
+    grads = []
+    for routine in (sample_map, gather_map):
+        features = torch.randn(2, 5, 6, 9, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        sampled = routine(features, place)
+        (sampled * torch.arange(5)).sum().backward()
+        grads.append((sampled.detach(), features.grad))
+    torch.testing.assert_close(grads[0], grads[1], atol=1e-5, rtol=1e-5)
+
+
+def test_depth_residual_is_measured_minus_predicted():
+    """The cue that RGB-only networks lack: its sign says on which side of the surface the hand was put."""
+    batch = make_batch(1, noise=True)
+    z = batch.z_ref_m[:, None, None, None]
+    batch = dataclasses.replace(
+        batch,
+        depth=((0.65 - z) / DEPTH_RANGE_M).expand_as(batch.depth).contiguous(),
+        depth_valid=torch.ones_like(batch.depth_valid),
+    )
+    points = torch.tensor(
+        [[[0.0, 0.0, 0.62], [0.0, 0.0, 0.66], [0.0, 0.0, 0.3], [5.0, 0.0, 0.6], [0, 0, -1.0]]]
+    )
+    depth = sample_points((coordinate_map(128, 128, 16),), points, batch).depth[0]
+    torch.testing.assert_close(depth[:2, 0], torch.tensor([0.03, -0.01]) / 0.05, atol=1e-4, rtol=0)
+    assert depth[2, 0] == RESIDUAL_CLIP
+    assert depth[3].tolist() == [0, 0]
+    assert torch.equal(
+        sample_points((coordinate_map(128, 128, 16),), points, batch.without_depth()).depth,
+        torch.zeros(1, 5, 2),
+    )
+
+
+def test_graph_is_normalised():
+    """A graph whose product grows or shrinks features makes depth of layers decide the scale."""
+    faces = torch.tensor([[0, 1, 2], [1, 2, 3]])
+    graph = normalised_adjacency(faces, 5).to_dense()
+    degree = torch.tensor([3.0, 4, 4, 3, 1])
+    linked = torch.tensor(
+        [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 1]]
+    )
+    torch.testing.assert_close(graph, linked / (degree[:, None] * degree).sqrt())
+    hand = normalised_adjacency(hand_model().faces, 778).to_dense().double()
+    assert torch.equal(hand, hand.T)
+    assert float(torch.linalg.eigvalsh(hand).max()) == pytest.approx(1.0, abs=1e-6)
+    with pytest.raises(ShapeError):
+        normalised_adjacency(faces, 3)
+
+
+def test_graph_product_and_its_gradient():
+    """The sparse product has its own backward pass: it must be the dense one's."""
+    graph = MeshGraph(hand_model().faces, 778)
+    dense = normalised_adjacency(hand_model().faces, 778).to_dense()
+    nodes = torch.randn(778, 2, 3, generator=torch.Generator().manual_seed(0))
+    pull = torch.randn(778, 2, 3, generator=torch.Generator().manual_seed(1))
+    results = []
+    for product in (graph, lambda x: torch.einsum("uv,vbc->ubc", dense, x)):
+        x = nodes.clone().requires_grad_()
+        y = product(x)
+        (y * pull).sum().backward()
+        results.append((y.detach(), x.grad))
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
+
+
+def test_graph_is_normalised_once():
+    """Lesson 23: rebuilding the graph in each layer of each step took three times the step's time."""
+    net = UTNet(ModelConfig(preset="tiny", image_size=(64, 64), refine_iterations=2), hand_model())
+    with (
+        mock.patch.object(gcn, "normalised_adjacency", side_effect=AssertionError("rebuilt")),
+        mock.patch.object(torch.Tensor, "to_sparse_csr", side_effect=AssertionError("rebuilt")),
+        mock.patch.object(torch.Tensor, "rsqrt", side_effect=AssertionError("rebuilt")),
+    ):
+        net(make_batch(1, 64, 64, noise=True)).hand.vertices_cam_m.sum().backward()

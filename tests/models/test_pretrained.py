@@ -1,0 +1,178 @@
+"""Weights of others: features equal theirs, and nothing loads by accident."""
+
+from pathlib import Path
+
+import pytest
+import timm.models.vision_transformer as timm_vit
+import torch
+import torchvision.models.vision_transformer as tv_vit
+from torch import nn
+from torch.nn import functional as F
+
+from src.config import ModelConfig
+from src.errors import AssetError
+from src.models.pretrained import load_backbone
+from src.models.tokens import map_to_tokens
+from src.models.utnet import UTNet
+from src.models.vit import PRESETS
+from tests.models.scene import hand_model
+
+SIZE = PRESETS["tiny"]
+
+
+def network(size: tuple[int, int]) -> UTNet:
+    torch.manual_seed(1)
+    return UTNet(ModelConfig(preset="tiny", image_size=size, stem="patch"), hand_model()).eval()
+
+
+def features(net: UTNet, picture: torch.Tensor, *, class_token: bool = True) -> torch.Tensor:
+    """Our backbone on class and image tokens alone: the sequence that others feed."""
+    image = map_to_tokens(net.embed.stem.rgb(picture)) + net.embed.positions.flatten(1, 2)
+    head = [net.embed.class_token.expand(len(picture), -1, -1)] if class_token else []
+    return net.vit(torch.cat([*head, image], dim=1))
+
+
+def roughen(module: nn.Module) -> nn.Module:
+    """Random weights everywhere: norms of 1 and biases of 0 would hide a swap."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def timm_model(size: tuple[int, int], **options: object) -> nn.Module:
+    return roughen(
+        timm_vit.VisionTransformer(
+            img_size=size,
+            embed_dim=SIZE.width,
+            depth=SIZE.depth,
+            num_heads=SIZE.heads,
+            num_classes=7,
+            **options,
+        )
+    )
+
+
+@torch.no_grad()
+def test_timm_features_are_reproduced(tmp_path: Path):
+    """Lesson 13: an extra norm, another eps or a lost class position destroys pretrained statistics."""
+    reference = timm_model((64, 64))
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in reference.state_dict().items()}}, tmp_path / "timm.pth"
+    )
+    net = network((64, 64))
+    report = load_backbone(net, tmp_path / "timm.pth")
+    assert report.missing == ()
+    assert set(report.unexpected) == {"head.weight", "head.bias"}
+    picture = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(features(net, picture), reference.forward_features(picture), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_torchvision_features_are_reproduced(tmp_path: Path):
+    """As for timm; torchvision names every tensor differently."""
+    reference = roughen(tv_vit.VisionTransformer(64, 16, SIZE.depth, SIZE.heads, SIZE.width, 4 * SIZE.width))
+    torch.save(reference.state_dict(), tmp_path / "tv.pth")
+    net = network((64, 64))
+    report = load_backbone(net, tmp_path / "tv.pth")
+    assert report.missing == ()
+    picture = torch.randn(2, 3, 64, 64)
+    theirs = reference._process_input(picture)
+    theirs = reference.encoder(torch.cat([reference.class_token.expand(2, -1, -1), theirs], dim=1))
+    torch.testing.assert_close(features(net, picture), theirs, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_vitpose_features_are_reproduced(tmp_path: Path):
+    """ViTPose adds the class row of its positions to all patches, and pads by 2 pixels: ours is shifted."""
+    reference = timm_model((64, 48), class_token=False, global_pool="avg", fc_norm=False)
+    theirs = {
+        k: v for k, v in reference.state_dict().items() if not k.startswith(("head", "norm.", "pos_embed"))
+    }
+    theirs |= {f"last_norm.{k}": v for k, v in reference.norm.state_dict().items()}
+    theirs["pos_embed"] = torch.randn(1, 13, SIZE.width)
+    content = {f"backbone.{k}": v for k, v in theirs.items()} | {
+        "keypoint_head.final_layer.weight": torch.zeros(3)
+    }
+    torch.save({"state_dict": content}, tmp_path / "vitpose.pth")
+    net = network((64, 48))
+    report = load_backbone(net, tmp_path / "vitpose.pth")
+    assert report.missing == ("embed.class_token",)
+    assert report.unexpected == ("keypoint_head.final_layer.weight",)
+    picture = torch.randn(2, 3, 64, 48)
+    patches = F.conv2d(
+        picture, theirs["patch_embed.proj.weight"], theirs["patch_embed.proj.bias"], stride=16, padding=2
+    )
+    x = patches.flatten(2).transpose(1, 2) + theirs["pos_embed"][:, 1:] + theirs["pos_embed"][:, :1]
+    shifted = F.pad(picture, (2, -2, 2, -2))
+    torch.testing.assert_close(
+        features(net, shifted, class_token=False), reference.norm(reference.blocks(x)), atol=1e-4, rtol=0
+    )
+
+
+@torch.no_grad()
+def test_positions_are_resized_as_a_picture(tmp_path: Path):
+    """A table flattened on another grid and cut to length puts positions in the wrong rows."""
+    reference = timm_model((128, 128))
+    ramp = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij"), dim=-1).flatten(
+        0, 1
+    )
+    reference.pos_embed[0, 1:, :2] = ramp
+    torch.save(reference.state_dict(), tmp_path / "timm.pth")
+    net = network((64, 96))
+    load_backbone(net, tmp_path / "timm.pth")
+    table = net.embed.positions[0]
+    # Token centres of 4 rows on 8: 0.5, 2.5, 4.5, 6.5; bicubic is exact on a ramp away from its ends.
+    torch.testing.assert_close(table[1:3, 2, 0], torch.tensor([2.5, 4.5]), atol=0.05, rtol=0)
+    torch.testing.assert_close(table[2, 2:4, 1], torch.tensor([2.8333, 4.1667]), atol=0.1, rtol=0)
+
+
+def test_our_own_checkpoint_fills_the_whole_backbone(tmp_path: Path):
+    """Depth and queries are part of the backbone when the file is ours."""
+    source = network((64, 48))
+    with torch.no_grad():
+        source.embed.stem.depth.weight.normal_()
+    torch.save({"model": source.state_dict()}, tmp_path / "own.pt")
+    net = network((64, 48))
+    report = load_backbone(net, tmp_path / "own.pt")
+    assert report.missing == ()
+    assert all(name.startswith(("readout.", "coarse.", "pyramid.", "refiner.")) for name in report.unexpected)
+    for name, value in source.state_dict().items():
+        if name.startswith(("embed.", "vit.")):
+            assert torch.equal(net.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("prefix", ["encoder.vit.", "net."])
+def test_keys_that_match_nothing_are_an_error(tmp_path: Path, prefix: str):
+    """Lesson 12: a prefix nobody expected, and a random backbone reported as loaded."""
+    torch.save({f"{prefix}{k}": v for k, v in timm_model((64, 64)).state_dict().items()}, tmp_path / "x.pth")
+    net = network((64, 64))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(AssetError, match=r"only 0 of \d+ .*missing: .*unexpected: .*model\.preset"):
+        load_backbone(net, tmp_path / "x.pth")
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_another_size_or_architecture_is_an_error(tmp_path: Path):
+    """Blocks of another width, layer scale, or register tokens give features that are not the file's."""
+    wide = timm_vit.VisionTransformer(img_size=64, embed_dim=96, depth=3, num_heads=3)
+    torch.save(wide.state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(AssetError, match=r"\(288, 96\) for \(576, 192\)|96"):
+        load_backbone(network((64, 64)), tmp_path / "wide.pth")
+    torch.save(timm_model((64, 64), init_values=1e-5).state_dict(), tmp_path / "scaled.pth")
+    with pytest.raises(AssetError, match=r"ls1\.gamma"):
+        load_backbone(network((64, 64)), tmp_path / "scaled.pth")
+
+
+def test_files_that_are_not_weights_are_refused(tmp_path: Path):
+    """Pickles can run code; a missing file must be named."""
+    net = network((64, 64))
+    with pytest.raises(AssetError, match="no file"):
+        load_backbone(net, tmp_path / "none.pth")
+    torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "object.pth")
+    with pytest.raises(AssetError, match="plain tensors"):
+        load_backbone(net, tmp_path / "object.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(AssetError, match="plain tensors"):
+        load_backbone(net, tmp_path / "text.pth")
