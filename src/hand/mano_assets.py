@@ -162,10 +162,8 @@ def _checked(arrays: Mapping[str, NDArray[Any]], *, is_standin: bool, where: str
     for name, want in _SHAPES.items():
         value = arrays[name]
         if value.shape != want:
-            hint = " Some MANO releases carry more shape directions; use the original v1.2 file."
             raise AssetError(
                 f"{where}, field {_FILE_KEYS.get(name, 'kintree_table')}: shape {value.shape}, want {want}."
-                + (hint if name == "shapedirs" else "")
             )
         if value.dtype.kind not in "fiu":
             raise AssetError(f"{where}: field {name} has dtype {value.dtype}, want numbers.")
@@ -189,7 +187,7 @@ def _checked(arrays: Mapping[str, NDArray[Any]], *, is_standin: bool, where: str
 
 
 def _rightness(arrays: Mapping[str, NDArray[Any]]) -> float:
-    """Positive for a right hand, negative for its mirror image; about 0.2 for real hands.
+    """Positive for a right hand, negative for its mirror image; 0.77 for the stand-in, 0.33 if its mean pose is flat.
 
     The cross product of index and pinky metacarpals points out of a right hand's palm. Two things lie on that
     side: the thumb's end joint, and where the fingers go when the mean pose bends them.
