@@ -187,7 +187,9 @@ def _checked(arrays: Mapping[str, NDArray[Any]], *, is_standin: bool, where: str
 
 
 def _rightness(arrays: Mapping[str, NDArray[Any]]) -> float:
-    """Positive for a right hand, negative for its mirror image; 0.77 for the stand-in, 0.33 if its mean pose is flat.
+    """Positive for a right hand, negative for its mirror image.
+
+    0.77 for the stand-in, 0.33 if its mean pose is flat.
 
     The cross product of index and pinky metacarpals points out of a right hand's palm. Two things lie on that
     side: the thumb's end joint, and where the fingers go when the mean pose bends them.

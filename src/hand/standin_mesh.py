@@ -314,7 +314,7 @@ def neighbour_mean(faces: Index, num_vertices: int) -> sparse.csr_matrix:
 
 
 def fair(mesh: Mesh) -> Array:
-    """(V, 3) mm: the loft, its mobile vertices moved towards their neighbours so that next to nothing is folded."""
+    """(V, 3) mm: the loft, mobile vertices moved to their neighbours, hardly a face left folded."""
     mean, points = neighbour_mean(mesh.faces, len(mesh.points_mm)), mesh.points_mm.copy()
     pull = np.where(mesh.mobility >= 0.25, mesh.mobility, 0)[:, None]
     for _ in range(_FAIRING_STEPS):
