@@ -120,6 +120,8 @@ class MeshRefiner(nn.Module):
         layers: graph convolutions.
     """
 
+    to_mano: Tensor
+
     def __init__(self, mano: ManoLayer, *, seen: int, summary: int, width: int, layers: int) -> None:
         super().__init__()
         skin = mano.lbs_weights.detach().float()
@@ -127,7 +129,8 @@ class MeshRefiner(nn.Module):
         self.graph = MeshGraph(mano.faces, self.num_vertices)
         self.register_buffer("skin", skin.clone(), persistent=False)
         self.register_buffer("readout", (skin / skin.sum(dim=0)).T.contiguous(), persistent=False)
-        self.to_mano = list(permutation(OPENPOSE21, MANO16))
+        to_mano = torch.tensor(permutation(OPENPOSE21, MANO16))
+        self.register_buffer("to_mano", to_mano, persistent=False)
         self.enter = nn.Linear(seen + 6, width)
         self.enter_depth = nn.Linear(2, width, bias=False)
         self.enter_summary = nn.Linear(summary, width)
@@ -165,7 +168,7 @@ class MeshRefiner(nn.Module):
         for layer in self.layers:
             nodes = layer(nodes, self.graph)
         pooled = torch.einsum("sv,vbc->bsc", self.readout, nodes)
-        joints = points[:, v:][:, self.to_mano] + self.joint_identity
+        joints = points[:, v:].index_select(1, self.to_mano) + self.joint_identity
         features = self.joint(torch.cat([pooled, joints], dim=-1))
         whole = self.whole_out(self.whole(features.flatten(1)))
         turn, betas, wrist = whole.split([_ROTATIONS * 6, NUM_BETAS, 3], dim=-1)

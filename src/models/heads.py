@@ -10,6 +10,7 @@ Legend: B batch, N image tokens, D channels, J 21 joints in OPENPOSE21, S 15 loc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,21 +117,25 @@ def rotations_from_joints(joints_root_m: Tensor, rest_root_m: Tensor) -> tuple[T
     Returns:
         (B, 3, 3) and (B, S, 3, 3) in MANO16 order, without gradient.
     """
-    knuckles = list(_KNUCKLES)
-    wrist = fit_rotation(rest_root_m[:, knuckles], joints_root_m[:, knuckles])
+    wrist = fit_rotation(_pick(rest_root_m, _KNUCKLES), _pick(joints_root_m, _KNUCKLES))
     b = joints_root_m.shape[0]
     parent = wrist[:, None].expand(b, len(FINGERS), 3, 3)
     swings = []
     for k in (1, 2, 3):
         near = [OPENPOSE21.index(f"{finger}_{k}") for finger in FINGERS]
         far = [OPENPOSE21.index(f"{finger}_{k + 1}") for finger in FINGERS]
-        rest_bone = rest_root_m[:, far] - rest_root_m[:, near]
-        seen_bone = ((joints_root_m[:, far] - joints_root_m[:, near])[..., None, :] @ parent)[..., 0, :]
-        swing = rotation_between(rest_bone, seen_bone)
+        rest_bone = _pick(rest_root_m, far) - _pick(rest_root_m, near)
+        seen_bone = _pick(joints_root_m, far) - _pick(joints_root_m, near)
+        swing = rotation_between(rest_bone, (seen_bone[..., None, :] @ parent)[..., 0, :])
         parent = parent @ swing
         swings.append(swing)
     chain = torch.stack(swings, dim=2).flatten(1, 2)
-    return wrist, chain[:, list(permutation(_CHAIN15, MANO16[1:]))]
+    return wrist, _pick(chain, permutation(_CHAIN15, MANO16[1:]))
+
+
+def _pick(joints: Tensor, indices: Sequence[int]) -> Tensor:
+    """(B, J, ...) -> (B, len(indices), ...); a list as index would wait for the device to take it."""
+    return torch.stack([joints[:, i] for i in indices], dim=1)
 
 
 class HandDecoder(nn.Module):
@@ -194,7 +199,9 @@ class DenseReadout(nn.Module):
         self.votes = SmallLinear(width, NUM_JOINTS * 3)
         self.rest: Tensor
         self.centres: Tensor
+        self.cell: Tensor
         self.register_buffer("rest", rest_joints_m.clone(), persistent=False)
+        self.register_buffer("cell", torch.tensor([1.0 / grid[1], 1.0 / grid[0]]), persistent=False)
         self.register_buffer("centres", token_centres(grid), persistent=False)
         self.register_buffer("pool_rows", pooling_matrix(READOUT_GRID, grid[0]), persistent=False)
         self.register_buffer("pool_cols", pooling_matrix(READOUT_GRID, grid[1]), persistent=False)
@@ -211,8 +218,7 @@ class DenseReadout(nn.Module):
         joints = joints - joints[:, :1]
         vote = self.votes(image_tokens).view(b, -1, NUM_JOINTS, 3)
         share = vote[..., :1].softmax(dim=1)
-        cell = torch.tensor([1.0 / self.grid[1], 1.0 / self.grid[0]], device=vote.device)
-        place = self.centres[:, None] + cell * vote[..., 1:]
+        place = self.centres[:, None] + self.cell * vote[..., 1:]
         return Readout(summary, joints, (share * place).sum(dim=1))
 
 

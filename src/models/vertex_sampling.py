@@ -79,9 +79,10 @@ def sample_map(features: Tensor, spot: Tensor) -> Tensor:
 def gather_map(features: Tensor, spot: Tensor) -> Tensor:
     """As `sample_map`, by indexing: its gradient is deterministic on GPUs, which grid_sample's is not."""
     b, c, h, w = features.shape
-    size = torch.tensor([w, h], device=spot.device, dtype=spot.dtype)
     # Far points are brought to just beyond the border, where every weight is zero already.
-    place = torch.minimum(((spot + 0.5) * size - 0.5).clamp_min(-1.0), size)
+    place = torch.stack(
+        [((spot[..., i] + 0.5) * n - 0.5).clamp(-1.0, n) for i, n in enumerate((w, h))], dim=-1
+    )
     corner = place.floor()
     part = place - corner
     rows = features.flatten(2).transpose(1, 2)

@@ -9,6 +9,7 @@ import torch
 from src.config import LossConfig, ModelConfig
 from src.errors import ConfigError, ShapeError
 from src.losses.loss import HandLoss
+from src.models.upsample import WindowStep
 from src.models.utnet import UTNet
 from src.schema import HandBatch, Prediction
 from tests.models.scene import hand_model, make_batch
@@ -49,6 +50,8 @@ def test_depth_changes_nothing_at_initialisation(config):
     """Lesson 14: the output jumped when depth was dropped, so one hand was not learned from both."""
     net = build(config).eval()
     batch = make_batch(3, *config.image_size, noise=True)
+    # With a last layer that says something: the depth residual, too, must come in through zeros.
+    torch.nn.init.normal_(net.refiner.joint_rotation.weight)
     seen, hidden = tensors(net(batch)), tensors(net(batch.without_depth()))
     for name, value in seen.items():
         assert torch.equal(value, hidden[name]), name
@@ -221,6 +224,39 @@ def test_state_holds_no_hand_model_and_copies_load():
     compiled = build(TINY)
     compiled.compile_backbone()
     assert list(compiled.state_dict()) == list(state)
+
+
+def test_options_of_the_model_are_read():
+    """Lesson 20: keys that nobody reads. Drop path, windows and iterations must change the network."""
+    batch = make_batch(3, 64, 64, noise=True)
+    plain, dropping = build(TINY).train(), build(dataclasses.replace(TINY, drop_path=0.9)).train()
+    assert torch.equal(plain(batch).vote_joints_unit, plain(batch).vote_joints_unit)
+    assert not torch.equal(dropping(batch).vote_joints_unit, dropping(batch).vote_joints_unit)
+    dropping.eval()
+    assert torch.equal(dropping(batch).vote_joints_unit, plain(batch).vote_joints_unit)
+    windows = build(dataclasses.replace(TINY, upsampling="window"))
+    assert any(isinstance(module, WindowStep) for module in windows.modules())
+    calls = []
+    twice = build(dataclasses.replace(TINY, refine_iterations=2))
+    twice.refiner.register_forward_hook(lambda *_: calls.append(1))
+    twice(batch)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("config", [TINY, PATCHES])
+def test_heads_get_the_queries_they_are_named_for(config):
+    """One token off, and the wrist is read from a piece of background."""
+    net = build(config)
+    net.vit = torch.nn.Identity()
+    got = []
+    net.coarse.register_forward_pre_hook(lambda _, inputs: got.append(inputs[1]))
+    net.readout.register_forward_pre_hook(lambda _, inputs: got.append(inputs[0]))
+    batch = make_batch(1, *config.image_size, noise=True)
+    net(batch)
+    image, queries = got
+    assert torch.equal(image, net.embed(batch).image)
+    assert torch.equal(queries[:, :18], torch.cat([net.embed.pose, net.embed.shape, net.embed.camera], dim=1))
+    assert queries.shape[1] == 19
 
 
 @pytest.mark.slow
