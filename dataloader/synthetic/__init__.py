@@ -14,6 +14,7 @@
     frames.py        labels of a frame and its files, in HO3D's formats
     writer.py        the whole tree: parameters, workers, record, reuse
 
-Inside: metres, OpenCV camera, MANO16 joints. HO3D's OpenGL axes, joint order and encodings appear in frames.py only.
-Everything random comes from streams named by motion, camera and frame, so a tree does not depend on the workers.
+Inside: metres, OpenCV camera, MANO16 joints. HO3D's OpenGL axes, joint order and encodings appear in
+frames.py only. Everything random comes from streams named by motion, camera and frame, so a tree does not
+depend on the workers.
 """

@@ -1,7 +1,7 @@
 """Command line of the embedded default: `python -m dataloader.synthetic --out DIR`.
 
-Exit status: 0 written or found complete, 2 with one line for whatever a user can mend, 130 after Ctrl-C; in the
-last two cases nothing half made is left behind.
+Exit status: 0 written or found complete, 2 with one line for whatever a user can mend, 130 after Ctrl-C; in
+the last two cases nothing half made is left behind.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What things look like: textures, a skin atlas, the table and the wall.
 
-Colours are RGB, 0-255, float32. The skin atlas is a picture of the flat hand seen from its back and one seen from
-its palm, in coordinates (proximal, radial) of the rest hand, so it fits any hand in MANO's format.
+Colours are RGB, 0-255, float32. The skin atlas is a picture of the flat hand seen from its back and one seen
+from its palm, in coordinates (proximal, radial) of the rest hand, so it fits any hand in MANO's format.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _ATLAS_ARM_M = 0.34
 """The atlas goes on behind the wrist for the forearm."""
 
 _SKIN_TONES = np.array(
-    [[241, 206, 184], [228, 183, 152], [206, 154, 121], [172, 119, 88], [128, 84, 60], [88, 58, 43]], np.float32
+    [[241, 206, 184], [228, 183, 152], [206, 154, 121], [172, 119, 88], [128, 84, 60], [88, 58, 43]],
+    np.float32,
 )
 """Light to dark; colours between neighbours are mixed."""
 
@@ -41,12 +42,16 @@ class SkinAtlas:
     """(2,) (proximal, radial) of pixel (0, 0)."""
 
     def sample(self, proximal_radial_m: NDArray[np.float32], backness: NDArray[np.float32]) -> Image:
-        """(P, 3) colours at rest coordinates (P, 2), mixed by how far the skin looks to the back (P,) in [0, 1]."""
-        cell = ((proximal_radial_m - self.origin_m.astype(np.float32)) * np.float32(_ATLAS_PX_PER_M)).astype(np.int32)
+        """(P, 3) colours at rest coordinates (P, 2), mixed by how far the skin looks to the back (P,) in [0,
+        1]."""
+        cell = ((proximal_radial_m - self.origin_m.astype(np.float32)) * np.float32(_ATLAS_PX_PER_M)).astype(
+            np.int32
+        )
         row = cell[:, 0].clip(0, self.back.shape[0] - 1)
         column = cell[:, 1].clip(0, self.back.shape[1] - 1)
         share = backness[:, None]
-        return self.back[row, column] * share + self.palm[row, column] * (1 - share)
+        mixed: Image = self.back[row, column] * share + self.palm[row, column] * (1 - share)
+        return mixed
 
 
 @dataclass(frozen=True)
@@ -64,15 +69,18 @@ def rest_coordinates(points_m: Array, anatomy: Anatomy) -> Array:
     return np.stack([-(points_m @ anatomy.distal), points_m @ anatomy.radial], -1)
 
 
-def noise(rng: np.random.Generator, height: int, width: int, *, cells: int, octaves: int, channels: int = 3) -> Image:
-    """(height, width, channels) smooth random field, about -0.5..0.5, `cells` blobs across at the coarsest octave."""
+def noise(
+    rng: np.random.Generator, height: int, width: int, *, cells: int, octaves: int, channels: int = 3
+) -> Image:
+    """(height, width, channels) smooth random field, about -0.5..0.5, `cells` blobs across at the coarsest
+    octave."""
     out = np.zeros((height, width, channels), np.float32)
     for octave in range(octaves):
         n = cells * 2**octave
         grid = rng.random((max(2, n * height // width), n, channels), np.float32) - np.float32(0.5)
-        out += np.float32(0.55**octave) * cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC).reshape(
-            height, width, channels
-        )
+        out += np.float32(0.55**octave) * cv2.resize(
+            grid, (width, height), interpolation=cv2.INTER_CUBIC
+        ).reshape(height, width, channels)
     return out
 
 
@@ -95,7 +103,7 @@ def texture(rng: np.random.Generator, height: int, width: int) -> Image:
         image += check[..., None] * (rng.uniform(-60, 60) + rng.uniform(-20, 20, 3)).astype(np.float32)
     elif style == 2:
         image = _print_shapes(rng, np.ascontiguousarray(image))
-    return image.clip(0, 255).astype(np.float32)
+    return np.asarray(image.clip(0, 255), np.float32)
 
 
 def surroundings(rng: np.random.Generator, camera: Camera) -> Surroundings:
@@ -113,25 +121,28 @@ def surroundings(rng: np.random.Generator, camera: Camera) -> Surroundings:
     table, wall = texture(rng, 400, 400), texture(rng, HEIGHT, WIDTH)
     # The table's pattern is laid out back and forth, so that it has no seams.
     cell = 399 - np.abs((spot * 330.0).astype(np.int32) % 798 - 399)
-    rgb = np.where(on_table[..., None], table[cell[..., 1], cell[..., 0]], wall * np.float32(rng.uniform(0.5, 1.0)))
+    rgb = np.where(
+        on_table[..., None], table[cell[..., 1], cell[..., 0]], wall * np.float32(rng.uniform(0.5, 1.0))
+    )
     for _ in range(rng.integers(1, 5)):
         _stand_clutter(rng, rgb, depth)
-    return Surroundings(cv2.GaussianBlur(rgb.astype(np.float32), (0, 0), rng.uniform(0.5, 1.5)), depth)
+    soft = cv2.GaussianBlur(rgb.astype(np.float32), (0, 0), rng.uniform(0.5, 1.5))
+    return Surroundings(np.asarray(soft, np.float32), depth)
 
 
 def skin_atlas(rng: np.random.Generator, anatomy: Anatomy) -> SkinAtlas:
     """Skin of one person: tone, mottling, knuckles, creases, nails."""
     plane = rest_coordinates(anatomy.vertices_m, anatomy)
     low = plane.min(0) - _ATLAS_MARGIN_M
-    size = ((plane.max(0) + [_ATLAS_ARM_M, _ATLAS_MARGIN_M] - low) * _ATLAS_PX_PER_M).astype(int)
+    size = ((plane.max(0) + np.array([_ATLAS_ARM_M, _ATLAS_MARGIN_M]) - low) * _ATLAS_PX_PER_M).astype(int)
     tone = rng.uniform(0, len(_SKIN_TONES) - 1.001)
     i = int(tone)
     colour = _SKIN_TONES[i] * (1 - tone + i) + _SKIN_TONES[i + 1] * (tone - i)
     blotches = noise(rng, size[0], size[1], cells=6, octaves=4, channels=2)
-    mottle = blotches[..., :1] * np.float32([0.10, 0.12, 0.12]) + blotches[..., 1:] * np.float32([0.05, -0.03, -0.03])
+    mottle = blotches[..., :1] * _f32([0.10, 0.12, 0.12]) + blotches[..., 1:] * _f32([0.05, -0.03, -0.03])
     pores = np.float32(0.025) * rng.standard_normal((size[0], size[1], 1), np.float32)
     dark = float(np.clip((150.0 - colour.mean()) / 90.0, 0, 1))
-    palm_colour = colour * np.float32(1.05 + 0.30 * dark) + np.float32([10, 0, -2])
+    palm_colour = colour * np.float32(1.05 + 0.30 * dark) + _f32([10, 0, -2])
     back = colour * (1 + mottle + pores)
     palm = palm_colour * (1 + 0.8 * mottle + pores)
     draw = _AtlasPen(anatomy, low)
@@ -168,20 +179,35 @@ def _draw_finger(
         along = points[k + 1] - points[k]
         along = along / np.linalg.norm(along)
         if k:
-            _glow(back, points[k], 0.008, np.float32([0.90, 0.84, 0.84]))
+            _glow(back, points[k], 0.008, _f32([0.90, 0.84, 0.84]))
             for shift in (-0.0022, 0.0, 0.0022):
                 place = points[k] + along * (shift + rng.normal() * 0.0003) * _ATLAS_PX_PER_M
                 _stroke(back, place, along, 0.0055, np.float32(0.86), bow=rng.normal() * 0.2 + shift * 150)
         elif finger != "thumb":
-            _glow(back, points[0], 0.010, np.float32([0.97, 0.90, 0.90]))
+            _glow(back, points[0], 0.010, _f32([0.97, 0.90, 0.90]))
         if finger != "thumb" or k:
             shift = 0.010 if k == 0 else 0.0
-            _stroke(palm, points[k] + along * shift * _ATLAS_PX_PER_M, along, 0.009, np.float32(0.80), bow=0.1)
-            _stroke(palm, points[k] + along * (shift + 0.002) * _ATLAS_PX_PER_M, along, 0.008, np.float32(0.87), bow=0.1)
+            _stroke(
+                palm, points[k] + along * shift * _ATLAS_PX_PER_M, along, 0.009, np.float32(0.80), bow=0.1
+            )
+            _stroke(
+                palm,
+                points[k] + along * (shift + 0.002) * _ATLAS_PX_PER_M,
+                along,
+                0.008,
+                np.float32(0.87),
+                bow=0.1,
+            )
     along = points[3] - points[2]
     along = along / np.linalg.norm(along)
-    _glow(palm, points[3] - along * 0.008 * _ATLAS_PX_PER_M, 0.008, np.float32([1.07, 0.96, 0.97]))
-    _draw_nail(back, points[3] - along * (0.0062 if finger != "thumb" else 0.0080) * _ATLAS_PX_PER_M, along, finger, colour)
+    _glow(palm, points[3] - along * 0.008 * _ATLAS_PX_PER_M, 0.008, _f32([1.07, 0.96, 0.97]))
+    _draw_nail(
+        back,
+        points[3] - along * (0.0062 if finger != "thumb" else 0.0080) * _ATLAS_PX_PER_M,
+        along,
+        finger,
+        colour,
+    )
 
 
 def _draw_nail(back: Image, centre: Array, along: Array, finger: str, colour: Image) -> None:
@@ -191,10 +217,10 @@ def _draw_nail(back: Image, centre: Array, along: Array, finger: str, colour: Im
     inside = (np.abs(u) / long_m) ** 2.6 + (np.abs(v) / wide_m) ** 2.6
     plate = np.clip(1.6 - 1.6 * inside, 0, 1)[..., None]
     fold = np.exp(-(((inside - 1.15) / 0.22) ** 2))[..., None]
-    bed = np.float32([236, 190, 180]) * np.float32(0.42 + 0.58 * colour.mean() / 200)
+    bed = _f32([236, 190, 180]) * np.float32(0.42 + 0.58 * colour.mean() / 200)
     shade = bed * (1.0 + 0.10 * np.clip(u / long_m, -1, 1)[..., None])
     rim = np.clip((u / long_m - 0.70) * 8, 0, 1)[..., None]
-    shade = shade * (1 - rim) + rim * (bed * np.float32(0.5) + np.float32(0.5) * np.float32([240, 232, 222]))
+    shade = shade * (1 - rim) + rim * (bed * np.float32(0.5) + np.float32(0.5) * _f32([240, 232, 222]))
     patch = back[box]
     back[box] = (patch * (1 - 0.22 * fold)) * (1 - 0.85 * plate) + shade * 0.85 * plate
 
@@ -203,23 +229,28 @@ def _draw_palm_lines(rng: np.random.Generator, pen: _AtlasPen, palm: Image) -> N
     """The thenar, the proximal and the distal crease."""
     index, middle, pinky = pen.joint("index_1"), pen.joint("middle_1"), pen.joint("pinky_1")
     wrist, thumb = pen.joint("wrist"), pen.joint("thumb_1")
-    mean = lambda *pairs: sum(weight * point for weight, point in pairs)  # noqa: E731
     lines = (
-        [mean((0.8, index), (0.2, thumb)), mean((0.45, middle), (0.25, wrist), (0.3, thumb)), mean((0.85, wrist), (0.15, middle))],
-        [mean((0.8, index), (0.2, thumb)), mean((0.7, middle), (0.3, wrist)), mean((0.65, pinky), (0.35, wrist))],
-        [mean((0.5, index), (0.5, middle)), mean((0.84, middle), (0.16, wrist)), mean((0.9, pinky), (0.1, wrist))],
-    )  # fmt: skip
+        (0.8 * index + 0.2 * thumb, 0.45 * middle + 0.25 * wrist + 0.3 * thumb, 0.85 * wrist + 0.15 * middle),
+        (0.8 * index + 0.2 * thumb, 0.7 * middle + 0.3 * wrist, 0.65 * pinky + 0.35 * wrist),
+        (0.5 * index + 0.5 * middle, 0.84 * middle + 0.16 * wrist, 0.9 * pinky + 0.1 * wrist),
+    )
     mask = np.zeros(palm.shape[:2], np.float32)
     t = np.linspace(0, 1, 24)[:, None]
     for a, b, c in lines:
-        b = 2 * b - 0.5 * (a + c)
-        curve = (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c + rng.normal(size=2) * 1.5
+        pull = 2 * b - 0.5 * (a + c)
+        curve = (1 - t) ** 2 * a + 2 * t * (1 - t) * pull + t**2 * c + rng.normal(size=2) * 1.5
         cv2.polylines(mask, [np.round(curve[:, ::-1] * 8).astype(np.int32)], False, 1.0, 2, cv2.LINE_AA, 3)
-    mask = cv2.GaussianBlur(mask, (0, 0), 1.0)
-    palm *= 1 - 0.26 * mask[..., None]
+    palm *= 1 - np.float32(0.26) * cv2.GaussianBlur(mask, (0, 0), 1.0)[..., None]
 
 
-def _local(image: Image, centre: Array, along: Array, reach_m: float) -> tuple[Array, Array, tuple[slice, slice]]:
+def _f32(values: list[float]) -> Image:
+    """A short float32 array."""
+    return np.array(values, np.float32)
+
+
+def _local(
+    image: Image, centre: Array, along: Array, reach_m: float
+) -> tuple[Array, Array, tuple[slice, slice]]:
     """Metres along and across a direction around `centre`, and the window of the atlas that they cover."""
     reach = int(reach_m * _ATLAS_PX_PER_M)
     low = np.maximum(np.round(centre).astype(int) - reach, 0)
@@ -236,7 +267,9 @@ def _glow(image: Image, centre: Array, radius_m: float, factor: Image) -> None:
     image[box] *= (1 + share * (factor - 1)).astype(np.float32)
 
 
-def _stroke(image: Image, centre: Array, along: Array, half_m: float, factor: np.float32, *, bow: float) -> None:
+def _stroke(
+    image: Image, centre: Array, along: Array, half_m: float, factor: np.float32, *, bow: float
+) -> None:
     """Darken a short line across a finger, bowed along it."""
     u, v, box = _local(image, centre, along, half_m + 0.003)
     line = np.exp(-(((u - bow * v * v / half_m) / 0.0006) ** 2)) * np.clip(2 - 2 * np.abs(v) / half_m, 0, 1)
@@ -257,7 +290,9 @@ def _print_shapes(rng: np.random.Generator, image: Image) -> Image:
         elif shape == 1:
             cv2.circle(image, centre, int(rng.uniform(0.03, 0.15) * width), colour, -1, cv2.LINE_AA)
         else:
-            cv2.line(image, centre, tuple(int(c) for c in points[1]), colour, int(rng.integers(2, 9)), cv2.LINE_AA)
+            cv2.line(
+                image, centre, tuple(int(c) for c in points[1]), colour, int(rng.integers(2, 9)), cv2.LINE_AA
+            )
     return image
 
 
@@ -269,5 +304,5 @@ def _stand_clutter(rng: np.random.Generator, rgb: Image, depth_m: NDArray[np.flo
     foot = depth_m[window][-1].min()
     if foot < 0.95:
         return
-    rgb[window] = texture(rng, 64, 64)[: 1, : 1] + texture(rng, *depth_m[window].shape) * 0.3
+    rgb[window] = texture(rng, 64, 64)[:1, :1] + texture(rng, *depth_m[window].shape) * 0.3
     depth_m[window] = np.minimum(depth_m[window], foot)

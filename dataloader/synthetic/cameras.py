@@ -1,7 +1,8 @@
 """The cameras around the table.
 
 World: X to the person's right, Y away from the person, Z up, origin on the table, metres. `azimuth` 0 stands
-behind the person, positive on the person's right. Cameras look with OpenCV's axes (x right, y down, z forward).
+behind the person, positive on the person's right. Cameras look with OpenCV's axes (x right, y down, z
+forward).
 """
 
 from __future__ import annotations

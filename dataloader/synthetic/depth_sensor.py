@@ -1,9 +1,9 @@
 """What a stereo depth sensor makes of a clean depth map.
 
 The sensor triangulates between the picture's camera and a second one `BASELINE_M` to its right. Its errors:
-noise that grows with z^2 and is alike among neighbours; a shadow on the left of everything that stands out, as
-wide as f * baseline * (1 / z_near - 1 / z_far) pixels, where the second camera's view is blocked; surfaces seen at
-a grazing angle, ragged silhouettes and a few weak spots return nothing; whole millimetres.
+noise that grows with z^2 and is alike among neighbours; a shadow on the left of everything that stands out,
+as wide as f * baseline * (1 / z_near - 1 / z_far) pixels, where the second camera's view is blocked; surfaces
+seen at a grazing angle, ragged silhouettes and a few weak spots return nothing; whole millimetres.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _JUMP_M = 0.012
 
 
 def noise_sigma_m(depth_m: Map, cosine: Map) -> Map:
-    """Standard deviation of a measurement of a surface at z `depth_m` whose normal makes `cosine` with the ray."""
+    """Standard deviation of a measurement of a surface at z `depth_m` whose normal makes `cosine` with the
+    ray."""
     return (NOISE_PER_M * depth_m * depth_m / np.sqrt(np.clip(cosine, 0.1, 1.0))).astype(np.float32)
 
 
@@ -46,7 +47,9 @@ def shadow(depth_m: Map, focal_px: float) -> NDArray[np.bool_]:
         depth_m: (H, W) z > 0.
         focal_px: of the picture's camera.
     """
-    column_in_second = np.arange(depth_m.shape[1], dtype=np.float32) - np.float32(focal_px * BASELINE_M) / depth_m
+    column_in_second = (
+        np.arange(depth_m.shape[1], dtype=np.float32) - np.float32(focal_px * BASELINE_M) / depth_m
+    )
     # Whatever lies further right here but not further right there stands in front.
     nearest_from_right = np.minimum.accumulate(column_in_second[:, ::-1], axis=1)[:, ::-1]
     blocked = np.zeros(depth_m.shape, bool)
@@ -87,6 +90,9 @@ class DepthSensor:
         jump[:, 1:] = np.abs(clean_m[:, 1:] - clean_m[:, :-1]) > _JUMP_M
         jump[1:] |= (np.abs(clean_m[1:] - clean_m[:-1]) > _JUMP_M).view(np.uint8)
         ragged = (cv2.dilate(jump, np.ones((3, 3), np.uint8)) > 0) & (pattern > 1.0)
-        weak = cv2.resize(rng.random((30, 40), np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR) > 0.99
+        weak = (
+            cv2.resize(rng.random((30, 40), np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
+            > 0.99
+        )
         measured[shadow(clean_m, self.focal_px) | ragged | weak | (cosine < GRAZING_COSINE)] = 0.0
-        return measured
+        return measured.astype(np.float32, copy=False)

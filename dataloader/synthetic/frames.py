@@ -1,7 +1,8 @@
 """Labels of one camera's view and the files of its frames, in HO3D's formats: the way out of our conventions.
 
-HO3D's axes are OpenGL's: x_gl = F x_cv with F = diag(1, -1, -1), rotations R_gl = F R_cv. Joints are in HO3D21
-order. handTrans is wrist - J0(betas). Depth is 16 bit in an 8-bit picture: red the low byte, green the high one.
+HO3D's axes are OpenGL's: x_gl = F x_cv with F = diag(1, -1, -1), rotations R_gl = F R_cv. Joints are in
+HO3D21 order. handTrans is wrist - J0(betas). Depth is 16 bit in an 8-bit picture: red the low byte, green the
+high one.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def view_labels(motion: Motion, camera: Camera, joints_rest_m: Array, wrist_rest
     )
 
 
-def meta(labels: ViewLabels, row: int, motion: Motion, camera: Camera, cameras: list[str], split: Split) -> dict[str, Any]:
+def meta(
+    labels: ViewLabels, row: int, motion: Motion, camera: Camera, cameras: list[str], split: Split
+) -> dict[str, Any]:
     """The annotation of one frame, with HO3D's keys and mixture of float types.
 
     Args:
@@ -143,7 +146,9 @@ def encode_depth(depth_m: NDArray[np.float32]) -> NDArray[np.uint8]:
     """
     units = np.round(depth_m.astype(np.float64) / DEPTH_UNIT_M)
     if units.size and not (units.min() >= 0 and units.max() <= 0xFFFF):
-        raise DataError(f"depth of {depth_m.min():.3f}..{depth_m.max():.3f} m does not fit HO3D's 16 bits (0..8.19 m)")
+        raise DataError(
+            f"depth of {depth_m.min():.3f}..{depth_m.max():.3f} m does not fit HO3D's 16 bits (0..8.19 m)"
+        )
     words = units.astype(np.uint16)
     out = np.zeros((*words.shape, 3), np.uint8)
     out[..., 2] = words & 0xFF
@@ -153,13 +158,22 @@ def encode_depth(depth_m: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def write_rgb(path: Path, rgb: NDArray[np.uint8]) -> None:
     """Write an RGB picture as jpg or png, whichever the name says."""
-    flags = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    flags = (
+        [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+        if path.suffix == ".jpg"
+        else [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    )
     _write(path, rgb[..., ::-1], flags)
 
 
 def write_depth(path: Path, depth_m: NDArray[np.float32]) -> None:
     """Write depth (H, W) in metres as HO3D's PNG."""
-    flags = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+    # Run lengths of differences: half the time of the default filters for a tenth more bytes.
+    flags = [
+        *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+        *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+        *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB),
+    ]
     _write(path, encode_depth(depth_m), flags)
 
 

@@ -1,7 +1,7 @@
 """Where the object sits in the hand, and how far each finger may close before it touches something.
 
-Everything here happens in MANO's rest frame with the wrist fixed. A finger closes from an open posture (s = 0)
-to a target posture (s = 1) and stops at its first contact; the thumb also stops at the other fingers.
+All of it happens in MANO's rest frame with the wrist fixed. A finger closes from an open posture (s = 0) to a
+ target posture (s = 1) and stops at its first contact; the thumb also stops at the other fingers.
 
 Legend: N frames, S steps of closing, P contact points.
 """
@@ -56,7 +56,9 @@ def contact_points(rig: Rig, anatomy: Anatomy) -> ContactPoints:
     phalanges, radius = {}, {}
     for finger in FINGERS:
         groups, radii = [], []
-        joints = [anatomy.joints_m[MANO16.index(f"{finger}_{k}")] for k in (1, 2, 3)] + [anatomy.tips_m[finger]]
+        joints = [anatomy.joints_m[MANO16.index(f"{finger}_{k}")] for k in (1, 2, 3)] + [
+            anatomy.tips_m[finger]
+        ]
         for k in range(3):
             owned = anatomy.vertices_m[rig.owner == MANO16.index(f"{finger}_{k + 1}")]
             radii.append(float(np.median(_segment_distance(owned, joints[k], joints[k + 1]))))
@@ -110,7 +112,11 @@ def place_object(
     knuckles = np.mean([anatomy.joints_m[MANO16.index(f"{finger}_1")] for finger in LONG_FINGERS], axis=0)
     thickness = float(np.abs(rotation.T @ palmar) @ np.minimum(held.half_m, held.half_m[[0, 1, 1]]))
     at_tips = rng.random() < 0.4
-    gap, ahead = (rng.uniform(0.02, 0.045), rng.uniform(0.015, 0.04)) if at_tips else (0.004, rng.uniform(-0.005, 0.02))
+    gap, ahead = (
+        (rng.uniform(0.02, 0.045), rng.uniform(0.015, 0.04))
+        if at_tips
+        else (0.004, rng.uniform(-0.005, 0.02))
+    )
     offset = knuckles + palmar * (0.013 + gap + thickness) + anatomy.distal * ahead
     offset = offset + anatomy.radial * rng.normal(0.008, 0.012)
     for _ in range(4):
@@ -193,7 +199,7 @@ def _reach(
     points: ContactPoints,
     clearance: Callable[[Array, slice], Array],
 ) -> Array:
-    """(N,) how far the finger closes before its clearance is used up, smooth over the frames and never more."""
+    """(N,) how far the finger closes before its clearance is used up, smooth over the frames."""
     steps = np.linspace(0, 1, _STEPS)
     reach = np.empty(len(open_deg))
     for start in range(0, len(open_deg), _CHUNK):
@@ -207,9 +213,10 @@ def _reach(
         a, b = free[row, before], free[row, first]
         part = np.where((b < 0) & (a > b), a.clip(0) / np.maximum(a.clip(0) - b, 1e-9), 1.0)
         reach[rows] = np.where(blocked[:, 0], 0.0, (before + part * (first - before)) / (_STEPS - 1))
-    # The smallest of the neighbours, then smoothed within the same window, is never above the frame's own value.
+    # The smallest of the neighbours, then smoothed within the same window, is never above the frame's own
+    # value.
     calm = minimum_filter1d(reach, 9, mode="nearest")
-    return np.minimum(gaussian_filter1d(calm, 2.0, mode="nearest", truncate=2.0), reach)
+    return np.asarray(np.minimum(gaussian_filter1d(calm, 2.0, mode="nearest", truncate=2.0), reach))
 
 
 def _finger_points(finger: str, angles_deg: Array, anatomy: Anatomy, points: ContactPoints) -> Array:
@@ -234,7 +241,8 @@ def _walk(finger: str, angles_deg: Array, anatomy: Anatomy, groups: tuple[Array,
 
 
 def _gap_to_fingers(skin: Array, angles_deg: Array, anatomy: Anatomy, points: ContactPoints) -> Array:
-    """(N, S, P) distance of the thumb's points from the bones of the other fingers and palm, less their flesh."""
+    """(N, S, P) distance of the thumb's points from the bones of the other fingers and palm, less their
+    flesh."""
     first_phalanx = len(points.phalanges["thumb"][0])
     gap = np.full(skin.shape[:-1], np.inf)
     free_skin = skin[..., first_phalanx + len(points.phalanges["thumb"][1]) // 2 :, :]
@@ -249,7 +257,9 @@ def _gap_to_fingers(skin: Array, angles_deg: Array, anatomy: Anatomy, points: Co
             a, b = chain[k][:, None, None], chain[k + 1][:, None, None]
             nearest = np.minimum(nearest, _segment_distance(free_skin, a, b) - points.radius_m[finger][k])
         low = wrist + 0.35 * (joints[0] - wrist)
-        nearest = np.minimum(nearest, _segment_distance(free_skin, low, joints[0]) - 1.15 * points.radius_m[finger][0])
+        nearest = np.minimum(
+            nearest, _segment_distance(free_skin, low, joints[0]) - 1.15 * points.radius_m[finger][0]
+        )
     gap[..., skin.shape[-2] - free_skin.shape[-2] :] = nearest + _SQUEEZE_M
     return gap
 
@@ -258,12 +268,13 @@ def _segment_distance(p: Array, a: Array, b: Array) -> Array:
     """Distance (...,) of points from the segment a b."""
     ab = b - a
     t = ((p - a) * ab).sum(-1) / (ab * ab).sum(-1)
-    return np.linalg.norm(p - a - t.clip(0, 1)[..., None] * ab, axis=-1)
+    return np.asarray(np.linalg.norm(p - a - t.clip(0, 1)[..., None] * ab, axis=-1))
 
 
 def _thin(points_m: Array, count: int) -> Array:
     """At most `count` points, spread over the list."""
-    return points_m[np.linspace(0, len(points_m) - 1, min(count, len(points_m))).astype(int)]
+    chosen: Array = points_m[np.linspace(0, len(points_m) - 1, min(count, len(points_m))).astype(int)]
+    return chosen
 
 
 def _columns(finger: str) -> list[int]:

@@ -1,16 +1,17 @@
-"""One motion over time: articulation, wrist and object, in the world of a table (see cameras.py for its axes).
+"""One motion over time: articulation, wrist and object, in the world of a table (see cameras.py for its
+axes).
 
 A motion either grasps an object (in segments, each with its own grip, the object taken away in between) or
 gestures over an object that lies on the table. Frame numbers are time; all curves are smooth in it.
 
-Wrist orientations. `table`: a person's right forearm reaching over a table, with yaw, pitch, roll (palm down to
-palm up) and the wrist's own bending; seen by the cameras of cameras.py. `so3`: uniform over all rotations.
+Wrist orientations. `table`: a person's right forearm reaching over a table, with yaw, pitch, roll (palm down
+to palm up) and the wrist's own bending; seen by the cameras of cameras.py. `so3`: uniform over all rotations.
 
 How hard it is (`table`, stand-in hand, seed 0, 100 training and 20 held-out motions x 20 frames x 3 cameras):
-wrist rotation in the camera 59 degrees from its mean on average (median 57, 95 % below 103, largest 156); mean of
-the root-relative joints as predictor 78 mm MPJPE (zero pose 106 mm); mean pose 14.5 mm PA-MPJPE; nearest training
-pose 7.6 mm PA-MPJPE. Hand 0.39-0.83 m from the camera, 120 pixels large (5-95 %: 80-178), all joints in the
-picture. Skin enters the held object by at most 4 mm (1st percentile of frames 3.8 mm).
+wrist rotation in the camera 59 degrees from its mean on average (median 57, 95 % below 103, largest 156);
+mean of the root-relative joints as predictor 78 mm MPJPE (zero pose 106 mm); mean pose 14.5 mm PA-MPJPE;
+nearest training pose 7.6 mm PA-MPJPE. Hand 0.39-0.83 m from the camera, 120 pixels large (5-95 %: 80-178),
+all joints in the picture. Skin enters the held object by at most 4 mm (1st percentile of frames 3.8 mm).
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def _frame_ids(rng: np.random.Generator, frames: int, gaps: bool) -> NDArray[np.
     steps = np.ones(frames, np.int64)
     if gaps:
         steps += np.where(rng.random(frames) < 0.04, rng.integers(1, 6, frames), 0)
-    return np.cumsum(steps) - steps[0]
+    return np.asarray(np.cumsum(steps) - steps[0])
 
 
 def _wrist_path(
@@ -146,7 +147,11 @@ def _wrist_path(
         hand = start * Rotation.from_rotvec(0.5 * smooth_noise(rng, times, 3, 28.0))
         forearm = hand * wrist.inv()
     else:
-        mean, between, within = np.array([20.0, 4.0, 50.0]), np.array([20.0, 16.0, 30.0]), np.array([9.0, 9.0, 15.0])
+        mean, between, within = (
+            np.array([20.0, 4.0, 50.0]),
+            np.array([20.0, 16.0, 30.0]),
+            np.array([9.0, 9.0, 15.0]),
+        )
         angles = mean + between * rng.normal(size=3) + within * smooth_noise(rng, times, 3, 24.0)
         angles = angles.clip([-50, -22, -45], [95, 60, 165])
         forearm = Rotation.from_euler("ZXY", angles, degrees=True)
@@ -157,7 +162,8 @@ def _wrist_path(
 def _grasping(
     rng: np.random.Generator, times: Array, held: HeldObject, betas: Array, anatomy: Anatomy, rig: Rig
 ) -> tuple[Array, Array, Array] | None:
-    """Angles (N, 21) and the object in the hand, rotation (N, 3, 3), offset (N, 3); None if the hand is too small."""
+    """Angles (N, 21) and the object in the hand, rotation (N, 3, 3), offset (N, 3); None if the hand is too
+    small."""
     points = contact_points(rig, anatomy)
     count = max(1, round((times[-1] + 1) / _SEGMENT_FRAMES))
     edges = np.linspace(0, times[-1] + 1, count + 1)
@@ -178,7 +184,9 @@ def _grasping(
         placements.append(placement)
     centre = 0.5 * (edges[:-1] + edges[1:])
     open_deg = limit(_blend(centre, np.stack(opens), times))
-    target_deg = limit(_blend(centre, np.stack(targets), times) + 7.0 * smooth_noise(rng, times, len(DOF), 18.0))
+    target_deg = limit(
+        _blend(centre, np.stack(targets), times) + 7.0 * smooth_noise(rng, times, len(DOF), 18.0)
+    )
     rotation, offset = _object_path(placements, centre, times)
     # Away from the hand, and the hand open, around each change of grip.
     change = np.abs(times[:, None] - edges[1:-1]).min(1, initial=np.inf)

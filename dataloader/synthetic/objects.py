@@ -45,7 +45,7 @@ class HeldObject:
         if self.kind == "box":
             return _box_distance(np.abs(points_m) - self.half_m)
         if self.kind == "ball":
-            return np.linalg.norm(points_m, axis=-1) - radius
+            return np.asarray(np.linalg.norm(points_m, axis=-1) - radius)
         across = np.hypot(points_m[..., 0], points_m[..., 1])
         z = points_m[..., 2]
         if self.kind == "bottle":
@@ -55,7 +55,7 @@ class HeldObject:
         wall = _box_distance(np.stack([across - radius, np.abs(z) - half], -1))
         if self.kind == "mug":
             bead = np.linalg.norm(points_m[..., None, :] - self._handle(), axis=-1).min(-1)
-            return np.minimum(wall, bead - _HANDLE_RADIUS_M)
+            return np.asarray(np.minimum(wall, bead - _HANDLE_RADIUS_M))
         return wall
 
     def _handle(self) -> Array:
@@ -65,7 +65,8 @@ class HeldObject:
         return np.stack([x, np.zeros_like(x), np.sin(_HANDLE_ARC) * reach], 1)
 
     def mesh(self) -> tuple[Array, NDArray[np.int64], Array]:
-        """Vertices (M, 3) metres, faces (K, 3), texture coordinates (M, 2); no vertex is shared across a crease."""
+        """Vertices (M, 3) metres, faces (K, 3), texture coordinates (M, 2); no vertex is shared across a
+        crease."""
         if self.kind == "box":
             return _box_mesh(self.half_m)
         if self.kind == "ball":
@@ -73,7 +74,15 @@ class HeldObject:
             return _revolved([np.stack([np.cos(angle), np.sin(angle)], 1) * self.half_m[0]])
         r, h = self.half_m[0], self.half_m[2]
         if self.kind == "bottle":
-            outline = [(0, -h), (r, -h), (r, 0.25 * h), (0.85 * r, 0.4 * h), (0.42 * r, 0.55 * h), (0.42 * r, h), (0, h)]
+            outline = [
+                (0, -h),
+                (r, -h),
+                (r, 0.25 * h),
+                (0.85 * r, 0.4 * h),
+                (0.42 * r, 0.55 * h),
+                (0.42 * r, h),
+                (0, h),
+            ]
             return _revolved([np.array(outline[i : i + 2]) for i in range(6)])
         parts = [[(0, -h), (r, -h)], [(r, -h), (r, h)], [(r, h), (0, h)]]
         if self.kind == "mug":
@@ -87,7 +96,9 @@ class HeldObject:
         """A bent tube."""
         around = np.linspace(0, 2 * np.pi, 10)
         outward = np.stack([np.cos(_HANDLE_ARC), np.zeros(9), np.sin(_HANDLE_ARC)], 1)
-        offset = np.cos(around)[None, :, None] * outward[:, None] + np.sin(around)[None, :, None] * np.array([0, 1.0, 0])
+        offset = np.cos(around)[None, :, None] * outward[:, None] + np.sin(around)[None, :, None] * np.array(
+            [0, 1.0, 0]
+        )
         vertices = (self._handle()[:, None] + _HANDLE_RADIUS_M * offset).reshape(-1, 3)
         return vertices, _grid_faces(9, 10), np.full((len(vertices), 2), 0.3)
 
@@ -111,7 +122,7 @@ def draw_object(rng: np.random.Generator) -> HeldObject:
 
 def _box_distance(outside: Array) -> Array:
     """Distance to a box from |point| - half extents (..., d)."""
-    return np.linalg.norm(np.maximum(outside, 0), axis=-1) + np.minimum(outside.max(-1), 0)
+    return np.asarray(np.linalg.norm(np.maximum(outside, 0), axis=-1) + np.minimum(outside.max(-1), 0))
 
 
 def _box_mesh(half: Array) -> tuple[Array, NDArray[np.int64], Array]:
@@ -125,7 +136,7 @@ def _box_mesh(half: Array) -> tuple[Array, NDArray[np.int64], Array]:
                 vertices.append(point * half)
                 uv.append(((a + 1) / 2, (b + 1) / 2))
     first = np.arange(0, 24, 4)[:, None]
-    faces = np.concatenate([first + [0, 2, 1], first + [0, 3, 2]])
+    faces = np.concatenate([first + np.array([0, 2, 1]), first + np.array([0, 3, 2])])
     return np.array(vertices), faces, np.array(uv, np.float64)
 
 
@@ -152,7 +163,8 @@ def _revolved(parts: list[Array]) -> tuple[Array, NDArray[np.int64], Array]:
 def _grid_faces(rows: int, columns: int) -> NDArray[np.int64]:
     """Two triangles for each cell of a rows x columns grid of vertices."""
     corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).reshape(-1, 1)
-    return np.concatenate([corner + [0, 1, columns + 1], corner + [0, columns + 1, columns]])
+    halves = np.array([[0, 1, columns + 1], [0, columns + 1, columns]])
+    return np.concatenate([corner + halves[0], corner + halves[1]])
 
 
 def _joined(

@@ -1,15 +1,14 @@
 """Articulation of the fingers: degrees of freedom, joint limits, gestures, and smooth changes between them.
 
 A posture is a vector of 21 angles in degrees, `DOF` names each. Fingers have abduction (positive towards the
-thumb), knuckle (mcp), middle (pip) and end (dip) flexion; the thumb has opposition (swing about the hand's long
-axis in front of the palm), abduction in the plane of the palm, and flexion of its three joints.
-Limits are the active range of motion of healthy adults. Source of the ranges: standard goniometry tables.
+thumb), knuckle (mcp), middle (pip) and end (dip) flexion; the thumb has opposition (swing about the hand's
+long axis in front of the palm), abduction in the plane of the palm, and flexion of its three joints. Limits
+are the active range of motion of healthy adults. Source of the ranges: standard goniometry tables.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline, PchipInterpolator
 
 from dataloader.synthetic.rig import Anatomy, Array, rotation_about
@@ -61,7 +60,11 @@ GESTURES: dict[str, _Gesture] = {
     "horns": ((_OUT, _CURL, _CURL, _OUT), 0.3, _THUMB_OVER),
     "call": ((_CURL, _CURL, _CURL, _OUT), 0.4, _THUMB_OUT),
     "pinch": (((48.0, 56.0), (30.0, 36.0), (22.0, 26.0), (14.0, 20.0)), 0.3, (46.0, 2.0, 6.0, 14.0, 26.0)),
-    "pinch_middle": (((14.0, 20.0), (54.0, 58.0), (24.0, 30.0), (14.0, 16.0)), 0.3, (50.0, 0.0, 10.0, 16.0, 26.0)),
+    "pinch_middle": (
+        ((14.0, 20.0), (54.0, 58.0), (24.0, 30.0), (14.0, 16.0)),
+        0.3,
+        (50.0, 0.0, 10.0, 16.0, 26.0),
+    ),
     "tripod": (((50.0, 50.0), (54.0, 54.0), (60.0, 76.0), (58.0, 78.0)), -0.3, (48.0, 0.0, 8.0, 16.0, 24.0)),
     "key": (((50.0, 70.0), (62.0, 78.0), (68.0, 80.0), (68.0, 78.0)), -0.5, (20.0, -10.0, 12.0, 20.0, 14.0)),
     "claw": (((0.0, 78.0), (0.0, 80.0), (0.0, 80.0), (0.0, 76.0)), 0.6, (18.0, 10.0, -6.0, 14.0, 50.0)),
@@ -163,7 +166,8 @@ def smooth_noise(rng: np.random.Generator, times: Array, columns: int, period: f
 
 
 def gesture_path(rng: np.random.Generator, times: Array) -> Array:
-    """(N, 21) angles in degrees: key postures reached one after the other, held or passed, with a little tremor."""
+    """(N, 21) angles in degrees: key postures reached one after the other, held or passed, with a little
+    tremor."""
     knots, moments = [random_gesture(rng)], [-rng.uniform(0, 12)]
     while moments[-1] < times.max():
         hold = rng.random() < 0.25

@@ -1,7 +1,8 @@
 """The hand model as an animator needs it: anatomical axes, points that touch things, and decoding.
 
-Anatomical frame of the flat hand: `distal` from the wrist to the middle knuckle, `dorsal` out of the back of the
-hand, `radial` towards the thumb. All are found from the joints, so MANO's own file and the stand-in both fit.
+Anatomical frame of the flat hand: `distal` from the wrist to the middle knuckle, `dorsal` out of the back of
+the hand, `radial` towards the thumb. All are found from the joints, so MANO's own file and the stand-in both
+fit.
 
 Legend: N frames, V 778 vertices, 16 joints in MANO16 order.
 """
@@ -112,7 +113,7 @@ def rotation_about(axis: Array, angle_rad: Array) -> Array:
     x, y, z = axis
     skew = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
     s, c = np.sin(angle_rad)[..., None, None], np.cos(angle_rad)[..., None, None]
-    return np.eye(3) + s * skew + (1.0 - c) * (skew @ skew)
+    return np.asarray(np.eye(3) + s * skew + (1.0 - c) * (skew @ skew))
 
 
 def _boundary(faces: NDArray[np.int64]) -> NDArray[np.int64]:

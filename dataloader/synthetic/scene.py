@@ -1,4 +1,5 @@
-"""One frame as one camera sees it: hand, forearm, object and surroundings, shaded, with depth and segmentation.
+"""One frame as one camera sees it: hand, forearm, object and surroundings, shaded, with depth and
+segmentation.
 
 Frame: OpenCV camera, metres. `Stage` holds what stays the same while one camera films one motion.
 """
@@ -74,7 +75,10 @@ class Stage:
     """One camera's view of one motion: draws its frames."""
 
     def __init__(self, rig: Rig, motion: Motion, camera: Camera, seed: int, digit: int) -> None:
-        """Draw the looks. The person is the same for all cameras of a motion, the room and its light are not."""
+        """Draw the looks.
+
+        The person is the same for all cameras of a motion, the room and its light are not.
+        """
         self._rig, self._motion, self._camera = rig, motion, camera
         self._names = (seed, motion.number, digit)
         rng = stream(seed, "stage", motion.number, digit)
@@ -105,10 +109,13 @@ class Stage:
         groups.append((object_faces + count, OBJECT))
         self._faces = np.concatenate([faces for faces, _ in groups])
         self._label = np.concatenate([np.full(len(faces), label, np.uint8) for faces, label in groups])
-        self._cloth = np.concatenate([np.full(len(f), k == 2 and self._has_sleeve) for k, (f, _) in enumerate(groups)])
+        self._cloth = np.concatenate(
+            [np.full(len(f), k == 2 and self._has_sleeve) for k, (f, _) in enumerate(groups)]
+        )
         total = count + len(object_vertices)
         self._one_sided = self._label == HAND
-        # a, b: atlas coordinates of skin, texture coordinates of cloth and object; c: how far skin looks to the back
+        # a, b: atlas coordinates of skin, texture coordinates of cloth and object; c: how far skin looks to
+        # the back
         static = np.zeros((total, 3), np.float32)
         static[: len(rest), :2] = plane
         static[: len(rest), 2] = _backness(rig, rest, anatomy)
@@ -123,7 +130,8 @@ class Stage:
         self._static = static
         corner = self._faces.ravel()
         self._gather = csr_matrix(
-            (np.ones(len(corner)), (corner, np.repeat(np.arange(len(self._faces)), 3))), (total, len(self._faces))
+            (np.ones(len(corner)), (corner, np.repeat(np.arange(len(self._faces)), 3))),
+            (total, len(self._faces)),
         )
 
     def draw(self, row: int, hand_vertices_cam_m: Array) -> RenderedFrame:
@@ -142,18 +150,23 @@ class Stage:
             vertices, self._faces, camera.intrinsics_px, WIDTH, HEIGHT, near_m=0.08, one_sided=self._one_sided
         )
         front = seen.depth_m < self._room_depth.ravel()[seen.pixel]
-        seen = Fragments(seen.pixel[front], seen.triangle[front], seen.barycentric[front], seen.depth_m[front])
+        seen = Fragments(
+            seen.pixel[front], seen.triangle[front], seen.barycentric[front], seen.depth_m[front]
+        )
         depth, cosine = self._room_depth.copy(), np.ones((HEIGHT, WIDTH), np.float32)
         segmentation = np.zeros((HEIGHT, WIDTH), np.uint8)
         depth.ravel()[seen.pixel] = seen.depth_m
         segmentation.ravel()[seen.pixel] = self._label[seen.triangle]
         normal, view, static = self._surface(seen, vertices)
         cosine.ravel()[seen.pixel] = np.einsum("pi,pi->p", normal, view)
-        occluded = _crevices(depth, segmentation).ravel()[seen.pixel]
+        box = _box_around(seen.pixel)
+        occluded = np.zeros(len(seen.pixel), np.float32)
+        if len(occluded):
+            occluded = _crevices(depth, segmentation, box).ravel()[seen.pixel]
         colour = self._shade(self._albedo(seen.triangle, static), normal, view, occluded)
         rgb = self._room.copy()
         rgb.reshape(-1, 3)[seen.pixel] = colour.clip(0, 255)
-        rgb = self._lens(rng, rgb, segmentation)
+        rgb = self._lens(rng, rgb, box)
         return RenderedFrame(rgb, self._sensor.measure(rng, depth, cosine), depth, cosine, segmentation)
 
     def _arm(self, row: int, hand: Array) -> list[Array]:
@@ -181,17 +194,20 @@ class Stage:
         mixed = packed[index[:, 0]] * weight[:, :1]
         mixed += packed[index[:, 1]] * weight[:, 1:2]
         mixed += packed[index[:, 2]] * weight[:, 2:]
-        normal = mixed[:, :3] / (np.linalg.norm(mixed[:, :3], axis=1, keepdims=True) + np.float32(1e-12))
+        normal = _unit_rows(mixed[:, :3])
         k = self._camera.intrinsics_px
         y, x = np.divmod(seen.pixel, WIDTH)
-        view = np.stack([(k[0, 2] - x) / k[0, 0], (k[1, 2] - y) / k[1, 1], np.full(len(x), -1.0)], 1).astype(np.float32)
-        view /= np.linalg.norm(view, axis=1, keepdims=True)
-        # A normal looks to the side from which its triangle is seen; smoothing may carry it beyond the silhouette.
+        view = np.stack([(k[0, 2] - x) / k[0, 0], (k[1, 2] - y) / k[1, 1], np.full(len(x), -1.0)], 1).astype(
+            np.float32
+        )
+        view = _unit_rows(view)
+        # A normal looks to the side from which its triangle is seen; smoothing may carry it beyond the
+        # silhouette.
         seen_from_behind = np.einsum("pi,pi->p", face_normal.astype(np.float32)[seen.triangle], view) < 0
         normal[seen_from_behind] *= -1
         facing = np.einsum("pi,pi->p", normal, view)
         normal -= np.minimum(facing - np.float32(0.02), 0)[:, None] * view
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+        normal = _unit_rows(normal)
         return normal, view, mixed[:, 3:]
 
     def _albedo(self, triangle: NDArray[np.int64], static: Image) -> Image:
@@ -200,7 +216,10 @@ class Stage:
         colour = np.empty((len(triangle), 3), np.float32)
         skin = ((label == HAND) | (label == FOREARM)) & ~cloth
         colour[skin] = self._atlas.sample(static[skin, :2], static[skin, 2])
-        for mask, picture in ((cloth, self._look.sleeve_texture), (label == OBJECT, self._look.object_texture)):
+        for mask, picture in (
+            (cloth, self._look.sleeve_texture),
+            (label == OBJECT, self._look.object_texture),
+        ):
             uv = static[mask, :2] % 1.0
             h, w = picture.shape[:2]
             colour[mask] = picture[(uv[:, 1] * (h - 1)).astype(int), (uv[:, 0] * (w - 1)).astype(int)]
@@ -212,23 +231,22 @@ class Stage:
         lamp = normal @ look.light
         diffuse = ((lamp + np.float32(0.2)) / np.float32(1.2)).clip(0)
         sky = np.float32(0.72) - np.float32(0.28) * normal[:, 1]
-        half = look.light + view
-        half /= np.linalg.norm(half, axis=1, keepdims=True)
+        half = _unit_rows(look.light + view)
         gloss = np.einsum("pi,pi->p", normal, half).clip(0) ** 24
         open_sky = 1 - occluded
         strength = look.ambient * sky * open_sky + (1.12 - look.ambient) * diffuse * (1 - 0.6 * occluded)
-        return (albedo * strength[:, None] + (255 * look.gloss) * gloss[:, None] * open_sky[:, None]) * look.tone
+        shine = np.float32(255 * look.gloss) * gloss * open_sky
+        return np.asarray((albedo * strength[:, None] + shine[:, None]) * look.tone, np.float32)
 
     def _lens(
-        self, rng: np.random.Generator, rgb: NDArray[np.uint8], segmentation: NDArray[np.uint8]
+        self, rng: np.random.Generator, rgb: NDArray[np.uint8], box: tuple[slice, slice]
     ) -> NDArray[np.uint8]:
         """Soft edges around what was drawn, and sensor grain."""
-        rows, columns = np.flatnonzero(segmentation.any(1)), np.flatnonzero(segmentation.any(0))
-        if len(rows):
-            box = (slice(max(rows[0] - 4, 0), rows[-1] + 5), slice(max(columns[0] - 4, 0), columns[-1] + 5))
+        if rgb[box].size:
             rgb[box] = cv2.GaussianBlur(rgb[box], (0, 0), self._look.blur)
         a, b = rng.integers(0, 64, 2)
-        return cv2.add(rgb, self._look.grain[a : a + HEIGHT, b : b + WIDTH], dtype=cv2.CV_8U)
+        grain = self._look.grain[a : a + HEIGHT, b : b + WIDTH]
+        return np.asarray(cv2.add(rgb, grain, dtype=cv2.CV_8U), np.uint8)
 
 
 def _draw_look(rng: np.random.Generator, person: np.random.Generator) -> _Look:
@@ -244,13 +262,15 @@ def _draw_look(rng: np.random.Generator, person: np.random.Generator) -> _Look:
         blur=float(rng.uniform(0.5, 0.9)),
         grain=np.repeat(grain.round().clip(-40, 40).astype(np.int16), 3, axis=2),
         sleeve_from_m=float(person.uniform(0.02, 0.11)) if person.random() < 0.6 else None,
-        sleeve_texture=texture(person, 96, 96) * (1 + 0.2 * noise(person, 96, 96, cells=24, octaves=1, channels=1)),
+        sleeve_texture=texture(person, 96, 96)
+        * (1 + 0.2 * noise(person, 96, 96, cells=24, octaves=1, channels=1)),
         object_texture=texture(person, 128, 256),
     )
 
 
 def _carry(loop: Array, centre: Array, start: Array, elbow: Array, distances: Array, wider: Array) -> Array:
-    """(R * b, 3) copies of the wrist's edge along a curve that leaves along `start` and bends towards `elbow`."""
+    """(R * b, 3) copies of the wrist's edge along a curve that leaves along `start` and bends towards
+    `elbow`."""
     fine = np.linspace(0, distances[-1], 40)
     share = (fine / 0.05).clip(0, 1)
     share = share * share * (3 - 2 * share)
@@ -272,7 +292,7 @@ def _smallest_rotation(source: Array, target: Array) -> Array:
     """(3, 3) rotation that takes one unit vector to another less than a half turn away."""
     v = np.cross(source, target)
     skew = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
-    return np.eye(3) + skew + skew @ skew / max(1.0 + float(source @ target), 1e-6)
+    return np.asarray(np.eye(3) + skew + skew @ skew / max(1.0 + float(source @ target), 1e-6))
 
 
 def _tube(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -283,7 +303,8 @@ def _tube(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _backness(rig: Rig, rest: Array, anatomy: Anatomy) -> NDArray[np.float32]:
-    """(V,) 1 on the back of the hand and the nail's side of the thumb, 0 on the palm, between them on the edges."""
+    """(V,) 1 on the back of the hand and the nail's side of the thumb, 0 on the palm, between them on the
+    edges."""
     corners = rest[rig.faces]
     face_normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normal = np.zeros_like(rest)
@@ -294,13 +315,32 @@ def _backness(rig: Rig, rest: Array, anatomy: Anatomy) -> NDArray[np.float32]:
     return np.clip(0.5 + 1.6 * up, 0, 1).astype(np.float32)
 
 
-def _crevices(depth: NDArray[np.float32], segmentation: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(480, 640) in [0, 0.5]: how far a surface lies behind its neighbourhood, at two sizes."""
-    drawn = (segmentation > 0).astype(np.float32)
-    near = depth * drawn
+def _crevices(
+    depth: NDArray[np.float32], segmentation: NDArray[np.uint8], box: tuple[slice, slice]
+) -> NDArray[np.float32]:
+    """(480, 640) in [0, 0.5]: how far a surface lies behind its neighbourhood, at two sizes, inside `box`."""
+    drawn = (segmentation[box] > 0).astype(np.float32)
+    here = depth[box]
+    near = here * drawn
     out = np.zeros_like(depth)
     for size in (9, 25):
         share = cv2.blur(drawn, (size, size))
         mean = cv2.blur(near, (size, size)) / np.maximum(share, np.float32(1e-3))
-        out += ((depth - mean - np.float32(0.002)) / np.float32(0.0008 * size + 0.008)).clip(0, 1) * np.float32(0.25)
+        behind = (here - mean - np.float32(0.002)) / np.float32(0.0008 * size + 0.008)
+        out[box] += behind.clip(0, 1) * np.float32(0.25)
     return out
+
+
+def _unit_rows(vectors: Image) -> Image:
+    """(P, 3) rows of length one."""
+    length = np.sqrt(np.einsum("pi,pi->p", vectors, vectors) + np.float32(1e-20))
+    return np.asarray(vectors / length[:, None])
+
+
+def _box_around(pixel: NDArray[np.int64]) -> tuple[slice, slice]:
+    """Rows and columns that hold these pixels, with a margin; empty where there are none."""
+    if not len(pixel):
+        return slice(0, 0), slice(0, 0)
+    columns = pixel % WIDTH
+    top, bottom = int(pixel[0] // WIDTH), int(pixel[-1] // WIDTH)
+    return slice(max(top - 4, 0), bottom + 5), slice(max(int(columns.min()) - 4, 0), int(columns.max()) + 5)

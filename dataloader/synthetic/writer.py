@@ -142,18 +142,30 @@ def write_tree(out: Path, parameters: Parameters, asset: HandAsset, *, workers: 
     with atomic_directory(out) as root:
         for split in ("train", "evaluation"):
             (root / split).mkdir()
-        views = [v for v in progress(_work(root, parameters, asset, workers),
-                                     total=parameters.sequences + parameters.evaluation_sequences,
-                                     desc="sequences")]  # fmt: skip
+        total = parameters.sequences + parameters.evaluation_sequences
+        views = list(progress(_work(root, parameters, asset, workers), total=total, desc="sequences"))
         counts = _write_lists(root, views, parameters.seed)
-        record = {**wanted, "complete": True, "counts": counts, "folders": {v.name: len(v.frame_ids) for v in views}}
+        record = {
+            **wanted,
+            "complete": True,
+            "counts": counts,
+            "folders": {v.name: len(v.frame_ids) for v in views},
+        }
         (root / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    _log.info("Synthetic data set %s: %d train frames, %d evaluation frames", out, counts["train"], counts["evaluation"])
+    _log.info(
+        "Synthetic data set %s: %d train frames, %d evaluation frames",
+        out,
+        counts["train"],
+        counts["evaluation"],
+    )
     return True
 
 
 def motion_name(motion: Motion) -> str:
-    """Name of a motion: subject and object letters and its number. A camera digit makes it a sequence's name."""
+    """Name of a motion.
+
+    Subject and object letters and its number. A camera digit makes it a sequence's name.
+    """
     return f"SY{KINDS[motion.held.kind]}{motion.number + 1}"
 
 
@@ -230,12 +242,16 @@ def _do_motion(root: Path, parameters: Parameters, rig: Rig, job: _Job) -> list[
         labels = view_labels(motion, camera, joints, wrist_rest)
         serials = [other.serial for other in cameras]
         for row, frame in enumerate(motion.frame_ids):
-            write_meta(folder / "meta" / f"{frame:04d}.pkl", meta(labels, row, motion, camera, serials, job.split))
+            write_meta(
+                folder / "meta" / f"{frame:04d}.pkl", meta(labels, row, motion, camera, serials, job.split)
+            )
         if parameters.annotations_only:
             _link_pictures(folder, motion, parameters.version)
         else:
             placed = place_in_camera(vertices, wrist_rest, motion, camera)
-            _draw_pictures(folder, Stage(rig, motion, camera, parameters.seed, digit), motion, placed, parameters.version)
+            _draw_pictures(
+                folder, Stage(rig, motion, camera, parameters.seed, digit), motion, placed, parameters.version
+            )
         if job.split == "evaluation":
             truth = place_in_camera(vertices, wrist_rest, motion, camera) @ GL_FROM_CV
             _keep_truth(root, name, labels, truth)
@@ -243,7 +259,9 @@ def _do_motion(root: Path, parameters: Parameters, rig: Rig, job: _Job) -> list[
     return views
 
 
-def _draw_pictures(folder: Path, stage: Stage, motion: Motion, vertices_cam_m: Array, version: Version) -> None:
+def _draw_pictures(
+    folder: Path, stage: Stage, motion: Motion, vertices_cam_m: Array, version: Version
+) -> None:
     """Render and write colour and depth of each frame."""
     for row, frame in enumerate(motion.frame_ids):
         drawn = stage.draw(row, vertices_cam_m[row])
@@ -265,8 +283,8 @@ def _link_pictures(folder: Path, motion: Motion, version: Version) -> None:
                     os.link(first, other)
             except OSError as reason:
                 raise DataError(
-                    f"--annotations-only: {folder.parent.parent}: pictures cannot be hard-linked ({reason.strerror}). "
-                    "Choose --out on a file system that has hard links (ext4, xfs, btrfs)."
+                    f"--annotations-only: pictures in {folder.parent.parent} cannot be hard-linked "
+                    f"({reason.strerror}). Choose --out on a file system with hard links (ext4, xfs, btrfs)."
                 ) from reason
 
 
@@ -278,7 +296,9 @@ def _keep_truth(root: Path, name: str, labels: ViewLabels, vertices_gl_m: Array)
 def _write_lists(root: Path, views: list[_View], seed: int) -> dict[str, int]:
     """train.txt, evaluation.txt and the ground truth; views sorted in place. Returns frames per split."""
     views.sort(key=lambda view: (view.split == "evaluation", view.motion, view.name))
-    for_list: dict[str, list[_View]] = {s: [v for v in views if v.split == s] for s in ("train", "evaluation")}
+    for_list: dict[str, list[_View]] = {
+        s: [v for v in views if v.split == s] for s in ("train", "evaluation")
+    }
     # HO3D lists its evaluation sequences in no alphabetical order; whoever sorts them mixes up the rows.
     order = stream(seed, "evaluation order").permutation(len(for_list["evaluation"]))
     for_list["evaluation"] = [for_list["evaluation"][i] for i in order]
@@ -290,7 +310,8 @@ def _write_lists(root: Path, views: list[_View], seed: int) -> dict[str, int]:
 
 
 def _write_truth(root: Path, names: list[str]) -> None:
-    """evaluation_xyz.json and evaluation_verts.json, row by row so that memory stays small; rounded to 0.1 um."""
+    """evaluation_xyz.json and evaluation_verts.json, row by row so that memory stays small; rounded to 0.1
+    um."""
     for key in ("xyz", "verts"):
         with (root / f"evaluation_{key}.json").open("w", encoding="ascii") as file:
             file.write("[")
@@ -307,7 +328,8 @@ def _write_truth(root: Path, names: list[str]) -> None:
 
 
 def _is_there(out: Path, wanted: dict[str, Any]) -> bool:
-    """Whether `out` is a complete tree made with `wanted`; an error where it is anything else but empty or absent."""
+    """Whether `out` is a complete tree made with `wanted`; an error where it is anything else but empty or
+    absent."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     remedy = "Name another --out, or remove it yourself."
@@ -316,7 +338,9 @@ def _is_there(out: Path, wanted: dict[str, Any]) -> bool:
     try:
         record = json.loads((out / RECORD_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError as reason:
-        raise DataError(f"{out} is not empty and holds no {RECORD_NAME}: no complete synthetic set. {remedy}") from reason
+        raise DataError(
+            f"{out} is not empty and holds no {RECORD_NAME}: no complete synthetic set. {remedy}"
+        ) from reason
     except (OSError, ValueError) as reason:
         raise DataError(f"{out / RECORD_NAME} cannot be read: {reason}. {remedy}") from reason
     different = _differences(record, wanted)
@@ -348,6 +372,6 @@ def _check_whole(out: Path, record: dict[str, Any], remedy: str) -> None:
     for i, (name, frames) in enumerate(folders.items()):
         for kind in ("rgb", "depth", "meta"):
             folder = out / ("train" if i < train else "evaluation") / name / kind
-            found = len(os.listdir(folder)) if folder.is_dir() else 0
+            found = sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
             if found != frames:
                 raise DataError(f"{out} is partial: {folder} holds {found} files, want {frames}. {remedy}")

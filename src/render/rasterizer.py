@@ -3,9 +3,10 @@
 Camera: OpenCV (x right, y down, z forward), metres. A pixel is sampled at its integer coordinates, the same
 convention as `project`: point (X, Y, Z) lands on pixel (fx X / Z + cx, fy Y / Z + cy).
 
-Each triangle is written in homogeneous pixel coordinates p_k = K X_k. The rows of the inverse of [p_0 p_1 p_2]
-are then linear functions of the pixel that equal (barycentric weight of vertex k) / z. A pixel is covered where
-all three are >= 0. This holds for triangles that reach behind the camera as well, so nothing is clipped by hand.
+Each triangle is written in homogeneous pixel coordinates p_k = K X_k. The rows of the inverse of [p_0 p_1
+p_2] are then linear functions of the pixel that equal (barycentric weight of vertex k) / z. A pixel is
+covered where all three are >= 0. This holds for triangles that reach behind the camera as well, so nothing is
+clipped by hand.
 
 Legend: V vertices, F triangles, P pixels that show a surface.
 """
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from src.errors import ShapeError
 
 _DEGENERATE = 1e-12
-"""Triangles whose |det [p_0 p_1 p_2]| (pixels^2 metres^3) is below this are seen edge-on and cover nothing."""
+"""Triangles whose |det [p_0 p_1 p_2]| (pixels^2 metres^3) is below this are edge-on and cover nothing.
+"""
 
 _ON_EDGE_PX = 1e-7
 """A pixel this near to an edge counts as covered, so that rounding opens no seam between two triangles."""
@@ -99,7 +101,8 @@ def _triangle_planes(
     near_m: float,
     one_sided: NDArray[np.bool_] | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """(T, 4, 3) linear functions of (x, y, 1): weight_k / z and 1 / z; (T, 2) rows touched; (T,) face numbers."""
+    """(T, 4, 3) linear functions of (x, y, 1): weight_k / z and 1 / z; (T, 2) rows touched; (T,) face
+    numbers."""
     homogeneous = vertices @ intrinsics.T
     depth = homogeneous[:, 2]
     p = homogeneous[faces]
@@ -126,7 +129,10 @@ def _triangle_planes(
 def _spans(
     planes: NDArray[np.float64], rows: NDArray[np.int64], width: int, largest_inverse_depth: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Covered runs: triangle, row, first column, length. Each half-plane bounds x from one side in each row."""
+    """Covered runs.
+
+    Triangle, row, first column, length. Each half-plane bounds x from one side.
+    """
     per_triangle = rows[:, 1] - rows[:, 0] + 1
     triangle = np.repeat(np.arange(len(rows)), per_triangle)
     y = _ramp(per_triangle) + rows[triangle, 0]

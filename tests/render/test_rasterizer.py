@@ -13,7 +13,9 @@ K = np.array([[60.0, 0.0, 31.3], [0.0, 58.0, 23.9], [0.0, 0.0, 1.0]])
 WIDTH, HEIGHT, NEAR = 64, 48, 0.1
 
 
-def cast(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def cast(
+    vertices: NDArray[np.float64], faces: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Nearest z and triangle at each pixel by solving ray = a + u (b - a) + v (c - a) for all pairs."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     rays = np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3) @ np.linalg.inv(K).T
@@ -31,7 +33,8 @@ def cast(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> tuple[NDArr
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_equals_ray_casting(seed: int) -> None:
-    """Triangles inside, across the borders, across the near plane and behind the camera cover the right pixels."""
+    """Triangles inside, across the borders, across the near plane and behind the camera cover the right
+    pixels."""
     rng = np.random.default_rng(seed)
     middle = rng.normal(size=(12, 1, 3)) * [0.5, 0.4, 0.6] + [0, 0, 1.0]
     vertices = (middle + rng.normal(size=(12, 3, 3)) * 0.35).reshape(-1, 3)
@@ -47,7 +50,8 @@ def test_equals_ray_casting(seed: int) -> None:
 
 
 def test_weights_give_back_the_point_under_the_pixel() -> None:
-    """Attributes mixed with the weights are right in perspective: mixed positions project onto their own pixel."""
+    """Attributes mixed with the weights are right in perspective: mixed positions project onto their own
+    pixel."""
     vertices = np.array([[-0.5, -0.3, 0.6], [0.6, -0.2, 2.5], [0.0, 0.5, 1.0]])
     got = rasterize(vertices, np.array([[0, 1, 2]]), K, WIDTH, HEIGHT)
     points = got.barycentric.astype(np.float64) @ vertices
@@ -63,14 +67,20 @@ def test_neighbours_leave_no_seam() -> None:
     points = np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3) @ np.linalg.inv(K).T
     columns = x.shape[1]
     first = (np.arange(x.shape[0] - 1)[:, None] * columns + np.arange(columns - 1)).reshape(-1, 1)
-    faces = np.concatenate([first + [0, 1, columns + 1], first + [0, columns + 1, columns]])
+    halves = np.array([[0, 1, columns + 1], [0, columns + 1, columns]])
+    faces = np.concatenate([first + halves[0], first + halves[1]])
     got = rasterize(points, faces, K, WIDTH, HEIGHT)
     np.testing.assert_array_equal(got.pixel, np.arange(WIDTH * HEIGHT))
 
 
 def test_one_sided_triangles_are_seen_from_outside_only() -> None:
-    """Counter-clockwise from outside: the far side of a closed hand must not be painted over its near side."""
-    towards = np.array([[-0.2, -0.2, 1.0], [-0.2, 0.2, 1.0], [0.2, 0.2, 1.0]])  # counter-clockwise as seen, y down
+    """Counter-clockwise from outside.
+
+    The far side of a closed hand must not cover its near side.
+    """
+    towards = np.array(
+        [[-0.2, -0.2, 1.0], [-0.2, 0.2, 1.0], [0.2, 0.2, 1.0]]
+    )  # counter-clockwise as seen, y down
     normal = np.cross(towards[1] - towards[0], towards[2] - towards[0])
     assert normal[2] < 0, "the outside looks at the camera"
     one = np.array([True])

@@ -9,7 +9,15 @@ from scipy.spatial.transform import Rotation
 from dataloader.synthetic.cameras import HEIGHT, WIDTH, cameras_around
 from dataloader.synthetic.motion import Motion, make_motion
 from dataloader.synthetic.objects import KINDS, HeldObject
-from dataloader.synthetic.pose import DOF, GESTURES, LIMITS_DEG, limit, local_rotations, posture, random_gesture
+from dataloader.synthetic.pose import (
+    DOF,
+    GESTURES,
+    LIMITS_DEG,
+    limit,
+    local_rotations,
+    posture,
+    random_gesture,
+)
 from dataloader.synthetic.rig import Rig
 
 FRAMES = 6
@@ -51,23 +59,29 @@ def test_postures_differ() -> None:
 
 
 def test_smooth(rig: Rig) -> None:
-    """Frame to frame the hand moves as at 15-30 pictures a second, long motions with changes of grip included."""
+    """Frame to frame the hand moves as at 15-30 pictures a second, long motions with changes of grip
+    included."""
     for number in range(4):
         motion = make_motion(rig, 2, number, 200, orientations="table", gaps=False)
         joints = rig.decode(motion.hand_pose, motion.betas)[1]
-        joints = np.einsum("nab,njb->nja", motion.wrist_rotation, joints - joints[:, :1]) + motion.wrist_m[:, None]
+        joints = (
+            np.einsum("nab,njb->nja", motion.wrist_rotation, joints - joints[:, :1]) + motion.wrist_m[:, None]
+        )
         step = np.linalg.norm(np.diff(joints, axis=0), axis=-1)
         assert step.max() < 0.045
         assert 0.001 < np.median(step) < 0.015
 
 
 def test_skin_stays_outside_the_object(rig: Rig, motions: list[Motion]) -> None:
-    """Fingers neither start inside what they hold nor pass through it: 1st percentile above -5 mm; most touch it."""
+    """Fingers neither start inside what they hold nor pass through it: 1st percentile above -5 mm; most touch
+    it."""
     nearest = []
     for motion in motions:
         if motion.grasping:
             vertices, joints = rig.decode(motion.hand_pose, motion.betas)
-            world = (vertices - joints[:, :1]) @ np.swapaxes(motion.wrist_rotation, 1, 2) + motion.wrist_m[:, None]
+            world = (vertices - joints[:, :1]) @ np.swapaxes(motion.wrist_rotation, 1, 2) + motion.wrist_m[
+                :, None
+            ]
             local = (world - motion.object_m[:, None]) @ motion.object_rotation
             nearest.append(motion.held.distance(local).min(1))
     assert 15 <= len(nearest) <= 33
@@ -79,7 +93,9 @@ def test_skin_stays_outside_the_object(rig: Rig, motions: list[Motion]) -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_distance_field_is_zero_on_the_mesh(kind: str) -> None:
     """What fingers close on is what is drawn."""
-    half = {"ball": np.full(3, 0.03), "box": np.array([0.02, 0.03, 0.06])}.get(kind, np.array([0.03, 0.03, 0.07]))
+    half = {"ball": np.full(3, 0.03), "box": np.array([0.02, 0.03, 0.06])}.get(
+        kind, np.array([0.03, 0.03, 0.07])
+    )
     held = HeldObject(kind, half)
     vertices = held.mesh()[0]
     distance = held.distance(vertices)
@@ -90,7 +106,8 @@ def test_distance_field_is_zero_on_the_mesh(kind: str) -> None:
 
 
 def views(motions: list[Motion]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
-    """Wrist rotations in the camera, wrists in the camera, and the forearm's direction in the picture (degrees)."""
+    """Wrist rotations in the camera, wrists in the camera, and the forearm's direction in the picture
+    (degrees)."""
     turns, wrists, arms = [], [], []
     for motion in motions:
         for camera in cameras_around(0, motion.number, 3, motion.target_m):

@@ -50,7 +50,10 @@ def annotation(tree: Path, split: str, line: str) -> dict[str, Any]:
 
 
 def test_layout(tree: Path) -> None:
-    """Every listed frame has its three files and no others lie about: a loader finds what HO3D_v3 would have."""
+    """Every listed frame has its three files and no others lie about.
+
+    A loader finds what HO3D_v3 would have.
+    """
     for split, folders in (("train", SMALL.sequences), ("evaluation", SMALL.evaluation_sequences)):
         listed = lines(tree, split)
         assert len(listed) == len(set(listed)) == folders * SMALL.frames
@@ -67,7 +70,8 @@ def test_layout(tree: Path) -> None:
 
 
 def test_sequences_are_cameras_of_motions(tree: Path) -> None:
-    """name[:-1] is the motion: a split by motion keeps all its cameras on one side, and they show the same instants."""
+    """name[:-1] is the motion: a split by motion keeps all its cameras on one side, and they show the same
+    instants."""
     frames: dict[str, set[str]] = {}
     for split in ("train", "evaluation"):
         for line in lines(tree, split):
@@ -102,7 +106,9 @@ def test_evaluation_annotations(tree: Path) -> None:
         meta = annotation(tree, "evaluation", line)
         assert set(meta) == {*COMMON, "handJoints3D", "handBoundingBox", "objName", "objLabel", "camIDList"}
         assert meta["handJoints3D"].shape == (3,)
-        np.testing.assert_allclose(meta["handJoints3D"], joints[0], atol=1e-6)  # order of rows = order of lines
+        np.testing.assert_allclose(
+            meta["handJoints3D"], joints[0], atol=1e-6
+        )  # order of rows = order of lines
         pixels = (np.array(joints) * FLIP) @ meta["camMat"].T
         pixels = pixels[:, :2] / pixels[:, 2:]
         x0, y0, x1, y1 = meta["handBoundingBox"]
@@ -117,11 +123,14 @@ def test_evaluation_truth_is_one_mesh(tree: Path) -> None:
     count = SMALL.evaluation_sequences * SMALL.frames
     assert joints.shape == (count, 21, 3)
     assert vertices.shape == (count, 778, 3)
-    np.testing.assert_allclose(vertices[:, [744, 333, 444, 672, 555]][:, [0, 1, 2, 4, 3]], joints[:, 16:], atol=2e-7)
+    np.testing.assert_allclose(
+        vertices[:, [744, 333, 444, 672, 555]][:, [0, 1, 2, 4, 3]], joints[:, 16:], atol=2e-7
+    )
 
 
 def test_parameters_decode_to_the_labelled_joints(tree: Path, asset: HandAsset) -> None:
-    """Pose, betas and translation in OpenGL axes give handJoints3D joint by joint (lesson 3), wrist by both paths."""
+    """Pose, betas and translation in OpenGL axes give handJoints3D joint by joint (lesson 3), wrist by both
+    paths."""
     layer = ManoLayer.from_asset(asset).double()
     order = list(permutation(OPENPOSE21, HO3D21))
     for line in lines(tree, "train"):
@@ -134,13 +143,16 @@ def test_parameters_decode_to_the_labelled_joints(tree: Path, asset: HandAsset) 
             betas,
             torch.from_numpy(meta["handTrans"].astype(np.float64))[None],
         )
-        np.testing.assert_allclose(out.joints_m[0, order].numpy(), meta["handJoints3D"], atol=1e-6)  # float32 labels
+        np.testing.assert_allclose(
+            out.joints_m[0, order].numpy(), meta["handJoints3D"], atol=1e-6
+        )  # float32 labels
         rest = asset.joint_regressor @ (asset.v_template + asset.shapedirs @ betas[0].numpy())
         np.testing.assert_allclose(meta["handTrans"] + rest[0], meta["handJoints3D"][0], atol=1e-6)
 
 
 def test_labels_lie_on_what_was_painted(tree: Path) -> None:
-    """Depth read from the PNG at each projected joint is that of skin over the joint, or of something in front.
+    """Depth read from the PNG at each projected joint is that of skin over the joint, or of something in
+    front.
 
     A flipped axis, swapped bytes or a wrong K puts the joints on the table.
     """
