@@ -130,9 +130,9 @@ def test_every_term_is_of_order_one_at_the_start():
     for name, value in terms.values.items():
         # The prior starts at the mean hand, where it is 0 by definition.
         if not name.endswith("prior"):
-            assert 0.1 < float(value) < 10.0, name
+            assert 0.1 < float(value.detach()) < 10.0, name
     assert float(terms.total) == pytest.approx(
-        sum(terms.weights[n] * float(v) for n, v in terms.values.items()), rel=1e-5
+        sum(terms.weights[n] * float(v.detach()) for n, v in terms.values.items()), rel=1e-5
     )
 
 
