@@ -1,7 +1,8 @@
 """Train UTNet on HO3D and, after every epoch, validate it over every sample exactly once.
 
-    torchrun --nproc_per_node=4 train.py [--config FILE] [--resume auto|PATH] [--evaluate PATH] [section.key=value ...]
-    python train.py --config config/demo.yaml        # one process, a GPU if there is one, else the CPU
+    torchrun --nproc_per_node=4 train.py [--config FILE] [--resume auto|PATH] [--evaluate PATH]
+    [section.key=value ...] python train.py --config config/demo.yaml        # one process, a GPU if there is
+    one, else the CPU
 
 A wrong configuration, missing data or a step that must not be taken prints one line and leaves with status 2.
 """
@@ -147,8 +148,8 @@ def run_training(config: RunConfig, context: DistContext, resume: str | None) ->
         run.recorder.close()
     if not finished:
         _log.info(
-            f"Stopped by {run.stop.received or 'a signal to another rank'} after step {run.trainer.step}, saved. "
-            f"Go on with --resume {run_dir / 'checkpoints' / 'last.pt'}"
+            f"Stopped by {run.stop.received or 'a signal to another rank'} after step {run.trainer.step}, "
+            f"saved. Go on with --resume {run_dir / 'checkpoints' / 'last.pt'}"
         )
         return 3
     best = f"best MPJPE {run.progress.best_mpjpe_mm:.3f} mm (epoch {run.progress.best_epoch})"
@@ -239,7 +240,7 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
     batch = config.training.batch_size * config.training.accumulation * world
     _log.info(
         f"UTNet {config.model.preset}: {parameters / 1e6:.2f} M parameters, {world} {context.devices_label}, "
-        f"global batch {batch}, {total_steps} steps, backbone in {str(model.backbone_dtype).removeprefix('torch.')}"
+        f"global batch {batch}, {total_steps} steps, backbone in {model.backbone_dtype}"
     )
     _log.info(f"Run folder: {run_dir}")
     facts = {
@@ -336,8 +337,9 @@ def test(
 ) -> CheckedResult:
     """Evaluate the bare model over every sample of a split exactly once.
 
-    Each rank predicts its share of fixed global batches without any collective; then an all_gather of sizes and
-    send/recv bring all rows to rank 0, which checks that each sample is there once and scores them in float64.
+    Each rank predicts its share of fixed global batches without any collective; then an all_gather of sizes
+    and send/recv bring all rows to rank 0, which checks that each sample is there once and scores them in
+    float64.
 
     Args:
         model: not wrapped in DDP; its mode is restored.
@@ -430,15 +432,18 @@ def judge(run: Run, result: CheckedResult) -> bool:
         return True
     if result.nonfinite_count and run.config.validation.on_nonfinite == "stop":
         raise TrainingError(
-            f"validation of epoch {position.epoch}: {result.nonfinite_count} predictions are not finite (samples "
-            f"{list(result.nonfinite_indices)}). Resume from an earlier checkpoint with a lower optimizer.lr, or "
-            "set validation.on_nonfinite=continue"
+            f"validation of epoch {position.epoch}: {result.nonfinite_count} predictions are not finite "
+            f"(samples {list(result.nonfinite_indices)}). Resume from an earlier checkpoint with a lower "
+            "optimizer.lr, or set validation.on_nonfinite=continue"
         )
     return False
 
 
 def report(result: CheckedResult, modality: str, context: DistContext) -> None:
-    """Log a validation; the lines of the contract for the main score, one line for the score without depth."""
+    """Log a validation.
+
+    The lines of the contract for the main score, one line for the score without depth.
+    """
     if modality == "rgbd":
         for line in report_lines(result, context.world, context.devices_label):
             _log.info(line)

@@ -1,1 +1,4 @@
-"""Measurements: each module is one table of ratios against a stated reference, taken in one interleaved run."""
+"""Measurements.
+
+Each module is one table of ratios against a stated reference, taken in one interleaved run.
+"""

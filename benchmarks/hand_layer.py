@@ -1,7 +1,7 @@
 """The hand layer, forward and backward, against smplx's MANO on the same file and the same parameters.
 
-smplx takes axis-angle and turns it into matrices inside; ours takes matrices. Both are timed from the form that a
-network of theirs would give them.
+smplx takes axis-angle and turns it into matrices inside; ours takes matrices. Both are timed from the form
+that a network of theirs would give them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from typing import Any
 
 import cv2
 import torch
-from src.hand.mano import ManoLayer
 from torch.utils.data import DataLoader, Dataset
 
 from dataloader.collate import collate
@@ -19,6 +18,7 @@ from dataloader.samplers import SampleKey, ShardSampler, TrainSampler
 from dataloader.split import SplitName
 from src.config import RunConfig
 from src.errors import DataError, UTNetError
+from src.hand.mano import ManoLayer
 from src.runtime.seed import torch_stream
 from src.schema import HandBatch, RawBatch
 

@@ -1,0 +1,1 @@
+"""UTNet: 3D hand pose from RGB-D, everything but the data."""

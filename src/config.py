@@ -54,7 +54,10 @@ class SplitConfig:
     by: Literal["frame", "sequence"] = "frame"
     """frame: random frames (interpolation); sequence: whole motions held out (what claims are made on)."""
     val_percent: int = _number(10, ge=1, le=50)
-    """Percent of the frames in val, floor(N * val_percent / 100); by sequence: of the motions, at least one."""
+    """Percent of the frames in val, floor(N * val_percent / 100).
+
+    By sequence: of the motions, at least one.
+    """
     seed: int = _number(42, ge=0)
     """Seed of the division, apart from the run's seed so that all runs validate on the same frames."""
 
@@ -68,13 +71,19 @@ class ModelConfig:
     image_size: tuple[int, int] = _number((256, 192), ge=32, le=1024)
     """(H, W) of the crop in pixels, multiples of 16."""
     stem: Literal["auto", "conv", "patch"] = "auto"
-    """Tokens from strided convolutions or from one patch projection; auto: conv for tiny, patch for the others."""
+    """Tokens from strided convolutions or from one patch projection.
+
+    Auto: conv for tiny, patch for the others.
+    """
     drop_path: float = _number(0.0, ge=0.0, lt=1.0)
     """Drop probability of the last block's residual branches, rising linearly from 0 at the first."""
     activation_checkpointing: bool = False
     """Recompute the backbone's activations in the backward pass: less memory, about a third more time."""
     upsampling: Literal["conv", "window"] = "conv"
-    """How token features are upsampled: bilinear and convolutions, or window attention guided by the picture."""
+    """How token features are upsampled.
+
+    Bilinear and convolutions, or window attention guided by the picture.
+    """
     refine_iterations: int = _number(1, ge=1, le=4)
     """Passes of the mesh refinement, with shared weights."""
     pretrained: Path | None = None
@@ -226,7 +235,10 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU for each rank if this machine has enough, else the CPU."""
     threads: int = _number(1, ge=1, le=256)
-    """Torch threads per rank on the CPU. Sums depend on it in the last bit, so it does not follow the machine."""
+    """Torch threads per rank on the CPU.
+
+    Sums depend on it in the last bit, so it does not follow the machine.
+    """
     timeout_s: float = _number(1800.0, gt=0.0)
     """Longest wait for a collective of training, seconds."""
     deterministic: bool = True

@@ -53,7 +53,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: from the command line, applied in order; values are YAML (`null`, `[256, 192]`, `1e-4`).
 
     Raises:
-        ConfigError: all faults in one message: unreadable file, duplicate or unknown key (with the nearest known
+        ConfigError: all faults in one message: unreadable file, duplicate or unknown key (with the nearest
+        known
             one), wrong type, value out of range.
     """
     faults = _Faults()

@@ -47,7 +47,10 @@ class RawSample:
     rgb_u8: NDArray[np.uint8]
     """(H, W, 3) RGB crop, occluders painted, colour not yet jittered."""
     depth_u16: NDArray[np.uint16]
-    """(H, W) z of the *image camera* in units of DEPTH_UNIT_M at crop pixels; 0 where missing or not shown."""
+    """(H, W) z of the *image camera* in units of DEPTH_UNIT_M at crop pixels.
+
+    0 where missing or not shown.
+    """
     depth_present: NDArray[np.bool_]
     """() this sample's depth is shown to the network."""
     z_ref_m: NDArray[np.float32]

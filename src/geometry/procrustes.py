@@ -61,7 +61,8 @@ def fit_similarity(
     """
     if source.shape != target.shape or source.ndim != 3 or source.shape[-1] != 3 or source.shape[1] < 1:
         raise ShapeError(
-            f"fit_similarity needs two (B, J, 3) sets of one shape, got {tuple(source.shape)} and {tuple(target.shape)}"
+            "fit_similarity needs two (B, J, 3) sets of one shape, "
+            f"got {tuple(source.shape)} and {tuple(target.shape)}"
         )
     x, y = source.double(), target.double()
     valid = torch.isfinite(x).all(-1).all(-1) & torch.isfinite(y).all(-1).all(-1)
@@ -105,7 +106,8 @@ def fit_rotation(source: Tensor, target: Tensor, weights: Tensor | None = None) 
     """
     if source.shape != target.shape or source.ndim != 3 or source.shape[-1] != 3:
         raise ShapeError(
-            f"fit_rotation needs two (B, J, 3) sets of one shape, got {tuple(source.shape)} and {tuple(target.shape)}"
+            "fit_rotation needs two (B, J, 3) sets of one shape, "
+            f"got {tuple(source.shape)} and {tuple(target.shape)}"
         )
     x, y = source.double(), target.double()
     if weights is not None:

@@ -1,0 +1,1 @@
+"""The hand model: joint orders, MANO's files, the layer, the procedural stand-in."""

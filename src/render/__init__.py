@@ -1,0 +1,1 @@
+"""Rasteriser and drawings, numpy and OpenCV."""

@@ -52,12 +52,14 @@ def draw_skeleton(
             f"draw_skeleton needs (H, W, 3) and (21, 2), got {picture.shape} and {joints_px.shape}"
         )
     height, width = picture.shape[:2]
-    canvas = (
-        cv2.resize(picture, (width * scale, height * scale), interpolation=cv2.INTER_CUBIC)
-        if scale > 1
-        else picture.copy()
-    )
-    # Pixel centres: crop pixel p is drawn at (p + 0.5) * scale - 0.5; coordinates are clamped for OpenCV's int32.
+    canvas = np.ascontiguousarray(picture)
+    if scale > 1:
+        enlarged = cv2.resize(canvas, (width * scale, height * scale), interpolation=cv2.INTER_CUBIC)
+        canvas = np.asarray(enlarged, np.uint8)
+    elif canvas is picture:
+        canvas = picture.copy()
+    # Pixel centres: crop pixel p is drawn at (p + 0.5) * scale - 0.5; coordinates are clamped for OpenCV's
+    # int32.
     points = ((joints_px + 0.5) * scale - 0.5).clip(-4 * width * scale, 4 * width * scale)
     usable = np.isfinite(joints_px).all(1)
     for parent, child in OPENPOSE_BONES:
@@ -85,7 +87,10 @@ def truth_and_prediction(
     caption: str,
     scale: int = 2,
 ) -> NDArray[np.uint8]:
-    """One tile: the truth drawn on the left copy of a crop, the prediction on the right one, a caption above."""
+    """One tile.
+
+    The truth drawn on the left copy of a crop, the prediction on the right one, a caption above.
+    """
     pair = np.hstack(
         [draw_skeleton(picture, truth_px, scale=scale), draw_skeleton(picture, prediction_px, scale=scale)]
     )

@@ -30,9 +30,10 @@ def trace_enabled() -> bool:
 def batch_lines(index: int, batch: HandBatch, prediction: Prediction) -> list[str]:
     """The lines of `[Debug Batch k]`.
 
-    `GT centered by root` compares the labelled wrist with the wrist of the independent path (hand translation
-    + J0(betas)): about 0 for absolute labels, hundreds for labels already relative to the wrist, tens when only
-    one of label and root was augmented. Joints minus their own wrist would print the same number in all cases.
+    `GT centered by root` compares the labelled wrist with the wrist of the independent path (hand
+    translation + J0(betas)): about 0 for absolute labels, hundreds for labels already relative to the wrist,
+    tens when only one of label and root was augmented. Joints minus their own wrist would print the same
+    number in all cases.
 
     Args:
         index: number of the batch in the epoch.

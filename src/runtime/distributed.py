@@ -1,9 +1,9 @@
 """Ranks: who am I, on which device, and how do ranks talk.
 
-One *main group* (NCCL on GPUs, gloo on the CPU) carries gradients. Two gloo groups carry what lives on the CPU:
-the *side group* the validation's rows, with the validation's own timeout, and the *wait group* small statuses, with
-the long timeout of a set-up (one rank may build an index while the others wait). With one process there is no
-group at all and every helper here is the identity.
+One *main group* (NCCL on GPUs, gloo on the CPU) carries gradients. Two gloo groups carry what lives on the
+CPU: the *side group* the validation's rows, with the validation's own timeout, and the *wait group* small
+statuses, with the long timeout of a set-up (one rank may build an index while the others wait). With one
+process there is no group at all and every helper here is the identity.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ LINE_EVERY_S = 30.0
 def progress(iterable: Iterable[T], *, total: int | None, desc: str, enabled: bool = True) -> Iterator[T]:
     """Iterate with a bar on stderr; in a file or pipe, with a whole line every half minute instead.
 
-    A bar redraws its line, and whatever else is printed meanwhile would be glued to it: `src.runtime.log` prints
-    around the bar on a terminal, and elsewhere there is no bar, so that every line of a log stays greppable.
+    A bar redraws its line, and whatever else is printed meanwhile would be glued to it: `src.runtime.log`
+    prints around the bar on a terminal, and elsewhere there is no bar, so that every line of a log stays
+    greppable.
 
     Args:
         iterable: what is iterated.

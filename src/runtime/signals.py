@@ -11,7 +11,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 class StopRequest:
     """Remembers the first stop signal (TERM, INT, HUP, USR1); a second INT ends the process at once.
 
-    torchrun resets nohup's ignored SIGHUP in its workers, so a closed terminal reaches them: it is caught here.
+    torchrun resets nohup's ignored SIGHUP in its workers, so a closed terminal reaches them: it is caught
+    here.
     """
 
     def __init__(self) -> None:

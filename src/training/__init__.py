@@ -1,0 +1,1 @@
+"""The optimiser step, checkpoints, and what a run writes."""

@@ -262,8 +262,9 @@ def _check_batch(
     now = config.training.batch_size * config.training.accumulation * context.world
     if progress.step_in_epoch and before != now:
         raise AssetError(
-            f"checkpoint {path} stands inside epoch {progress.epoch} with global batches of {before} samples, this "
-            f"run makes {now}. Use as many ranks, or change training.batch_size or training.accumulation to match"
+            f"checkpoint {path} stands inside epoch {progress.epoch} with global batches of {before} "
+            f"samples, this run makes {now}. Use as many ranks, or change training.batch_size or "
+            "training.accumulation to match"
         )
 
 

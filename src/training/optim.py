@@ -17,7 +17,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.dev
     """Fused AdamW; weight decay on matrices only.
 
     Args:
-        model: parameters with one axis (biases, norms) or marked `no_weight_decay` (tokens, positions) have none.
+        model: parameters with one axis (biases, norms) or marked `no_weight_decay` (tokens, positions)
+            have none.
         config: rates as given, not scaled.
         device: where the parameters live.
     """
@@ -64,7 +65,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 class Ema:
     """Exponential moving average of a model's parameters, in float32, on the parameters' device.
 
-    The decay rises as (1 + k) / (10 + k) with the number of updates k, so that the first weights are forgotten.
+    The decay rises as (1 + k) / (10 + k) with the number of updates k, so that the first weights are
+    forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

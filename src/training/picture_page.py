@@ -15,7 +15,9 @@ from src.schema import HandBatch, Prediction
 
 
 class PicturePage:
-    """Collects a few samples of each batch, spread over the whole validation, and writes them as one picture."""
+    """Collects a few samples of each batch, spread over the whole validation, and writes them as one
+    picture.
+    """
 
     def __init__(self, limit: int, batches: int) -> None:
         """Args: `limit` samples on the page, at most; `batches` that will be added."""

@@ -48,8 +48,8 @@ class StepReport:
 def wrap_for_ranks(model: nn.Module, context: DistContext) -> nn.Module:
     """The model in DistributedDataParallel, or itself with one rank.
 
-    Buffers are constants here and are not broadcast in forward passes, and every parameter takes part in every
-    step (find_unused_parameters=False).
+    Buffers are constants here and are not broadcast in forward passes, and every parameter takes part in
+    every step (find_unused_parameters=False).
     """
     if context.world == 1:
         return model
@@ -79,7 +79,16 @@ class TrainStep:
         *,
         trace_loss: bool = False,
     ) -> None:
-        """Args: `model` bare and on its device; `total_steps` of the whole run; `trace_loss` logs rank 0's loss."""
+        """Wrap the model and start at step 0.
+
+        Args:
+            model: bare, on its device.
+            loss: what is minimised.
+            config: training, optimizer and scheduler.
+            context: ranks.
+            total_steps: optimiser steps of the whole run.
+            trace_loss: log the lines of [Debug 3D Loss] on rank 0.
+        """
         self.model = model
         self.wrapped = wrap_for_ranks(model, context)
         self.loss = loss
@@ -106,8 +115,8 @@ class TrainStep:
             on_backward: called with each batch and its prediction before its backward pass.
 
         Raises:
-            TrainingError: a loss or gradient of any rank is not finite; on every rank, before the weights or the
-                average change; names the rank, the loss terms and the sample indices.
+            TrainingError: a loss or gradient of any rank is not finite; on every rank, before the
+                weights or the average change; names the rank, the loss terms and the sample indices.
         """
         rate = learning_rate(self.step, self.total_steps, self.config.optimizer.lr, self.config.scheduler)
         set_learning_rate(self.optimizer, rate)
@@ -158,8 +167,9 @@ class TrainStep:
         seen = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reports) if text)
         raise TrainingError(
             f"step {self.step}: loss {loss:g}, gradient norm {grad_norm:g} is not finite ("
-            f"{seen or 'losses finite on all ranks, the gradient overflowed in the backward pass'}). The weights "
-            "were not changed. Look at these samples, lower optimizer.lr, or resume from the last checkpoint"
+            f"{seen or 'losses finite on all ranks, the gradient overflowed in the backward pass'}). "
+            "The weights were not changed. Look at these samples, lower optimizer.lr, or resume from "
+            "the last checkpoint"
         )
 
 

@@ -51,7 +51,9 @@ class Embedded:
             *more,
         ]
 
-    def torchrun(self, ranks: int, *more: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def torchrun(
+        self, ranks: int, *more: str, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """train.py under torchrun."""
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         return command(*launch, "train.py", *self.settings(*more), env=env)

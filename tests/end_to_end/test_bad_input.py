@@ -55,7 +55,11 @@ CASES: list[tuple[Callable[[Path], None] | None, list[str], list[str]]] = [
     (torn_meta, [], ["DataError", "1 of 48", ".pkl", "dataset.max_unreadable"]),
     (hostile_meta, [], ["DataError", "getcwd"]),
     (missing_frame, [], ["DataError", ".jpg"]),
-    (None, ["mano.model_path=nowhere/MANO_RIGHT.pkl"], ["AssetError", "nowhere/MANO_RIGHT.pkl", "mano.is.tue.mpg.de"]),
+    (
+        None,
+        ["mano.model_path=nowhere/MANO_RIGHT.pkl"],
+        ["AssetError", "nowhere/MANO_RIGHT.pkl", "mano.is.tue.mpg.de"],
+    ),
     (None, ["--evaluate", "nowhere.pt"], ["AssetError", "nowhere.pt", "no such file"]),
     (None, ["--resume", "nowhere.pt"], ["AssetError", "nowhere.pt", "no such file"]),
     (None, ["training.batchsize=3"], ["ConfigError", "did you mean training.batch_size"]),
@@ -67,7 +71,11 @@ CASES: list[tuple[Callable[[Path], None] | None, list[str], list[str]]] = [
 
 @pytest.mark.parametrize(("spoil", "arguments", "parts"), CASES, ids=[c[2][-1][:24] for c in CASES])
 def test_one_line_and_status_two(
-    embedded: Embedded, tmp_path: Path, spoil: Callable[[Path], None] | None, arguments: list[str], parts: list[str]
+    embedded: Embedded,
+    tmp_path: Path,
+    spoil: Callable[[Path], None] | None,
+    arguments: list[str],
+    parts: list[str],
 ) -> None:
     """A user learns what is wrong, where, and what to do, from one line."""
     if "runtime.device=cuda" in arguments and os.path.exists("/dev/nvidia0"):  # noqa: PTH110

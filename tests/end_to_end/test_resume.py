@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,8 +16,8 @@ from tests.end_to_end.conftest import Embedded, command
 from tests.rooms.sources import ROOT
 
 SETTINGS = (
-    "training.num_epochs=2", "training.save_every_steps=3", "model.drop_path=0.1", "validation.rgb_only=false",
-    "validation.pictures=0", "logging.every=1",
+    "training.num_epochs=2", "training.save_every_steps=3", "model.drop_path=0.1",
+    "validation.rgb_only=false", "validation.pictures=0", "logging.every=1",
 )  # fmt: skip
 
 
@@ -24,7 +25,8 @@ def start(embedded: Embedded, *more: str) -> subprocess.Popen[str]:
     """A run in the background, in its own process group."""
     return subprocess.Popen(
         [sys.executable, "train.py", *embedded.settings(*SETTINGS, *more)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
@@ -45,6 +47,12 @@ def final(run: Path) -> dict[str, torch.Tensor]:
     return {**state["model"], **{f"ema.{k}": v for k, v in state["ema"]["average"].items()}}
 
 
+def curve(run: Path) -> list[dict[str, float]]:
+    """Every scalar of a run but the speed."""
+    rows = [json.loads(line) for line in (run / "scalars.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "Train/samples_per_s_and_rank"} for row in rows]
+
+
 def test_killed_and_resumed_equals_uninterrupted(embedded: Embedded) -> None:
     """kill -9 in the middle of an epoch, --resume auto: the same weights, bit for bit, and the same curve."""
     whole = embedded.python(*SETTINGS, "name=whole")
@@ -53,20 +61,15 @@ def test_killed_and_resumed_equals_uninterrupted(embedded: Embedded) -> None:
     run = wait_for_step(embedded, "killed", 5)
     process.kill()
     process.communicate(timeout=60)
-    assert torch.load(run / "checkpoints" / "last.pt", weights_only=True)["progress"]["step_in_epoch"] in (3, 6)
+    assert 0 < torch.load(run / "checkpoints" / "last.pt", weights_only=True)["step"] < 2 * 8
     resumed = command("train.py", *embedded.settings(*SETTINGS, "name=killed", "--resume", "auto"))
     assert resumed.returncode == 0, resumed.stderr
-    assert f"Resumed {run / 'checkpoints' / 'last.pt'} at epoch 0" in resumed.stdout
+    assert f"Resumed {run / 'checkpoints' / 'last.pt'} at epoch " in resumed.stdout
     assert list(embedded.runs.glob("*-killed")) == [run]
     first, second = final(embedded.newest("whole")), final(run)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[k], second[k]) for k in first)
-    curves = [
-        [line for line in (r / "scalars.jsonl").read_text().splitlines() if '"Val/MPJPE"' in line or '"step": 4,' in line]
-        for r in (embedded.newest("whole"), run)
-    ]
-    strip = [[line.split('"Train/samples_per_s')[0] for line in c] for c in curves]
-    assert strip[0] == strip[1]
+    assert curve(embedded.newest("whole")) == curve(run)
     again = command("train.py", *embedded.settings(*SETTINGS, "name=killed", "--resume", "auto"))
     assert again.returncode == 0
     assert "Finished 2 epochs" in again.stdout

@@ -90,7 +90,9 @@ def all_keys() -> set[tuple[str, str]]:
 
 
 def test_every_key_is_read() -> None:
-    """A learning rate or warm-up that is written in the YAML and ignored trains something else than was asked."""
+    """A learning rate or warm-up that is written in the YAML and ignored trains something else than was
+    asked.
+    """
     skip = {"config.py", "config_file.py"}
     seen = set().union(*(reads(tree(p)) for p in source_files() if p.name not in skip))
     dead = sorted(".".join(filter(None, key)) for key in all_keys() - seen)

@@ -73,7 +73,10 @@ def test_every_import_follows_the_table() -> None:
 
 
 def test_the_table_refuses_what_it_should() -> None:
-    """The check itself can fail: neighbours, upward and unknown imports are offences, downward ones are not."""
+    """The check itself can fail.
+
+    Neighbours, upward and unknown imports are offences, downward ones are not.
+    """
 
     def lines(module: str, code: str) -> list[str]:
         return offences(Path("x.py"), module, ast.parse(code))
@@ -110,7 +113,9 @@ def test_libraries_stay_in_their_rooms() -> None:
 
 
 def test_print_environment_and_broad_excepts_stay_out() -> None:
-    """A print vanishes from log.txt, a hidden environment variable from config.yaml, a broad except hides causes."""
+    """A print vanishes from log.txt, a hidden environment variable from config.yaml, a broad except hides
+    causes.
+    """
     bad = []
     for path in source_files():
         where = path.relative_to(ROOT).as_posix()

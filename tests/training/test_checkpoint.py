@@ -41,7 +41,9 @@ def test_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     run = fresh()
     for k in range(3):
         run([batch(k)])
-    position = ckpt.Progress(epoch=1, step_in_epoch=3, loss_sum=4.5, clipped_steps=2, best_mpjpe_mm=31.0, best_epoch=0)
+    position = ckpt.Progress(
+        epoch=1, step_in_epoch=3, loss_sum=4.5, clipped_steps=2, best_mpjpe_mm=31.0, best_epoch=0
+    )
     path = saved(tmp_path, run, position)
     reports = [run([batch(k)]) for k in range(3, 6)]
     other = fresh(seed=99)
@@ -82,11 +84,13 @@ def test_evaluation_loads_the_averaged_weights(tmp_path: Path) -> None:
 
 
 def test_another_hand_network_split_or_batch_is_refused(tmp_path: Path) -> None:
-    """Going on with other labels, another hand or half an epoch of other batches gives numbers that mean nothing."""
+    """Going on with other labels, another hand or half an epoch of other batches gives numbers that mean
+    nothing.
+    """
     path = saved(tmp_path, fresh(), ckpt.Progress(step_in_epoch=2))
     hand = hand_model()
     other_hand = type("Hand", (), {"fingerprint": "0" * 16, "is_standin": False})()
-    with pytest.raises(AssetError, match="trained with the procedural stand-in.*is a MANO file"):
+    with pytest.raises(AssetError, match=r"trained with the procedural stand-in.*is a MANO file"):
         ckpt.restore(path, fresh(), CONFIG, other_hand, "abc", ALONE)
     with pytest.raises(AssetError, match="another split"):
         ckpt.restore(path, fresh(), CONFIG, hand, "xyz", ALONE)

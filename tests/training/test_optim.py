@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -12,14 +14,16 @@ from src.training.optim import Ema, build_optimizer, learning_rate
 
 
 def test_warm_up_and_cosine() -> None:
-    """The rate rises linearly, reaches optimizer.lr, falls to the final ratio, and never leaves these bounds."""
+    """The rate rises linearly, reaches optimizer.lr, falls to the final ratio, and never leaves these
+    bounds.
+    """
     config = SchedulerConfig(warmup_fraction=0.1, final_lr_ratio=0.01)
     rates = [learning_rate(k, 100, 2e-3, config) for k in range(100)]
     assert rates[0] == pytest.approx(2e-3 / 11)
     assert max(rates) == rates[10] == 2e-3
     assert rates[-1] == pytest.approx(2e-5)
-    assert all(b > a for a, b in zip(rates[:10], rates[1:11], strict=True))
-    assert all(b < a for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(b > a for a, b in pairwise(rates[:11]))
+    assert all(b < a for a, b in pairwise(rates[10:]))
     assert learning_rate(0, 1, 1.0, SchedulerConfig(warmup_fraction=0.0)) == 1.0
 
 
