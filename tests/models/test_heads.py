@@ -22,7 +22,7 @@ from tests.models.scene import hand_model, make_batch
 def test_true_joints_give_back_the_hand():
     """Rotations in closed form are the network's first guess: a swapped finger or a row-wise matrix ruins it.
 
-    Twist about bones is not seen, so 1 mm is left (1.2 mm where shapes are exact).
+    A hand whose shape depends on its pose moves the tips a little: up to 1 mm; the stand-in's hardly moves.
     """
     mano = hand_model()
     batch = make_batch(64, seed=5, noise=True)
@@ -30,7 +30,7 @@ def test_true_joints_give_back_the_hand():
     wrist, local = rotations_from_joints(batch.joints_root_m, rest(batch.betas))
     out = mano(wrist, local, batch.betas, torch.zeros(64, 3))
     error = (out.joints_m - out.joints_m[:, :1] - batch.joints_root_m).norm(dim=-1) * 1000
-    assert error.mean() < 1.2
+    assert error.mean() < 1.0
     assert error.mean(dim=0).max() < 4.0
     assert torch.allclose(torch.linalg.det(local), torch.ones(64, 15), atol=1e-4)
 
