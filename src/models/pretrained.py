@@ -14,7 +14,6 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from src.errors import AssetError
 from src.models.utnet import UTNet
+from src.runtime.safe_pickle import load_tensors
 
 MIN_LOADED = 0.9
 """Share of the backbone's tensors that a file must fill."""
@@ -129,14 +129,7 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name, wrappers taken off."""
-    if not path.is_file():
-        raise AssetError(f"pretrained weights: no file {path}. Put it there, or set model.pretrained=null")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
-        # torch's restricted reader fails on foreign bytes with whatever its parser trips over.
-        reason = str(error).partition("\n")[0]
-        raise AssetError(f"pretrained weights {path}: not a file of plain tensors ({reason})") from error
+    content = load_tensors(path, "pretrained weights")
     while isinstance(content, dict):
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
         if inner is None:

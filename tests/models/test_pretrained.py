@@ -168,7 +168,7 @@ def test_another_size_or_architecture_is_an_error(tmp_path: Path):
 def test_files_that_are_not_weights_are_refused(tmp_path: Path):
     """Pickles can run code; a missing file must be named."""
     net = network((64, 64))
-    with pytest.raises(AssetError, match="no file"):
+    with pytest.raises(AssetError, match="no such file"):
         load_backbone(net, tmp_path / "none.pth")
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "object.pth")
     with pytest.raises(AssetError, match="plain tensors"):
