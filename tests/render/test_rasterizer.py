@@ -55,6 +55,8 @@ def test_weights_give_back_the_point_under_the_pixel() -> None:
     vertices = np.array([[-0.5, -0.3, 0.6], [0.6, -0.2, 2.5], [0.0, 0.5, 1.0]])
     got = rasterize(vertices, np.array([[0, 1, 2]]), K, WIDTH, HEIGHT)
     points = got.barycentric.astype(np.float64) @ vertices
+    np.testing.assert_allclose(got.barycentric.sum(1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(points[:, 2], got.depth_m, rtol=1e-5)
     pixels = points @ K.T
     y, x = np.divmod(got.pixel, WIDTH)
     np.testing.assert_allclose(pixels[:, 0] / pixels[:, 2], x, atol=1e-3)  # float32 weights on 64 pixels

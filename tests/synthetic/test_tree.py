@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader.synthetic.frames import encode_depth
+from dataloader.synthetic.frames import encode_depth, write_rgb
 from src.errors import DataError
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
@@ -180,3 +180,13 @@ def test_depth_bytes() -> None:
     np.testing.assert_array_equal(encoded[0], [[0, 0x12, 0x34], [0, 0, 0], [0, 0xFF, 0xFF]])
     with pytest.raises(DataError, match="16 bits"):
         encode_depth(np.full((1, 1), 8.3, np.float32))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_red_is_written_red(tmp_path: Path, suffix: str) -> None:
+    """A pure red picture reads back with its red in OpenCV's last channel (lesson 17)."""
+    red = np.zeros((480, 640, 3), np.uint8)
+    red[..., 0] = 200
+    write_rgb(tmp_path / f"red{suffix}", red)
+    bgr = cv2.imread(str(tmp_path / f"red{suffix}"))
+    np.testing.assert_allclose(bgr.mean((0, 1)), [0, 0, 200], atol=3)  # jpg loses a little
