@@ -8,8 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/demo
-DEMO_SEQUENCES ?= 72
-DEMO_FRAMES ?= 20
+DEMO_SEQUENCES ?= 90
+DEMO_FRAMES ?= 16
 DEMO_EVALUATION_SEQUENCES ?= 6
 
 .PHONY: setup demo demo-data test lint bench clean

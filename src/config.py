@@ -136,7 +136,7 @@ class TrainingConfig:
     """Forward passes per optimiser step; global batch = batch_size * ranks * accumulation."""
     max_steps_per_epoch: int | None = _number(None, ge=1)
     """Optimiser steps after which an epoch ends early; null: all."""
-    clip_grad_norm: float = _number(1.0, gt=0.0)
+    clip_grad_norm: float = _number(20.0, gt=0.0)
     """Largest global gradient norm; the share of clipped steps is logged."""
     ema_decay: float = _number(0.999, ge=0.0, lt=1.0)
     """Decay per optimiser step of the averaged weights that are validated; 0: none."""

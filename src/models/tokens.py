@@ -56,7 +56,8 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     rows, cols = grid
     if n != rows * cols:
         raise ShapeError(f"tokens: got {n} of them, want {rows} x {cols}")
-    return tokens.transpose(1, 2).reshape(b, d, rows, cols)
+    # Contiguous: a channels-last map gives 1 x 1 convolutions gradients in strides that DDP copies and warns of.
+    return tokens.transpose(1, 2).contiguous().view(b, d, rows, cols)
 
 
 def map_to_tokens(features: Tensor) -> Tensor:

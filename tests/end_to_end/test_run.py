@@ -84,6 +84,7 @@ def test_log_lines_are_the_contract(trained: Trained) -> None:
             )
     assert "by sequence" in done.stdout
     assert "STAND-IN HAND" in done.stdout
+    assert "Warning" not in done.stderr, done.stderr
 
 
 def test_run_folder_is_complete(trained: Trained) -> None:
