@@ -19,8 +19,8 @@ class _AroundBars(logging.StreamHandler[TextIO]):
     """Prints above a progress bar instead of into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream)
-        self.flush()
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 def get_logger(name: str) -> logging.Logger:

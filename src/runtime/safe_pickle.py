@@ -325,4 +325,6 @@ def load_tensors(path: Path, what: str) -> Any:
     except (*_FAILURES, RuntimeError, OSError) as reason:
         # torch's restricted reader fails on foreign bytes with whatever its parser trips over.
         first = str(reason).partition("\n")[0] or type(reason).__name__
-        raise AssetError(f"{what} {path} cannot be read as tensors ({first}). Use another copy") from reason
+        if isinstance(reason, pickle.UnpicklingError):
+            first = "it is no pickle, or names more than plain tensors and values"
+        raise AssetError(f"{what} {path} cannot be read as plain tensors ({first}). Use another copy") from reason
