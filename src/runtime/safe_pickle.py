@@ -327,4 +327,5 @@ def load_tensors(path: Path, what: str) -> Any:
         first = str(reason).partition("\n")[0] or type(reason).__name__
         if isinstance(reason, pickle.UnpicklingError):
             first = "it is no pickle, or names more than plain tensors and values"
-        raise AssetError(f"{what} {path} cannot be read as plain tensors ({first}). Use another copy") from reason
+        message = f"{what} {path} cannot be read as plain tensors ({first}). Use another copy"
+        raise AssetError(message) from reason
