@@ -56,7 +56,7 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     rows, cols = grid
     if n != rows * cols:
         raise ShapeError(f"tokens: got {n} of them, want {rows} x {cols}")
-    # Contiguous: a channels-last map gives 1 x 1 convolutions gradients in strides that DDP copies and warns of.
+    # A channels-last map would give 1 x 1 convolutions gradients in strides that DDP copies and warns of.
     return tokens.transpose(1, 2).contiguous().view(b, d, rows, cols)
 
 
