@@ -13,7 +13,7 @@ from src.errors import TrainingError
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.runtime.distributed import DistContext, spawn_ranks
-from src.schema import HandBatch
+from src.schema import HandBatch, LossTerms
 from src.training.step import TrainStep
 from tests.models.scene import hand_model, make_batch
 
@@ -88,6 +88,41 @@ def test_nan_on_one_rank_stops_all_before_the_weights(where: str) -> None:
         assert "rank 0: terms" not in message
         if where == "joints_root_m":
             assert "joints_3d" in message
+
+
+class InfiniteOnRankOne(HandLoss):
+    """A loss that is infinite by a constant: its gradient is finite, so DDP carries no sign of it."""
+
+    def forward(self, *args: object, **kwargs: object) -> LossTerms:
+        terms = super().forward(*args, **kwargs)
+        return dataclasses.replace(terms, total=terms.total + torch.inf)
+
+
+def infinite_loss(context: DistContext) -> tuple[str, int]:
+    step = trainer(context)
+    if context.rank == 1:
+        step.loss = InfiniteOnRankOne(step.config.loss, hand_model())
+    try:
+        step([batch(context.rank)])
+    except TrainingError as error:
+        return str(error), step.step
+    return "", step.step
+
+
+def test_ranks_decide_on_the_shared_loss() -> None:
+    """A rank that stops alone leaves the others waiting in their next collective."""
+    for message, steps in spawn_ranks(infinite_loss, 2, timeout_s=60):
+        assert "loss inf" in message
+        assert steps == 0
+
+
+def asked(context: DistContext) -> bool:
+    return trainer(context)([batch(context.rank)], stop=context.rank == 1).stop_requested
+
+
+def test_a_stop_on_one_rank_stops_all() -> None:
+    """A signal often reaches one rank only: all must leave after the same step."""
+    assert spawn_ranks(asked, 2, timeout_s=60) == [True, True]
 
 
 def test_a_gradient_that_overflows_is_refused_too() -> None:
