@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from src.hand.mano import ManoLayer
-from src.hand.standin import build_standin
 from tests.dataloader.tree import Frame, write_tree
+from tests.hand_file import hand_file
 
 
 @pytest.fixture(scope="session")
@@ -22,4 +22,4 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Fram
 @pytest.fixture(scope="session")
 def standin() -> ManoLayer:
     """The stand-in hand."""
-    return ManoLayer.from_asset(build_standin())
+    return ManoLayer.from_file(hand_file())

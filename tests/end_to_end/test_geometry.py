@@ -105,7 +105,18 @@ def test_geometry_of_500_frames(tmp_path: Path) -> None:
     """The same on 500 rendered frames."""
     hand_file, root = tmp_path / "STANDIN_RIGHT.pkl", tmp_path / "HO3D"
     assert command("-m", "src.hand.standin", "--out", str(hand_file)).returncode == 0
-    sizes = ["--sequences", "63", "--frames", "9", "--evaluation-sequences", "2", "--seed", "3", "--workers", "2"]
+    sizes = [
+        "--sequences",
+        "63",
+        "--frames",
+        "9",
+        "--evaluation-sequences",
+        "2",
+        "--seed",
+        "3",
+        "--workers",
+        "2",
+    ]
     made = command("-m", "dataloader.synthetic", "--out", str(root), *sizes)
     assert made.returncode == 0, made.stderr
     dataset, hand = open_train(root, hand_file)

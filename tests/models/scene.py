@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,18 +11,15 @@ from torch import Tensor
 from src.geometry.camera import project
 from src.geometry.rotation import rotation_from_aa
 from src.hand.mano import ManoLayer
-from src.hand.standin import write_standin
 from src.render.rasterizer import rasterize
 from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, HandBatch
+from tests.hand_file import hand_file
 
 
 @functools.cache
 def hand_model() -> ManoLayer:
-    """The stand-in hand, built once per test run."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "hand.pkl"
-        write_standin(path)
-        return ManoLayer.from_file(path)
+    """The stand-in hand."""
+    return ManoLayer.from_file(hand_file())
 
 
 def make_batch(

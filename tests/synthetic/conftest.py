@@ -8,8 +8,8 @@ import pytest
 
 from dataloader.synthetic.rig import Rig
 from dataloader.synthetic.writer import Parameters, write_tree
-from src.hand.mano_assets import HandAsset
-from src.hand.standin import build_standin
+from src.hand.mano_assets import HandAsset, load_hand_asset
+from tests.hand_file import hand_file
 
 SMALL = Parameters(sequences=4, frames=3, evaluation_sequences=2, seed=7, cameras=3)
 """Two training motions (three views and one) and one evaluation motion."""
@@ -18,7 +18,7 @@ SMALL = Parameters(sequences=4, frames=3, evaluation_sequences=2, seed=7, camera
 @pytest.fixture(scope="session")
 def asset() -> HandAsset:
     """The stand-in hand."""
-    return build_standin()
+    return load_hand_asset(hand_file())
 
 
 @pytest.fixture(scope="session")
