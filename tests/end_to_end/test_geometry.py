@@ -95,7 +95,7 @@ def check(dataset: HO3DDataset, hand: ManoLayer, count: int) -> None:
 
 
 def test_geometry_of_a_small_set(embedded: Embedded) -> None:
-    """Labels that do not lie on the picture teach the network noise; here they do, under every augmentation."""
+    """Labels beside the picture teach the network noise; here they lie on it, under every augmentation."""
     dataset, hand = open_train(embedded.root, embedded.hand)
     check(dataset, hand, 60)
 
