@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.integrate import trapezoid
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -215,7 +216,7 @@ class _Distances:
         average = mean(np.array(self.row_means, dtype=np.float64)) * _CM_PER_M
         auc = math.nan
         if not math.isnan(average):
-            auc = float(np.trapezoid(self.within / self.points, PCK_THRESHOLDS_M) / PCK_THRESHOLDS_M[-1])
+            auc = float(trapezoid(self.within / self.points, PCK_THRESHOLDS_M) / PCK_THRESHOLDS_M[-1])
         return {f"{name}_mean3d": average, f"{name}_auc3d": auc}
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import trapezoid
 from scipy.linalg import orthogonal_procrustes
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
@@ -298,8 +299,7 @@ def _official_by_loop(pred, truth, pred_mesh, mesh) -> dict[str, float]:
         )
         scores[f"{name}_mean3d"] = distance.mean() * 100.0
         areas = [
-            np.trapezoid([(column <= t).mean() for t in thresholds], thresholds) / 0.05
-            for column in distance.T
+            trapezoid([(column <= t).mean() for t in thresholds], thresholds) / 0.05 for column in distance.T
         ]
         scores[f"{name}_auc3d"] = np.mean(areas)
     for kind, change in (("f_score", families["mesh"][2]), ("f_al_score", aligned)):
