@@ -84,7 +84,7 @@ class MeshGraph(nn.Module):
     def __init__(self, faces: Tensor, num_vertices: int) -> None:
         super().__init__()
         # Unchecked is torch's default; said aloud, or some versions warn at the first product.
-        torch.sparse.check_sparse_tensor_invariants.disable()
+        torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]
         matrix = normalised_adjacency(faces, num_vertices)
         self.register_buffer("crow", matrix.crow_indices().clone(), persistent=False)
         self.register_buffer("col", matrix.col_indices().clone(), persistent=False)
