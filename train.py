@@ -1,10 +1,11 @@
 """Train UTNet on HO3D and, after every epoch, validate it over every sample exactly once.
 
-    torchrun --nproc_per_node=4 train.py [--config FILE] [--resume auto|PATH] [--evaluate PATH]
-    [section.key=value ...] python train.py --config config/demo.yaml        # one process, a GPU if there is
-    one, else the CPU
+    torchrun --nproc_per_node=4 train.py [--config FILE] [--resume auto|PATH] [section.key=value ...]
+    torchrun --nproc_per_node=4 train.py --evaluate PATH
+    python train.py --config config/demo.yaml
 
-A wrong configuration, missing data or a step that must not be taken prints one line and leaves with status 2.
+Without torchrun it is one process, on a GPU if there is one, else on the CPU. A wrong configuration, missing
+data or a step that must not be taken prints one line and leaves with status 2.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import torch
 
 from dataloader.build import DeviceLoader, build_dataset, build_eval_loader, build_train_loader
 from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.label_check import require_hand_fits
 from dataloader.modality import Modality
 from src.config import RunConfig
 from src.config_file import config_to_yaml, load_config
-from src.errors import CollectError, PeerError, TrainingError, UTNetError
+from src.errors import AssetError, CollectError, ConfigError, PeerError, TrainingError, UTNetError
 from src.evaluation.baselines import constant_baselines
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, report_lines, write_per_sample
 from src.hand.mano import ManoLayer
@@ -37,6 +39,7 @@ from src.runtime import log
 from src.runtime.debug import DebugBatches, debug_loss_enabled, trace_enabled
 from src.runtime.distributed import (
     DistContext,
+    lost_peer,
     rank_from_environment,
     setup_distributed,
     teardown,
@@ -106,19 +109,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(config_to_yaml(config), end="")
             return 0
         status = run_command(config, arguments)
-    except UTNetError as error:
-        if trace_enabled():
+    except (UTNetError, OSError, RuntimeError) as error:
+        if trace_enabled() or (isinstance(error, RuntimeError) and not lost_peer(error)):
             raise
-        # Errors that all ranks share are printed once; one rank's own trouble is printed by that rank.
-        shared = (
-            isinstance(error, CollectError | TrainingError | PeerError)
-            or not torch.distributed.is_initialized()
-        )
-        if rank_from_environment() == 0 or not shared:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        complain(error)
         status = 2
     teardown()
     return status
+
+
+def complain(error: Exception) -> None:
+    """Say in one line what ended the run: an error that all ranks share once, one rank's own by that rank."""
+    rank = rank_from_environment()
+    if isinstance(error, PeerError):
+        return  # the rank that failed has said why
+    if isinstance(error, RuntimeError):
+        first = str(error).splitlines()[0]
+        text = f"rank {rank} lost another rank ({first}). Its own line says why, if it had time"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    alone = torch.distributed.is_initialized() and not isinstance(
+        error, CollectError | TrainingError | ConfigError
+    )
+    if rank == 0 or alone:
+        print(text, file=sys.stderr, flush=True)
 
 
 def run_command(config: RunConfig, arguments: argparse.Namespace) -> int:
@@ -132,11 +146,7 @@ def run_command(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 def run_training(config: RunConfig, context: DistContext, resume: str | None) -> int:
     """Train from scratch or from a checkpoint; 0 when finished, 3 when a signal ended it after saving."""
-    source = _resume_source(config, resume)
-    if source is not None and source.parent.name == "checkpoints":
-        run_dir = source.parent.parent
-    else:
-        run_dir = Path(context.broadcast_object(str(new_run_dir(config)) if context.is_main else ""))
+    source, run_dir = open_run_folder(config, context, resume)
     log.configure(rank=context.rank, log_file=run_dir / "log.txt")
     run = build_run(config, context, run_dir, source)
     run.stop.install()
@@ -159,13 +169,18 @@ def run_training(config: RunConfig, context: DistContext, resume: str | None) ->
 
 def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
     """Score a checkpoint on validation.split and write the per-sample file."""
-    run_dir = Path(context.broadcast_object(str(new_run_dir(config)) if context.is_main else ""))
+    _, run_dir = open_run_folder(config, context, None)
     log.configure(rank=context.rank, log_file=run_dir / "log.txt")
     hand, model, loss = build_model(config, context)
     state = context.together("reading the checkpoint", lambda: ckpt.load_checkpoint(path))
     context.together("checking the hand model", lambda: ckpt.check_hand(state, hand, path))
     context.together("loading the weights", lambda: ckpt.load_weights(model, state, path))
     train_set, val_set = build_datasets(config, context, hand)
+    ckpt.log_changes(state["config"], config, ("dataset", "split", "model"))
+    if state["split_hash"] != split_name(train_set):
+        _log.warning(
+            "WARNING: the checkpoint was trained on another training split: it may have seen these samples"
+        )
     _log.info(f"Evaluating {path} (step {state['step']}, {'averaged' if state['ema'] else 'plain'} weights)")
     baselines = split_baselines(train_set, val_set, context)
     recorder = Recorder(run_dir, config, context)
@@ -196,6 +211,7 @@ def build_datasets(
         train_set = build_dataset(config, "train", cpu_hand, show_progress=context.is_main)
         val_set = build_dataset(config, config.validation.split, cpu_hand, show_progress=context.is_main)
         val_set.require_truth()
+        require_hand_fits(train_set, cpu_hand)
         return train_set, val_set
 
     train_set, val_set = context.together("opening the data set", build, main_first=True)
@@ -278,6 +294,7 @@ def run_epoch(run: Run) -> bool:
         return False
     _log.info(f"Epoch {epoch}: Train Loss: {train_loss:.3f}")
     run.recorder.scalars(run.trainer.step, {"Train/epoch_loss": train_loss, "Train/epoch": epoch})
+    save(run)  # a validation can be long: what was trained is safe before it starts
     last_epoch = epoch == run.config.training.num_epochs - 1
     improved = False
     if last_epoch or (epoch + 1) % run.config.validation.every_epochs == 0:
@@ -455,26 +472,40 @@ def report(result: CheckedResult, modality: str, context: DistContext) -> None:
 
 
 def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
-    """Write last.pt; name it best.pt and epoch_<k>.pt too where that is due."""
-    last = run.run_dir / "checkpoints" / "last.pt"
+    """Write last.pt, at the best epoch as a second name of best.pt; `epoch` is the one that just ended."""
+    folder = run.run_dir / "checkpoints"
+    last = folder / "last.pt"
+    # best.pt first: a run that dies in between resumes from the older last.pt and comes here again.
+    written = folder / "best.pt" if best else last
     split = split_name(run.train_set)
-    ckpt.save_checkpoint(last, run.trainer, run.progress, run.config, run.hand, split, run.context)
+    ckpt.save_checkpoint(written, run.trainer, run.progress, run.config, run.hand, split, run.context)
     if run.context.is_main:
-        ckpt.name_finished(last, run.config.training, best=best, epoch=epoch)
+        if best:
+            ckpt.link(written, last)
+        if epoch is not None:
+            ckpt.keep_epoch(last, run.config.training, epoch)
 
 
-def _resume_source(config: RunConfig, resume: str | None) -> Path | None:
-    """The checkpoint to go on from, or None for a new run."""
-    if resume is None:
-        return None
-    if resume != "auto":
-        return Path(resume)
-    found = ckpt.find_last(config.logging.runs_dir, config.name)
-    if found is None:
-        _log.info(
-            f"--resume auto: no run called {config.name} in {config.logging.runs_dir}, starting a new one"
-        )
-    return found
+def open_run_folder(config: RunConfig, context: DistContext, resume: str | None) -> tuple[Path | None, Path]:
+    """(checkpoint to go on from or None, run folder): decided by rank 0, the same on every rank."""
+
+    def decide() -> tuple[Path | None, Path]:
+        source = None if resume in (None, "auto") else Path(str(resume))
+        if resume == "auto":
+            source = ckpt.find_last(config.logging.runs_dir, config.name)
+            if source is None:
+                _log.info(
+                    f"--resume auto: no run called {config.name} in {config.logging.runs_dir}: a new one"
+                )
+        if source is not None and not source.is_file():
+            raise AssetError(f"--resume {source}: no such file. Give the path of a checkpoint, or auto")
+        if source is not None and source.parent.name == "checkpoints":
+            return source, source.parent.parent
+        return source, new_run_dir(config)
+
+    decided = context.together("making the run folder", lambda: decide() if context.is_main else None)
+    source, run_dir = context.broadcast_object(decided)
+    return source, run_dir
 
 
 def _modalities(config: RunConfig) -> tuple[Modality, ...]:

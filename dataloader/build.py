@@ -20,6 +20,7 @@ from src.config import RunConfig
 from src.errors import DataError, UTNetError
 from src.hand.mano import ManoLayer
 from src.runtime.seed import torch_stream
+from src.runtime.signals import stop_signals_blocked
 from src.schema import HandBatch, RawBatch
 
 WORKER_TIMEOUT_S = 300.0
@@ -81,7 +82,8 @@ class DeviceLoader:
 
     def _raw_batches(self) -> Iterator[RawBatch]:
         """Batches of the loader processes, with their errors raised here."""
-        batches = iter(self._loader)
+        with stop_signals_blocked():
+            batches = iter(self._loader)
         while True:
             try:
                 raw = next(batches, None)

@@ -190,6 +190,10 @@ class HO3DDataset:
         labels = self._labels(slice(None))
         return labels.joints_cam_m, labels.global_orient, labels.joints_conf
 
+    def labels_at(self, rows: NDArray[np.int64]) -> Labels:
+        """Labels of some samples, in the image camera; nothing is decoded."""
+        return self._labels(rows)
+
     @property
     def split_hash(self) -> int:
         """63-bit number of which frames this split holds; ranks compare it before they collect."""
@@ -238,7 +242,7 @@ class HO3DDataset:
         rows, sequences = self._index.rows["sequence"], self._index.sequences
         return divide(split, self.config.split, rows, sequences, self._index.sha256)
 
-    def _labels(self, part: slice) -> Labels:
+    def _labels(self, part: slice | NDArray[np.int64]) -> Labels:
         """Labels of some samples of the split."""
         return convert(self._index.rows[self.split.rows[part]], self._rest_root_m[part])
 

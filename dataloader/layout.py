@@ -102,7 +102,10 @@ def check_files(config: DatasetConfig, frames: FrameList) -> None:
 
 
 def folder_stamp(config: DatasetConfig, frames: FrameList) -> str:
-    """Hex digest of the listed folders' modification times: changes when a file comes or goes."""
+    """Hex digest of the listed folders' modification times: changes when a file comes or goes.
+
+    A file edited in place does not change it: after that, delete the index folder.
+    """
     digest = hashlib.sha256()
     for sequence in frames.sequences:
         for kind in KINDS:
@@ -115,7 +118,7 @@ def folder_stamp(config: DatasetConfig, frames: FrameList) -> str:
 def _parse(content: bytes, path: Path) -> tuple[tuple[str, int], ...]:
     """(sequence, frame) of each line, each once."""
     frames: dict[tuple[str, int], None] = {}
-    for number, raw in enumerate(content.decode("utf-8", errors="replace").splitlines(), start=1):
+    for number, raw in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), start=1):
         line = raw.strip()
         if not line:
             continue

@@ -35,8 +35,8 @@ STANDIN_KEY = "utnet_standin_version"
 _CACHE_FORMAT = 1
 _WHERE_TO_GET = (
     "Register at https://mano.is.tue.mpg.de, download the models and put MANO_RIGHT.pkl at "
-    "data/mano/MANO_RIGHT.pkl (or set mano.model_path). config/demo.yaml runs without it, on the "
-    "stand-in hand."
+    "data/mano/MANO_RIGHT.pkl (or set mano.model_path). Without it, config/demo.yaml runs on the stand-in "
+    "hand that `make demo` and `python -m src.hand.standin --out PATH` write."
 )
 _log = get_logger(__name__)
 

@@ -152,6 +152,16 @@ def setup_distributed(
     return DistContext(rank, world, local_rank, chosen, _gloo_group(side_timeout_s), _gloo_group(timeout_s))
 
 
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone or silent."""
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
+        return True
+    text = str(error)
+    return "gloo" in text and any(
+        word in text for word in ("closed", "reset", "Broken pipe", "imed out", "refused")
+    )
+
+
 def teardown() -> None:
     """Leave the groups; harmless without any."""
     if dist.is_available() and dist.is_initialized():

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Processes started inside inherit a mask that stop signals do not pass.
+
+    torchrun and terminals signal whole process groups. Helpers that died of it would take the run down before
+    it has saved; masked, they live until the run closes them, or vanishes. This process gets the signals that
+    came meanwhile on leaving.
+    """
+    # Its start, which a forkserver would do inside, unblocks signals again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopRequest:

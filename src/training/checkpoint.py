@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def _write(state: Mapping[str, Any], path: Path) -> UTNetError | None:
     try:
         with atomic_write(path) as file:
             torch.save(state, file)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         return AssetError(
             f"checkpoint {path} was not written: {error}. Free the disk; the previous file is whole"
         )
@@ -173,10 +173,15 @@ def restore(
         )
     progress = Progress(**state["progress"])
     _check_batch(state, config, context, progress, path)
-    _log_changes(state["config"], config_to_dict(config))
+    log_changes(state["config"], config)
     _load_model(trainer.model, state["model"], path)
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.step = state["step"]
+    if state["total_steps"] != trainer.total_steps:
+        _log.info(
+            f"Changed since the checkpoint: {state['total_steps']} -> {trainer.total_steps} steps in all; "
+            f"the learning rate goes on from step {trainer.step} of the new schedule"
+        )
     if trainer.ema is not None and state["ema"] is not None:
         trainer.ema.load_state_dict(state["ema"])
     elif (trainer.ema is None) != (state["ema"] is None):
@@ -198,26 +203,17 @@ def find_last(runs_dir: Path, name: str) -> Path | None:
     return next((p for p in found if p.is_file()), None)
 
 
-def name_finished(last: Path, config: TrainingConfig, *, best: bool, epoch: int | None) -> None:
-    """Give a written last.pt its further names, without a second copy of its bytes; on rank 0.
-
-    Args:
-        last: the file.
-        config: which epochs are kept, and how many.
-        best: this is the best epoch so far.
-        epoch: number of the epoch that it ends; None inside an epoch.
-    """
-    if best:
-        _link(last, last.with_name("best.pt"))
+def keep_epoch(last: Path, config: TrainingConfig, epoch: int) -> None:
+    """Give last.pt at the end of an epoch its further name, if one is due, and prune old ones; on rank 0."""
     every = config.keep_every_epochs
-    if epoch is not None and every and (epoch + 1) % every == 0:
-        _link(last, last.with_name(f"epoch_{epoch}.pt"))
+    if every and (epoch + 1) % every == 0:
+        link(last, last.with_name(f"epoch_{epoch}.pt"))
         numbered = sorted(last.parent.glob("epoch_*.pt"), key=lambda p: int(p.stem.removeprefix("epoch_")))
         for path in numbered[: -config.keep_last_epochs]:
             path.unlink(missing_ok=True)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """A second name for a file, put in place at once; a copy where the file system has no hard links."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     temporary.unlink(missing_ok=True)
@@ -268,14 +264,23 @@ def _check_batch(
         )
 
 
-def _log_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> None:
-    """Say which settings differ from those that the checkpoint was written with."""
-    for key, value in new.items():
-        before = old.get(key)
-        if isinstance(value, Mapping) and isinstance(before, Mapping):
-            _log_changes(before, value, f"{prefix}{key}.")
-        elif before != value:
-            _log.info(f"Changed since the checkpoint: {prefix}{key}: {before} -> {value}")
+def log_changes(saved: Mapping[str, Any], config: RunConfig, sections: Sequence[str] = ()) -> None:
+    """Say which settings differ from those that a checkpoint was written with.
+
+    Args:
+        saved: the checkpoint's `config`.
+        config: the present one.
+        sections: only these; empty: all.
+    """
+    now = config_to_dict(config)
+    for section in sections or now:
+        before, after = saved.get(section), now[section]
+        pairs = [(section, before, after)]
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            pairs = [(f"{section}.{key}", before.get(key), value) for key, value in after.items()]
+        for key, old, new in pairs:
+            if old != new:
+                _log.info(f"Changed since the checkpoint: {key}: {old} -> {new}")
 
 
 def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:

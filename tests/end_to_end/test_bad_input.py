@@ -43,6 +43,18 @@ def hostile_meta(root: Path) -> None:
     first_frame(root, "meta").write_bytes(pickle.dumps({"camMat": os.getcwd}))
 
 
+def other_hand(root: Path) -> None:
+    for path in (root / "train").glob("*/meta/*"):
+        meta = pickle.loads(path.read_bytes())
+        meta["handJoints3D"] = meta["handJoints3D"] * 1.05
+        path.write_bytes(pickle.dumps(meta, protocol=2))
+
+
+def byte_order_mark(root: Path) -> None:
+    path = root / "train.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"nonsense\n")
+
+
 def missing_frame(root: Path) -> None:
     first_frame(root, "rgb").unlink()
 
@@ -55,6 +67,10 @@ CASES: list[tuple[Callable[[Path], None] | None, list[str], list[str]]] = [
     (torn_meta, [], ["DataError", "1 of 48", ".pkl", "dataset.max_unreadable"]),
     (hostile_meta, [], ["DataError", "getcwd"]),
     (missing_frame, [], ["DataError", ".jpg"]),
+    (other_hand, [], ["DataError", "mm from what the hand model decodes", "mano.model_path is not the hand"]),
+    (byte_order_mark, [], ["DataError", "line 49: got 'nonsense'"]),
+    (None, ["logging.runs_dir=README.md"], ["ConfigError", "logging.runs_dir=README.md"]),
+    (None, ["logging.runs_dir=README.md/runs"], ["ConfigError", "no run folder can be made"]),
     (
         None,
         ["mano.model_path=nowhere/MANO_RIGHT.pkl"],
@@ -69,7 +85,9 @@ CASES: list[tuple[Callable[[Path], None] | None, list[str], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "arguments", "parts"), CASES, ids=[c[2][-1][:24] for c in CASES])
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "parts"), CASES, ids=[c[0].__name__ if c[0] else c[1][0][:24] for c in CASES]
+)
 def test_one_line_and_status_two(
     embedded: Embedded,
     tmp_path: Path,
@@ -91,6 +109,30 @@ def test_one_line_and_status_two(
     assert len(lines) == 1, done.stderr
     for part in parts:
         assert part in lines[0]
+
+
+def test_one_ranks_torn_picture_ends_all_ranks_in_lines(embedded: Embedded, tmp_path: Path) -> None:
+    """One unreadable picture of one rank: its line says which, the others that a rank is lost; all end."""
+    data = Embedded(tmp_path / "HO3D", embedded.hand, tmp_path / "runs")
+    shutil.copytree(embedded.root, data.root, ignore=shutil.ignore_patterns(".utnet"))
+    for path in sorted((data.root / "train").glob("*/rgb/*"))[::12]:
+        path.write_bytes(path.read_bytes()[:100])
+    done = data.torchrun(2, "training.batch_size=2", "split.by=frame")
+    assert done.returncode != 0
+    assert ".jpg" in done.stderr
+    assert 'File "' not in done.stderr.partition("ChildFailedError")[0].partition("Traceback")[0]
+
+
+def test_scoring_possible_training_samples_is_said_aloud(embedded: Embedded) -> None:
+    """A score on samples that were trained on looks splendid and means nothing."""
+    trained = embedded.python("name=leak", "training.num_epochs=1", "training.max_steps_per_epoch=1")
+    assert trained.returncode == 0, trained.stderr
+    path = str(embedded.newest("leak") / "checkpoints" / "last.pt")
+    same = embedded.python("name=same", "--evaluate", path)
+    other = embedded.python("name=other", "--evaluate", path, "split.by=frame")
+    assert "WARNING" not in same.stdout
+    assert "WARNING: the checkpoint was trained on another training split" in other.stdout
+    assert "Changed since the checkpoint: split.by: sequence -> frame" in other.stdout
 
 
 def test_evaluation_without_ground_truth_says_where_it_is(embedded: Embedded, tmp_path: Path) -> None:

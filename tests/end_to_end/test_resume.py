@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.end_to_end.conftest import Embedded, command
@@ -21,12 +22,13 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def start(embedded: Embedded, *more: str) -> subprocess.Popen[str]:
-    """A run in the background, in its own process group."""
+def start(embedded: Embedded, *more: str, new_session: bool = False) -> subprocess.Popen[str]:
+    """A run in the background."""
     return subprocess.Popen(
         [sys.executable, "train.py", *embedded.settings(*SETTINGS, *more)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
+        stderr=subprocess.STDOUT,
+        start_new_session=new_session, text=True,
     )  # fmt: skip
 
 
@@ -73,6 +75,20 @@ def test_killed_and_resumed_equals_uninterrupted(embedded: Embedded) -> None:
     again = command("train.py", *embedded.settings(*SETTINGS, "name=killed", "--resume", "auto"))
     assert again.returncode == 0
     assert "Finished 2 epochs" in again.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_saves_and_leaves(embedded: Embedded, number: signal.Signals) -> None:
+    """torchrun and Ctrl-C signal every process: a loader process that dies of it must not end the run unsaved."""
+    name = f"group{number.value}"
+    process = start(embedded, f"name={name}", "dataset.num_workers=2", new_session=True)
+    run = wait_for_step(embedded, name, 2)
+    os.killpg(process.pid, number)
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 3, text
+    assert f"Stopped by {number.name} after step" in text
+    assert "Traceback" not in text
+    assert torch.load(run / "checkpoints" / "last.pt", weights_only=True)["step"] >= 2
 
 
 def test_a_closed_terminal_saves_and_leaves(embedded: Embedded) -> None:

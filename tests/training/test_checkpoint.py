@@ -122,12 +122,13 @@ def test_names_and_retention(tmp_path: Path) -> None:
     """best.pt keeps the best epoch while last.pt moves on; old epochs go."""
     run = fresh()
     last = saved(tmp_path, run)
-    ckpt.name_finished(last, CONFIG.training, best=True, epoch=0)
+    ckpt.link(last, last.with_name("best.pt"))
+    ckpt.keep_epoch(last, CONFIG.training, 0)
     best = (last.parent / "best.pt").read_bytes()
     for epoch in (1, 2):
         run([batch(epoch)])
         saved(tmp_path, run)
-        ckpt.name_finished(last, CONFIG.training, best=False, epoch=epoch)
+        ckpt.keep_epoch(last, CONFIG.training, epoch)
     assert (last.parent / "best.pt").read_bytes() == best != last.read_bytes()
     assert sorted(p.name for p in last.parent.iterdir()) == ["best.pt", "epoch_1.pt", "epoch_2.pt", "last.pt"]
 
