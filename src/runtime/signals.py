@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
+from multiprocessing.util import Finalize
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -21,11 +23,21 @@ def stop_signals_blocked() -> Iterator[None]:
     """
     # Its start, which a forkserver would do inside, unblocks signals again.
     resource_tracker.ensure_running()
+    Finalize(None, _end_helpers, exitpriority=0)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_helpers() -> None:
+    """At exit, end helpers by a signal that no mask stops: multiprocessing would send TERM and wait for ever."""
+    # torch's handler would take their end for a fault.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 class StopRequest:

@@ -79,7 +79,7 @@ def test_killed_and_resumed_equals_uninterrupted(embedded: Embedded) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_saves_and_leaves(embedded: Embedded, number: signal.Signals) -> None:
-    """torchrun and Ctrl-C signal every process: a loader process that dies of it must not end the run unsaved."""
+    """torchrun and Ctrl-C signal every process: a loader process that dies of it must not lose the run."""
     name = f"group{number.value}"
     process = start(embedded, f"name={name}", "dataset.num_workers=2", new_session=True)
     run = wait_for_step(embedded, name, 2)
