@@ -32,7 +32,7 @@ def stop_signals_blocked() -> Iterator[None]:
 
 
 def _end_helpers() -> None:
-    """At exit, end helpers by a signal that no mask stops: multiprocessing would send TERM and wait for ever."""
+    """At exit, end helpers by a signal that no mask stops: multiprocessing sends TERM and waits for ever."""
     # torch's handler would take their end for a fault.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
