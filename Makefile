@@ -43,7 +43,8 @@ demo: demo-data
 		echo "  score a checkpoint  $(BIN)/python train.py --config config/demo.yaml --evaluate $$run/checkpoints/best.pt"
 
 test: setup
-	$(BIN)/python -m pytest
+	# One thread each: two processes share the cores already.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check .

@@ -131,7 +131,7 @@ def test_every_term_is_of_order_one_at_the_start():
         # The prior starts at the mean hand, where it is 0 by definition.
         if not name.endswith("prior"):
             assert 0.1 < float(value.detach()) < 10.0, name
-    assert float(terms.total) == pytest.approx(
+    assert float(terms.total.detach()) == pytest.approx(
         sum(terms.weights[n] * float(v.detach()) for n, v in terms.values.items()), rel=1e-5
     )
 
