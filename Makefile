@@ -42,8 +42,8 @@ demo: demo-data
 		echo "  the data            $(DATA)/HO3D_synthetic/train/*/rgb/*.jpg"; \
 		echo "  score a checkpoint  $(BIN)/python train.py --config config/demo.yaml --evaluate $$run/checkpoints/best.pt"
 
+# One thread each: two test processes share the cores already.
 test: setup
-	# One thread each: two processes share the cores already.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: setup
