@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,10 +33,15 @@ def one_fails(context: DistContext, bad: int) -> str:
     return "nothing"
 
 
-def dies(context: DistContext, bad: int) -> int:
-    if context.rank == bad:
-        os._exit(7)
-    return context.rank
+def dies(context: DistContext, bad: int, others_are_ready: str) -> int:
+    """The bad rank leaves only after the other has left the set-up, which needs both."""
+    ready = Path(others_are_ready)
+    if context.rank != bad:
+        ready.touch()
+        return context.rank
+    while not ready.exists():
+        time.sleep(0.01)
+    os._exit(7)
 
 
 def sleeps(context: DistContext) -> None:
@@ -61,9 +67,9 @@ def test_one_failing_rank_stops_all_and_speaks_once(bad: int) -> None:
         assert text == expected
 
 
-def test_a_dead_and_a_sleeping_rank_are_named() -> None:
+def test_a_dead_and_a_sleeping_rank_are_named(tmp_path: Path) -> None:
     """A rank that vanishes must not leave the caller waiting."""
-    outcomes: list[RankOutcome] = spawn_ranks(dies, 2, (1,), check=False)
+    outcomes: list[RankOutcome] = spawn_ranks(dies, 2, (1, str(tmp_path / "ready")), check=False)
     assert outcomes[0].value == 0
     assert outcomes[1].error is not None
     assert "exit code 7" in outcomes[1].error
