@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from tests.end_to_end.forked import run_ranks
 from tests.rooms.sources import ROOT
 
 TIMEOUT_S = 200
@@ -62,16 +64,31 @@ class Embedded:
         """train.py in one process."""
         return command("train.py", *self.settings(*more), env=env)
 
+    def main(
+        self, *more: str, ranks: int = 1, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """What `python train.py` does, or each rank of torchrun, without the start of an interpreter."""
+        return run_ranks(ranks, self.settings(*more), env, TIMEOUT_S)
+
     def newest(self, name: str) -> Path:
         """The newest run folder of a name."""
         return sorted(self.runs.glob(f"*-{name}"))[-1]
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Embedded:
-    """6 sequences x 8 frames for training, 2 x 4 for evaluation."""
-    folder = tmp_path_factory.mktemp("embedded")
-    data = Embedded(folder / "HO3D", folder / "STANDIN_RIGHT.pkl", folder / "runs")
+def embedded(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Embedded:
+    """6 sequences x 8 frames for training, 2 x 4 for evaluation; each test process has its own runs."""
+    own = tmp_path_factory.getbasetemp()
+    # Test processes have neighbouring folders: the first one makes the data for all.
+    shared = (own if worker_id == "master" else own.parent) / "embedded"
+    data = Embedded(shared / "HO3D", shared / "STANDIN_RIGHT.pkl", tmp_path_factory.mktemp("runs"))
+    with FileLock(f"{shared}.lock", timeout=TIMEOUT_S):
+        if not data.root.is_dir():
+            _make(data)
+    return data
+
+
+def _make(data: Embedded) -> None:
     made = command("-m", "src.hand.standin", "--out", str(data.hand))
     assert made.returncode == 0, made.stderr
     made = command(
@@ -79,4 +96,3 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Embedded:
         "--evaluation-sequences", "2", "--cameras", "2", "--seed", "1", "--workers", "2",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
-    return data

@@ -103,7 +103,7 @@ def test_one_line_and_status_two(
         data = Embedded(tmp_path / "HO3D", embedded.hand, tmp_path / "runs")
         shutil.copytree(embedded.root, data.root, ignore=shutil.ignore_patterns(".utnet"))
         spoil(data.root)
-    done = data.python(*arguments)
+    done = data.main(*arguments)
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(lines) == 1, done.stderr
@@ -125,11 +125,11 @@ def test_one_ranks_torn_picture_ends_all_ranks_in_lines(embedded: Embedded, tmp_
 
 def test_scoring_possible_training_samples_is_said_aloud(embedded: Embedded) -> None:
     """A score on samples that were trained on looks splendid and means nothing."""
-    trained = embedded.python("name=leak", "training.num_epochs=1", "training.max_steps_per_epoch=1")
+    trained = embedded.main("name=leak", "training.num_epochs=1", "training.max_steps_per_epoch=1")
     assert trained.returncode == 0, trained.stderr
     path = str(embedded.newest("leak") / "checkpoints" / "last.pt")
-    same = embedded.python("name=same", "--evaluate", path)
-    other = embedded.python("name=other", "--evaluate", path, "split.by=frame")
+    same = embedded.main("name=same", "--evaluate", path)
+    other = embedded.main("name=other", "--evaluate", path, "split.by=frame")
     assert "WARNING" not in same.stdout
     assert "WARNING: the checkpoint was trained on another training split" in other.stdout
     assert "Changed since the checkpoint: split.by: sequence -> frame" in other.stdout
@@ -142,7 +142,7 @@ def test_evaluation_without_ground_truth_says_where_it_is(embedded: Embedded, tm
     for name in ("evaluation_xyz.json", "evaluation_verts.json"):
         (root / name).unlink()
     data = Embedded(root, embedded.hand, tmp_path / "runs")
-    done = data.python("validation.split=evaluation", "training.num_epochs=1")
+    done = data.main("validation.split=evaluation", "training.num_epochs=1")
     assert done.returncode == 2
     assert "evaluation_xyz.json" in done.stderr
     assert "Evaluated on" not in done.stdout

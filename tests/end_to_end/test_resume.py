@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.end_to_end.conftest import Embedded, command
+from tests.end_to_end.conftest import Embedded
 from tests.rooms.sources import ROOT
 
 SETTINGS = (
@@ -57,14 +57,14 @@ def curve(run: Path) -> list[dict[str, float]]:
 
 def test_killed_and_resumed_equals_uninterrupted(embedded: Embedded) -> None:
     """kill -9 in the middle of an epoch, --resume auto: the same weights, bit for bit, and the same curve."""
-    whole = embedded.python(*SETTINGS, "name=whole")
+    whole = embedded.main(*SETTINGS, "name=whole")
     assert whole.returncode == 0, whole.stderr
     process = start(embedded, "name=killed")
     run = wait_for_step(embedded, "killed", 5)
     process.kill()
     process.communicate(timeout=60)
     assert 0 < torch.load(run / "checkpoints" / "last.pt", weights_only=True)["step"] < 2 * 8
-    resumed = command("train.py", *embedded.settings(*SETTINGS, "name=killed", "--resume", "auto"))
+    resumed = embedded.python(*SETTINGS, "name=killed", "--resume", "auto")
     assert resumed.returncode == 0, resumed.stderr
     assert f"Resumed {run / 'checkpoints' / 'last.pt'} at epoch " in resumed.stdout
     assert list(embedded.runs.glob("*-killed")) == [run]
@@ -72,7 +72,7 @@ def test_killed_and_resumed_equals_uninterrupted(embedded: Embedded) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert curve(embedded.newest("whole")) == curve(run)
-    again = command("train.py", *embedded.settings(*SETTINGS, "name=killed", "--resume", "auto"))
+    again = embedded.main(*SETTINGS, "name=killed", "--resume", "auto")
     assert again.returncode == 0
     assert "Finished 2 epochs" in again.stdout
 

@@ -120,7 +120,7 @@ def test_the_same_checkpoint_scores_the_same_at_any_number_of_ranks(
     seen = {}
     for ranks in (1, 2, 3, 4):
         arguments = ("--evaluate", str(run / "checkpoints" / "best.pt"), f"name=score{ranks}")
-        done = embedded.python(*arguments) if ranks == 1 else embedded.torchrun(ranks, *arguments)
+        done = embedded.main(*arguments, ranks=ranks)
         assert done.returncode == 0, done.stderr
         assert f"  Evaluated on 16 samples from all {ranks} CPU ranks" in done.stdout.splitlines()
         path = re.search(r"^Per-sample results: (.+)$", done.stdout, re.M)

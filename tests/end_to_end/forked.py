@@ -1,0 +1,82 @@
+"""train.py's command line in processes forked from a server that has imported it once.
+
+A start of train.py costs seconds of imports and milliseconds of a test's work. What is under test here is
+`train.main` with its own process, standard streams, environment and exit status; the start itself, torchrun
+and signals are tested by real commands.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.rooms.sources import ROOT
+
+
+def _body(arguments: list[str], environment: dict[str, str], out: str, err: str) -> None:
+    """What a forked process does: take the streams and the environment, then leave with main's status."""
+    import train  # the server has it already
+
+    for number, path in ((1, out), (2, err)):
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(target, number)
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.argv = ["train.py", *arguments]
+    status = train.main(arguments)
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_ranks(
+    ranks: int, arguments: Sequence[str], env: Mapping[str, str] | None = None, timeout_s: float = 200.0
+) -> subprocess.CompletedProcess[str]:
+    """`train.main(arguments)` on `ranks` ranks, with the environment that torchrun gives them.
+
+    Returns:
+        both streams of all ranks, and the largest exit status.
+
+    Raises:
+        TimeoutError: a rank did not end; all are ended.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train", "torch", "torch.distributed", "numpy"])
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        out.touch()
+        err.touch()
+        processes = []
+        for rank in range(ranks):
+            place = {"OMP_NUM_THREADS": "1", **(env or {})}
+            if ranks > 1:
+                place |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+                place |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_PORT": str(port)}
+            process = context.Process(target=_body, args=(list(arguments), place, str(out), str(err)))
+            process.start()
+            processes.append(process)
+        deadline = time.monotonic() + timeout_s
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        late = [process for process in processes if process.is_alive()]
+        for process in late:
+            process.kill()
+            process.join(10.0)
+        if late:
+            raise TimeoutError(f"{len(late)} of {ranks} ranks did not end in {timeout_s:g} s: {arguments}")
+        status = max((p.exitcode or 0 for p in processes), key=abs)
+        return subprocess.CompletedProcess(list(arguments), status, out.read_text(), err.read_text())
