@@ -22,17 +22,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataloader.build import DeviceLoader, build_dataset, build_eval_loader, build_train_loader
+from dataloader.build import DeviceLoader, build_eval_loader, build_splits, build_train_loader
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.label_check import require_hand_fits
 from dataloader.modality import Modality
 from src.config import RunConfig
 from src.config_file import config_to_yaml, load_config
-from src.errors import AssetError, CollectError, ConfigError, PeerError, TrainingError, UTNetError
+from src.errors import CollectError, ConfigError, PeerError, TrainingError, UTNetError
 from src.evaluation.baselines import constant_baselines
-from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, report_lines, write_per_sample
+from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, write_per_sample
 from src.hand.mano import ManoLayer
-from src.hand.mano_assets import load_hand_asset
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.runtime import log
@@ -50,9 +48,11 @@ from src.runtime.seed import seed_everything
 from src.runtime.signals import StopRequest
 from src.training import checkpoint as ckpt
 from src.training.picture_page import PicturePage
-from src.training.recorder import Recorder, new_run_dir
+from src.training.recorder import Recorder
+from src.training.run_folder import open_run_folder
 from src.training.setup import build_model
 from src.training.step import TrainStep
+from src.training.validation import is_best, report
 
 _log = log.get_logger("train")
 
@@ -175,7 +175,7 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
     state = context.together("reading the checkpoint", lambda: ckpt.load_checkpoint(path))
     context.together("checking the hand model", lambda: ckpt.check_hand(state, hand, path))
     context.together("loading the weights", lambda: ckpt.load_weights(model, state, path))
-    train_set, val_set = build_datasets(config, context, hand)
+    train_set, val_set = build_splits(config, context, hand)
     ckpt.log_changes(state["config"], config, ("dataset", "split", "model"))
     if state["split_hash"] != split_name(train_set):
         _log.warning(
@@ -201,25 +201,6 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
     return 0
 
 
-def build_datasets(
-    config: RunConfig, context: DistContext, hand: ManoLayer
-) -> tuple[HO3DDataset, HO3DDataset]:
-    """(training split, configured validation split); rank 0 builds the index before the others read it."""
-    cpu_hand = ManoLayer.from_asset(load_hand_asset(config.mano.model_path)) if hand.faces.is_cuda else hand
-
-    def build() -> tuple[HO3DDataset, HO3DDataset]:
-        train_set = build_dataset(config, "train", cpu_hand, show_progress=context.is_main)
-        val_set = build_dataset(config, config.validation.split, cpu_hand, show_progress=context.is_main)
-        val_set.require_truth()
-        require_hand_fits(train_set, cpu_hand)
-        return train_set, val_set
-
-    train_set, val_set = context.together("opening the data set", build, main_first=True)
-    for dataset in (train_set, val_set):
-        _log.info(dataset.describe())
-    return train_set, val_set
-
-
 def split_name(dataset: HO3DDataset) -> str:
     """The split's identity as text: ranks compare it, checkpoints remember it."""
     return f"{dataset.split_hash:016x}"
@@ -229,16 +210,17 @@ def split_baselines(train_set: HO3DDataset, val_set: HO3DDataset, context: DistC
     """Scores of constant predictors on the validation split; computed by rank 0, known to all."""
     values: dict[str, float] = {}
     if context.is_main:
-        train_joints, train_orient, _ = train_set.labels()
-        val_joints, _, val_conf = val_set.labels()
-        values = constant_baselines(train_joints, train_orient, val_joints, np.all(val_conf > 0, axis=1))
+        train, val = train_set.labels(), val_set.labels()
+        values = constant_baselines(
+            train.joints_cam_m, train.global_orient, val.joints_cam_m, np.all(val.joints_conf > 0, axis=1)
+        )
     return dict(context.broadcast_object(values))
 
 
 def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Path | None) -> Run:
     """Everything that training needs, in the state of the checkpoint if there is one."""
     hand, model, loss = build_model(config, context)
-    train_set, val_set = build_datasets(config, context, hand)
+    train_set, val_set = build_splits(config, context, hand)
     rank, world, device = context.rank, context.world, context.device
     train_loader = build_train_loader(config, train_set, rank, world, device)
     val_loaders = {m: build_eval_loader(config, val_set, rank, world, device, m) for m in _modalities(config)}
@@ -434,41 +416,7 @@ def validate(run: Run) -> bool:
         path = folder / f"epoch_{epoch:04d}.jpg"
         if (picture := page.write(path)) is not None:
             run.recorder.picture(trainer.step, "Val/pictures", path, picture)
-    return judge(run, results["rgbd"])
-
-
-def judge(run: Run, result: CheckedResult) -> bool:
-    """Remember the result if it is the best; True if it is.
-
-    Raises:
-        TrainingError: see `validate`; on every rank, because the result is the same on every rank.
-    """
-    position = run.progress
-    if result.is_finite and result.mpjpe_mm < position.best_mpjpe_mm:
-        position.best_mpjpe_mm, position.best_epoch = result.mpjpe_mm, position.epoch
-        return True
-    if result.nonfinite_count and run.config.validation.on_nonfinite == "stop":
-        raise TrainingError(
-            f"validation of epoch {position.epoch}: {result.nonfinite_count} predictions are not finite "
-            f"(samples {list(result.nonfinite_indices)}). Resume from an earlier checkpoint with a lower "
-            "optimizer.lr, or set validation.on_nonfinite=continue"
-        )
-    return False
-
-
-def report(result: CheckedResult, modality: str, context: DistContext) -> None:
-    """Log a validation.
-
-    The lines of the contract for the main score, one line for the score without depth.
-    """
-    if modality == "rgbd":
-        for line in report_lines(result, context.world, context.devices_label):
-            _log.info(line)
-        return
-    _log.info(
-        f"  Without depth: Loss: {result.loss:.3f}, MPJPE: {result.mpjpe_mm:.3f} mm, "
-        f"PA-MPJPE: {result.pa_mpjpe_mm:.3f} mm ({result.num_samples} samples)"
-    )
+    return is_best(results["rgbd"], run.progress, config.validation)
 
 
 def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
@@ -484,28 +432,6 @@ def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
             ckpt.link(written, last)
         if epoch is not None:
             ckpt.keep_epoch(last, run.config.training, epoch)
-
-
-def open_run_folder(config: RunConfig, context: DistContext, resume: str | None) -> tuple[Path | None, Path]:
-    """(checkpoint to go on from or None, run folder): decided by rank 0, the same on every rank."""
-
-    def decide() -> tuple[Path | None, Path]:
-        source = None if resume in (None, "auto") else Path(str(resume))
-        if resume == "auto":
-            source = ckpt.find_last(config.logging.runs_dir, config.name)
-            if source is None:
-                _log.info(
-                    f"--resume auto: no run called {config.name} in {config.logging.runs_dir}: a new one"
-                )
-        if source is not None and not source.is_file():
-            raise AssetError(f"--resume {source}: no such file. Give the path of a checkpoint, or auto")
-        if source is not None and source.parent.name == "checkpoints":
-            return source, source.parent.parent
-        return source, new_run_dir(config)
-
-    decided = context.together("making the run folder", lambda: decide() if context.is_main else None)
-    source, run_dir = context.broadcast_object(decided)
-    return source, run_dir
 
 
 def _modalities(config: RunConfig) -> tuple[Modality, ...]:

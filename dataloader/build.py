@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataloader.collate import collate
 from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.label_check import require_hand_fits
 from dataloader.modality import Modality
 from dataloader.prepare import prepare
 from dataloader.samplers import SampleKey, ShardSampler, TrainSampler
@@ -19,9 +20,14 @@ from dataloader.split import SplitName
 from src.config import RunConfig
 from src.errors import DataError, UTNetError
 from src.hand.mano import ManoLayer
+from src.hand.mano_assets import load_hand_asset
+from src.runtime.distributed import DistContext
+from src.runtime.log import get_logger
 from src.runtime.seed import torch_stream
 from src.runtime.signals import stop_signals_blocked
 from src.schema import HandBatch, RawBatch
+
+_log = get_logger("data")
 
 WORKER_TIMEOUT_S = 300.0
 """Longest wait for one batch of a loader process: longer means a hung file system or a dead process."""
@@ -48,6 +54,29 @@ def build_dataset(
     if hand is None:
         hand = ManoLayer.from_file(config.mano.model_path)
     return HO3DDataset(config, split, hand, show_progress=show_progress)
+
+
+def build_splits(config: RunConfig, context: DistContext, hand: ManoLayer) -> tuple[HO3DDataset, HO3DDataset]:
+    """(training split, configured validation split) of a run, whose labels this hand decodes to.
+
+    All ranks call it; rank 0 builds the index before the others read it.
+
+    Raises:
+        DataError: see `HO3DDataset`, `HO3DDataset.require_truth` and `require_hand_fits`; on every rank.
+    """
+    cpu_hand = ManoLayer.from_asset(load_hand_asset(config.mano.model_path)) if hand.faces.is_cuda else hand
+
+    def build() -> tuple[HO3DDataset, HO3DDataset]:
+        train_set = build_dataset(config, "train", cpu_hand, show_progress=context.is_main)
+        val_set = build_dataset(config, config.validation.split, cpu_hand, show_progress=context.is_main)
+        val_set.require_truth()
+        require_hand_fits(train_set, cpu_hand)
+        return train_set, val_set
+
+    train_set, val_set = context.together("opening the data set", build, main_first=True)
+    for dataset in (train_set, val_set):
+        _log.info(dataset.describe())
+    return train_set, val_set
 
 
 class DeviceLoader:

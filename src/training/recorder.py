@@ -21,36 +21,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from src.config import RunConfig
 from src.config_file import config_to_yaml
-from src.errors import ConfigError
 from src.hand.mano import ManoLayer
 from src.runtime.distributed import DistContext
 from src.runtime.files import atomic_write
 from src.schema import EvalResult
 from src.training.checkpoint import commit
 from src.training.step import StepReport
-
-
-def new_run_dir(config: RunConfig) -> Path:
-    """Make `runs/<time>-<name>/`; a second run of the same second waits for the next.
-
-    Raises:
-        ConfigError: logging.runs_dir cannot be written to.
-    """
-    while True:
-        folder = config.logging.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            if not config.logging.runs_dir.is_dir():
-                raise ConfigError(f"logging.runs_dir={config.logging.runs_dir} is not a folder") from None
-            time.sleep(0.2)
-            continue
-        except OSError as error:
-            raise ConfigError(
-                f"logging.runs_dir={config.logging.runs_dir}: no run folder can be made there "
-                f"({error.strerror}). Name a folder that this user may write to"
-            ) from None
-        return folder
 
 
 class Recorder:
