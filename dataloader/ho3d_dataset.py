@@ -9,7 +9,7 @@ Legend: N rows, J 21 joints, H W crop. Metres, radians, pixels.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ from dataloader.truth import FILE as TRUTH_FILE
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
-from src.schema import HandSample, RawSample
+from src.schema import HandSample, LabelTable, RawSample
 
 if TYPE_CHECKING:
     from src.hand.mano import ManoLayer
@@ -182,13 +182,10 @@ class HO3DDataset:
         """`train/ABF10/0042`: list, sequence and frame of a sample."""
         return self._index.frame_id(int(self.split.rows[index]))
 
-    def labels(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Joints (N, J, 3) in the image camera in metres, wrist rotations (N, 3, 3), joint weights (N, J).
-
-        Nothing is decoded; this is what baselines are made of.
-        """
+    def labels(self) -> LabelTable:
+        """Labels of the whole split in the image camera; nothing is decoded."""
         labels = self._labels(slice(None))
-        return labels.joints_cam_m, labels.global_orient, labels.joints_conf
+        return LabelTable(**{field.name: getattr(labels, field.name) for field in fields(LabelTable)})
 
     def labels_at(self, rows: NDArray[np.int64]) -> Labels:
         """Labels of some samples, in the image camera; nothing is decoded."""
@@ -198,6 +195,12 @@ class HO3DDataset:
     def split_hash(self) -> int:
         """63-bit number of which frames this split holds; ranks compare it before they collect."""
         return self.split.hash64
+
+    @property
+    def split_line(self) -> str:
+        """By which split a score was made, for the line beside it."""
+        data, split = self.config.dataset, self.split
+        return f"HO3D {data.version} {split.name}, {split.kind} (split {split.sha256[:12]})"
 
     @property
     def has_truth(self) -> bool:

@@ -115,6 +115,27 @@ class RawBatch:
         return _map(self, Tensor.pin_memory)
 
 
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """All labels of a split, without pictures: what baselines and reports are made of.
+
+    **Image camera**, OpenCV axes, metres, numpy; N rows in the order of the split.
+    """
+
+    joints_cam_m: NDArray[np.float32]
+    """(N, J, 3) OPENPOSE21; the wrist's position where a joint has no label."""
+    joints_conf: NDArray[np.float32]
+    """(N, J) 1 where labelled, else 0."""
+    global_orient: NDArray[np.float32]
+    """(N, 3, 3) wrist rotation; identity where mano_valid is false."""
+    hand_pose: NDArray[np.float32]
+    """(N, 15, 3, 3) local rotations, MANO16 order; identity where mano_valid is false."""
+    betas: NDArray[np.float32]
+    """(N, 10) shape; zero where mano_valid is false."""
+    mano_valid: NDArray[np.bool_]
+    """(N,) the annotation holds MANO parameters."""
+
+
 @dataclass(frozen=True)
 class HandSample:
     """One sample as the network sees it, float32 CPU tensors; `HandBatch` has a leading B in each field."""
@@ -268,7 +289,8 @@ class EvalResult:
     unusable_labels: int
     """Samples whose ground truth is incomplete; counted, never scored."""
     baselines: Mapping[str, float]
-    """`zero_mpjpe_mm`, `zero_pa_mm`, `mean_pose_mpjpe_mm`, `mean_pose_pa_mm` of this very split."""
+    """`zero_mpjpe_mm`, `zero_pa_mm`, `mean_pose_mpjpe_mm`, `mean_pose_pa_mm`, `nearest_pose_pa_mm` of this
+    very split."""
 
 
 def _map(batch: BatchT, function: Callable[[Tensor], Tensor]) -> BatchT:

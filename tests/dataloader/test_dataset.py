@@ -53,13 +53,16 @@ def test_labels_pass_the_door_once(tree: Tree) -> None:
     root, frames = tree
     for split in ("train", "val"):
         dataset = dataset_of(run_config(root, split={"val_percent": 25}), split)
-        joints, orient, conf = dataset.labels()
+        labels = dataset.labels()
+        joints = labels.joints_cam_m
         for i in range(len(dataset)):
             frame = frames[dataset.frame_id(i)]
             for j, name in enumerate(OPENPOSE21):
                 np.testing.assert_allclose(joints[i, j], frame.joints[name], atol=1e-6, err_msg=name)
-            np.testing.assert_allclose(orient[i], frame.rotation, atol=1e-6)
-        assert (conf == 1).all()
+            np.testing.assert_allclose(labels.global_orient[i], frame.rotation, atol=1e-6)
+        assert (labels.joints_conf == 1).all()
+        assert labels.mano_valid.all()
+        assert labels.hand_pose.shape == (len(dataset), 15, 3, 3)
         assert (joints[..., 2] > 0).all()
 
 

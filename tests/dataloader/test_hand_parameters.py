@@ -61,7 +61,7 @@ def test_wrist_rotations_stay_rotations(draws: HandBatch) -> None:
 
 def test_joints_project_where_the_picture_goes(dataset: HO3DDataset, draws: HandBatch) -> None:
     """project(joints, K_crop) and the warped projections of the picture agree < 0.5 px (lesson 4)."""
-    joints = torch.from_numpy(dataset.labels()[0])[draws.sample_index]
+    joints = torch.from_numpy(dataset.labels().joints_cam_m)[draws.sample_index]
     in_picture = project(joints, draws.intrinsics_img_px)
     error = (apply_homography(draws.crop_from_img, in_picture) - draws.joints_crop_px).norm(dim=-1)
     assert float(error.max()) < 0.5 * 16 / 256  # crops of 16 px here, 256 px in a run
@@ -72,7 +72,7 @@ def test_joints_project_where_the_picture_goes(dataset: HO3DDataset, draws: Hand
 
 def test_bone_lengths_are_kept(dataset: HO3DDataset, draws: HandBatch) -> None:
     """Roll, scale and shift of the crop must not stretch the hand in space."""
-    joints = torch.from_numpy(dataset.labels()[0])[draws.sample_index]
+    joints = torch.from_numpy(dataset.labels().joints_cam_m)[draws.sample_index]
     before, after = torch.cdist(joints, joints), torch.cdist(draws.joints_cam_m, draws.joints_cam_m)
     assert torch.allclose(before, after, atol=2e-5)  # float32 differences of points 0.7 m away
 

@@ -66,7 +66,7 @@ def depth_errors(sample: HandBatch, hand: ManoLayer) -> tuple[np.ndarray, np.nda
 
 def check(dataset: HO3DDataset, hand: ManoLayer, count: int) -> None:
     """Assert everything on `count` augmented samples."""
-    joints_img = torch.from_numpy(dataset.labels()[0])
+    joints_img = torch.from_numpy(dataset.labels().joints_cam_m)
     errors, sigmas = [], []
     for n in range(count):
         index, epoch = n % len(dataset), n // len(dataset)
