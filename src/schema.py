@@ -291,6 +291,9 @@ class EvalResult:
     baselines: Mapping[str, float]
     """`zero_mpjpe_mm`, `zero_pa_mm`, `mean_pose_mpjpe_mm`, `mean_pose_pa_mm`, `nearest_pose_pa_mm` of this
     very split."""
+    columns: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Means of the per-sample numbers computed on the ranks (`mpvpe_mm`, `pa_mpvpe_mm`, ...) over rows with a
+    label, nan if a prediction is not finite; `mesh_usable` is not a mean: how many meshes are labelled."""
 
 
 def _map(batch: BatchT, function: Callable[[Tensor], Tensor]) -> BatchT:
