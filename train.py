@@ -52,7 +52,7 @@ from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
 from src.training.setup import build_model
 from src.training.step import TrainStep
-from src.training.validation import is_best, report
+from src.training.validation import is_best, report, require_selectable
 
 _log = log.get_logger("train")
 
@@ -137,6 +137,8 @@ def complain(error: Exception) -> None:
 
 def run_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Join the ranks and do what the command line asks; returns the exit status."""
+    if not arguments.evaluate:
+        require_selectable(config.validation)
     context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.validation.timeout_s)
     configure_torch(config.runtime)
     if arguments.evaluate:

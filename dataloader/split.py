@@ -31,6 +31,8 @@ class Split:
     """Hex digest of the list file's content, the division and the rows."""
     note: str
     """How it was divided, for the log."""
+    kind: str
+    """What a score on it means, in a few words."""
 
     @property
     def hash64(self) -> int:
@@ -68,9 +70,10 @@ def divide(
         # Integers: int(83325 * 0.9) would leave 8333 frames.
         held_out = np.zeros(total, bool)
         held_out[stream(config.seed, "split", "frame").permutation(total)[:count]] = True
-        note = "random frames held out: measures interpolation"
+        note = kind = "random frames held out: measures interpolation"
     else:
         held_out, note = _held_out_motions(config, sequence_of_row, sequences)
+        kind = "whole motions held out"
     rows = np.flatnonzero(held_out if name == "val" else ~held_out).astype(np.int64)
     if len(rows) == 0:
         raise DataError(
@@ -84,6 +87,7 @@ def divide(
         rows,
         split_digest(name, rows, list_sha256),
         f"{share}, by {config.by}, seed {config.seed}; {note}",
+        f"by {config.by}, {kind}",
     )
 
 
@@ -91,7 +95,7 @@ def whole_list(total: int, list_sha256: str) -> Split:
     """HO3D's official evaluation list, every row in the order of the file."""
     rows = np.arange(total, dtype=np.int64)
     note = f"{total:,} frames, HO3D's official evaluation list in its order"
-    return Split("evaluation", rows, split_digest("evaluation", rows, list_sha256), note)
+    return Split("evaluation", rows, split_digest("evaluation", rows, list_sha256), note, "official list")
 
 
 def split_digest(name: str, rows: NDArray[np.int64], list_sha256: str) -> str:

@@ -202,6 +202,8 @@ class ValidationConfig:
 
     split: Literal["val", "evaluation"] = "val"
     """val: held out of the training list; evaluation: HO3D's official split."""
+    select_on_evaluation: bool = False
+    """Allow training to choose its best checkpoint on HO3D's official split, whose score then means less."""
     batch_size: int = _number(64, ge=1)
     """Samples per forward pass; part of the protocol, independent of ranks and of training.batch_size."""
     every_epochs: int = _number(1, ge=1)

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from src.config import ValidationConfig
-from src.errors import TrainingError
+from src.errors import ConfigError, TrainingError
 from src.evaluation.evaluator import CheckedResult, report_lines
 from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
 from src.training.checkpoint import Progress
 
 _log = get_logger("validation")
+
+
+def require_selectable(config: ValidationConfig) -> None:
+    """Refuse to train with the official split as judge, unless that is asked for by name.
+
+    Raises:
+        ConfigError: validation.split is evaluation and validation.select_on_evaluation is false.
+    """
+    if config.split == "evaluation" and not config.select_on_evaluation:
+        raise ConfigError(
+            "validation.split=evaluation would choose best.pt by its score on HO3D's official split, which "
+            "would then measure the choice too. Train with validation.split=val and score the end with "
+            "--evaluate CKPT validation.split=evaluation; or, to do it all the same, set "
+            "validation.select_on_evaluation=true"
+        )
 
 
 def is_best(result: CheckedResult, position: Progress, config: ValidationConfig) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,10 +66,14 @@ class Embedded:
         return command("train.py", *self.settings(*more), env=env)
 
     def main(
-        self, *more: str, ranks: int = 1, env: dict[str, str] | None = None
+        self,
+        *more: str,
+        ranks: int = 1,
+        env: dict[str, str] | None = None,
+        plant: Callable[[], None] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """What `python train.py` does, or each rank of torchrun, without the start of an interpreter."""
-        return run_ranks(ranks, self.settings(*more), env, TIMEOUT_S)
+        return run_ranks(ranks, self.settings(*more), env, TIMEOUT_S, plant)
 
     def newest(self, name: str) -> Path:
         """The newest run folder of a name."""

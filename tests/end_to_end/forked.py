@@ -14,13 +14,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.rooms.sources import ROOT
 
 
-def _body(arguments: list[str], environment: dict[str, str], out: str, err: str) -> None:
+def _body(
+    arguments: list[str],
+    environment: dict[str, str],
+    out: str,
+    err: str,
+    plant: Callable[[], None] | None,
+) -> None:
     """What a forked process does: take the streams and the environment, then leave with main's status."""
     import train  # the server has it already
 
@@ -30,6 +36,8 @@ def _body(arguments: list[str], environment: dict[str, str], out: str, err: str)
     os.environ.update(environment)
     os.chdir(ROOT)
     sys.argv = ["train.py", *arguments]
+    if plant is not None:
+        plant()
     status = train.main(arguments)
     sys.stdout.flush()
     sys.exit(status)
@@ -43,9 +51,15 @@ def free_port() -> int:
 
 
 def run_ranks(
-    ranks: int, arguments: Sequence[str], env: Mapping[str, str] | None = None, timeout_s: float = 200.0
+    ranks: int,
+    arguments: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = 200.0,
+    plant: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`train.main(arguments)` on `ranks` ranks, with the environment that torchrun gives them.
+
+    `plant` (a module's function) is called in each process before main: it breaks what a test wants broken.
 
     Returns:
         both streams of all ranks, and the largest exit status.
@@ -66,7 +80,8 @@ def run_ranks(
             if ranks > 1:
                 place |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
                 place |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_PORT": str(port)}
-            process = context.Process(target=_body, args=(list(arguments), place, str(out), str(err)))
+            given = (list(arguments), place, str(out), str(err), plant)
+            process = context.Process(target=_body, args=given)
             process.start()
             processes.append(process)
         deadline = time.monotonic() + timeout_s

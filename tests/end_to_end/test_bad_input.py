@@ -82,6 +82,7 @@ CASES: list[tuple[Callable[[Path], None] | None, list[str], list[str]]] = [
     (None, ["training.batch_size=1000"], ["ConfigError", "training.batch_size"]),
     (None, ["dataset.expected_train_frames=83325"], ["DataError", "83,325"]),
     (None, ["runtime.device=cuda"], ["ConfigError", "runtime.device"]),
+    (None, ["validation.split=evaluation"], ["ConfigError", "--evaluate CKPT", "select_on_evaluation=true"]),
 ]
 
 
@@ -142,7 +143,8 @@ def test_evaluation_without_ground_truth_says_where_it_is(embedded: Embedded, tm
     for name in ("evaluation_xyz.json", "evaluation_verts.json"):
         (root / name).unlink()
     data = Embedded(root, embedded.hand, tmp_path / "runs")
-    done = data.main("validation.split=evaluation", "training.num_epochs=1")
+    arguments = ("validation.split=evaluation", "validation.select_on_evaluation=true")
+    done = data.main(*arguments, "training.num_epochs=1")
     assert done.returncode == 2
     assert "evaluation_xyz.json" in done.stderr
     assert "Evaluated on" not in done.stdout

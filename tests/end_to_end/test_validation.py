@@ -1,0 +1,114 @@
+"""Validation inside a run: it judges, it refuses to be fooled, and it leaves the training alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src.models.utnet import UTNet
+from src.schema import HandBatch, Prediction
+from tests.end_to_end.conftest import Embedded
+
+SHORT = ("training.max_steps_per_epoch=3", "validation.pictures=0", "validation.rgb_only=false")
+
+
+def _spoil(rows: slice) -> None:
+    """Make the network's answers in evaluation NaN, in `rows` of each batch that holds sample 4."""
+    forward = UTNet.forward
+
+    def spoiled(model: UTNet, batch: HandBatch) -> Prediction:
+        prediction = forward(model, batch)
+        if not model.training and (rows == slice(None) or bool((batch.sample_index == 4).any())):
+            prediction.hand.joints_root_m[rows] = torch.nan
+        return prediction
+
+    UTNet.forward = spoiled  # type: ignore[method-assign]
+
+
+def nan_everywhere() -> None:
+    _spoil(slice(None))
+
+
+def nan_in_one_row() -> None:
+    _spoil(slice(0, 1))
+
+
+@pytest.fixture(scope="module")
+def healthy(embedded: Embedded) -> Path:
+    """A run of one epoch, with a best checkpoint."""
+    done = embedded.main("name=healthy", "training.num_epochs=1", *SHORT)
+    assert done.returncode == 0, done.stderr
+    return embedded.newest("healthy")
+
+
+@pytest.mark.parametrize(
+    ("plant", "said"),
+    [
+        (nan_everywhere, "  Non-finite predictions: 16 (samples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)"),
+        (nan_in_one_row, "  Non-finite predictions: 1 (samples 4)"),
+    ],
+)
+@pytest.mark.parametrize("decision", ["continue", "stop"])
+def test_nan_is_never_the_best(
+    embedded: Embedded, healthy: Path, plant: Any, said: str, decision: str
+) -> None:
+    """An all-NaN network once scored a normal-looking 65 mm: it must neither look normal nor win."""
+    name = f"{plant.__name__}-{decision}"
+    copied = embedded.runs / f"20200101-000000-{name}" / "checkpoints"
+    copied.mkdir(parents=True)
+    for file in (healthy / "checkpoints").iterdir():
+        (copied / file.name).write_bytes(file.read_bytes())
+    best = (copied / "best.pt").read_bytes()
+    done = embedded.main(
+        f"name={name}", "training.num_epochs=3", f"validation.on_nonfinite={decision}", *SHORT,
+        "--resume", str(copied / "last.pt"), plant=plant,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    epochs = [k for k in range(3) if any(line.startswith(f"Epoch {k}: Train Loss: ") for line in lines)]
+    assert any(line.endswith("MPJPE: nan mm, PA-MPJPE: nan mm") for line in lines), done.stdout
+    assert said in lines
+    assert (copied / "best.pt").read_bytes() == best
+    if decision == "continue":
+        assert (done.returncode, epochs) == (0, [1, 2])
+        assert torch.load(copied / "last.pt", weights_only=True)["progress"]["best_epoch"] == 0
+    else:
+        assert (done.returncode, epochs) == (2, [1])
+        assert "validation.on_nonfinite=continue" in done.stderr
+
+
+def _everything(state: Any, name: str = "") -> dict[str, Any]:
+    """Every leaf of a checkpoint by its path, but the settings and the best score."""
+    if isinstance(state, dict):
+        return {
+            key: value
+            for part, inner in state.items()
+            if part not in ("config", "best_mpjpe_mm", "best_epoch")
+            for key, value in _everything(inner, f"{name}/{part}").items()
+        }
+    if isinstance(state, list | tuple):
+        return _everything(dict(enumerate(state)), name)
+    return {name: state}
+
+
+def test_validation_leaves_the_training_alone(embedded: Embedded) -> None:
+    """Training with and without validation gives the same weights, moments, averages and random states."""
+    settings = ("training.num_epochs=3", "training.max_steps_per_epoch=3", "model.drop_path=0.1")
+    seen = {}
+    for every in (1, 3):
+        done = embedded.main(f"name=every{every}", f"validation.every_epochs={every}", *settings, ranks=2)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Evaluated on 16 samples") == (3 if every == 1 else 1)
+        path = embedded.newest(f"every{every}") / "checkpoints" / "last.pt"
+        seen[every] = _everything(torch.load(path, weights_only=True))
+    assert seen[1].keys() == seen[3].keys()
+    different = [
+        key
+        for key, value in seen[1].items()
+        if not (
+            torch.equal(value, seen[3][key]) if isinstance(value, torch.Tensor) else value == seen[3][key]
+        )
+    ]
+    assert different == []
