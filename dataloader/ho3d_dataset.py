@@ -9,6 +9,7 @@ Legend: N rows, J 21 joints, H W crop. Metres, radians, pixels.
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ from dataloader.modality import Modality, show_depth
 from dataloader.prepare import prepare
 from dataloader.samplers import SampleKey
 from dataloader.split import Split, SplitName, divide, motion_of, whole_list
-from dataloader.truth import FILE as TRUTH_FILE
+from dataloader.truth import PUBLISHED, EvaluationTruth, missing_truth, open_truth
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
@@ -139,6 +140,7 @@ class HO3DDataset:
         self.augmented = split == "train" and config.augmentation.enabled
         self._rest_root_m = rest_roots(hand, self._index.rows["betas"][self.split.rows])
         self._require_in_front()
+        self._truth = self._open_truth(show_progress)
 
     def view(self, *, modality: Modality, augmented: bool) -> HO3DDataset:
         """The same frames, shown otherwise: with or without depth, with or without augmentation."""
@@ -215,9 +217,45 @@ class HO3DDataset:
         """
         if not self.has_truth:
             raise DataError(
-                f"HO3D {self.split.name}: only the wrist is labelled. Scores need {TRUTH_FILE} (public "
-                f"since November 2024) in {self.config.dataset.root_dir}; or set validation.split=val."
+                f"HO3D {self.split.name}: only the wrist is labelled, so nothing can be scored: "
+                f"{self.missing_truth()}. Without it, validate with validation.split=val; predictions can "
+                "still be exported: python -m src.tools.export_submission."
             )
+
+    def truth_joints(self, sample_index: NDArray[np.int64] | None = None) -> NDArray[np.float64] | None:
+        """Joints of the official ground truth, as precise as its text; the labels of items are float32.
+
+        Args:
+            sample_index: (B,) rows of the split; None: all, in its order.
+
+        Returns:
+            (B, J, 3) OPENPOSE21, image camera (OpenCV), metres; None on a split of the training list, or
+            where `evaluation_xyz.json` is absent.
+        """
+        if self._truth is None:
+            return None
+        return self._truth.joints_gl_m[self._truth_rows(sample_index)][:, _TO_OPENPOSE] * CV_FROM_GL
+
+    def truth_vertices(self, sample_index: NDArray[np.int64] | None = None) -> NDArray[np.float64] | None:
+        """Meshes of the official ground truth, memory-mapped: only the rows asked for are read.
+
+        Args:
+            sample_index: (B,) rows of the split; None: all, in its order.
+
+        Returns:
+            (B, 778, 3) image camera (OpenCV), metres, float64; None on a split of the training list, or where
+            `evaluation_verts.json` is absent.
+        """
+        if self._truth is None or self._truth.vertices_gl_m is None:
+            return None
+        return self._truth.vertices_gl_m[self._truth_rows(sample_index)] * CV_FROM_GL
+
+    def missing_truth(self) -> str | None:
+        """What of the official ground truth is missing and where it is published; None if nothing is."""
+        missing = missing_truth(self.config.dataset.root_dir) if self._name == "evaluation" else []
+        if not missing:
+            return None
+        return f"{self.config.dataset.root_dir} lacks {' and '.join(missing)} ({PUBLISHED})"
 
     def describe(self) -> str:
         """One line for the log: split, numbers of frames, sequences and motions, how it was divided."""
@@ -232,11 +270,29 @@ class HO3DDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """A loader process maps the index itself: a pickled memory map would be copied whole."""
-        return {key: value for key, value in self.__dict__.items() if key != "_index"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_index", "_truth")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._index = open_index(self.index_path, self._name)
+
+    @functools.cached_property
+    def _truth(self) -> EvaluationTruth | None:
+        """The official ground truth; a loader process, which never asks, does not open it."""
+        return self._open_truth(show_progress=False)
+
+    def _open_truth(self, show_progress: bool) -> EvaluationTruth | None:
+        """None on a split of the training list, and where there is no ground truth."""
+        if self._name != "evaluation":
+            return None
+        wrists = self._index.rows["joints"][:, 0]
+        return open_truth(
+            self.config.dataset, self.index_path, self._index.sha256, wrists, show_progress=show_progress
+        )
+
+    def _truth_rows(self, sample_index: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Rows of the ground truth's arrays."""
+        return self.split.rows if sample_index is None else self.split.rows[np.asarray(sample_index)]
 
     def _divide(self, split: SplitName) -> Split:
         """Rows of the index that belong to this split."""

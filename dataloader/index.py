@@ -9,11 +9,9 @@ anew when the list file, a folder's content, the release or the format changed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import multiprocessing
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from src.config import DatasetConfig
 from src.errors import DataError
 from src.geometry.rotation import rotation_from_aa
 from src.runtime.files import atomic_write
+from src.runtime.lock import file_lock
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
 
@@ -49,7 +48,6 @@ _CHUNK = 250
 _ROTATION_CHUNK = 4096
 _SMALL = 2000
 """Below so many frames a process pool costs more than it saves."""
-_LOCK_WAIT_S = 1800.0
 _log = get_logger(__name__)
 
 
@@ -98,7 +96,7 @@ def ensure_index(config: DatasetConfig, name: ListName, *, show_progress: bool =
     path = _index_path(config, name)
     if _is_current(path, wanted):
         return path
-    with _lock(path.with_suffix(".lock")):
+    with file_lock(path.with_suffix(".lock"), "HO3D index"):
         if not _is_current(path, wanted):  # another process may have built it meanwhile
             if path.exists():
                 _log.info(f"HO3D index: {path} does not fit the data any more; building it anew.")
@@ -258,30 +256,3 @@ def _check_failures(failures: list[tuple[int, str]], frames: FrameList, allowed:
     if frames.name == "train":
         mend += f", or set dataset.max_unreadable={len(failures)} to go on"
     raise DataError(f"{what} {mend}.")
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock that dies with its process; wait for another holder, but not for ever."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise DataError(
-            f"HO3D index: cannot write to {path.parent} ({error.strerror}). "
-            "Set dataset.index_dir to a folder that can be written."
-        ) from error
-    with file:
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise DataError(
-                        f"HO3D index: waited {_LOCK_WAIT_S:.0f} s for another process to build it ({path}). "
-                        "Build it with one process first, or delete the lock file."
-                    ) from None
-                time.sleep(0.05)
-        yield

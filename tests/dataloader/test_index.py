@@ -266,7 +266,7 @@ def test_public_ground_truth_is_taken_in_and_checked(tmp_path: Path) -> None:
         (rows[::-1], "mm"),
         (rows * [1, -1, -1], "mm"),
         (rows * 1000, "mm"),
-        (rows[:2], "shape"),
+        (rows[:2], "2 rows for the 3 frames"),
     ):
         path.write_text(json.dumps(wrong.tolist()))
         with pytest.raises(DataError, match=message):
