@@ -1,0 +1,169 @@
+"""HO3D's public ground truth: read a row at a time, mapped once for all processes, refused where it lies."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataloader import truth
+from dataloader.ho3d_dataset import HO3DDataset
+from src.errors import DataError
+from src.hand.joints import HO3D21, OPENPOSE21, TIP_VERTICES
+from src.runtime import json_rows
+from src.runtime.seed import stream
+from tests.dataloader.tree import FLIP, FanHand, Frame, run_config, write_tree
+
+COUNT = 3
+
+
+def dataset(root: Path) -> HO3DDataset:
+    return HO3DDataset(run_config(root), "evaluation", FanHand(), show_progress=False)
+
+
+def meshes(frames: dict[str, Frame]) -> np.ndarray:
+    """(N, 778, 3) OpenGL: any cloud whose tips are those of the fan."""
+    random = stream(0, "meshes")
+    rows = []
+    for key, frame in frames.items():
+        if key.startswith("evaluation/"):
+            points = frame.joints["wrist"] + random.normal(0.0, 0.05, (778, 3))
+            for name, vertex in TIP_VERTICES.items():
+                points[vertex] = frame.joints[name]
+            rows.append(points @ FLIP)
+    return np.stack(rows)
+
+
+def write(path: Path, rows: object) -> None:
+    path.write_text(json.dumps(rows.tolist() if isinstance(rows, np.ndarray) else rows))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    frames = write_tree(tmp_path, {"MC1": 1}, {"SM1": 2, "AP10": 1})
+    write(tmp_path / truth.VERTICES_FILE, meshes(frames))
+    return tmp_path
+
+
+def test_truth_is_the_text_to_the_last_bit_in_our_conventions(root: Path) -> None:
+    """Scores of a submission must not depend on the precision in which the labels were kept."""
+    opened = dataset(root)
+    xyz = np.array(json.loads((root / truth.FILE).read_text()))
+    verts = np.array(json.loads((root / truth.VERTICES_FILE).read_text()))
+    joints, vertices = opened.truth_joints(), opened.truth_vertices(np.array([2, 0]))
+    assert joints.dtype == vertices.dtype == np.float64
+    for name in ("wrist", "ring_2", "pinky_2", "thumb_4"):
+        expected = xyz[:, HO3D21.index(name)] * [1.0, -1.0, -1.0]
+        assert np.array_equal(joints[:, OPENPOSE21.index(name)], expected)
+    assert np.array_equal(vertices, verts[[2, 0]] * [1.0, -1.0, -1.0])
+    assert np.array_equal(opened.truth_joints(np.array([1])), joints[1:2])
+
+
+def test_the_text_is_parsed_once_and_again_when_it_changes(root: Path, monkeypatch) -> None:
+    """A gigabyte parsed by every rank at every start is minutes; a stale array is a wrong score."""
+    dataset(root)
+    parsed = []
+    real = truth.point_rows
+    monkeypatch.setattr(truth, "point_rows", lambda *a: parsed.append(a[2]) or real(*a))
+    again = dataset(root)
+    vertices = again.truth_vertices()
+    assert not parsed
+    write(root / truth.VERTICES_FILE, again.truth_vertices() @ FLIP + [0.001, 0.0, 0.0])
+    changed = dataset(root).truth_vertices()
+    assert parsed
+    np.testing.assert_allclose(changed - vertices, np.broadcast_to([0.001, 0, 0], changed.shape), atol=1e-12)
+    assert len(list((root / ".utnet").glob("*-truth-vertices-*.npy"))) == 1
+
+
+def test_a_torn_array_is_built_anew(root: Path) -> None:
+    """A copy of the folder that was cut short must not become an error of numpy, or half a score."""
+    expected = dataset(root).truth_vertices()
+    (array,) = (root / ".utnet").glob("*-truth-vertices-*.npy")
+    array.write_bytes(array.read_bytes()[:1000])
+    assert np.array_equal(dataset(root).truth_vertices(), expected)
+
+
+def test_a_pickled_dataset_carries_no_truth(root: Path) -> None:
+    """Loader processes get the dataset by pickle: 376 MB of labels must not travel with it."""
+    opened = dataset(root)
+    packed = pickle.dumps(opened)
+    assert len(packed) < 20_000
+    assert np.array_equal(pickle.loads(packed).truth_vertices(), opened.truth_vertices())
+
+
+def test_missing_files_are_named_with_their_source(root: Path) -> None:
+    """Without the files the split opens, so that predictions can be exported, and says what scores need."""
+    assert dataset(root).missing_truth() is None
+    (root / truth.VERTICES_FILE).unlink()
+    opened = dataset(root)
+    assert opened.truth_vertices() is None
+    assert opened.truth_joints() is not None
+    assert truth.VERTICES_FILE in opened.missing_truth()
+    assert f"{truth.FILE} " not in opened.missing_truth()
+    (root / truth.FILE).unlink()
+    opened = dataset(root)
+    assert opened.truth_joints() is None
+    with pytest.raises(DataError) as caught:
+        opened.require_truth()
+    for part in (truth.FILE, truth.VERTICES_FILE, "November 2024", "github.com", "export_submission"):
+        assert part in str(caught.value)
+
+
+def test_training_splits_have_no_official_truth(root: Path) -> None:
+    """Official scores are of the official split alone."""
+    config = run_config(root)
+    opened = HO3DDataset(config, "train", FanHand(), show_progress=False)
+    assert opened.truth_joints() is None
+    assert opened.truth_vertices() is None
+    assert opened.missing_truth() is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda rows: rows[:-1], "2 rows for the 3 frames"),
+        (lambda rows: [*rows, rows[0]], "4 rows for the 3 frames"),
+        (lambda rows: [rows[0], rows[1][:777], rows[2]], r"row 1 has shape \(777, 3\), want \(778, 3\)"),
+        (lambda rows: [rows[0], rows[1], [p[:2] for p in rows[2]]], "row 2 has shape"),
+        (lambda rows: [rows[0], 7, rows[2]], "row 1 is not a list of points"),
+        (lambda rows: [rows[1], rows[0], rows[2]], "fingertips are .* different releases"),
+        (lambda rows: [[[float("nan")] * 3, *rows[0][1:]], *rows[1:]], "row 0 holds a number that is not"),
+    ],
+)
+def test_vertices_that_are_not_of_these_frames_are_refused(root: Path, spoil, message: str) -> None:
+    """Another release, another order or a damaged file would score somebody else's frames."""
+    path = root / truth.VERTICES_FILE
+    write(path, spoil(json.loads(path.read_text())))
+    with pytest.raises(DataError, match=message):
+        dataset(root)
+    assert not list((root / ".utnet").glob("*vertices*"))  # nothing half made stays
+
+
+def test_a_download_that_was_cut_short_is_refused(root: Path) -> None:
+    """The last row is whole and the list is not closed: nothing else would notice one row too few."""
+    path = root / truth.VERTICES_FILE
+    path.write_text(path.read_text()[:-1])
+    with pytest.raises(DataError, match="cut short, after 3 rows"):
+        dataset(root)
+
+
+@pytest.mark.parametrize("block", [1, 3, 64, 1 << 20])
+def test_rows_are_found_wherever_a_block_ends(block: int, monkeypatch) -> None:
+    """A row that straddles two blocks must come out whole."""
+    monkeypatch.setattr(json_rows, "_BLOCK", block)
+    text = b" [ [[1,2, 3] , [4,5,6]]\n,[[7,8,9],[1e-3,-2,0.5]] ] "
+    rows = list(json_rows.point_rows(io.BytesIO(text), 2, "x"))
+    np.testing.assert_array_equal(rows, np.array(json.loads(text)))
+    two = b"[[[[1,2,3]],[[4,5,6]]], [], [[[7,8,9]]]]"
+    assert [number for number, _ in json_rows.json_rows(io.BytesIO(two), "x", lists=3)] == [0, 0, 2]
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[[[1,2,3]]", b"[[[1,2,3]] [[1,2,3]]]", b"[[[1,2,3]]]]", b"7"])
+def test_what_is_not_a_list_of_rows_is_an_error(text: bytes) -> None:
+    """A missing comma or bracket means that bytes are missing, of rows as well perhaps."""
+    with pytest.raises(DataError):
+        list(json_rows.point_rows(io.BytesIO(text), 1, "x"))
