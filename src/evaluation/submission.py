@@ -1,36 +1,60 @@
-"""HO3D's official files: the submission that is written, the ground truth that is read.
+"""HO3D's submission files: written, checked, read back.
 
 Legend: N frames in the order of evaluation.txt. Outside: HO3D's joint order, OpenGL axes (x right, y up, the
-hand at z < 0), metres. Inside: `OPENPOSE21`, OpenCV axes, image camera, metres. This door converts.
+hand at z < 0), metres. Inside: `OPENPOSE21`, OpenCV axes, image camera, metres, float32. This door converts.
 """
 
 from __future__ import annotations
 
-import json
 import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import DataError, ShapeError
-from src.hand.joints import HO3D21, OPENPOSE21, permutation
+from src.hand.joints import FINGERS, HO3D21, OPENPOSE21, OPENPOSE_BONES, TIP_VERTICES, permutation
 from src.runtime.files import atomic_write
+from src.runtime.json_rows import Readable, json_rows, parse_points
 
 Array = NDArray[np.floating]
+Float32 = NDArray[np.float32]
 
-_NUM_VERTICES = 778
+NUM_VERTICES = 778
 _AXES = np.array([1.0, -1.0, -1.0])
 """OpenCV <-> OpenGL: y and z change sign; its own inverse."""
-_DECIMALS = 8
-"""Digits after the point: 10 nm."""
-_CHUNK = 256
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 _FARTHEST_M = 10.0
 """A hand farther than this is in another unit."""
 _SHORTEST_M, _LONGEST_M = 0.02, 0.5
 """Bounds of the distance from the wrist to the middle fingertip in metres, closed fists included."""
+_TIP_TOLERANCE_M = 0.005
+"""Largest median distance of a fingertip from its vertex; neighbouring tips are 15 mm and more apart."""
+_TIP_FARTHEST_M = 0.03
+"""The same in any one frame."""
+_BONES_M, _WRIST_RATIO = 0.002, 1.08
+"""By how much bones may be too long and a joint farther than the wrist, in hands bent beyond nature."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What `write_submission` wrote."""
+
+    zip_path: Path
+    """The file to upload: pred.json alone, in no folder."""
+    json_path: Path
+    """The same content, not compressed."""
+    num_frames: int
+    """N."""
+    zip_bytes: int
+    """Size of the zip."""
+    json_bytes: int
+    """Size of the JSON."""
+    checks: tuple[str, ...]
+    """One sentence for each check that it passed."""
 
 
 def to_official(joints_cam_m: Array, vertices_cam_m: Array) -> tuple[Array, Array]:
@@ -56,51 +80,78 @@ def from_official(xyz: Array, verts: Array) -> tuple[Array, Array]:
 
 
 def write_submission(
-    folder: Path, joints_cam_m: Array, vertices_cam_m: Array, *, num_frames: int | None = None
-) -> Path:
-    """Write pred.json and pred.zip (pred.json alone, flat) and check them by reading them back.
+    folder: Path,
+    joints_cam_m: Array,
+    vertices_cam_m: Array,
+    *,
+    num_frames: int | None = None,
+    frames: Sequence[str] | None = None,
+    overwrite: bool = True,
+) -> Submission:
+    """Write pred.json and pred.zip (pred.json alone, flat) and check them by reading the zip back.
+
+    Each number has the nine digits that give its float32 back. The file holds no frame names, so a wrong
+    order of frames cannot be seen in it: `frames` are kept beside it.
 
     Args:
-        folder: where both go.
-        joints_cam_m: (N, 21, 3) `OPENPOSE21`, OpenCV image camera, metres, order of evaluation.txt.
-        vertices_cam_m: (N, 778, 3) OpenCV image camera, metres.
+        folder: where all files go.
+        joints_cam_m: (N, 21, 3) `OPENPOSE21`, OpenCV image camera, metres, order of evaluation.txt; taken as
+            float32.
+        vertices_cam_m: (N, 778, 3) OpenCV image camera, metres; taken as float32.
         num_frames: lines of evaluation.txt; None: as many as given.
+        frames: N names `<sequence>/<frame>` of the rows, written to pred_frames.txt; None: not known.
+        overwrite: replace a pred.zip that stands there; else refuse.
 
     Returns:
-        path of the zip.
+        where the files are, their sizes, and what was checked.
 
     Raises:
-        DataError: the predictions fail `check_submission` (nothing is written then), or what was read back
-            differs.
+        DataError: the predictions fail a check of `submission_checks` (nothing is written then); a pred.zip
+            is in the way; or what was read back differs (there is no pred.zip then).
+        ShapeError: shapes are not these.
     """
-    xyz, verts = to_official(joints_cam_m, vertices_cam_m)
-    check_submission(xyz, verts, num_frames=len(xyz) if num_frames is None else num_frames)
-    json_path, zip_path = Path(folder) / "pred.json", Path(folder) / "pred.zip"
+    folder = Path(folder)
+    json_path, zip_path = folder / "pred.json", folder / "pred.zip"
+    require_free(folder, overwrite)
+    joints, vertices = np.asarray(joints_cam_m, np.float32), np.asarray(vertices_cam_m, np.float32)
+    count = len(joints) if num_frames is None else num_frames
+    checks = list(submission_checks(joints, vertices, num_frames=count))
+    if frames is not None:
+        checks.append(_check_frames(frames, count))
+        with atomic_write(folder / "pred_frames.txt") as file:
+            file.write("".join(f"{name}\n" for name in frames).encode())
+    zip_path.unlink(missing_ok=True)  # it would no longer be the zip of pred.json
     with atomic_write(json_path) as file:
-        _write_json(file, xyz, verts)
-    with atomic_write(zip_path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        entry = zipfile.ZipInfo("pred.json", _ZIP_DATE)  # a fixed date: equal predictions, equal bytes
-        entry.compress_type = zipfile.ZIP_DEFLATED
-        with json_path.open("rb") as source, archive.open(entry, "w", force_zip64=True) as target:
-            while block := source.read(1 << 20):
-                target.write(block)
-    again_joints, again_vertices = read_submission(zip_path)
-    worst = max(
-        float(np.abs(again_joints - joints_cam_m).max(initial=0.0)),
-        float(np.abs(again_vertices - vertices_cam_m).max(initial=0.0)),
-    )
-    if not worst <= 10.0**-_DECIMALS:
-        raise DataError(
-            f"{zip_path}: read back, it differs from the predictions by {worst:g} m; do not submit it"
-        )
-    return zip_path
+        _write_json(file, joints, vertices)
+    unchecked = folder / "pred.unchecked.zip"
+    try:
+        with atomic_write(unchecked) as file:
+            _write_zip(file, json_path)
+        checks.append(_check_read_back(unchecked, joints, vertices))
+        unchecked.replace(zip_path)
+    finally:
+        unchecked.unlink(missing_ok=True)
+    sizes = zip_path.stat().st_size, json_path.stat().st_size
+    return Submission(zip_path, json_path, count, *sizes, tuple(checks))
 
 
-def read_submission(path: Path) -> tuple[Array, Array]:
+def require_free(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds a submission, unless it may be replaced.
+
+    Raises:
+        DataError: pred.zip is there.
+    """
+    if not overwrite and (folder / "pred.zip").exists():
+        raise DataError(f"{folder / 'pred.zip'} is there already. Name another folder, or ask to overwrite")
+
+
+def read_submission(path: Path, *, exact: bool = False) -> tuple[Array, Array]:
     """Read a pred.zip or pred.json into our conventions.
 
     Args:
         path: the file.
+        exact: round to float32, which gives back the very predictions that `write_submission` took; else the
+            text as it stands, which is what the official evaluation reads (less than 1e-9 m away).
 
     Returns:
         (N, 21, 3) `OPENPOSE21` and (N, 778, 3), OpenCV image camera, metres, float64.
@@ -108,119 +159,212 @@ def read_submission(path: Path) -> tuple[Array, Array]:
     Raises:
         DataError: not a submission: no pred.json at the top of the zip, not two lists, wrong shapes.
     """
-    path = Path(path)
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            if archive.namelist() != ["pred.json"]:
-                raise DataError(f"{path}: holds {archive.namelist()}, want pred.json alone, in no folder")
-            content = _parse(archive.read("pred.json"), path)
-    else:
-        content = _parse(path.read_bytes(), path)
-    if not isinstance(content, list) or len(content) != 2:
-        raise DataError(f"{path}: want a list of two lists, joints and vertices")
-    xyz = _array(content[0], len(HO3D21), f"{path} (joints)")
-    verts = _array(content[1], _NUM_VERTICES, f"{path} (vertices)")
-    return from_official(xyz, verts)
+    points: tuple[list[Array], list[Array]] = ([], [])
+    for number, values in _read_rows(Path(path)):
+        points[number].append(values.astype(np.float32) if exact else values)
+    if len(points[0]) != len(points[1]):
+        raise DataError(f"{path}: {len(points[0])} rows of joints, {len(points[1])} of vertices")
+    xyz = np.array(points[0]).reshape(-1, len(HO3D21), 3)
+    return from_official(xyz, np.array(points[1]).reshape(-1, NUM_VERTICES, 3))
 
 
-def check_submission(xyz: Array, verts: Array, *, num_frames: int) -> None:
+def submission_checks(joints_cam_m: Array, vertices_cam_m: Array, *, num_frames: int) -> Iterator[str]:
     """Refuse predictions that the official evaluation would misread.
 
     Args:
-        xyz: (N, 21, 3) HO3D order, OpenGL, metres.
-        verts: (N, 778, 3) OpenGL, metres.
+        joints_cam_m: (N, 21, 3) `OPENPOSE21`, OpenCV image camera, metres.
+        vertices_cam_m: (N, 778, 3) OpenCV image camera, metres.
         num_frames: rows wanted.
+
+    Yields:
+        a sentence for each check that is passed.
 
     Raises:
         ShapeError: shapes are not these.
-        DataError: a wrong count, a number that is not finite, hands behind the camera, or another unit.
+        DataError: a wrong count, a number that is not finite, hands behind the camera, another unit, or
+            joints in another order than their mesh says.
     """
-    for name, points, count in (("joints", xyz, len(HO3D21)), ("vertices", verts, _NUM_VERTICES)):
-        if points.ndim != 3 or points.shape[1:] != (count, 3):
-            raise ShapeError(f"submission: {name} have shape {points.shape}, want (N, {count}, 3)")
+    families = (("joints", joints_cam_m, len(OPENPOSE21)), ("vertices", vertices_cam_m, NUM_VERTICES))
+    for name, points, size in families:
+        if points.ndim != 3 or points.shape[1:] != (size, 3):
+            raise ShapeError(f"submission: {name} have shape {points.shape}, want (N, {size}, 3)")
         if len(points) != num_frames:
             raise DataError(
                 f"submission: {len(points)} rows of {name} for {num_frames} frames of evaluation.txt"
             )
+    yield f"count: {num_frames} rows of 21 joints and of {NUM_VERTICES} vertices"
+    for name, points, _ in families:
         _refuse(~np.isfinite(points), name, "not finite")
-        _refuse(points[..., 2:] >= 0.0, name, "at or behind the camera (OpenGL z >= 0)")
-        _refuse(
-            np.abs(points) > _FARTHEST_M, name, f"farther than {_FARTHEST_M:g} m: another unit than metres?"
-        )
-    tip, wrist = HO3D21.index("middle_4"), HO3D21.index("wrist")
-    length = np.linalg.norm(xyz[:, tip] - xyz[:, wrist], axis=-1)
-    if len(length) and not _SHORTEST_M <= float(np.median(length)) <= _LONGEST_M:
+    yield "finite: every number"
+    for name, points, _ in families:
+        _refuse(points[..., 2:] <= 0.0, name, "at or behind the camera (OpenGL z >= 0)")
+    yield "axes: every point at z < 0 in OpenGL"
+    yield _check_unit(joints_cam_m, vertices_cam_m)
+    yield _check_tips(joints_cam_m, vertices_cam_m)
+    yield _check_bones(joints_cam_m, vertices_cam_m)
+
+
+def _check_unit(joints: Array, vertices: Array) -> str:
+    """Metres: no point far away, and a hand as long as a hand."""
+    for name, points in (("joints", joints), ("vertices", vertices)):
+        _refuse(np.abs(points) > _FARTHEST_M, name, f"farther than {_FARTHEST_M:g} m: another unit?")
+    tip, wrist = OPENPOSE21.index("middle_4"), OPENPOSE21.index("wrist")
+    if not len(joints):
+        return "unit: no frame to measure"
+    length = float(np.median(np.linalg.norm(joints[:, tip] - joints[:, wrist], axis=-1)))
+    if not _SHORTEST_M <= length <= _LONGEST_M:
         raise DataError(
-            f"submission: wrist to middle fingertip is {float(np.median(length)):g} in the median frame, "
+            f"submission: wrist to middle fingertip is {length:g} in the median frame, "
             f"want {_SHORTEST_M:g} to {_LONGEST_M:g} m: another unit or joint order"
         )
+    return f"unit: metres (wrist to middle fingertip {length:.3f} m in the median frame)"
 
 
-def load_official_ground_truth(root: Path) -> tuple[Array, Array]:
-    """Read evaluation_xyz.json and evaluation_verts.json of a HO3D folder into our conventions.
+def _check_tips(joints: Array, vertices: Array) -> str:
+    """Joint order at the tips: each is a known vertex of the mesh."""
+    worst = 0.0
+    for name, vertex in TIP_VERTICES.items():
+        gap = np.linalg.norm(joints[:, OPENPOSE21.index(name)] - vertices[:, vertex], axis=-1)
+        distance = float(np.median(gap)) if len(gap) else 0.0
+        if distance > _TIP_TOLERANCE_M:
+            raise DataError(
+                f"submission: joint {name} is {distance * 1000:.1f} mm from its vertex {vertex} in the "
+                f"median frame, want at most {_TIP_TOLERANCE_M * 1000:g} mm: another joint order"
+            )
+        far = np.flatnonzero(gap > _TIP_FARTHEST_M)
+        if far.size:
+            raise DataError(
+                f"submission: joint {name} is more than {_TIP_FARTHEST_M * 1000:g} mm from its vertex "
+                f"{vertex} in {far.size} frames (first: row {far[0]}): joints and mesh of different frames"
+            )
+        worst = max(worst, distance)
+    return f"order: fingertips lie on their vertices (worst median {worst * 1000:.3f} mm)"
 
-    Args:
-        root: HO3D's folder.
 
-    Returns:
-        (N, 21, 3) joints in `OPENPOSE21` and (N, 778, 3) vertices, OpenCV image camera, metres, float64; rows
-        in the order of evaluation.txt.
+def _check_bones(joints: Array, vertices: Array) -> str:
+    """Joint order below the tips, the tips being known: the right order has short bones and a far wrist.
 
-    Raises:
-        DataError: a file is missing or not what it should be.
+    No exchange of two finger joints makes the bones shorter in the mean over all frames, and of the joints
+    below the tips the wrist is the farthest from the four knuckles, however the fingers are bent. Each of the
+    120 exchanges breaks one of the two: on posed hands by 9 mm, or by 12 % of the wrist's distance.
     """
-    paths = [Path(root) / "evaluation_xyz.json", Path(root) / "evaluation_verts.json"]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
+    between = _mean_distances(joints, vertices)
+    parents, children = (list(side) for side in zip(*OPENPOSE_BONES, strict=True))
+    length = float(between[parents, children].sum())
+    for first in range(1, len(OPENPOSE21)):
+        for second in range(1, first):
+            order = np.arange(len(OPENPOSE21))
+            order[[first, second]] = second, first
+            gain = length - float(between[order[parents], order[children]].sum())
+            if gain > _BONES_M:
+                raise DataError(
+                    f"submission: with {OPENPOSE21[second]} and {OPENPOSE21[first]} exchanged the bones "
+                    f"would be {gain * 1000:.1f} mm shorter in the mean: another joint order"
+                )
+    knuckles = [OPENPOSE21.index(f"{finger}_1") for finger in FINGERS if finger != "thumb"]
+    reach = between[:, knuckles].sum(axis=1)
+    reach[[OPENPOSE21.index(name) for name in TIP_VERTICES]] = 0.0
+    if reach.max() > _WRIST_RATIO * reach[OPENPOSE21.index("wrist")]:
         raise DataError(
-            f"{root}: {' and '.join(missing)} missing, so HO3D's evaluation split cannot be scored here. The "
-            "ground truth is public since November 2024: get it from the HO-3D page linked at "
-            "https://github.com/shreyashampali/ho3d and put it beside evaluation.txt. Predictions can still "
-            "be exported for the official evaluation without it."
+            f"submission: {OPENPOSE21[int(reach.argmax())]} is farther from the knuckles than the wrist is: "
+            "another joint order"
         )
-    xyz = _array(_parse(paths[0].read_bytes(), paths[0]), len(HO3D21), str(paths[0]))
-    verts = _array(_parse(paths[1].read_bytes(), paths[1]), _NUM_VERTICES, str(paths[1]))
-    if len(xyz) != len(verts):
-        raise DataError(f"{root}: {len(xyz)} rows in {paths[0].name}, {len(verts)} in {paths[1].name}")
-    return from_official(xyz, verts)
+    return f"order: bones are short, the wrist is behind ({length * 1000:.0f} mm of bones in the mean)"
 
 
-def _parse(content: bytes, path: Path) -> Any:
-    """Content of a JSON file."""
+def _mean_distances(joints: Array, vertices: Array) -> NDArray[np.float64]:
+    """(21, 21) distance of each joint to each in metres, mean over frames; tips as the mesh has them."""
+    points = np.array(joints, np.float64)
+    for name, vertex in TIP_VERTICES.items():
+        points[:, OPENPOSE21.index(name)] = vertices[:, vertex]
+    between = np.zeros((len(OPENPOSE21), len(OPENPOSE21)))
+    for joint in range(len(OPENPOSE21)):
+        apart = np.linalg.norm(points - points[:, joint : joint + 1], axis=-1)
+        between[joint] = apart.mean(axis=0) if len(apart) else 0.0
+    return between
+
+
+def _check_frames(frames: Sequence[str], count: int) -> str:
+    """Each row has a frame of its own."""
+    if len(frames) != count or len(set(frames)) != count:
+        raise DataError(
+            f"submission: {len(frames)} frame names, {len(set(frames))} of them distinct, for {count} rows"
+        )
+    return "frames: one distinct name per row, kept in pred_frames.txt"
+
+
+def _check_read_back(zip_path: Path, joints: Float32, vertices: Float32) -> str:
+    """The zip holds exactly the predictions, row by row: at full size it is gigabytes as Python objects."""
+    order = list(permutation(OPENPOSE21, HO3D21))
+    wanted = (joints[:, order], vertices)
+    axes = _AXES.astype(np.float32)
+    found = [0, 0]
+    for number, values in _read_rows(zip_path):
+        row = found[number]
+        if row >= len(joints) or not np.array_equal(values.astype(np.float32), wanted[number][row] * axes):
+            name = ("joints", "vertices")[number]
+            raise DataError(
+                f"{zip_path}: read back, row {row} of {name} differs from the predictions; removed"
+            )
+        found[number] += 1
+    if found != [len(joints), len(joints)]:
+        raise DataError(f"{zip_path}: read back, it holds {found} rows, want {len(joints)} each; removed")
+    return "read back: pred.zip gives the predictions bit for bit"
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """(0 joints or 1 vertices, points of one frame) of a submission, in the file's order and conventions."""
+    if path.suffix != ".zip":
+        with path.open("rb") as file:
+            yield from _parse_rows(file, path)
+        return
     try:
-        return json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}; is the file complete?") from error
+        with zipfile.ZipFile(path) as archive:
+            if archive.namelist() != ["pred.json"]:
+                raise DataError(f"{path}: holds {archive.namelist()}, want pred.json alone, in no folder")
+            with archive.open("pred.json") as entry:
+                yield from _parse_rows(entry, path)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path}: not a whole zip: {error}. Write it again") from error
 
 
-def _write_json(file: BinaryIO, xyz: Array, verts: Array) -> None:
-    """[joints, vertices] as JSON, a few frames at a time: as Python objects all would take gigabytes."""
-    file.write(b"[")
-    for separator, points in ((b"", xyz), (b", ", verts)):
-        file.write(separator + b"[")
-        for start in range(0, len(points), _CHUNK):
-            rows = np.round(points[start : start + _CHUNK], _DECIMALS).tolist()
-            file.write((b", " if start else b"") + json.dumps(rows)[1:-1].encode())
-        file.write(b"]")
-    file.write(b"]")
+def _parse_rows(file: Readable, path: Path) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Rows of an open pred.json."""
+    rows = [0, 0]
+    for number, text in json_rows(file, str(path), lists=2):
+        if number > 1:
+            raise DataError(f"{path}: want a list of two lists, joints and vertices")
+        name, size = (("joints", len(HO3D21)), ("vertices", NUM_VERTICES))[number]
+        yield number, parse_points(text, size, f"{path}: row {rows[number]} of {name}")
+        rows[number] += 1
 
 
-def _array(rows: Any, count: int, where: str) -> Array:
-    """(N, count, 3) float64, or an error that names the first row that has another shape."""
-    if not isinstance(rows, list):
-        raise DataError(f"{where}: want a list of frames, got {type(rows).__name__}")
-    if not rows:
-        return np.empty((0, count, 3), np.float64)
-    array = np.empty((len(rows), count, 3), np.float64)
-    for index, row in enumerate(rows):
-        try:
-            points = np.asarray(row, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{where}: row {index} is not {count} points of 3 numbers: {error}") from error
-        if points.shape != (count, 3):
-            raise DataError(f"{where}: row {index} has shape {points.shape}, want ({count}, 3)")
-        array[index] = points
-    return array
+def _write_json(file: BinaryIO, joints: Float32, vertices: Float32) -> None:
+    """[joints, vertices] in HO3D's conventions, a frame at a time: as Python objects gigabytes."""
+    axes = _AXES.astype(np.float32)
+    families = ((joints, list(permutation(OPENPOSE21, HO3D21))), (vertices, list(range(NUM_VERTICES))))
+    for start, (points, order) in zip((b"[[", b"], ["), families, strict=True):
+        file.write(start)
+        form = _row_format(points.shape[1])
+        for index in range(len(points)):
+            text = form % tuple((points[index, order] * axes).ravel().tolist())
+            file.write((b", " if index else b"") + text.encode("ascii"))
+    file.write(b"]]")
+
+
+def _row_format(points: int) -> str:
+    """Format of one frame: nine significant digits tell any two float32 apart."""
+    return "[" + ", ".join(["[%.9g, %.9g, %.9g]"] * points) + "]"
+
+
+def _write_zip(file: BinaryIO, json_path: Path) -> None:
+    """pred.json alone; a fixed date, so that equal predictions give equal bytes."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        entry = zipfile.ZipInfo("pred.json", _ZIP_DATE)
+        entry.compress_type = zipfile.ZIP_DEFLATED
+        with json_path.open("rb") as source, archive.open(entry, "w", force_zip64=True) as target:
+            while block := source.read(1 << 20):
+                target.write(block)
 
 
 def _refuse(bad: NDArray[np.bool_], name: str, what: str) -> None:

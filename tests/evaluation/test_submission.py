@@ -1,56 +1,88 @@
-"""HO3D's official files: order, axes, units, and refusal of what would be misread."""
+"""HO3D's submission files: order, axes, units, the very numbers, and refusal of what would be misread."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from src.errors import DataError, ShapeError
+from src.evaluation import submission
 from src.evaluation.submission import (
     from_official,
-    load_official_ground_truth,
     read_submission,
+    submission_checks,
     to_official,
     write_submission,
 )
+from src.geometry.rotation import rotation_from_aa
 from src.hand.joints import HO3D21, OPENPOSE21
+from src.hand.mano import ManoLayer
 from src.runtime.seed import stream
+from tests.hand_file import hand_file
 
 
-def predictions(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(count, 21, 3) and (count, 778, 3) in our conventions; the hand is 0.5 m away and 0.1 m long."""
+@functools.cache
+def hand() -> ManoLayer:
+    return ManoLayer.from_file(hand_file())
+
+
+def predictions(count: int, curl: float = 0.4) -> tuple[np.ndarray, np.ndarray]:
+    """(count, 21, 3) and (count, 778, 3) float32 in our conventions: posed hands about 0.5 m away."""
     random = stream(0, "predictions")
-    centre = random.normal(0.0, 0.05, (count, 1, 3)) + np.array([0.0, 0.0, 0.5])
-    joints = centre + random.normal(0.0, 0.02, (count, 21, 3))
-    joints[:, OPENPOSE21.index("middle_4")] = joints[:, 0] + [0.1, 0.0, 0.0]
-    vertices = centre + random.normal(0.0, 0.02, (count, 778, 3))
-    return joints.astype(np.float32), vertices.astype(np.float32)
+    aa = torch.from_numpy(random.normal(0.0, curl, (count, 16, 3)))
+    rotations = rotation_from_aa(aa).float()
+    place = random.normal(0.0, 0.05, (count, 3)) + np.array([0.0, 0.0, 0.5])
+    posed = hand()(
+        global_orient=rotations[:, 0],
+        hand_pose=rotations[:, 1:],
+        betas=torch.zeros(count, 10),
+        translation_m=torch.from_numpy(place).float(),
+    )
+    return posed.joints_m.numpy().copy(), posed.vertices_m.numpy().copy()
 
 
 def test_a_submission_has_ho3ds_order_and_axes(tmp_path):
     """Right numbers in the wrong order score 65 mm on the server, and nobody sees why."""
     joints, vertices = predictions(3)
-    path = write_submission(tmp_path, joints, vertices, num_frames=3)
+    path = write_submission(tmp_path, joints, vertices, num_frames=3).zip_path
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["pred.json"]
         xyz, verts = json.loads(archive.read("pred.json"))
     assert json.loads((tmp_path / "pred.json").read_text()) == [xyz, verts]
     for name in ("wrist", "index_1", "pinky_1", "ring_1", "thumb_4", "pinky_4"):
         x, y, z = joints[2, OPENPOSE21.index(name)]
-        np.testing.assert_allclose(xyz[2][HO3D21.index(name)], [x, -y, -z], atol=1e-8)
+        np.testing.assert_allclose(xyz[2][HO3D21.index(name)], [x, -y, -z], atol=1e-9)
     assert (np.array(verts)[..., 2] < 0.0).all()
     assert np.shape(verts) == (3, 778, 3)
 
 
-def test_reading_back_gives_what_was_written(tmp_path):
-    """What is scored here must be what was sent."""
-    joints, vertices = predictions(260)  # more than one chunk
-    again = read_submission(write_submission(tmp_path, joints, vertices))
-    np.testing.assert_allclose(again[0], joints, atol=1e-8)
-    np.testing.assert_allclose(again[1], vertices, atol=1e-8)
+def test_reading_back_gives_the_very_predictions(tmp_path):
+    """What is scored here must be what was sent: to the last bit, and within 1 nm as the server reads it."""
+    joints, vertices = predictions(40)
+    scale = stream(1, "scale").uniform(1e-7, 1.0, vertices[..., :2].shape)
+    vertices[..., :2] *= np.where(
+        stream(2, "small").random(vertices[..., :2].shape) < 0.5, 1.0, 1 - scale * 1e-6
+    )
+    path = write_submission(tmp_path, joints, vertices).zip_path
+    exact, text = read_submission(path, exact=True), read_submission(tmp_path / "pred.json")
+    for read, official, wanted in zip(exact, text, (joints, vertices), strict=True):
+        assert np.array_equal(read, wanted)
+        np.testing.assert_allclose(official, wanted, atol=1e-9, rtol=0.0)
+
+
+def test_nine_digits_give_every_float32_back():
+    """Fewer digits round some numbers to a neighbour."""
+    bits = stream(3, "bits").integers(0, 2**32, 20_000, dtype=np.uint32).view(np.float32)
+    values = bits[np.isfinite(bits)][: 3 * 6000]
+    text = submission._row_format(len(values) // 3) % tuple(values[: len(values) // 3 * 3].tolist())
+    again = np.array(json.loads(text)).ravel().astype(np.float32)
+    assert np.array_equal(again, values[: len(again)])
 
 
 def test_the_door_is_its_own_inverse():
@@ -61,14 +93,28 @@ def test_the_door_is_its_own_inverse():
     assert np.array_equal(again[1], vertices)
 
 
+def exchanged(joints: np.ndarray, first: str, second: str) -> np.ndarray:
+    """Joints with two names exchanged."""
+    order = list(range(21))
+    a, b = OPENPOSE21.index(first), OPENPOSE21.index(second)
+    order[a], order[b] = b, a
+    return joints[:, order]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda j, v: (j * 1000.0, v * 1000.0), "another unit"),
-        (lambda j, v: (j * [1.0, -1.0, -1.0], v), "behind the camera"),
+        (lambda j, v: (j * [1.0, -1.0, -1.0], v), "joints of 3 frames are at or behind the camera"),
+        (lambda j, v: (j, v * [1.0, -1.0, -1.0]), "vertices of 3 frames are at or behind the camera"),
         (lambda j, v: (j, np.where(v == v[1, 5, 2], np.nan, v)), "vertices of 1 frames are not finite"),
+        (lambda j, v: (np.where(j == j[2, 5, 2], np.inf, j), v), r"joints of 1 frames are not .*row 2"),
         (lambda j, v: (j[:2], v), "2 rows of joints for 3 frames of evaluation.txt"),
+        (lambda j, v: (j, v[:2]), "2 rows of vertices for 3 frames of evaluation.txt"),
         (lambda j, v: (j * 0.01 + [0.0, 0.0, 0.5], v), "wrist to middle fingertip"),
+        (lambda j, v: (to_official(j, v)[0] * [1.0, -1.0, -1.0], v), "another joint order"),
+        (lambda j, v: (j[[1, 0, 2]], v), "joint order|different frames"),
+        (lambda j, v: (np.concatenate([j[:2], j[2:] + 0.05]), v), "1 frames .first: row 2.: joints and mesh"),
     ],
 )
 def test_what_the_server_would_misread_is_refused(tmp_path, spoil, message):
@@ -79,54 +125,85 @@ def test_what_the_server_would_misread_is_refused(tmp_path, spoil, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_any_two_exchanged_joints_are_noticed():
+    """HO3D lists the little finger before the ring finger: the commonest mistake of all submissions."""
+    joints, vertices = predictions(10)
+    for first, second in itertools.combinations(OPENPOSE21, 2):
+        with pytest.raises(DataError, match="another joint order"):
+            list(submission_checks(exchanged(joints, first, second), vertices, num_frames=10))
+
+
+@pytest.mark.parametrize("curl", [0.0, 0.2, 0.8, 1.5])
+def test_any_pose_of_a_right_hand_passes(tmp_path, curl):
+    """A network that has learnt nothing bends fingers anyhow; its joints are in order all the same."""
+    checks = write_submission(tmp_path, *predictions(10, curl)).checks
+    assert [line.split(":")[0] for line in checks] == [
+        "count", "finite", "axes", "unit", "order", "order", "read back",
+    ]  # fmt: skip
+
+
 def test_shapes_are_checked(tmp_path):
     """16 joints or a decimated mesh are not a submission."""
     joints, vertices = predictions(2)
     with pytest.raises(ShapeError):
         write_submission(tmp_path, joints, vertices[:, :195])
+    with pytest.raises(ShapeError):
+        write_submission(tmp_path, joints[:, :16], vertices)
 
 
 def test_equal_predictions_give_equal_bytes(tmp_path):
     """Whether two checkpoints predict the same must be answerable with cmp."""
-    first = write_submission(tmp_path / "a", *predictions(2)).read_bytes()
-    assert write_submission(tmp_path / "b", *predictions(2)).read_bytes() == first
+    first = write_submission(tmp_path / "a", *predictions(2)).zip_path.read_bytes()
+    assert write_submission(tmp_path / "b", *predictions(2)).zip_path.read_bytes() == first
 
 
-def test_official_ground_truth_comes_in_our_conventions(tmp_path):
-    """The one place where HO3D's evaluation labels are converted."""
-    joints, vertices = predictions(3)
-    xyz, verts = to_official(joints, vertices)
-    (tmp_path / "evaluation_xyz.json").write_text(json.dumps(xyz.tolist()))
-    (tmp_path / "evaluation_verts.json").write_text(json.dumps(verts.tolist()))
-    read = load_official_ground_truth(tmp_path)
-    assert np.array_equal(read[0], joints)
-    assert np.array_equal(read[1], vertices)
+def test_a_file_that_does_not_hold_the_predictions_is_not_left(tmp_path, monkeypatch):
+    """A full disk or a writer that rounds must not leave a pred.zip that somebody uploads."""
+    monkeypatch.setattr(
+        submission, "_row_format", lambda n: "[" + ", ".join(["[%.6g, %.6g, %.6g]"] * n) + "]"
+    )
+    with pytest.raises(DataError, match="row 0 of joints differs"):
+        write_submission(tmp_path, *predictions(2))
+    assert not list(tmp_path.glob("*.zip"))
 
 
-def test_missing_ground_truth_says_what_to_do(tmp_path):
-    """Without the public files the split is not scored, and never with invented labels."""
-    (tmp_path / "evaluation_xyz.json").write_text("[]")
-    with pytest.raises(DataError) as caught:
-        load_official_ground_truth(tmp_path)
-    message = str(caught.value)
-    assert "evaluation_verts.json missing" in message
-    assert "evaluation_xyz.json" not in message
-    assert "https://github.com/shreyashampali/ho3d" in message
-    assert "Predictions can still be exported" in message
+def test_frames_are_kept_and_a_submission_is_not_overwritten_unasked(tmp_path):
+    """The rows carry no names: which frame a row is must be answerable later; work must not vanish."""
+    data = predictions(2)
+    write_submission(tmp_path, *data, frames=["SM1/0001", "SM1/0003"], overwrite=False)
+    assert (tmp_path / "pred_frames.txt").read_text() == "SM1/0001\nSM1/0003\n"
+    before = (tmp_path / "pred.zip").read_bytes()
+    with pytest.raises(DataError, match=r"pred\.zip is there already"):
+        write_submission(tmp_path, *predictions(3), overwrite=False)
+    assert (tmp_path / "pred.zip").read_bytes() == before
+    with pytest.raises(DataError, match="2 frame names, 1 of them distinct, for 2 rows"):
+        write_submission(tmp_path, *data, frames=["SM1/0001"] * 2)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("text", "message"),
     [
-        ("[[[0, 0, 1]]]", "row 0 has shape"),
-        ("[[1, [2]]]", "row 0"),
-        ("[[", "not JSON"),
-        ("{}", "want a list"),
+        ("[[[[0, 0, 1]]], []]", "row 0 of joints has shape"),
+        ("[[], [[[1, 2, 3]]]]", "row 0 of vertices has shape"),
+        ("[[]]", "want a list of 2 lists"),
+        ("[[], [], []]", "want a list of 2 lists"),
+        ("[[], [", "not JSON, or cut short"),
     ],
 )
-def test_damaged_ground_truth_is_named(tmp_path, content, message):
-    """A download that was cut short must not become a KeyError deep inside."""
-    for name in ("evaluation_xyz.json", "evaluation_verts.json"):
-        (tmp_path / name).write_text(content)
+def test_what_is_not_a_submission_is_named(tmp_path, text, message):
+    """A file of another program must not become a KeyError deep inside."""
+    (tmp_path / "pred.json").write_text(text)
     with pytest.raises(DataError, match=message):
-        load_official_ground_truth(tmp_path)
+        read_submission(tmp_path / "pred.json")
+
+
+def test_a_zip_with_a_folder_or_cut_short_is_named(tmp_path):
+    """The server unpacks flat: pred.json in a folder scores nothing."""
+    path = write_submission(tmp_path, *predictions(2)).zip_path
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match="not a whole zip"):
+        read_submission(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("out/pred.json", "[[], []]")
+    with pytest.raises(DataError, match="in no folder"):
+        read_submission(path)
