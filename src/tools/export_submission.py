@@ -1,0 +1,270 @@
+"""A checkpoint's predictions on HO3D's official split, as the files that its server takes.
+
+    python -m src.tools.export_submission --checkpoint PATH [--config FILE] [--out DIR] [section.key=...]
+
+The configuration is the checkpoint's own unless --config names another. Every frame of evaluation.txt is
+predicted in its order, in the global batches of a validation, and turned back into the image camera; the
+files are read back and refused if a check fails. Ground truth is not needed; where it is, the official scores
+of these very files are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from dataloader.build import build_dataset, build_eval_loader
+from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.layout import frame_name, read_list
+from dataloader.modality import Modality
+from src.config import RunConfig
+from src.config_file import config_from_dict, load_config
+from src.errors import ConfigError, DataError, UTNetError
+from src.evaluation.metrics import official_ho3d
+from src.evaluation.submission import NUM_VERTICES, Submission, require_free, to_official, write_submission
+from src.hand.joints import OPENPOSE21
+from src.hand.mano import ManoLayer
+from src.hand.mano_assets import load_hand_asset
+from src.models.utnet import UTNet
+from src.runtime import log
+from src.runtime.debug import trace_enabled
+from src.runtime.distributed import DistContext, rank_from_environment, setup_distributed
+from src.runtime.machine import configure_torch
+from src.runtime.progress import progress
+from src.training import checkpoint as ckpt
+from src.training.setup import build_model
+
+OFFICIAL_FRAMES = {"v2": 11_524, "v3": 20_137}
+"""Lines of evaluation.txt in each release."""
+
+Float32 = NDArray[np.float32]
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Command line -> namespace; argparse leaves with status 2 by itself."""
+    parser = argparse.ArgumentParser(
+        prog="python -m src.tools.export_submission",
+        description="Write pred.json and pred.zip of HO3D's official split from a checkpoint.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="PATH", help="best.pt or another checkpoint")
+    add("--config", type=Path, metavar="FILE", help="YAML file; default: the checkpoint's own configuration")
+    add("--out", type=Path, metavar="DIR", help="folder to write; default: `submission` in the run folder")
+    add("--without-depth", action="store_true", help="hide depth from the network: an RGB-only submission")
+    add("--overwrite", action="store_true", help="replace a pred.zip that is there")
+    add("overrides", nargs="*", metavar="section.key=value", help="settings that win over the configuration")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status."""
+    arguments = parse_arguments(argv)
+    log.configure(rank=rank_from_environment())
+    try:
+        require_one_process()
+        export(arguments)
+    except (UTNetError, OSError) as error:
+        if trace_enabled():
+            raise
+        if rank_from_environment() == 0:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+def require_one_process() -> None:
+    """Refuse to run under torchrun with several ranks, which would write the same files at once.
+
+    Raises:
+        ConfigError: WORLD_SIZE is above 1.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise ConfigError(
+            f"export_submission runs in one process, torchrun started {world}. Start it with python -m "
+            "src.tools.export_submission"
+        )
+
+
+def export(arguments: argparse.Namespace) -> Submission:
+    """Predict, write, check and, where there is ground truth, score."""
+    modality: Modality = "rgb" if arguments.without_depth else "rgbd"
+    out = output_folder(arguments)
+    require_free(out, arguments.overwrite)
+    state = ckpt.load_checkpoint(arguments.checkpoint)
+    config = run_config(state, arguments)
+    context = setup_distributed(config.runtime.device)
+    configure_torch(config.runtime)
+    hand, model, _ = build_model(config, context)
+    ckpt.check_hand(state, hand, arguments.checkpoint)
+    ckpt.load_weights(model, state, arguments.checkpoint)
+    dataset = open_evaluation(config, hand)
+    weights = "averaged" if state["ema"] else "plain"
+    print(f"Checkpoint: {arguments.checkpoint} (step {state['step']}, {weights} weights)")
+    print(dataset.describe())
+    joints, vertices = predict(model, config, dataset, context, modality)
+    print(f"Writing {out / 'pred.zip'} and reading it back ...", flush=True)
+    frames = frames_in_order(config, dataset)
+    written = write_submission(
+        out, joints, vertices, num_frames=len(dataset), frames=frames, overwrite=arguments.overwrite
+    )
+    report(written, config, modality)
+    score(dataset, joints, vertices)
+    return written
+
+
+def output_folder(arguments: argparse.Namespace) -> Path:
+    """Where the files go: as asked, or beside the checkpoints of the run."""
+    if arguments.out is not None:
+        return Path(arguments.out)
+    folder = arguments.checkpoint.parent
+    run = folder.parent if folder.name == "checkpoints" else folder
+    return Path(run) / ("submission_rgb" if arguments.without_depth else "submission")
+
+
+def run_config(state: Mapping[str, Any], arguments: argparse.Namespace) -> RunConfig:
+    """The configuration of the export: the official split, and no pretrained backbone to be looked for.
+
+    Raises:
+        ConfigError: a setting is wrong, or asks for another split.
+    """
+    if arguments.config is not None:
+        config = load_config(arguments.config, arguments.overrides)
+    else:
+        tree = override(state["config"], arguments.overrides)
+        config = config_from_dict(tree, f"{arguments.checkpoint} with the command line")
+    named = any(text.partition("=")[0].strip() == "validation.split" for text in arguments.overrides)
+    if named and config.validation.split != "evaluation":
+        raise ConfigError("a submission is of the official split: leave validation.split out")
+    return dataclasses.replace(
+        config,
+        validation=dataclasses.replace(config.validation, split="evaluation"),
+        model=dataclasses.replace(config.model, pretrained=None),
+    )
+
+
+def override(saved: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A stored configuration with `section.key=value` settings put in.
+
+    Raises:
+        ConfigError: a setting is not of this form; what it means is checked later.
+    """
+    tree: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in saved.items()}
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        *sections, name = key.strip().split(".")
+        if not sign or not name or len(sections) > 1:
+            raise ConfigError(f"command line: {text!r} is not of the form section.key=value")
+        node = tree.setdefault(sections[0], {}) if sections else tree
+        if not isinstance(node, dict):
+            raise ConfigError(f"command line: {key}: {sections[0]} is a value, not a section")
+        try:
+            node[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"command line: {key}: {value!r} is not a YAML value") from None
+    return tree
+
+
+def open_evaluation(config: RunConfig, hand: ManoLayer) -> HO3DDataset:
+    """The official split, with or without ground truth."""
+    on_cpu = ManoLayer.from_asset(load_hand_asset(config.mano.model_path)) if hand.faces.is_cuda else hand
+    return build_dataset(config, "evaluation", on_cpu)
+
+
+@torch.no_grad()
+def predict(
+    model: UTNet, config: RunConfig, dataset: HO3DDataset, context: DistContext, modality: Modality
+) -> tuple[Float32, Float32]:
+    """Joints and vertices of every sample, each exactly once, in the order of the split.
+
+    Returns:
+        (N, 21, 3) `OPENPOSE21` and (N, 778, 3), image camera (OpenCV), metres.
+
+    Raises:
+        DataError: a frame cannot be read, or a sample was predicted not once.
+    """
+    model.eval()
+    loader = build_eval_loader(config, dataset, 0, 1, context.device, modality)
+    joints = np.full((len(dataset), len(OPENPOSE21), 3), np.nan, np.float32)
+    vertices = np.full((len(dataset), NUM_VERTICES, 3), np.nan, np.float32)
+    times = np.zeros(len(dataset), np.int64)
+    for batch in progress(loader, total=len(loader), desc="prediction"):
+        hand = model(batch).hand
+        rows = batch.sample_index.cpu().numpy()
+        joints[rows] = batch.to_image_camera(hand.joints_cam_m).float().cpu().numpy()
+        vertices[rows] = batch.to_image_camera(hand.vertices_cam_m).float().cpu().numpy()
+        np.add.at(times, rows, 1)
+    wrong = np.flatnonzero(times != 1)
+    if wrong.size:
+        raise DataError(
+            f"{wrong.size} samples were predicted not once (first: {dataset.frame_id(int(wrong[0]))})"
+        )
+    return joints, vertices
+
+
+def frames_in_order(config: RunConfig, dataset: HO3DDataset) -> list[str]:
+    """Names of the rows, which must be the lines of evaluation.txt.
+
+    Raises:
+        DataError: they are not.
+    """
+    listed = [
+        f"{sequence}/{frame_name(number)}"
+        for sequence, number in read_list(config.dataset, "evaluation").frames
+    ]
+    frames = [dataset.frame_id(row).removeprefix("evaluation/") for row in range(len(dataset))]
+    if frames != listed:
+        raise DataError(
+            "the rows are not the lines of evaluation.txt: the list changed meanwhile. Start again"
+        )
+    return frames
+
+
+def report(written: Submission, config: RunConfig, modality: Modality) -> None:
+    """Say what was checked, what was written and where it goes."""
+    for line in ("frames: the lines of evaluation.txt, in its order", *written.checks):
+        print(f"PASS {line}")
+    version = config.dataset.version
+    print(f"Predictions: {written.num_frames} frames, {'RGB-D' if modality == 'rgbd' else 'RGB only'}")
+    print(
+        f"{written.zip_path}: {written.zip_bytes / 1e6:.1f} MB (pred.json {written.json_bytes / 1e6:.1f} MB)"
+    )
+    if written.num_frames != OFFICIAL_FRAMES[version]:
+        print(
+            f"NOTE: HO3D_{version}'s evaluation split has {OFFICIAL_FRAMES[version]} frames: the server "
+            "refuses this file"
+        )
+    print(
+        f"Upload pred.zip to the HO-3D_{version} challenge on CodaLab, linked from the project's page "
+        "https://github.com/shreyashampali/ho3d"
+    )
+
+
+def score(dataset: HO3DDataset, joints: Float32, vertices: Float32) -> None:
+    """Print the official scores, or what they need."""
+    truth_joints, truth_vertices = dataset.truth_joints(), dataset.truth_vertices()
+    if (missing := dataset.missing_truth()) is not None:
+        print(f"No official {'scores' if truth_joints is None else 'mesh scores'}: {missing}")
+    if truth_joints is None:
+        return
+    predicted = to_official(joints, vertices)
+    truth = to_official(truth_joints, vertices if truth_vertices is None else truth_vertices)
+    pairs = list(zip(predicted, truth, strict=True))
+    meshes = () if truth_vertices is None else pairs[1]
+    print("Official scores (lengths in cm):")
+    for name, value in official_ho3d(*pairs[0], *meshes).items():
+        print(f"  {name}: {value:.6f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""The export of a submission: the very predictions of a validation, in the official order, or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dataloader.build import build_dataset, build_eval_loader
+from src.config import ManoConfig, ModelConfig, RunConfig, ValidationConfig
+from src.config_file import config_to_yaml
+from src.evaluation.metrics import official_ho3d
+from src.evaluation.submission import read_submission, to_official
+from src.hand.mano import ManoLayer
+from src.losses.loss import HandLoss
+from src.models.utnet import UTNet
+from src.runtime.distributed import DistContext
+from src.tools import export_submission
+from src.training import checkpoint as ckpt
+from src.training.step import TrainStep
+from tests.dataloader.test_truth import meshes
+from tests.dataloader.tree import run_config, write_tree
+from tests.hand_file import hand_file
+
+ALONE = DistContext(0, 1, 0, torch.device("cpu"), None)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A data set of 5 evaluation frames with both ground truth files, and a checkpoint."""
+
+    root: Path
+    path: Path
+    config: RunConfig
+    model: UTNet
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("export")
+    frames = write_tree(folder / "HO3D", {"MC1": 2}, {"SM1": 2, "AP10": 3})
+    (folder / "HO3D" / "evaluation_verts.json").write_text(json.dumps(meshes(frames).tolist()))
+    hand = ManoLayer.from_file(hand_file())
+    config = RunConfig(
+        dataset=run_config(folder / "HO3D").dataset,
+        model=ModelConfig(preset="tiny", image_size=(64, 64)),
+        mano=ManoConfig(model_path=hand_file()),
+        validation=ValidationConfig(batch_size=2),
+    )
+    torch.manual_seed(0)
+    model = UTNet(config.model, hand)
+    trainer = TrainStep(model, HandLoss(config.loss, hand), config, ALONE, 10)
+    path = folder / "run" / "checkpoints" / "best.pt"
+    ckpt.save_checkpoint(path, trainer, ckpt.Progress(), config, hand, "abc", ALONE)
+    return Trained(folder / "HO3D", path, config, model)
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log outlets and torch's settings belong to whole processes, and this one runs other tests."""
+    monkeypatch.setattr(export_submission.log, "configure", lambda **_: None)
+    monkeypatch.setattr(export_submission, "configure_torch", lambda _: None)
+
+
+def export(trained: Trained, out: Path, *more: str) -> int:
+    return export_submission.main(["--checkpoint", str(trained.path), "--out", str(out), *more])
+
+
+def printed_scores(text: str) -> dict[str, float]:
+    lines = text[text.index("Official scores") :].splitlines()[1:]
+    return {name.strip(): float(value) for name, value in (line.split(":") for line in lines)}
+
+
+def test_the_file_holds_the_predictions_of_a_validation(trained: Trained, tmp_path, capsys) -> None:
+    """What the server scores must be what --evaluate scores: same frames, batches, weights and camera."""
+    assert export(trained, tmp_path) == 0
+    out = capsys.readouterr().out
+    joints, vertices = read_submission(tmp_path / "pred.zip", exact=True)
+    dataset = build_dataset(trained.config, "evaluation", show_progress=False)
+    trained.model.eval()
+    for batch in build_eval_loader(trained.config, dataset, 0, 1, torch.device("cpu")):
+        with torch.no_grad():
+            hand = trained.model(batch).hand
+        rows = batch.sample_index.numpy()
+        assert np.array_equal(joints[rows], batch.to_image_camera(hand.joints_cam_m).numpy())
+        assert np.array_equal(vertices[rows], batch.to_image_camera(hand.vertices_cam_m).numpy())
+    passed = [line.split(":")[0] for line in out.splitlines() if line.startswith("PASS")]
+    assert sorted(set(passed)) == sorted(
+        f"PASS {name}" for name in ("frames", "count", "finite", "axes", "unit", "order", "read back")
+    )
+    assert "5 frames, RGB-D" in out
+    assert "HO3D_v3's evaluation split has 20137 frames" in out
+    assert "CodaLab" in out
+    assert (tmp_path / "pred_frames.txt").read_text() == (trained.root / "evaluation.txt").read_text()
+
+
+def test_printed_scores_are_those_of_the_file(trained: Trained, tmp_path, capsys) -> None:
+    """A user compares this table with the server's: both must be made of the same text."""
+    assert export(trained, tmp_path) == 0
+    scores = printed_scores(capsys.readouterr().out)
+    with zipfile.ZipFile(tmp_path / "pred.zip") as archive:
+        xyz, verts = (np.array(part) for part in json.loads(archive.read("pred.json")))
+    truth = [
+        np.array(json.loads((trained.root / f"evaluation_{k}.json").read_text())) for k in ("xyz", "verts")
+    ]
+    text = official_ho3d(xyz, truth[0], verts, truth[1])
+    assert scores.keys() == text.keys()
+    for name, value in text.items():
+        assert scores[name] == pytest.approx(value, abs=2e-6), name
+    predicted = to_official(*read_submission(tmp_path / "pred.zip", exact=True))
+    exact = official_ho3d(predicted[0], truth[0], predicted[1], truth[1])
+    assert scores == {name: float(f"{value:.6f}") for name, value in exact.items()}
+
+
+def test_without_ground_truth_it_is_exported_all_the_same(trained: Trained, tmp_path, capsys) -> None:
+    """Whoever takes part in the challenge has no labels; only the table is left out."""
+    root = tmp_path / "HO3D"
+    shutil.copytree(trained.root, root, ignore=shutil.ignore_patterns("*.json", ".utnet"))
+    assert export(trained, tmp_path / "blind", f"dataset.root_dir={root}") == 0
+    out = capsys.readouterr().out
+    assert "No official scores: " in out
+    assert "evaluation_xyz.json and evaluation_verts.json" in out
+    assert "xyz_mean3d" not in out
+    assert export(trained, tmp_path / "seeing") == 0
+    blind, seeing = ((tmp_path / k / "pred.zip").read_bytes() for k in ("blind", "seeing"))
+    assert blind == seeing  # labels change no prediction
+    shutil.copy(trained.root / "evaluation_xyz.json", root)
+    capsys.readouterr()
+    assert export(trained, tmp_path / "joints", f"dataset.root_dir={root}") == 0
+    out = capsys.readouterr().out
+    assert "No official mesh scores" in out
+    assert "xyz_mean3d" in out
+    assert "mesh_mean3d" not in out
+
+
+def test_without_depth_is_another_submission(trained: Trained, tmp_path, capsys) -> None:
+    """An RGB-only entry that was computed with depth is not one."""
+    loader = []
+    real = export_submission.build_eval_loader
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_submission, "build_eval_loader", lambda *a: loader.append(a[5]) or real(*a))
+        assert export(trained, tmp_path, "--without-depth") == 0
+    assert loader == ["rgb"]
+    assert "RGB only" in capsys.readouterr().out
+
+
+def test_a_configuration_file_may_stand_in_for_the_stored_one(trained: Trained, tmp_path, capsys) -> None:
+    """Batch composition and precision are the configuration's: the user must be able to name it."""
+    path = tmp_path / "run.yaml"
+    path.write_text(config_to_yaml(trained.config))
+    assert export(trained, tmp_path / "a", "--config", str(path), "validation.batch_size=1") == 0
+    assert export(trained, tmp_path / "b", "--config", str(tmp_path / "none.yaml")) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def spoil_nan(batch: object, prediction: torch.Tensor) -> torch.Tensor:
+    return torch.where(torch.arange(len(prediction))[:, None, None] == 1, torch.nan, prediction)
+
+
+def test_a_prediction_that_is_not_finite_is_not_written(
+    trained: Trained, tmp_path, capsys, monkeypatch
+) -> None:
+    """NaN is no JSON: the server refuses the file after the upload."""
+    monkeypatch.setattr("src.schema.HandBatch.to_image_camera", spoil_nan)
+    assert export(trained, tmp_path) == 2
+    assert "joints of 2 frames are not finite (first: row 1)" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictions_of_the_crop_camera_are_refused_or_differ(
+    trained: Trained, tmp_path, monkeypatch
+) -> None:
+    """Forgetting to turn back gives plausible hands in a wrong camera: the comparison above must see it."""
+    assert export(trained, tmp_path / "right") == 0
+    monkeypatch.setattr("src.schema.HandBatch.to_image_camera", lambda batch, points: points)
+    assert export(trained, tmp_path / "wrong") == 0
+    right, wrong = (read_submission(tmp_path / k / "pred.zip")[0] for k in ("right", "wrong"))
+    assert np.abs(right - wrong).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["validation.split=val"], "a submission is of the official split"),
+        (["dataset.root=x"], "did you mean dataset.root_dir"),
+        (["nonsense"], "not of the form section.key=value"),
+        (["model.image_size=[96, 96]", "model.preset=small"], "another network"),
+        (["dataset.root_dir=/none"], "dataset.root_dir"),
+    ],
+)
+def test_a_wrong_command_line_ends_in_one_line(trained: Trained, tmp_path, capsys, more, message) -> None:
+    """Status 2 and what to mend, no traceback."""
+    assert export(trained, tmp_path, *more) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_other_files_and_several_processes_are_refused(
+    trained: Trained, tmp_path, capsys, monkeypatch
+) -> None:
+    """A torn checkpoint, a submission that is there, and torchrun: each says so before it predicts."""
+    torn = tmp_path / "torn.pt"
+    torn.write_bytes(trained.path.read_bytes()[:5000])
+    assert export_submission.main(["--checkpoint", str(torn)]) == 2
+    assert "torn.pt" in capsys.readouterr().err
+    (tmp_path / "pred.zip").write_bytes(b"mine")
+    assert export(trained, tmp_path) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert (tmp_path / "pred.zip").read_bytes() == b"mine"
+    assert export(trained, tmp_path, "--overwrite") == 0
+    assert (tmp_path / "pred.zip").read_bytes() != b"mine"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert export(trained, tmp_path, "--overwrite") == 2
+    assert "one process" in capsys.readouterr().err
+
+
+def test_the_default_folder_is_in_the_run(trained: Trained) -> None:
+    """Files land beside the run that they are from, RGB-only ones apart."""
+    run = trained.path.parent.parent
+    for flags, name in (([], "submission"), (["--without-depth"], "submission_rgb")):
+        arguments = export_submission.parse_arguments(["--checkpoint", str(trained.path), *flags])
+        assert export_submission.output_folder(arguments) == run / name
+
+
+def test_every_sample_is_predicted_once(trained: Trained, tmp_path, capsys, monkeypatch) -> None:
+    """A loader that skips or repeats a frame would leave a row empty."""
+    real = export_submission.build_eval_loader
+
+    def without_last(*arguments: object) -> list:
+        batches = list(real(*arguments))
+        return batches[:-1] + batches[:1]
+
+    monkeypatch.setattr(export_submission, "build_eval_loader", without_last)
+    assert export(trained, tmp_path) == 2
+    assert "3 samples were predicted not once (first: evaluation/SM1/0001)" in capsys.readouterr().err
