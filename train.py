@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from dataloader.build import DeviceLoader, build_eval_loader, build_splits, build_train_loader
@@ -28,7 +27,7 @@ from dataloader.modality import Modality
 from src.config import RunConfig
 from src.config_file import config_to_yaml, load_config
 from src.errors import CollectError, ConfigError, PeerError, TrainingError, UTNetError
-from src.evaluation.baselines import constant_baselines
+from src.evaluation.baselines import cached_baselines
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, write_per_sample
 from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
@@ -184,7 +183,7 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
             "WARNING: the checkpoint was trained on another training split: it may have seen these samples"
         )
     _log.info(f"Evaluating {path} (step {state['step']}, {'averaged' if state['ema'] else 'plain'} weights)")
-    baselines = split_baselines(train_set, val_set, context)
+    baselines = split_baselines(train_set, val_set, hand, context)
     recorder = Recorder(run_dir, config, context)
     recorder.write_setup(config, hand, context, {"evaluated": str(path), "split": val_set.describe()})
     for modality in _modalities(config):
@@ -208,14 +207,16 @@ def split_name(dataset: HO3DDataset) -> str:
     return f"{dataset.split_hash:016x}"
 
 
-def split_baselines(train_set: HO3DDataset, val_set: HO3DDataset, context: DistContext) -> dict[str, float]:
-    """Scores of constant predictors on the validation split; computed by rank 0, known to all."""
-    values: dict[str, float] = {}
-    if context.is_main:
-        train, val = train_set.labels(), val_set.labels()
-        values = constant_baselines(
-            train.joints_cam_m, train.global_orient, val.joints_cam_m, np.all(val.joints_conf > 0, axis=1)
-        )
+def split_baselines(
+    train_set: HO3DDataset, val_set: HO3DDataset, hand: ManoLayer, context: DistContext
+) -> dict[str, float]:
+    """Scores of predictors that learned nothing on the validation split; computed by rank 0, known to all."""
+
+    def scores() -> dict[str, float]:
+        train, val, folder = train_set.labels(), val_set.labels(), val_set.index_path.parent
+        return cached_baselines(train, val, hand, cache_dir=folder, show_progress=True).scores()
+
+    values = context.together("scoring the baselines", lambda: scores() if context.is_main else {})
     return dict(context.broadcast_object(values))
 
 
@@ -250,7 +251,7 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         "global_batch": batch,
     }
     recorder.write_setup(config, hand, context, facts)
-    baselines = split_baselines(train_set, val_set, context)
+    baselines = split_baselines(train_set, val_set, hand, context)
     return Run(
         config=config,
         context=context,

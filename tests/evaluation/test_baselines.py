@@ -1,8 +1,11 @@
-"""What a network that saw nothing would score."""
+"""What a network that learned nothing would score."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,77 +13,257 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from src.errors import DataError, ShapeError
-from src.evaluation.baselines import constant_baselines, mean_poses
+from src.evaluation import baselines, metrics
+from src.evaluation.baselines import NAMES, BaselineRows, cached_baselines, compute_baselines, mean_pose_m
 from src.evaluation.evaluator import EvaluationShard, evaluate, report_lines
+from src.hand.mano import ManoLayer
 from src.runtime.seed import stream
+from src.schema import LabelTable
+from tests.hand_file import hand_file
 
 
-def turned_hands(count: int, seed: int, spread: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """One hand (plus `spread` m of articulation) in many wrist rotations: (count, 21, 3), (count, 3, 3)."""
-    random = stream(seed, "turned")
-    hand = stream(0, "the hand").normal(0.0, 0.05, (21, 3))
-    hand[0] = 0.0
-    turn = Rotation.random(count, rng=random).as_matrix()
-    shaped = hand + random.normal(0.0, spread, (count, 21, 3)) * (spread > 0)
-    return shaped @ turn.transpose(0, 2, 1) + random.normal(0.0, 0.2, (count, 1, 3)), turn
+@pytest.fixture(scope="module")
+def hand() -> ManoLayer:
+    return ManoLayer.from_file(hand_file())
 
 
-def test_an_all_zero_network_scores_exactly_the_zero_baseline():
+def table(hand: ManoLayer, count: int, seed: int, curl: float = 0.3, turn_about: float = 9.0) -> LabelTable:
+    """Posed hands; `curl` and `turn_about` are the spread in rad of finger joints and wrists."""
+    random = stream(seed, "table")
+    turn = Rotation.from_rotvec(random.normal(0.0, turn_about, (count, 3))).as_matrix()
+    bend = Rotation.from_rotvec(random.normal(0.0, curl, (count * 15, 3))).as_matrix()
+    pose = bend.reshape(count, 15, 3, 3)
+    betas, place = random.normal(0.0, 1.0, (count, 10)), random.normal(0.0, 0.2, (count, 3))
+    parts = [np.asarray(part, np.float32) for part in (turn, pose, betas, place)]
+    with torch.no_grad():
+        joints = hand(*map(torch.from_numpy, parts)).joints_m.numpy()
+    ones = np.ones((count, 21), np.float32)
+    return LabelTable(joints, ones, *parts[:3], np.ones(count, bool))
+
+
+def take(labels: LabelTable, rows: np.ndarray) -> LabelTable:
+    return LabelTable(*(getattr(labels, f.name)[rows] for f in dataclasses.fields(labels)))
+
+
+def test_an_all_zero_network_scores_exactly_the_zero_baseline(hand: ManoLayer) -> None:
     """102.152 / 48.320 mm was the score of a network of zeros; beside its baseline it shows at once."""
-    joints, turn = turned_hands(12, 1, spread=0.01)
-    target = torch.from_numpy(joints)
-    baselines = constant_baselines(joints, turn, joints)
-    shard = EvaluationShard(12, dtype=torch.float64)
+    labels = table(hand, 12, 1)
+    scores = compute_baselines(labels, labels, hand).scores()
+    shard = EvaluationShard(12)
     shard.add(
         sample_index=torch.arange(12),
-        pred_joints_m=torch.zeros(12, 21, 3, dtype=torch.float64),
-        target_joints_m=target,
+        pred_joints_m=torch.zeros(12, 21, 3),
+        target_joints_m=torch.from_numpy(labels.joints_cam_m),
         conf=torch.ones(12, 21),
         loss=torch.zeros(12),
     )
-    result = evaluate(shard, num_samples=12, split_hash="x", baselines=baselines)
-    assert result.mpjpe_mm == baselines["zero_mpjpe_mm"]
-    assert result.pa_mpjpe_mm == baselines["zero_pa_mm"]
-    line = report_lines(result, 1, "GPUs")[-1]
-    assert f"zero pose MPJPE {result.mpjpe_mm:.3f} mm, PA-MPJPE {result.pa_mpjpe_mm:.3f} mm" in line
+    result = evaluate(shard, num_samples=12, split_hash="x", baselines=scores)
+    assert result.mpjpe_mm == scores["zero_mpjpe_mm"]
+    assert result.pa_mpjpe_mm == scores["zero_pa_mm"]
+    text = "\n".join(report_lines(result, 1, "GPUs"))
+    assert f"zero pose MPJPE {result.mpjpe_mm:.3f} mm, PA-MPJPE {result.pa_mpjpe_mm:.3f} mm" in text
+    assert f"nearest training pose PA-MPJPE {scores['nearest_pose_pa_mm']:.3f} mm" in text
 
 
-def test_mean_pose_takes_wrist_rotations_back_for_pa():
-    """The mean of turned hands is a clot; its PA of 30 mm makes a mean hand's 12 mm look like learning."""
-    train, turn = turned_hands(500, 1)
-    val, _ = turned_hands(20, 2)
-    scores = constant_baselines(train, turn, val)
-    assert scores["mean_pose_pa_mm"] < 1e-6
-    assert scores["mean_pose_mpjpe_mm"] > 50.0
-    assert scores["mean_pose_mpjpe_mm"] <= scores["zero_mpjpe_mm"] * 1.02
+def test_mean_pose_is_a_hand(hand: ManoLayer) -> None:
+    """The mean of turned joints is a clot whose PA of 30 mm makes a mean hand's 12 mm look like learning."""
+    labels = table(hand, 300, 1, curl=0.0)
+    labels.betas[:] = 0.5
+    others = table(hand, 20, 2, curl=0.0)
+    others = dataclasses.replace(others, joints_cam_m=_posed(hand, others, 0.5))
+    assert compute_baselines(labels, others, hand).scores()["mean_pose_pa_mm"] < 1e-3
 
 
-def test_mean_pose_without_turning_is_the_mean():
-    """For MPJPE the best constant is the mean of the wrist-relative joints."""
-    train, _ = turned_hands(50, 1, spread=0.02)
-    relative, canonical = mean_poses(train, np.broadcast_to(np.eye(3), (50, 3, 3)))
-    np.testing.assert_allclose(relative, (train - train[:, :1]).mean(0), atol=1e-15)
-    np.testing.assert_allclose(canonical, relative, atol=1e-15)
+def _posed(hand: ManoLayer, labels: LabelTable, shape: float) -> np.ndarray:
+    """Joints of the same poses in another shape."""
+    parts = (labels.global_orient, labels.hand_pose, np.full_like(labels.betas, shape))
+    with torch.no_grad():
+        return hand(*map(torch.from_numpy, parts), torch.zeros(len(labels.betas), 3)).joints_m.numpy()
 
 
-def test_baselines_are_those_of_the_scored_rows():
+def test_mean_pose_finds_the_middle(hand: ManoLayer) -> None:
+    """Wrists and fingers spread about known rotations: their mean is that rotation, not a shrunken matrix."""
+    random = stream(5, "middle")
+    centre = Rotation.random(16, rng=random)
+    count = 4000
+    spread = Rotation.from_rotvec(random.normal(0.0, 0.5, (count * 16, 3)))
+    turned = (Rotation.concatenate([centre] * count) * spread).as_matrix().reshape(count, 16, 3, 3)
+    labels = table(hand, count, 1)
+    labels.global_orient[:], labels.hand_pose[:] = turned[:, 0], turned[:, 1:]
+    labels.betas[:] = random.normal(0.7, 1.0, (count, 10))
+    matrix = torch.from_numpy(centre.as_matrix())[None]
+    with torch.no_grad():
+        want = hand(matrix[:, 0], matrix[:, 1:], torch.full((1, 10), 0.7).double(), torch.zeros(1, 3))
+    want_m = (want.joints_m - want.joints_m[:, :1])[0].numpy()
+    got_m = mean_pose_m(labels, np.ones(count, bool), hand)
+    assert np.linalg.norm(got_m - want_m, axis=1).max() < 0.004  # of a hand of 180 mm
+    assert np.all(got_m[0] == 0.0)
+
+
+def test_mean_pose_mpjpe_keeps_the_wrist_rotation(hand: ManoLayer) -> None:
+    """Hands that all point one way: a mean pose turned otherwise would be an easy baseline to beat."""
+    train, val = (table(hand, 200, seed, curl=0.05, turn_about=0.1) for seed in (1, 2))
+    scores = compute_baselines(train, val, hand).scores()
+    assert scores["mean_pose_mpjpe_mm"] < 0.4 * scores["zero_mpjpe_mm"]
+    spun = dataclasses.replace(
+        train, global_orient=train.global_orient @ np.float32([[-1], [-1], [1]] * np.eye(3))
+    )
+    assert compute_baselines(spun, val, hand).scores()["mean_pose_mpjpe_mm"] > scores["zero_mpjpe_mm"]
+
+
+def test_baselines_are_those_of_the_scored_rows(hand: ManoLayer) -> None:
     """A baseline of other rows than the metric's is no baseline."""
-    train, turn = turned_hands(50, 1, spread=0.02)
-    val, _ = turned_hands(10, 2, spread=0.02)
-    usable = np.arange(10) != 4
-    expected = constant_baselines(train, turn, val[usable])
-    val[4] = np.nan
-    assert constant_baselines(train, turn, val, usable) == expected
-    assert all(math.isnan(v) for v in constant_baselines(train, turn, val[:0]).values())
+    train, val = table(hand, 60, 1), table(hand, 10, 2)
+    rest = np.arange(10) != 4
+    expected = compute_baselines(train, take(val, rest), hand)
+    val.joints_conf[4, 3] = 0.0
+    got = compute_baselines(train, val, hand)
+    assert got.scores() == expected.scores()
+    assert list(got.rows) == list(NAMES)
+    for name in NAMES:
+        assert np.isnan(got.rows[name][4])
+        np.testing.assert_array_equal(got.rows[name][rest], expected.rows[name])
+        assert got.scores()[name] == math.fsum(got.rows[name][rest]) / 9
+    empty = compute_baselines(train, take(val, np.zeros(10, bool)), hand)
+    assert all(math.isnan(value) for value in empty.scores().values())
 
 
-def test_bad_training_poses_are_refused():
-    """A NaN among 75,000 poses would silently turn every baseline into nan."""
-    train, turn = turned_hands(5, 1)
+def test_an_unlabelled_evaluation_list_needs_no_hand_parameters(hand: ManoLayer) -> None:
+    """HO3D's evaluation split has joints and no MANO parameters; its baselines exist all the same."""
+    train, val = table(hand, 40, 1), table(hand, 5, 2)
+    bare = dataclasses.replace(val, mano_valid=np.zeros(5, bool), hand_pose=np.zeros_like(val.hand_pose))
+    assert compute_baselines(train, bare, hand).scores() == compute_baselines(train, val, hand).scores()
+
+
+def test_bad_training_rows_are_left_out_and_counted(
+    hand: ManoLayer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A NaN among 75,000 poses would turn every baseline into nan; dropped in silence it hides a bad list."""
+    train, val = table(hand, 40, 1), table(hand, 5, 2)
+    train.betas[3, 2] = np.nan
+    train.mano_valid[7] = False
+    train.joints_conf[9, 20] = 0.0
+    kept = take(train, ~np.isin(np.arange(40), [3, 7, 9]))
+    with caplog.at_level(logging.WARNING, "utnet"):
+        scores = compute_baselines(train, val, hand).scores()
+    assert scores == compute_baselines(kept, val, hand).scores()
+    assert "3 of 40 training rows left out (first: row 3)" in caplog.text
+    train.mano_valid[:] = False
+    with pytest.raises(DataError, match="none of 40 training rows has finite MANO parameters"):
+        compute_baselines(train, val, hand)
     with pytest.raises(ShapeError):
-        constant_baselines(train, turn[:4], train)
-    with pytest.raises(DataError, match="no pose"):
-        constant_baselines(train[:0], turn[:0], train)
-    train[2, 3, 1] = np.nan
-    with pytest.raises(DataError, match="1 of 5 training poses are not finite \\(first: row 2\\)"):
-        constant_baselines(train, turn, train)
+        compute_baselines(kept, dataclasses.replace(val, joints_cam_m=val.joints_cam_m[:, :5]), hand)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry per computation."""
+    calls: list[int] = []
+
+    def counted(*args: LabelTable, **kwargs: bool) -> BaselineRows:
+        calls.append(1)
+        return compute_baselines(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(baselines, "compute_baselines", counted)
+    return calls
+
+
+def equal(a: BaselineRows, b: BaselineRows) -> bool:
+    same = all(np.array_equal(a.rows[name], b.rows[name], equal_nan=True) for name in NAMES)
+    return same and np.array_equal(a.usable, b.usable) and set(a.rows) == set(b.rows)
+
+
+def test_the_cache_gives_the_same_numbers_once(hand: ManoLayer, tmp_path: Path, computed: list[int]) -> None:
+    """A resumed or evaluated run must not wait a minute for what is known, nor see other numbers."""
+    train, val = table(hand, 40, 1), table(hand, 5, 2)
+    val.joints_conf[1] = 0.0
+    first = cached_baselines(train, val, hand, cache_dir=tmp_path / "new")
+    again = cached_baselines(train, val, hand, cache_dir=tmp_path / "new")
+    assert len(computed) == 1
+    assert equal(first, again)
+    assert first.scores() == again.scores()
+    assert [p.name[:10] for p in (tmp_path / "new").iterdir()] == ["baselines-"]
+
+
+def test_other_labels_or_another_hand_are_computed_anew(
+    hand: ManoLayer, tmp_path: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replaced annotations keep the split's name: a stale cache would stand beside new scores."""
+    train, val = table(hand, 40, 1), table(hand, 5, 2)
+
+    def ask(train: LabelTable = train, val: LabelTable = val) -> int:
+        cached_baselines(train, val, hand, cache_dir=tmp_path)
+        return len(computed)
+
+    assert ask() == 1
+    assert ask(val=dataclasses.replace(val, joints_cam_m=val.joints_cam_m + np.float32(0.001))) == 2
+    assert ask(train=dataclasses.replace(train, betas=train.betas * np.float32(1.01))) == 3
+    assert ask(train=dataclasses.replace(train, mano_valid=np.arange(40) > 0)) == 4
+    monkeypatch.setattr(hand, "fingerprint", "another")
+    assert ask() == 5
+    monkeypatch.setattr(baselines, "VERSION", baselines.VERSION + 1)
+    assert ask() == 6
+    assert ask() == 6
+
+
+def test_a_damaged_cache_is_never_trusted(
+    hand: ManoLayer, tmp_path: Path, computed: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A torn file, a flipped bit or somebody else's file must not become the number beside the score."""
+    train, val = table(hand, 40, 1), table(hand, 5, 2)
+    first = cached_baselines(train, val, hand, cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    with np.load(path) as stored:
+        good = {name: stored[name] for name in stored.files}
+
+    def damaged(content: bytes | dict[str, np.ndarray]) -> None:
+        before = len(computed)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            np.savez(path, **content)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "utnet"):
+            assert equal(cached_baselines(train, val, hand, cache_dir=tmp_path), first)
+        assert len(computed) == before + 1
+        assert "is not used" in caplog.text
+
+    flip = whole.index(first.rows["zero_pa_mm"].tobytes())
+    for content in (
+        b"",
+        whole[: len(whole) // 2],
+        whole[:flip] + b"\x00" + whole[flip + 1 :],
+        b"\x93NUMPY" * 40,
+    ):
+        damaged(content)
+    damaged(good | {"key": np.array("0" * 64)})
+    damaged(good | {"zero_pa_mm": good["zero_pa_mm"][:3]})
+    damaged(good | {"zero_pa_mm": good["zero_pa_mm"] * np.nan})
+    damaged({name: value for name, value in good.items() if name != "nearest_pose_pa_mm"})
+
+
+def test_a_folder_that_cannot_be_written_does_no_harm(
+    hand: ManoLayer, tmp_path: Path, computed: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A data set on a read-only mount still gets its baselines, and the log says why they are slow."""
+    train, val = table(hand, 40, 1), table(hand, 5, 2)
+    file = tmp_path / "a file"
+    file.write_text("in the way")
+    with caplog.at_level(logging.INFO, "utnet"):
+        blocked = cached_baselines(train, val, hand, cache_dir=file / "folder")
+    assert equal(blocked, cached_baselines(train, val, hand, cache_dir=None))
+    assert caplog.text.count("cannot be written") == 1
+    assert len(computed) == 2
+
+
+def test_rows_are_the_metrics_of_the_rows(hand: ManoLayer) -> None:
+    """Rows beside the per-sample file must belong to the sample that they stand beside."""
+    train, val = table(hand, 40, 1), table(hand, 5, 2)
+    rows = compute_baselines(train, val, hand).rows
+    for i in range(5):
+        alone = compute_baselines(train, take(val, np.array([i])), hand).rows
+        for name in NAMES:
+            assert rows[name][i] == pytest.approx(alone[name][0], abs=1e-9)
+        every = metrics.pa_mpjpe_mm(train.joints_cam_m, np.tile(val.joints_cam_m[i], (40, 1, 1)))
+        assert rows["nearest_pose_pa_mm"][i] == pytest.approx(every.min(), abs=1e-9)
