@@ -2,9 +2,11 @@
 
     torchrun --nproc_per_node=4 test_distributed_eval.py
     python test_distributed_eval.py --world 4 --num-samples 8332      # starts its own ranks on the CPU
+    torchrun --nproc_per_node=4 test_distributed_eval.py --inject kill@2   # how is a dead rank reported?
 
 Seeded predictions go through the project's own shards, collection and metrics, and are compared bit for bit
-with the same samples scored by one process. Exit status: 0 all passed, 1 something failed, 2 wrong arguments.
+with the same samples scored by one process. With --inject one rank is made to fail: the proof then must not
+pass, and shows how the failure is reported. Exit status: 0 all passed, 1 something failed, 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -12,130 +14,212 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
+import signal
+import socket
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dataloader.samplers import validation_batches
-from src.errors import UTNetError
-from src.evaluation import metrics
-from src.evaluation.baselines import constant_baselines
+from src.errors import ConfigError, UTNetError
+from src.evaluation.collect import collect
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, report_lines
-from src.runtime.distributed import DistContext, setup_distributed, spawn_ranks, teardown
-from src.runtime.seed import stream
+from src.evaluation.seeded import MESH_COLUMNS, Samples, known_answers, make_samples, mesh_columns
+from src.runtime.distributed import DistContext, lost_peer, setup_distributed, spawn_ranks, teardown
+from src.runtime.link import Link
+from src.runtime.memory import PeakMemory
 
-_HAND_M = 0.05
-_ERROR_M = 0.02
+KINDS = ("duplicate", "missing", "nan", "raise", "stall", "kill")
+"""What --inject does to a rank."""
+_TIMEOUT_S = 60.0
+_STALL_TIMEOUT_S = 3.0
+_LAST_WORDS_S = 4.0
+"""What a rank has left, once another one failed, to say why."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
-    """Made-up validation: (N, 21, 3) float32 metres, weights, losses."""
+class Plan:
+    """What is proved."""
 
-    pred: Tensor
-    target: Tensor
-    conf: Tensor
-    loss: Tensor
+    num_samples: int
+    batch_size: int
+    seed: int = 0
+    timeout_s: float = _TIMEOUT_S
+    """Longest wait for a message."""
+    vertices: bool = False
+    inject: str = ""
+    """A failure of KINDS, or '' for none."""
+    bad_rank: int = -1
+    """The rank that fails."""
+    at: str = "collection"
+    """When a rank stalls or dies: before the `collection`, or during its `send`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What rank 0 saw."""
+    """What a rank saw; lines on rank 0 only."""
 
     lines: tuple[str, ...]
     passed: bool
 
 
-def make_samples(num_samples: int, seed: int) -> Samples:
-    """Seeded samples, the same on every rank."""
-    random = stream(seed, "distributed-evaluation-proof")
-    target = random.normal(0.0, _HAND_M, (num_samples, 21, 3)) + random.normal(0.0, 0.1, (num_samples, 1, 3))
-    target[..., 2] += 0.6
-    pred = target + random.normal(0.0, _ERROR_M, target.shape)
-    loss = random.gamma(2.0, 2.0, num_samples)
-    return Samples(
-        pred=torch.from_numpy(pred.astype(np.float32)),
-        target=torch.from_numpy(target.astype(np.float32)),
-        conf=torch.ones(num_samples, 21),
-        loss=torch.from_numpy(loss.astype(np.float32)),
-    )
+class _FailingShard(EvaluationShard):
+    """Stalls or dies between its indices and its rows."""
+
+    fault = ""
+
+    def hand_over(self) -> dict[str, Tensor]:
+        """As ever, unless this is the moment."""
+        _strike(self.fault)
+        return super().hand_over()
 
 
-def score(
-    samples: Samples, batch_size: int, rank: int, world: int, context: DistContext, timeout_s: float
-) -> CheckedResult:
-    """Score `samples` as rank `rank` of `world` would."""
-    num_samples = len(samples.loss)
-    batches = validation_batches(num_samples, batch_size, rank, world)
-    shard = EvaluationShard(capacity=sum(map(len, batches)))
+def fill_shard(samples: Samples, plan: Plan, rank: int, world: int, device: torch.device) -> EvaluationShard:
+    """The shard of rank `rank` of `world`, with the injected failure if it is the one that fails."""
+    fault = plan.inject if rank == plan.bad_rank else ""
+    batches = validation_batches(len(samples.loss), plan.batch_size, rank, world)
+    capacity = sum(map(len, batches)) + (fault == "duplicate")
+    shard = _FailingShard(capacity, columns=MESH_COLUMNS if plan.vertices else ())
+    shard.fault = fault if plan.at == "send" else ""
+    if fault == "missing":
+        batches[-1] = batches[-1][:-1]
+    if fault == "duplicate":
+        batches.append(range(batches[0].start, batches[0].start + 1) if batches else range(1))
+    pred = samples.pred
+    if fault == "nan":
+        pred = pred.clone()
+        pred[batches[0].start] = math.nan
     with shard.guard():
         for batch in batches:
             rows = torch.arange(batch.start, batch.stop)
             shard.add(
-                sample_index=rows.to(context.device),
-                pred_joints_m=samples.pred[rows].to(context.device),
-                target_joints_m=samples.target[rows].to(context.device),
-                conf=samples.conf[rows].to(context.device),
-                loss=samples.loss[rows].to(context.device),
+                sample_index=rows.to(device),
+                pred_joints_m=pred[rows].to(device),
+                target_joints_m=samples.target[rows].to(device),
+                conf=samples.conf[rows].to(device),
+                loss=samples.loss[rows].to(device),
+                columns=mesh_columns(samples, batch, plan.seed) if plan.vertices else None,
             )
-    targets = samples.target.numpy()
-    baselines = {}
-    if rank == 0 and num_samples:
-        turns = np.broadcast_to(np.eye(3), (num_samples, 3, 3))
-        baselines = constant_baselines(targets, turns, targets)
-    return evaluate(
+        if fault == "raise":
+            raise RuntimeError("injected: the loop over this rank's batches fails")
+    if plan.at == "collection":
+        _strike(fault)
+    return shard
+
+
+def _strike(fault: str) -> None:
+    """Stall or die, if that is the fault."""
+    if fault == "stall":
+        while True:  # until torchrun, or who started the ranks, ends it
+            time.sleep(1.0)
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def score(
+    samples: Samples, plan: Plan, rank: int, world: int, context: DistContext
+) -> tuple[CheckedResult, float]:
+    """Score `samples` as rank `rank` of `world` would; and how long the shard took, seconds."""
+    began = time.perf_counter()
+    shard = fill_shard(samples, plan, rank, world, context.device)
+    seconds = time.perf_counter() - began
+    result = evaluate(
         shard,
-        num_samples=num_samples,
-        split_hash=f"seeded samples {num_samples}",
+        num_samples=plan.num_samples,
+        split_hash=_split_hash(plan),
         group=context.side_group if world > 1 else None,
-        timeout_s=timeout_s,
-        baselines=baselines,
+        timeout_s=plan.timeout_s,
         device_label=context.devices_label,
     )
+    return result, seconds
 
 
-def prove(
-    context: DistContext, num_samples: int, batch_size: int, seed: int, timeout_s: float
-) -> Outcome | None:
-    """Body of a rank; rank 0 returns what it found."""
-    samples = make_samples(num_samples, seed)
+def _split_hash(plan: Plan) -> str:
+    return f"{plan.num_samples} samples of seed {plan.seed}"
+
+
+def prove(context: DistContext, plan: Plan) -> Outcome:
+    """Body of a rank."""
+    samples = make_samples(plan.num_samples, plan.seed)
     context.barrier()
-    started = time.perf_counter()
-    result = score(samples, batch_size, context.rank, context.world, context, timeout_s)
-    seconds = time.perf_counter() - started
-    everywhere = context.gather_objects(_fields(result))
-    if not context.is_main or result.rows is None:
-        return None
+    result, seconds = score(samples, plan, context.rank, context.world, context)
+    if not result.is_finite and result.num_samples:
+        return _nonfinite(result, plan, context.world)
+    everywhere = context.gather_objects((_fields(result), seconds))
+    growth = _memory(samples, plan, context)
+    passed, lines = True, []
+    if context.is_main:
+        checks = _checks(samples, plan, context, result, [fields for fields, _ in everywhere])
+        passed = all(checks.values()) and not plan.inject
+        lines = [f"{'PASS' if good else 'FAIL'}  {name}" for name, good in checks.items()]
+        if plan.inject:
+            lines.append(f"FAIL  {plan.inject} at rank {plan.bad_rank} was injected and nobody noticed")
+        elif passed:  # no score beside a proof that failed
+            lines += report_lines(result, context.world, context.devices_label)
+            lines += _costs(result, max(seconds for _, seconds in everywhere), growth, samples)
+    return Outcome(tuple(lines), bool(context.broadcast_object(passed)))
+
+
+def _head(plan: Plan, backend: str, device: str, hosts: Sequence[str]) -> Iterator[str]:
+    """Where and what is proved; `hosts`: of each rank."""
+    where = ", ".join(f"{host} ({count})" for host, count in Counter(hosts).items())
+    collection = "gloo" if len(hosts) > 1 else "none"
+    yield f"Main group {backend}, collection {collection}, device {device}, world {len(hosts)}, hosts {where}"
+    columns = f", columns {', '.join(MESH_COLUMNS)}" if plan.vertices else ""
+    yield (
+        f"{plan.num_samples} samples of seed {plan.seed} in batches of {plan.batch_size}{columns}; "
+        f"a message may take {plan.timeout_s:g} s"
+    )
+    if plan.inject:
+        when = f" ({'before the collection' if plan.at == 'collection' else 'during its send'})"
+        moment = when if plan.inject in ("stall", "kill") else ""
+        yield f"Injected: {plan.inject} at rank {plan.bad_rank}{moment}. This run must fail."
+
+
+def _nonfinite(result: CheckedResult, plan: Plan, world: int) -> Outcome:
+    """A metric that is nan: who predicted what is not a number."""
+    first = ", ".join(
+        f"{index} of rank {index // plan.batch_size % world}" for index in result.nonfinite_indices
+    )
+    line = (
+        f"FAIL  {result.nonfinite_count} predictions are not finite: samples {first}. "
+        f"MPJPE {result.mpjpe_mm:.3f} mm, PA-MPJPE {result.pa_mpjpe_mm:.3f} mm"
+    )
+    return Outcome((line,), passed=False)
+
+
+def _checks(
+    samples: Samples, plan: Plan, context: DistContext, result: CheckedResult, everywhere: list[str]
+) -> dict[str, bool]:
+    """What is proved, on rank 0."""
+    assert result.rows is not None
     single = dataclasses.replace(context, rank=0, world=1, side_group=None)
-    alone = score(samples, batch_size, 0, 1, single, timeout_s)
+    alone, _ = score(samples, dataclasses.replace(plan, inject=""), 0, 1, single)
     assert alone.rows is not None
-    equal_rows = [
-        field.name
-        for field in dataclasses.fields(result.rows)
-        if getattr(result.rows, field.name).tobytes() != getattr(alone.rows, field.name).tobytes()
-    ]
-    in_place = np.array_equal(result.rows.pred_joints_cam_m, samples.pred.numpy())
-    checks = {
-        f"every sample exactly once: {result.receipt.num_samples} of {num_samples}": (
-            result.receipt.num_samples == result.num_samples == num_samples
+    return {
+        f"every sample exactly once: {result.receipt.num_samples} of {plan.num_samples}": (
+            result.receipt.num_samples == result.num_samples == plan.num_samples
         ),
-        "row i holds sample i": in_place,
-        "per-sample rows equal one process, bit for bit": not equal_rows,
+        "row i holds sample i": np.array_equal(result.rows.pred_joints_cam_m, samples.pred.numpy()),
+        "per-sample rows equal one process, bit for bit": _row_bytes(result) == _row_bytes(alone),
         "metrics equal one process, bit for bit": _fields(result) == _fields(alone),
-        f"the same result on all {context.world} ranks": all(
-            fields == everywhere[0] for fields in everywhere
-        ),
-        "known answers: equal hands 0 mm, a turned and scaled hand 0 mm after alignment": _known_answers(),
+        f"the same result on all {context.world} ranks": len(set(everywhere)) == 1,
+        "known answers: equal hands 0 mm, a turned and scaled hand 0 mm after alignment": known_answers(),
     }
-    lines = [f"{'PASS' if passed else 'FAIL'}  {name}" for name, passed in checks.items()]
-    lines += report_lines(result, context.world, context.devices_label)
-    sent = sum(tensor.numel() * tensor.element_size() for tensor in dataclasses.astuple(samples))
-    lines.append(f"  {seconds:.3f} s for shards, collection and metrics of {sent / 2**20:.1f} MiB")
-    return Outcome(tuple(lines), all(checks.values()))
+
+
+def _row_bytes(result: CheckedResult) -> dict[str, bytes]:
+    """Every per-sample array, to the last bit."""
+    arrays = dict(vars(result.rows))
+    arrays |= arrays.pop("columns")
+    return {name: array.tobytes() for name, array in arrays.items()}
 
 
 def _fields(result: CheckedResult) -> str:
@@ -144,21 +228,35 @@ def _fields(result: CheckedResult) -> str:
     return repr(sorted(numbers.items()))
 
 
-def _known_answers() -> bool:
-    """Whether the metrics give what they must on inputs with a known answer."""
-    hand = stream(0, "known-answers").normal(0.0, _HAND_M, (4, 21, 3))
-    turned = 1.7 * hand[:, :, [1, 2, 0]] + 0.3  # a cyclic exchange of axes is a proper rotation
-    mirrored = hand * np.array([-1.0, 1.0, 1.0])
-    return bool(
-        metrics.mpjpe_mm(hand, hand).max() == 0.0
-        and metrics.pa_mpjpe_mm(turned, hand).max() < 1e-9
-        and metrics.mpjpe_mm(turned, hand).min() > 1.0
-        and metrics.pa_mpjpe_mm(mirrored, hand).min() > 1.0
-        and math.isclose(metrics.mean(metrics.mpjpe_mm(hand + 1.0, hand)), 0.0, abs_tol=1e-9)
+def _memory(samples: Samples, plan: Plan, context: DistContext) -> int | None:
+    """Bytes by which this rank grew at the peak of another collection, its shard included."""
+    peak = PeakMemory()
+    plan = dataclasses.replace(plan, inject="", vertices=False)
+    shard = fill_shard(samples, plan, context.rank, context.world, context.device)
+    link = Link(context.side_group, timeout_s=plan.timeout_s, where="Memory")
+    collect(shard, link, num_samples=plan.num_samples, split_hash=_split_hash(plan))
+    return peak.growth_bytes()
+
+
+def _costs(result: CheckedResult, shards: float, growth: int | None, samples: Samples) -> Iterator[str]:
+    """Times and sizes of rank 0."""
+    seconds = result.receipt.seconds
+    steps = ", ".join(f"{name} {seconds[name]:.3f}" for name in ("header", "indices", "rows"))
+    collection = sum(seconds[name] for name in ("header", "indices", "rows"))
+    yield (
+        f"  {shards:.3f} s shards (slowest rank), {collection:.3f} s collection ({steps}), "
+        f"{seconds['metrics']:.3f} s metrics, {seconds['broadcast']:.3f} s broadcast"
+    )
+    payload = sum(tensor.numel() * tensor.element_size() for tensor in vars(samples).values())
+    peak = "not known on this system" if growth is None else f"{growth / 2**20:.1f} MiB"
+    ratio = f" = {growth / payload:.2f} x the payload" if growth is not None and payload > 2**20 else ""
+    yield (
+        f"  {result.receipt.bytes_moved / 2**20:.1f} MiB came to rank 0; payload of all ranks "
+        f"{payload / 2**20:.1f} MiB; rank 0 grew at the peak by {peak}{ratio}"
     )
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="test_distributed_eval.py", description=summary)
     parser.add_argument("--world", type=int, help="start so many gloo ranks here (without torchrun)")
@@ -166,46 +264,138 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="samples of a global batch (64)")
     parser.add_argument("--seed", type=int, default=0, help="of the made-up samples (0)")
     parser.add_argument(
-        "--timeout", type=float, default=60.0, help="longest wait for a message, seconds (60)"
+        "--with-vertices", action="store_true", help="score made-up meshes on the ranks as well"
+    )
+    parser.add_argument(
+        "--inject", metavar="KIND@RANK", help=f"make a rank fail: {', '.join(KINDS)}; for example kill@2"
+    )
+    parser.add_argument(
+        "--inject-at",
+        choices=("collection", "send"),
+        default="collection",
+        help="when it stalls or dies: before the collection, or during its send (collection)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        help=f"longest wait for a message, seconds ({_TIMEOUT_S:g}; {_STALL_TIMEOUT_S:g} for --inject stall)",
     )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="with torchrun (auto)"
     )
+    return parser
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Plan]:
+    """Arguments and what they ask for; leaves with status 2 if they are wrong."""
+    parser = _parser()
     arguments = parser.parse_args(argv)
     for name, least in (("world", 1), ("num_samples", 0), ("batch_size", 1), ("seed", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             parser.error(f"--{name.replace('_', '-')} is {value}, want at least {least}")
-    if not arguments.timeout > 0:
+    if arguments.timeout is not None and not 0 < arguments.timeout < math.inf:
         parser.error(f"--timeout is {arguments.timeout}, want seconds above 0")
-    return arguments
+    if arguments.world is not None and "WORLD_SIZE" in os.environ:
+        parser.error("--world starts its own ranks; torchrun has started them already")
+    kind, bad_rank = _injection(parser, arguments)
+    timeout_s = arguments.timeout or (_STALL_TIMEOUT_S if kind == "stall" else _TIMEOUT_S)
+    plan = Plan(
+        num_samples=arguments.num_samples,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        timeout_s=timeout_s,
+        vertices=arguments.with_vertices,
+        inject=kind,
+        bad_rank=bad_rank,
+        at=arguments.inject_at,
+    )
+    return arguments, plan
+
+
+def _injection(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> tuple[str, int]:
+    """(kind, rank) of --inject; ('', -1) without."""
+    if arguments.inject is None:
+        return "", -1
+    kind, _, number = arguments.inject.partition("@")
+    if kind not in KINDS or not number.isdecimal():
+        parser.error(f"--inject is {arguments.inject}, want KIND@RANK with KIND one of {', '.join(KINDS)}")
+    world = arguments.world or int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(number)
+    if rank >= world:
+        parser.error(f"--inject {arguments.inject}: there are {world} ranks, 0 to {world - 1}")
+    if kind in ("stall", "kill") and world == 1:
+        parser.error(f"--inject {arguments.inject} needs at least two ranks: nobody would be left to notice")
+    if kind == "duplicate" and arguments.num_samples == 0:
+        parser.error("--inject duplicate needs at least one sample")
+    if kind in ("missing", "nan") and rank * arguments.batch_size >= arguments.num_samples:
+        parser.error(
+            f"--inject {arguments.inject}: rank {rank} has none of {arguments.num_samples} samples "
+            f"in batches of {arguments.batch_size}; raise --num-samples or lower --batch-size"
+        )
+    return kind, rank
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the proof; exit status."""
-    arguments = _parse(argv)
-    size = (arguments.num_samples, arguments.batch_size, arguments.seed, arguments.timeout)
+    arguments, plan = _parse(argv)
+    if arguments.world is not None:
+        return _prove_here(arguments.world, plan)
+    _speak_before_ending(plan)
+    status = 1
     try:
-        if arguments.world is not None:
-            limit = 2.0 * arguments.timeout + 60.0
-            ranks = spawn_ranks(prove, arguments.world, size, limit, check=False)
-            for failed in (rank for rank in ranks if rank.error is not None):
-                print(f"FAIL  rank {failed.rank}: {failed.error.strip().splitlines()[-1]}")
-            if any(rank.error is not None for rank in ranks):
-                return 1
-            outcome = ranks[0].value
-        else:
-            context = setup_distributed(arguments.device, side_timeout_s=arguments.timeout)
-            outcome = prove(context, *size)
-    except UTNetError as error:
-        print(f"FAIL  {error}")
+        # The groups are made with the ordinary patience: only messages of the collection have plan's.
+        context = setup_distributed(arguments.device, side_timeout_s=max(plan.timeout_s, _TIMEOUT_S))
+        hosts = context.gather_objects(socket.gethostname())
+        if context.is_main:
+            backend = torch.distributed.get_backend() if context.world > 1 else "none"
+            print("\n".join(_head(plan, backend, context.device.type, hosts)), flush=True)
+        outcome = prove(context, plan)
+        if context.is_main:
+            print("\n".join(outcome.lines), flush=True)
+        status = 0 if outcome.passed else 1
+    except ConfigError as error:
+        print(f"FAIL  {error}", flush=True)
+        status = 2
+    except (UTNetError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not lost_peer(error):
+            raise
+        print(f"FAIL  rank {os.environ.get('RANK', '0')}: {error}", flush=True)
+    if status and torch.distributed.is_initialized():
+        os._exit(status)  # groups with a lost rank can block their own destructors
+    teardown()
+    return status
+
+
+def _prove_here(world: int, plan: Plan) -> int:
+    """Run the proof in ranks of this machine; exit status."""
+    print("\n".join(_head(plan, "gloo", "cpu", [socket.gethostname()] * world)), flush=True)
+    limit = 2.0 * plan.timeout_s + 60.0
+    ranks = spawn_ranks(prove, world, (plan,), limit, check=False, grace_s=_LAST_WORDS_S)
+    failed = [rank for rank in ranks if rank.error is not None]
+    for rank in failed:
+        print(f"FAIL  rank {rank.rank}: {rank.brief}")
+    if failed:
         return 1
-    finally:
-        teardown()
-    if outcome is None:
-        return 0
-    print("\n".join(outcome.lines))
-    return 0 if outcome.passed else 1
+    print("\n".join(ranks[0].value.lines))
+    return 0 if ranks[0].value.passed else 1
+
+
+def _speak_before_ending(plan: Plan) -> None:
+    """Give this rank of torchrun a few seconds after SIGTERM.
+
+    torchrun ends all ranks as soon as it sees one gone, mostly before they could say which one and why.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        signal.sigwait({signal.SIGTERM})
+        time.sleep(_LAST_WORDS_S)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="last-words", daemon=True).start()
 
 
 if __name__ == "__main__":

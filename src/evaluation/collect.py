@@ -6,38 +6,39 @@ checks that each of the N samples is there exactly once and tells everybody; (3)
 order, one fixed field order, through one small buffer, each row put at its index. A rank that raised in its
 loop sends that as its status.
 
-gloo compares neither shapes nor types, and an error of gloo names a socket, not a rank. So each rank leaves a
-mark in the group's store when it arrives, and whoever first knows the culprit leaves a note that the others
-repeat.
+gloo compares neither shapes nor types: what could disagree is in the header. Who is to blame for a wait that
+failed is found out by `src.runtime.link`.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import hashlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from src.errors import CollectError
 from src.evaluation.shard import ROW_DTYPES, EvaluationShard
+from src.runtime.link import Link, name_ranks
 
-PROTOCOL_VERSION = 1
-HEADER = ("version", "status", "count", "joints", "dtype", "samples", "split")
-"""Names of the header's int64 words. All but status and count must be equal on every rank."""
+PROTOCOL_VERSION = 2
+HEADER = (
+    *("version", "status", "count", "capacity"),
+    *("joints", "dtype", "samples", "split", "columns", "number of columns"),
+)
+"""Names of the header's int64 words. All but status, count and capacity must be equal on every rank."""
+_HEADER_WORDS = 16  # of which the last are zero: another version of the protocol still fills the same message
+_OF_ONE_RANK = ("status", "count", "capacity")
 
-_TEXT_BYTES = 1024
 _CHUNK_ROWS = 4096
 _SHOWN = 5
-_GRACE_S = 3.0
-"""How long a rank that lost its connection waits for another rank's explanation."""
+_MANY = 16
+_U64 = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Receipt:
     """N rows, index i at row i."""
     world: int
     """Ranks that the rows came from."""
+    split_hash: str = ""
+    """The split's fingerprint, equal on all of them."""
+    bytes_moved: int = dataclasses.field(default=0, compare=False)
+    """Indices and rows that this rank sent, or received as rank 0."""
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
+    """Wall time of each step on this rank, by name, in order."""
 
 
 @dataclass(frozen=True)
@@ -62,127 +69,8 @@ class Rows:
     """(N, J)."""
     loss: Tensor
     """(N,) float64."""
-
-
-class Link:
-    """The ranks of one collection: waits that are bounded and failures that have a name."""
-
-    def __init__(self, group: dist.ProcessGroup | None, *, timeout_s: float, where: str) -> None:
-        """Join a collection.
-
-        Args:
-            group: gloo group of all ranks; None: this process alone holds every row. Give the group itself
-                the same timeout: a stalled peer keeps its threads, and thereby the exit, waiting that long.
-            timeout_s: longest wait for one message, seconds.
-            where: what error messages begin with.
-
-        Raises:
-            CollectError: the group is not gloo, or this process is not in it.
-        """
-        self.where = where
-        self.timeout_s = timeout_s
-        self.group = group
-        self.rank, self.world = 0, 1
-        if group is None:
-            return
-        if dist.get_backend(group) != "gloo":
-            raise CollectError(f"{where}: the group is {dist.get_backend(group)}; give a gloo group")
-        self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
-        if self.rank < 0:
-            raise CollectError(f"{where}: this process is not in the group")
-        self._started = time.monotonic()
-        self._store = group.get_group_store()
-        self._prefix = "utnet-evaluation/"
-        with contextlib.suppress(RuntimeError):  # without its store a failure is still one, only nameless
-            self._prefix += f"{self._store.add(f'{self._prefix}calls/{self.rank}', 1)}/"
-            self._store.set(f"{self._prefix}arrived/{self.rank}", "1")
-
-    def gather(self, words: Tensor, what: str) -> Tensor:
-        """(F,) of this rank -> (W, F) of all ranks, on every rank."""
-        if self.group is None:
-            return words[None]
-        every = [torch.empty_like(words) for _ in range(self.world)]
-        self._finish(lambda: dist.all_gather(every, words, group=self.group, async_op=True), what, None)
-        return torch.stack(every)
-
-    def send(self, tensor: Tensor, what: str) -> None:
-        """Send a contiguous tensor to rank 0."""
-        self._finish(lambda: dist.isend(tensor, group=self.group, group_dst=0), what, 0)
-
-    def receive(self, buffer: Tensor, source: int, what: str) -> None:
-        """Fill a contiguous tensor with what rank `source` sends."""
-        self._finish(lambda: dist.irecv(buffer, group=self.group, group_src=source), what, source)
-
-    def broadcast(self, text: str | None, what: str) -> str:
-        """Rank 0's text, on every rank; the others give None."""
-        if self.group is None:
-            return text or ""
-        content = _bytes_of(text or "")
-        size = torch.tensor([content.numel()], dtype=torch.int64)
-        self._finish(lambda: self._broadcast(size), what, None if self.rank == 0 else 0)
-        if int(size) == 0:
-            return ""
-        if self.rank != 0:
-            content = torch.empty(int(size), dtype=torch.uint8)
-        self._finish(lambda: self._broadcast(content), what, None if self.rank == 0 else 0)
-        return bytes(content.numpy()).decode()
-
-    def _broadcast(self, tensor: Tensor) -> dist.Work | None:
-        return dist.broadcast(tensor, group=self.group, group_src=0, async_op=True)
-
-    def _finish(self, start: Callable[[], dist.Work | None], what: str, peer: int | None) -> None:
-        """Start a transfer and wait for it, at most `timeout_s`."""
-        try:
-            work = start()
-            if work is not None:
-                work.wait(timedelta(seconds=self.timeout_s))
-        except RuntimeError as error:
-            raise CollectError(f"{self.where}: {self._explain(str(error), what, peer)}") from error
-
-    def _explain(self, error: str, what: str, peer: int | None) -> str:
-        """Which rank is to blame for gloo's `error`; the first rank that knows tells the others."""
-        late = "timed out" in error.lower()
-        why = f"nothing came for {self.timeout_s:g} s" if late else "its connection closed: the process ended"
-        try:
-            told = self._told(0.0)
-            if told:
-                return told
-            absent = self._absent(wait=not late)
-            if absent:
-                return self._tell(f"{_ranks(absent)} did not reach the collection ({why})")
-            if self.rank == 0 and peer is not None:
-                return self._tell(f"rank {peer} did not deliver its {what} ({why})")
-            told = self._told(min(_GRACE_S, self.timeout_s))  # rank 0 sees all the others and knows best
-            if told:
-                return told
-            if peer is not None:
-                return self._tell(f"rank {peer} did not answer about {what} ({why})")
-        except RuntimeError as lost:  # the store went down with the rank or agent that held it
-            return f"{what} failed at rank {self.rank} and the ranks' store is gone ({error}; {lost})"
-        return f"{what} failed at rank {self.rank} ({error})"
-
-    def _absent(self, *, wait: bool) -> list[int]:
-        """Ranks that have left no mark; with `wait`, slow ranks are given their time to leave theirs."""
-        deadline = self._started + self.timeout_s
-        while True:
-            absent = [r for r in range(self.world) if not self._store.check([f"{self._prefix}arrived/{r}"])]
-            if not wait or len(absent) <= 1 or time.monotonic() >= deadline:
-                return absent
-            time.sleep(0.02)
-
-    def _tell(self, text: str) -> str:
-        """Leave the explanation for the others; the first one that was left is the one that counts."""
-        return self._store.compare_set(f"{self._prefix}failure", "", text[:_TEXT_BYTES]).decode()
-
-    def _told(self, patience_s: float) -> str:
-        """The explanation that another rank left, or ''."""
-        deadline = time.monotonic() + patience_s
-        key = f"{self._prefix}failure"
-        while not self._store.check([key]):
-            if time.monotonic() >= deadline:
-                return ""
-            time.sleep(0.02)
-        return self._store.get(key).decode()
+    columns: Tensor
+    """(N, K) float64, the shards' columns in their order."""
 
 
 def collect(
@@ -191,7 +79,7 @@ def collect(
     """Bring every rank's rows to rank 0, each sample of the split exactly once.
 
     Args:
-        shard: this rank's rows, or the exception of its loop.
+        shard: this rank's rows, or the exception of its loop; its rows are handed over.
         link: the ranks.
         num_samples: N, samples of the split.
         split_hash: names the split's content; must be equal on every rank.
@@ -202,75 +90,95 @@ def collect(
 
     Raises:
         CollectError: on every rank, with the rank and the cause: a rank raised, ranks disagree about joints,
-            dtype, N or split, an index is missing or repeated, a rank died or stalled.
+            dtype, N, split or columns, an index is missing or repeated, a rank died or stalled.
     """
-    counts = _agree(shard, link, num_samples, split_hash)
-    order = _exchange_indices(shard, link, counts, num_samples)
-    receipt = Receipt(num_samples=num_samples, world=link.world)
-    return _exchange_rows(shard, link, counts, order), receipt
-
-
-def _agree(shard: EvaluationShard, link: Link, num_samples: int, split_hash: str) -> list[int]:
-    """Exchange headers; rows of each rank."""
-    split = int.from_bytes(hashlib.sha256(split_hash.encode()).digest()[:8], "big", signed=True)
-    words = (
-        PROTOCOL_VERSION,
-        int(shard.error is not None),
-        shard.count,
-        shard.num_joints,
-        ROW_DTYPES.index(shard.dtype),
-        num_samples,
-        split,
+    with link.step("header"):
+        headers = _agree(shard, link, num_samples, split_hash)
+    with link.step("indices"):
+        order = _exchange_indices(shard, link, headers, num_samples)
+    with link.step("rows"):
+        rows = _exchange_rows(shard, link, order)
+    receipt = Receipt(
+        num_samples, link.world, split_hash, bytes_moved=link.bytes_moved, seconds=dict(link.seconds)
     )
-    headers = link.gather(torch.tensor(words, dtype=torch.int64), "header")
-    if bool(headers[:, HEADER.index("status")].any()):
-        _stop_with_causes(shard, link, headers[:, HEADER.index("status")])
-    shown: dict[str, Callable[[int], str]] = {"split": lambda v: f"{v & (2**64 - 1):016x}"}
-    shown["dtype"] = lambda v: str(ROW_DTYPES[v]) if 0 <= v < len(ROW_DTYPES) else f"unknown ({v})"
-    for column, name in enumerate(HEADER):
-        values = headers[:, column].tolist()
-        if name in ("status", "count") or len(set(values)) == 1:
+    return rows, receipt
+
+
+def _agree(shard: EvaluationShard, link: Link, num_samples: int, split_hash: str) -> dict[str, list[int]]:
+    """Exchange headers: word -> its value on each rank."""
+    own = {
+        "version": PROTOCOL_VERSION,
+        "status": int(shard.error is not None),
+        "count": shard.count,
+        "capacity": shard.capacity,
+        "joints": shard.num_joints,
+        "dtype": ROW_DTYPES.index(shard.dtype),
+        "samples": num_samples,
+        "split": _digest(split_hash),
+        "columns": _digest("\n".join(shard.columns)),
+        "number of columns": len(shard.columns),
+    }
+    words = torch.zeros(_HEADER_WORDS, dtype=torch.int64)
+    words[: len(HEADER)] = torch.tensor([own[name] for name in HEADER], dtype=torch.int64)
+    every = link.gather(words, "header").T.tolist()
+    headers = dict(zip(HEADER, every, strict=False))
+    _compare(link, "version", [str(version) for version in headers["version"]])
+    if any(headers["status"]):
+        _stop_with_causes(shard, link, headers["status"])
+    for name, values in headers.items():
+        if name in _OF_ONE_RANK or len(set(values)) == 1:
             continue
-        parts = [
-            f"{shown.get(name, str)(value)} on {_ranks([r for r, v in enumerate(values) if v == value])}"
-            for value in sorted(set(values), key=lambda v: (-values.count(v), v))
-        ]
-        raise CollectError(
-            f"{link.where}: ranks disagree about {name}: {'; '.join(parts)}. Nothing was scored."
-        )
-    return [int(count) for count in headers[:, HEADER.index("count")]]
+        if name == "columns":
+            names = link.gather_texts(", ".join(shard.columns) or "none", "columns")
+            _compare(
+                link,
+                name,
+                [f"{text} ({value & _U64:016x})" for text, value in zip(names, values, strict=True)],
+            )
+        shown = [str(value) for value in values]
+        if name == "split":
+            shown = [f"{value & _U64:016x}" for value in values]
+        elif name == "dtype":
+            shown = [str(ROW_DTYPES[v]) if 0 <= v < len(ROW_DTYPES) else f"unknown ({v})" for v in values]
+        _compare(link, name, shown)
+    return headers
 
 
-def _stop_with_causes(shard: EvaluationShard, link: Link, status: Tensor) -> None:
+def _compare(link: Link, name: str, values: Sequence[str]) -> None:
+    """Raise, naming the ranks of each value, unless all are equal."""
+    if len(set(values)) == 1:
+        return
+    parts = [
+        f"{value} on {name_ranks([r for r, v in enumerate(values) if v == value])}"
+        for value in sorted(set(values), key=lambda v: (-values.count(v), values.index(v)))
+    ]
+    raise CollectError(f"{link.where}: ranks disagree about {name}: {'; '.join(parts)}. Nothing was scored.")
+
+
+def _stop_with_causes(shard: EvaluationShard, link: Link, status: list[int]) -> None:
     """Raise on every rank what the failed ranks raised."""
     error = shard.error
-    text = "" if error is None else f"{type(error).__name__}: {error}"
-    content = torch.zeros(_TEXT_BYTES, dtype=torch.uint8)
-    encoded = _bytes_of(text)[:_TEXT_BYTES]
-    content[: encoded.numel()] = encoded
-    every = link.gather(content, "cause of the failure")
-    causes = [
-        f"rank {r} raised {bytes(every[r].numpy()).rstrip(bytes(1)).decode(errors='replace')}"
-        for r in torch.nonzero(status)[:, 0].tolist()
-    ]
+    cause = "" if error is None else f"{type(error).__name__}: {error}"
+    texts = link.gather_texts(cause, "failure's cause")
+    causes = [f"rank {r} raised {texts[r]}" for r, failed in enumerate(status) if failed]
     more = f"; and {len(causes) - _SHOWN} more ranks" if len(causes) > _SHOWN else ""
     message = f"{link.where}: {'; '.join(causes[:_SHOWN])}{more}. Nothing was scored."
     raise CollectError(message) from error
 
 
 def _exchange_indices(
-    shard: EvaluationShard, link: Link, counts: list[int], num_samples: int
+    shard: EvaluationShard, link: Link, headers: dict[str, list[int]], num_samples: int
 ) -> list[Tensor]:
     """Indices of each rank on rank 0, checked there; [] elsewhere. The verdict reaches every rank."""
     own = shard.sample_index()
     order: list[Tensor] = []
     verdict = None
     if link.rank == 0:
-        order = [own] + [torch.empty(count, dtype=torch.int64) for count in counts[1:]]
+        order = [own] + [torch.empty(count, dtype=torch.int64) for count in headers["count"][1:]]
         for source in range(1, link.world):
             for chunk in _chunks(order[source]):
                 link.receive(chunk, source, "indices")
-        verdict = find_fault([indices.numpy() for indices in order], num_samples)
+        verdict = find_fault([part.numpy() for part in order], num_samples, headers["capacity"])
     else:
         for chunk in _chunks(own):
             link.send(chunk, "indices")
@@ -280,49 +188,71 @@ def _exchange_indices(
     return order
 
 
-def find_fault(indices: list[NDArray[np.int64]], num_samples: int) -> str:
+def find_fault(
+    indices: list[NDArray[np.int64]], num_samples: int, capacities: Sequence[int] | None = None
+) -> str:
     """Why the ranks' indices are not 0 .. N-1 exactly once; '' if they are.
 
     Args:
         indices: (n_r,) of each rank.
         num_samples: N.
+        capacities: rows that each rank had reserved; they tell who is short of some.
     """
     every = np.concatenate(indices) if indices else np.empty(0, np.int64)
     owner = np.repeat(np.arange(len(indices)), [len(part) for part in indices])
     outside = np.flatnonzero((every < 0) | (every >= num_samples))
     if outside.size:
         first = outside[0]
-        return f"index {every[first]} from rank {owner[first]} is outside of 0..{num_samples - 1}"
+        return (
+            f"index {every[first]} from rank {owner[first]} is outside of the split's {num_samples} samples"
+        )
     seen = np.bincount(every, minlength=num_samples)
     missing, repeated = np.flatnonzero(seen == 0), np.flatnonzero(seen > 1)
     faults = []
     if missing.size:
         faults.append(f"{missing.size} of {num_samples} samples are missing (first: {_numbers(missing)})")
+        faults += _shortfalls([len(part) for part in indices], num_samples, capacities)
     if repeated.size:
         senders = sorted(set(owner[every == repeated[0]].tolist()))
         faults.append(
             f"{repeated.size} samples came more than once (first: {_numbers(repeated)}; "
-            f"{repeated[0]} from {_ranks(senders)})"
+            f"{repeated[0]} from {name_ranks(senders)})"
         )
     return ", ".join(faults)
 
 
-def _exchange_rows(shard: EvaluationShard, link: Link, counts: list[int], order: list[Tensor]) -> Rows | None:
+def _shortfalls(counts: list[int], num_samples: int, capacities: Sequence[int] | None) -> list[str]:
+    """Which ranks account for missing samples, as far as what they had reserved tells."""
+    if capacities is None:
+        return []
+    if sum(capacities) < num_samples:
+        shares = ", ".join(f"{share} by rank {rank}" for rank, share in enumerate(capacities[:_MANY]))
+        more = ", ..." if len(capacities) > _MANY else ""
+        return [f"the ranks' shares do not cover the split (reserved: {shares}{more})"]
+    return [
+        f"rank {rank} holds {count} of the {share} rows that it reserved"
+        for rank, (count, share) in enumerate(zip(counts, capacities, strict=True))
+        if count < share and sum(capacities) == num_samples
+    ]
+
+
+def _exchange_rows(shard: EvaluationShard, link: Link, order: list[Tensor]) -> Rows | None:
     """Send this rank's rows, or as rank 0 put every rank's rows at their indices."""
-    own = shard.payload()
+    own = shard.hand_over()
     if link.rank != 0:
         for name, field in own.items():
             for chunk in _chunks(field):
                 link.send(chunk, name)
         return None
-    total = sum(counts)
+    total = sum(part.numel() for part in order)
     if link.world == 1 and torch.equal(order[0], torch.arange(total)):
-        return Rows(**own)
-    rows = {name: torch.empty((total, *field.shape[1:]), dtype=field.dtype) for name, field in own.items()}
-    for name, field in own.items():
-        rows[name].index_copy_(0, order[0], field)
-    row_bytes = max(field.shape[1:].numel() * field.element_size() for field in own.values())
-    buffer = torch.empty(min(_CHUNK_ROWS, max(counts[1:], default=0)) * row_bytes, dtype=torch.uint8)
+        return _rows(own, total)
+    rows: dict[str, Tensor] = {}
+    for name in tuple(own):  # each of the shard's own arrays is freed as soon as its copy is made
+        rows[name] = _placed(own.pop(name), order[0], total)
+    row_bytes = max(field.shape[1:].numel() * field.element_size() for field in rows.values())
+    longest = max((part.numel() for part in order[1:]), default=0)
+    buffer = torch.empty(min(_CHUNK_ROWS, longest) * row_bytes, dtype=torch.uint8)
     for source in range(1, link.world):
         for name, field in rows.items():
             for place in _chunks(order[source]):
@@ -330,7 +260,16 @@ def _exchange_rows(shard: EvaluationShard, link: Link, counts: list[int], order:
                 chunk = buffer[: shape.numel() * field.element_size()].view(field.dtype).view(shape)
                 link.receive(chunk, source, name)
                 field.index_copy_(0, place, chunk)
-    return Rows(**rows)
+    return _rows(rows, total)
+
+
+def _placed(field: Tensor, place: Tensor, total: int) -> Tensor:
+    """An array of `total` rows that holds `field` at rows `place`; the others are not yet written."""
+    return torch.empty((total, *field.shape[1:]), dtype=field.dtype).index_copy_(0, place, field)
+
+
+def _rows(fields: dict[str, Tensor], total: int) -> Rows:
+    return Rows(**{"columns": torch.empty(total, 0, dtype=torch.float64), **fields})
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
@@ -339,12 +278,9 @@ def _chunks(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor[start : start + _CHUNK_ROWS]
 
 
-def _bytes_of(text: str) -> Tensor:
-    return torch.tensor(list(text.encode()), dtype=torch.uint8)
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+def _digest(text: str) -> int:
+    """64 bits that stand for a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
 def _numbers(values: NDArray[np.int64]) -> str:

@@ -19,15 +19,25 @@ from numpy.typing import NDArray
 
 from src.errors import CollectError, DataError
 from src.evaluation import metrics
-from src.evaluation.collect import Link, Receipt, Rows, collect
-from src.evaluation.shard import EvaluationShard, Guard
+from src.evaluation.collect import Receipt, Rows, collect
+from src.evaluation.shard import FILE_FACTS, MESH_USABLE, ROW_FIELDS, EvaluationShard, Guard
 from src.hand.joints import OPENPOSE21
 from src.runtime.files import atomic_write
+from src.runtime.link import Link
 from src.schema import EvalResult
 
 __all__ = ["CheckedResult", "EvaluationShard", "SampleRows", "evaluate", "report_lines", "write_per_sample"]
 
 _FIRST_INDICES = 10
+
+COLUMN_UNITS: Mapping[str, str] = {
+    MESH_USABLE: "1 where the mesh is labelled, else 0",
+    "mpvpe_mm": "mm, mean over vertices, wrist-relative",
+    "pa_mpvpe_mm": "mm, mean over vertices, after the best similarity, det R = +1",
+}
+"""Units of the columns that this project computes."""
+_UNIT_ENDINGS = {"_mm": "mm", "_mean3d": "cm", "_auc3d": "1", "_px": "px", "_deg": "degrees", "_m": "m"}
+_UNIT_STARTS = {"f_score_": "1", "f_al_score_": "1"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class SampleRows:
     """(N, J, 3) image camera, metres."""
     target_joints_cam_m: NDArray[np.floating[Any]]
     """(N, J, 3) image camera, metres."""
+    columns: Mapping[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
+    """name -> (N,) what the ranks computed per sample; nan where there is no label."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class CheckedResult(EvalResult):
     """An `EvalResult` whose samples were counted one by one; made by `evaluate` alone."""
 
     receipt: Receipt = dataclasses.field(compare=False, kw_only=True)
-    """Says that each of N samples was there exactly once, and from how many ranks."""
+    """Says that each of N samples was there exactly once, and from how many ranks; how long it took."""
     rows: SampleRows | None = dataclasses.field(compare=False, repr=False, kw_only=True)
     """Per-sample numbers on rank 0; None on the others."""
 
@@ -78,7 +90,7 @@ def evaluate(
     Every rank calls it, also one whose loop raised (inside `shard.guard()`) and one without rows.
 
     Args:
-        shard: this rank's rows.
+        shard: this rank's rows; they are handed over, a shard serves one evaluation.
         num_samples: N of the split.
         split_hash: fingerprint of the split; must be equal on every rank.
         group: gloo group of all ranks, or None in a run of one process.
@@ -101,20 +113,22 @@ def evaluate(
     message = None
     if rows is not None:
         guard = Guard()
-        with guard:
-            scored = _score(rows)
+        with guard, link.step("metrics"):
+            scored = _score(rows, shard.columns)
             message = json.dumps({"result": _summary(scored, dict(baselines or {}))})
         if guard.error is not None:
             message = json.dumps({"error": f"{type(guard.error).__name__}: {guard.error}"})
-    answer = json.loads(link.broadcast(message, "result"))
+    with link.step("broadcast"):
+        answer = json.loads(link.broadcast(message, "result"))
     if "error" in answer:
         raise CollectError(f"{link.where}: rank 0 failed while scoring: {answer['error']}")
     fields = answer["result"]
     fields["nonfinite_indices"] = tuple(fields["nonfinite_indices"])
+    receipt = dataclasses.replace(receipt, seconds=dict(link.seconds))
     return CheckedResult(**fields, receipt=receipt, rows=scored)
 
 
-def _score(rows: Rows) -> SampleRows:
+def _score(rows: Rows, columns: Sequence[str]) -> SampleRows:
     """Per-sample numbers of the collected rows."""
     usable = metrics.usable_rows(rows.target, rows.conf)
     mpjpe = metrics.mpjpe_mm(rows.pred, rows.target)
@@ -128,13 +142,23 @@ def _score(rows: Rows) -> SampleRows:
         usable=usable,
         pred_joints_cam_m=rows.pred.numpy(),
         target_joints_cam_m=rows.target.numpy(),
+        columns={name: np.ascontiguousarray(rows.columns[:, k].numpy()) for k, name in enumerate(columns)},
     )
 
 
 def _summary(rows: SampleRows, baselines: dict[str, float]) -> dict[str, Any]:
     """Fields of `EvalResult`; JSON keeps every bit of a float64."""
-    nonfinite = np.flatnonzero(~np.isfinite(rows.pred_joints_cam_m).all(axis=(1, 2)))
+    labelled = rows.columns[MESH_USABLE] == 1.0 if MESH_USABLE in rows.columns else rows.usable
+    broken = ~np.isfinite(rows.pred_joints_cam_m).all(axis=(1, 2))
+    for values in rows.columns.values():  # a mesh that is not finite leaves its mark in the mesh's numbers
+        broken |= labelled & ~np.isfinite(values)
+    nonfinite = np.flatnonzero(broken)
     spoiled = nonfinite.size > 0  # also where the label is unusable: such a network must not win
+    columns = {
+        name: math.nan if spoiled else metrics.mean(values[labelled]) for name, values in rows.columns.items()
+    }
+    if MESH_USABLE in columns:
+        columns[MESH_USABLE] = float(labelled.sum())
     return {
         "num_samples": int(rows.usable.sum()),
         "mpjpe_mm": math.nan if spoiled else metrics.mean(rows.mpjpe_mm[rows.usable]),
@@ -144,6 +168,7 @@ def _summary(rows: SampleRows, baselines: dict[str, float]) -> dict[str, Any]:
         "nonfinite_indices": nonfinite[:_FIRST_INDICES].tolist(),
         "unusable_labels": int((~rows.usable).sum()),
         "baselines": {name: float(value) for name, value in baselines.items()},
+        "columns": columns,
     }
 
 
@@ -171,6 +196,8 @@ def report_lines(result: CheckedResult, world: int, device_label: str) -> list[s
         f"  Val Loss: {result.loss:.3f}, MPJPE: {mpjpe:.3f} mm, PA-MPJPE: {pa_mpjpe:.3f} mm",
         f"  Evaluated on {result.num_samples} samples from all {world} {device_label}",
     ]
+    if {"mpvpe_mm", "pa_mpvpe_mm"} <= set(result.columns):
+        lines.append(_vertices_line(result.columns, receipt.num_samples))
     if result.nonfinite_count:
         shown = ", ".join(map(str, result.nonfinite_indices))
         more = ", ..." if result.nonfinite_count > len(result.nonfinite_indices) else ""
@@ -198,19 +225,38 @@ def _baseline_text(baselines: Mapping[str, float]) -> str:
     return "; ".join(parts)
 
 
-def write_per_sample(path: Path, result: CheckedResult, frames: Sequence[str]) -> None:
+def _vertices_line(columns: Mapping[str, float], total: int) -> str:
+    """The mesh's scores, and over how many samples if not over all."""
+    line = f"  Vertices: MPVPE {columns['mpvpe_mm']:.3f} mm, PA-MPVPE {columns['pa_mpvpe_mm']:.3f} mm"
+    labelled = int(columns.get(MESH_USABLE, total))
+    return line if labelled == total else f"{line} ({labelled} of {total} meshes labelled)"
+
+
+def write_per_sample(
+    path: Path,
+    result: CheckedResult,
+    frames: Sequence[str],
+    *,
+    split: str = "",
+    units: Mapping[str, str] | None = None,
+) -> None:
     """Write what each sample scored, on rank 0; the same bytes for any number of ranks.
+
+    The file's arrays, each with its name in `columns` and its unit in `units`: sample_index, frame, mpjpe_mm,
+    pa_mpjpe_mm, loss, label_usable, pred_joints_cam_m (N, 21, 3) in the image camera (OpenCV), metres, in the
+    order of `joint_names`, and (N,) for each column of the ranks. `split` and `split_hash` say of which
+    samples. Labels are not in it, nor is an error per joint, from which a few files would reveal them:
+    whoever shares predictions must not thereby share a data set.
 
     Args:
         path: the .npz.
         result: from `evaluate`.
         frames: N names `<sequence>/<frame>`, row i = sample i.
-
-    The file's arrays, each with its unit in `columns` / `units`: sample_index, frame, mpjpe_mm, pa_mpjpe_mm,
-    loss, label_usable, pred_joints_cam_m (N, 21, 3) in the image camera (OpenCV), metres, with `joint_names`.
+        split: the split's name.
+        units: unit of each column that `COLUMN_UNITS` does not know and whose name does not end in one.
 
     Raises:
-        DataError: this rank has no rows, or there are not N frames.
+        DataError: this rank has no rows, there are not N frames, or a column's unit is not known.
     """
     rows = result.rows
     if rows is None:
@@ -219,19 +265,41 @@ def write_per_sample(path: Path, result: CheckedResult, frames: Sequence[str]) -
     if len(frames) != count:
         raise DataError(f"{path}: got {len(frames)} frame names for {count} samples")
     joints = rows.pred_joints_cam_m
-    columns: dict[str, tuple[NDArray[Any], str]] = {
-        "sample_index": (np.arange(count, dtype=np.int64), "row of the split"),
-        "frame": (np.array(list(frames), dtype=np.str_), "sequence/frame"),
-        "mpjpe_mm": (rows.mpjpe_mm, "mm, wrist-relative"),
-        "pa_mpjpe_mm": (rows.pa_mpjpe_mm, "mm, after the best similarity, det R = +1"),
-        "loss": (rows.loss, "1"),
-        "label_usable": (rows.usable, "bool"),
-        "pred_joints_cam_m": (joints, "m, image camera, OpenCV axes (x right, y down, z forward)"),
-    }
+    values: tuple[tuple[NDArray[Any], str], ...] = (
+        (np.arange(count, dtype=np.int64), "row of the split"),
+        (np.array(list(frames), dtype=np.str_), "sequence/frame"),
+        (rows.mpjpe_mm, "mm, wrist-relative"),
+        (rows.pa_mpjpe_mm, "mm, after the best similarity, det R = +1"),
+        (rows.loss, "1"),
+        (rows.usable, "bool"),
+        (joints, "m, image camera, OpenCV axes (x right, y down, z forward)"),
+    )
+    columns = dict(zip(ROW_FIELDS, values, strict=True))
+    for name, column in rows.columns.items():
+        columns[name] = (column, _unit(path, name, units or {}))
     names = OPENPOSE21 if joints.shape[1] == len(OPENPOSE21) else tuple(map(str, range(joints.shape[1])))
-    arrays = {name: np.ascontiguousarray(values) for name, (values, _) in columns.items()}
-    arrays["columns"] = np.array(list(columns), dtype=np.str_)
-    arrays["units"] = np.array([unit for _, unit in columns.values()], dtype=np.str_)
-    arrays["joint_names"] = np.array(names, dtype=np.str_)
+    texts = (
+        list(columns),
+        [unit for _, unit in columns.values()],
+        list(names),
+        split,
+        result.receipt.split_hash,
+    )
+    arrays = {name: np.ascontiguousarray(array) for name, (array, _) in columns.items()}
+    arrays |= {name: np.array(text, dtype=np.str_) for name, text in zip(FILE_FACTS, texts, strict=True)}
     with atomic_write(Path(path)) as file:
         np.savez(file, allow_pickle=False, **arrays)
+
+
+def _unit(path: Path, name: str, units: Mapping[str, str]) -> str:
+    """What a column is measured in."""
+    known = {**COLUMN_UNITS, **units}
+    if name in known:
+        return known[name]
+    for end, unit in _UNIT_ENDINGS.items():
+        if name.endswith(end):
+            return unit
+    for start, unit in _UNIT_STARTS.items():
+        if name.startswith(start):
+            return unit
+    raise DataError(f"{path}: nobody says in what unit column {name!r} is; give it in `units`")

@@ -9,7 +9,9 @@ process there is no group at all and every helper here is the identity.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import tempfile
 import time
 import traceback
@@ -202,6 +204,8 @@ class RankOutcome:
     """What the function returned; None if it did not return."""
     error: str | None
     """Traceback, or how the process ended; None on success."""
+    brief: str | None = None
+    """What was raised, without the traceback, or how the process ended."""
 
 
 def spawn_ranks(
@@ -211,8 +215,13 @@ def spawn_ranks(
     timeout_s: float = 60.0,
     *,
     check: bool = True,
+    grace_s: float | None = None,
 ) -> list[Any]:
     """Run `function(context, *args)` in `world` gloo ranks of this machine and return what they return.
+
+    No rank starts with `function` before the groups of all of them stand, and none that returned leaves
+    before all have returned or failed: a rank that is done early takes no connection away from the others. A
+    rank that raised leaves at once, so that those that wait for it notice.
 
     Args:
         function: defined at the top level of a module (ranks are forked from a clean server process).
@@ -220,6 +229,7 @@ def spawn_ranks(
         args: further arguments, picklable.
         timeout_s: wall time after which all ranks are ended.
         check: raise if a rank fails; False returns `RankOutcome`s instead of values.
+        grace_s: wall time that the other ranks still have once one has failed; None: until `timeout_s`.
 
     Returns:
         values in rank order, or `RankOutcome`s.
@@ -229,7 +239,8 @@ def spawn_ranks(
     """
     context = multiprocessing.get_context("forkserver")
     # The server imports once what every rank needs; forking from it costs a tenth of a fresh interpreter.
-    context.set_forkserver_preload(["torch", "torch.distributed", "numpy"])
+    # (The list counts when the server starts, with the first call of a process.)
+    context.set_forkserver_preload(["torch", "torch.distributed", "numpy", function.__module__])
     deadline = time.monotonic() + timeout_s
     with tempfile.TemporaryDirectory(prefix="utnet-ranks-") as folder:
         store = str(Path(folder) / "store")
@@ -244,40 +255,73 @@ def spawn_ranks(
             process.start()
             writer.close()
             started.append((process, reader))
-        outcomes = [_await_rank(rank, *pair, deadline) for rank, pair in enumerate(started)]
+        messages = _await_messages([reader for _, reader in started], deadline, grace_s)
+        outcomes = [
+            _end_rank(rank, *pair, messages.get(rank), late=rank not in messages)
+            for rank, pair in enumerate(started)
+        ]
     failed = [o for o in outcomes if o.error is not None]
     if check and failed:
         raise UTNetError("\n".join(f"rank {o.rank} of {world} failed: {o.error}" for o in failed))
     return [o.value for o in outcomes] if check else outcomes
 
 
-def _await_rank(rank: int, process: ForkServerProcess, reader: Connection, deadline: float) -> RankOutcome:
-    """Outcome of one rank; ends it at the deadline."""
-    message: tuple[Any, str | None] | None = None
-    try:
-        if reader.poll(max(0.0, deadline - time.monotonic())):
-            message = reader.recv()
-            # Tensors arrive by reference to the rank's memory: only now may it leave.
-            reader.send(None)
-    except EOFError:
-        message = None
-    finally:
-        reader.close()
-    process.join(max(0.0, min(10.0, deadline - time.monotonic())))
+_Message = tuple[Any, str | None, str | None]
+"""What a rank reports: its value, and if it raised, the traceback and what was raised."""
+
+
+def _await_messages(
+    readers: Sequence[Connection], deadline: float, grace_s: float | None
+) -> dict[int, _Message | None]:
+    """What each rank reported by the deadline; None from one that ended without a word."""
+    messages: dict[int, _Message | None] = {}
+    while len(messages) < len(readers):
+        waiting = {reader: rank for rank, reader in enumerate(readers) if rank not in messages}
+        ready = multiprocessing.connection.wait(list(waiting), max(0.0, deadline - time.monotonic()))
+        for reader, rank in waiting.items():
+            if reader not in ready:
+                continue
+            try:
+                messages[rank] = reader.recv()
+            except (EOFError, ConnectionResetError):
+                messages[rank] = None
+            message = messages[rank]
+            if message is None or message[1] is not None:
+                reader.close()  # whoever raised may leave
+                if grace_s is not None:
+                    deadline = min(deadline, time.monotonic() + grace_s)
+        if not ready:
+            break
+    return messages
+
+
+def _end_rank(
+    rank: int, process: ForkServerProcess, reader: Connection, message: _Message | None, *, late: bool
+) -> RankOutcome:
+    """Let a rank go that has reported or died, end one that is `late`, and say how it ended."""
+    # Tensors came by reference to the rank's memory: only now may it leave.
+    reader.close()
+    if not late:
+        process.join(10.0)
     if process.is_alive():
         process.kill()
         process.join(10.0)
-        if message is None:
-            return RankOutcome(rank, None, "did not end in time and was stopped")
-    if message is None:
-        return RankOutcome(rank, None, f"ended with exit code {process.exitcode} and no result")
-    return RankOutcome(rank, *message)
+    if message is not None:
+        return RankOutcome(rank, *message)
+    status = process.exitcode or 0
+    ended = f"ended with exit code {status} and no result"
+    if status < 0:
+        ended = f"was ended by {signal.Signals(-status).name} before it had a result"
+    if late:
+        ended = "did not end in time and was stopped"
+    return RankOutcome(rank, None, ended, ended)
 
 
 class _Capture:
     """Context that turns whatever leaves it into a traceback text for the parent process."""
 
     error: str | None = None
+    brief: str | None = None
 
     def __enter__(self) -> _Capture:
         return self
@@ -287,6 +331,7 @@ class _Capture:
     ) -> bool:
         if kind is not None:
             self.error = "".join(traceback.format_exception(kind, error, trace))
+            self.brief = str(error) if isinstance(error, UTNetError) else f"{kind.__name__}: {error}"
         return True
 
 
@@ -305,14 +350,16 @@ def _rank_main(
     value = None
     with _Capture() as capture:
         limit = timedelta(seconds=timeout_s)
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=limit
-        )
+        meeting = dist.FileStore(store, world)  # type: ignore[attr-defined]  # exported, but not typed
+        dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world, timeout=limit)
         side = _gloo_group(timeout_s) if world > 1 else None
+        # Through the file, not the network: a rank may die as soon as all the others have their connections.
+        meeting.set(f"utnet-ready/{rank}", "1")
+        meeting.wait([f"utnet-ready/{other}" for other in range(world)], limit)
         value = function(DistContext(rank, world, rank, torch.device("cpu"), side, side), *args)
     error = capture.error
-    writer.send((value, error))
-    writer.poll(timeout_s)
+    writer.send((value, error, capture.brief))
+    writer.poll(timeout_s)  # until the caller closes its end
     writer.close()
     if error is None:
         teardown()

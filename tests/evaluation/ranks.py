@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dataloader.samplers import validation_batches
 from src.errors import CollectError
-from src.evaluation.collect import Link
+from src.evaluation.collect import Link, collect
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, report_lines, write_per_sample
+from src.evaluation.seeded import Samples, make_samples
 from src.runtime.distributed import DistContext
-from test_distributed_eval import Samples, make_samples
+from src.runtime.memory import PeakMemory
 
 BATCH = 4
+COLUMNS = ("mpvpe_mm", "pa_mpvpe_mm", "mesh_usable")
+
+
+def columns_of(samples: Samples, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Numbers that only sample i can have; every fifth mesh is without a label."""
+    labelled = rows % 5 != 3
+    error = (samples.pred[rows] - samples.target[rows]).double().norm(dim=-1).mean(-1) * 1000.0
+    return {
+        "mesh_usable": labelled.double(),
+        "mpvpe_mm": torch.where(labelled, error, torch.nan),
+        "pa_mpvpe_mm": torch.where(labelled, error / 3.0, torch.nan),
+    }
 
 
 def fill(shard: EvaluationShard, samples: Samples, batches, *, reverse: bool = False) -> None:
@@ -29,13 +44,16 @@ def fill(shard: EvaluationShard, samples: Samples, batches, *, reverse: bool = F
             target_joints_m=samples.target[rows],
             conf=samples.conf[rows],
             loss=samples.loss[rows],
+            columns=columns_of(samples, rows) if shard.columns else None,
         )
 
 
-def score(context: DistContext, samples: Samples, *, reverse: bool = False) -> CheckedResult:
+def score(
+    context: DistContext, samples: Samples, *, reverse: bool = False, batch: int = BATCH
+) -> CheckedResult:
     """Score samples with this rank's share of the batches."""
-    batches = validation_batches(len(samples.loss), BATCH, context.rank, context.world)
-    shard = EvaluationShard(capacity=sum(map(len, batches)))
+    batches = validation_batches(len(samples.loss), batch, context.rank, context.world)
+    shard = EvaluationShard(sum(map(len, batches)), columns=COLUMNS)
     with shard.guard():
         fill(shard, samples, batches, reverse=reverse)
     return evaluate(
@@ -43,7 +61,7 @@ def score(context: DistContext, samples: Samples, *, reverse: bool = False) -> C
         num_samples=len(samples.loss),
         split_hash="test",
         group=context.side_group,
-        timeout_s=20.0,
+        timeout_s=60.0,
         baselines={"zero_mpjpe_mm": 1.0 / 3.0} if context.rank == 0 else None,
         device_label=context.devices_label,
     )
@@ -54,83 +72,140 @@ def public(result: CheckedResult) -> str:
     return repr({name: value for name, value in vars(result).items() if name not in ("rows", "receipt")})
 
 
-def digests(context: DistContext, sizes: list[int], folder: str) -> list[tuple[str, str, str, int]]:
-    """For each N: public numbers, digest of the per-sample file, 'Evaluated on' line, misplaced rows."""
+def digests(context: DistContext, sizes: list[int], folder: str) -> list[tuple[str, str, list[str], int]]:
+    """For each N: public numbers, digest of the per-sample file, log lines, misplaced rows."""
     found = []
+    everything = make_samples(max(sizes), seed=7)
+    names = np.array([f"S/{i:04d}" for i in range(max(sizes))])
     for size in sizes:
-        samples = make_samples(size, seed=7)
-        result = score(context, samples, reverse=context.rank % 2 == 1)
-        digest, wrong, line = "", 0, ""
+        parts = (everything.pred, everything.target, everything.conf, everything.loss)
+        samples = Samples(*(part[:size] for part in parts))
+        # Small splits in batches of 4, so that most ranks have some; each odd rank in the wrong order.
+        result = score(context, samples, reverse=context.rank % 2 == 1, batch=BATCH if size < 100 else 64)
+        digest, wrong, lines = "", 0, []
         if result.rows is not None:
             path = Path(folder) / f"{context.world}-{size}.npz"
-            write_per_sample(path, result, [f"S/{i:04d}" for i in range(size)])
+            write_per_sample(path, result, names[:size].tolist(), split="val")
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            path.unlink()
             in_place = torch.from_numpy(result.rows.pred_joints_cam_m) == samples.pred
+            expected = columns_of(samples, torch.arange(size))
+            for name, column in result.rows.columns.items():
+                same = column.view(np.int64) == expected[name].numpy().view(np.int64)
+                in_place &= torch.from_numpy(same)[:, None, None]
             wrong = int((~in_place.flatten(1).all(1)).sum())
-            line = report_lines(result, context.world, context.devices_label)[1]
-        found.append((public(result), digest, line, wrong))
+            lines = report_lines(result, context.world, context.devices_label)
+        found.append((public(result), digest, lines, wrong))
     return found
+
+
+RECOVERABLE = (
+    *("raise", "samples", "joints", "dtype", "split", "columns", "column order", "column count"),
+    *("duplicate", "missing", "outside", "unreserved"),
+)
 
 
 def recoverable_faults(context: DistContext) -> dict[str, str]:
     """What this rank is told for each fault that leaves the group whole; rank 1 is the one at fault."""
-    told = {}
-    for fault in ("raise", "samples", "joints", "dtype", "split", "duplicate", "missing", "outside"):
-        guilty = context.rank == 1
-        samples = make_samples(9, seed=3)
-        batches = validation_batches(9, BATCH, context.rank, context.world)
-        shard = EvaluationShard(
-            capacity=16,
-            num_joints=20 if guilty and fault == "joints" else 21,
-            dtype=torch.float64 if guilty and fault == "dtype" else torch.float32,
-        )
-        with shard.guard():
-            if guilty and fault == "raise":
-                raise ValueError("unreadable frame S/0005")
-            if guilty and fault == "missing":
-                batches = []
-            if guilty and fault == "duplicate":
-                batches = [*batches, range(8, 9)]
-            if not (guilty and fault in ("joints", "outside")):
-                fill(shard, samples, batches)
-            if guilty and fault == "outside":
-                one = torch.ones(1, 21)
-                hand = torch.zeros(1, 21, 3)
-                shard.add(
-                    sample_index=torch.tensor([9]),
-                    pred_joints_m=hand,
-                    target_joints_m=hand,
-                    conf=one,
-                    loss=torch.zeros(1),
-                )
-        told[fault] = message_of(
-            context,
-            shard,
-            num_samples=10 if guilty and fault == "samples" else 9,
-            split_hash="other" if guilty and fault == "split" else "test",
-            timeout_s=20.0,
-        )
+    told = {fault: _fault(context, fault) for fault in RECOVERABLE}
     # and after all that, a sound validation still works
     told["sound"] = str(score(context, make_samples(9, seed=3)).num_samples)
     return told
 
 
-def broken_peer(context: DistContext, fault: str) -> str:
-    """What a survivor is told when rank 1 stalls or dies."""
-    samples = make_samples(40, seed=3)
-    shard = EvaluationShard(capacity=40)
+def _fault(context: DistContext, fault: str) -> str:
+    guilty = fault if context.rank == 1 else ""
+    samples = make_samples(9, seed=3)
+    batches = validation_batches(9, BATCH, context.rank, context.world)
+    columns = {
+        "columns": ("mpvpe_mm", "pa_mpvpe_cm", "mesh_usable"),
+        "column order": ("pa_mpvpe_mm", "mpvpe_mm", "mesh_usable"),
+        "column count": (),
+    }.get(guilty, COLUMNS)
+    capacity = sum(map(len, batches)) + (guilty == "duplicate")
+    if fault == "unreserved":
+        batches = batches if context.rank != 1 else []
+        capacity = sum(map(len, batches))
+    shard = EvaluationShard(
+        capacity,
+        num_joints=20 if guilty == "joints" else 21,
+        dtype=torch.float64 if guilty == "dtype" else torch.float32,
+        columns=columns,
+    )
     with shard.guard():
-        fill(shard, samples, validation_batches(40, BATCH, context.rank, context.world))
-    if context.rank == 1:
+        if guilty == "raise":
+            raise ValueError("unreadable frame S/0005")
+        if guilty == "missing":
+            batches = []
+        if guilty == "duplicate":
+            batches = [*batches, range(8, 9)]
+        if guilty not in ("joints", "outside", "columns"):
+            fill(shard, samples, batches)
+        if guilty == "outside":
+            hand = torch.zeros(1, 21, 3)
+            shard.add(
+                sample_index=torch.tensor([9]),
+                pred_joints_m=hand,
+                target_joints_m=hand,
+                conf=torch.ones(1, 21),
+                loss=torch.zeros(1),
+                columns={name: torch.zeros(1) for name in COLUMNS},
+            )
+    return message_of(
+        context,
+        shard,
+        num_samples=10 if guilty == "samples" else 9,
+        split_hash="other" if guilty == "split" else "test",
+        timeout_s=60.0,
+    )
+
+
+BAD = {"stall": 1, "stall send": 2, "kill": 1, "kill send": 1, "kill zero": 0, "kill gather": 1}
+"""Fault -> the rank that stalls or dies."""
+
+
+def broken_peer(context: DistContext, fault: str, folder: str) -> str:
+    """What a survivor is told when a rank stalls or dies."""
+    samples = make_samples(40, seed=3)
+    batches = validation_batches(40, BATCH, context.rank, context.world)
+    shard = EvaluationShard(40)
+    with shard.guard():
+        fill(shard, samples, batches)
+    told = Path(folder)
+    if context.rank == BAD[fault]:
+        survivors = [told / str(rank) for rank in range(context.world) if rank != context.rank]
         if fault == "stall":
-            time.sleep(4.0)
-        if fault == "kill before":
-            os._exit(9)
-        if fault == "kill during":
+            _until(survivors)
+            return "stalled"
+        if fault == "stall send":
+            shard.hand_over = lambda: _until(survivors) or {}
+        if fault in ("kill", "kill zero"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "kill gather":
+            Link.gather = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "kill send":
             Link.send = _die_at_the_weights  # type: ignore[method-assign]
-    if context.rank == 2 and fault == "kill before":
-        time.sleep(0.5)  # a slow rank must not be taken for the dead one
-    return message_of(context, shard, num_samples=40, split_hash="test", timeout_s=1.5)
+    if fault == "kill" and context.rank == 0:
+        # Rank 0 has lost rank 1 when it looks who is absent; only then does rank 2 arrive. The slow rank must
+        # not be taken for the dead one.
+        look = Link._absent
+        Link._absent = lambda link, *, wait: (told / "looking").touch() or look(link, wait=wait)
+    if fault == "kill" and context.rank == 2:
+        _until([told / "looking"])
+    message = message_of(
+        context, shard, num_samples=40, split_hash="test", timeout_s=3.0 if "stall" in fault else 30.0
+    )
+    (told / str(context.rank)).touch()
+    if message != "no error" and context.rank != BAD[fault]:
+        raise CollectError(message)  # and leave, as a run does: the others then lose this rank too
+    return message
+
+
+def _until(files: list[Path]) -> None:
+    """Wait, at most half a minute, until files are there."""
+    deadline = time.monotonic() + 30.0
+    while not all(file.exists() for file in files) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 _send = Link.send
@@ -138,7 +213,7 @@ _send = Link.send
 
 def _die_at_the_weights(link: Link, tensor: torch.Tensor, what: str) -> None:
     if what == "conf":
-        os._exit(9)
+        os.kill(os.getpid(), signal.SIGKILL)
     _send(link, tensor, what)
 
 
@@ -149,3 +224,29 @@ def message_of(context: DistContext, shard: EvaluationShard, **arguments) -> str
     except CollectError as error:
         return str(error)
     return "no error"
+
+
+def peak(context: DistContext, num_samples: int) -> tuple[int | None, int]:
+    """(bytes by which this rank grew at the peak of a collection, its shard included; payload of all)."""
+    growth, payload = None, 0
+    for size in (1000, num_samples):  # the first one pays for what is allocated once
+        batches = validation_batches(size, 64, context.rank, context.world)
+        context.barrier()
+        memory = PeakMemory()
+        shard = EvaluationShard(sum(map(len, batches)))
+        for batch in batches:
+            rows = torch.arange(batch.start, batch.stop)
+            joints = torch.full((len(batch), 21, 3), 0.5)
+            shard.add(
+                sample_index=rows,
+                pred_joints_m=joints,
+                target_joints_m=joints,
+                conf=torch.ones(len(batch), 21),
+                loss=torch.ones(len(batch)),
+            )
+        link = Link(context.side_group, timeout_s=60.0, where="here")
+        rows, _ = collect(shard, link, num_samples=size, split_hash="x")
+        growth = memory.growth_bytes()
+        if rows is not None:
+            payload = sum(field.numel() * field.element_size() for field in vars(rows).values())
+    return growth, payload

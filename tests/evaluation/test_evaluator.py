@@ -14,15 +14,15 @@ import torch
 from src.errors import CollectError, DataError
 from src.evaluation import metrics
 from src.evaluation.evaluator import EvaluationShard, evaluate, report_lines, write_per_sample
+from src.evaluation.seeded import make_samples
 from src.hand.joints import OPENPOSE21
 from src.schema import EvalResult
-from test_distributed_eval import make_samples
 
 
-def score(samples, **arguments):
-    """The result of one process."""
+def score(samples, columns=None, **arguments):
+    """The result of one process; `columns`: name -> (N,)."""
     size = len(samples.loss)
-    shard = EvaluationShard(size)
+    shard = EvaluationShard(size, columns=tuple(columns or {}))
     with shard.guard():
         for rows in torch.arange(size).split(32) if size else ():
             shard.add(
@@ -31,6 +31,7 @@ def score(samples, **arguments):
                 target_joints_m=samples.target[rows],
                 conf=samples.conf[rows],
                 loss=samples.loss[rows],
+                columns={name: torch.as_tensor(values)[rows] for name, values in (columns or {}).items()},
             )
     return evaluate(shard, num_samples=size, split_hash="test", **arguments)
 
@@ -133,6 +134,76 @@ def test_bf16_predictions_are_scored_as_they_are():
     half = dataclasses.replace(samples, pred=samples.pred.bfloat16())
     wide = dataclasses.replace(samples, pred=samples.pred.bfloat16().float())
     assert score(half).mpjpe_mm == score(wide).mpjpe_mm != score(samples).mpjpe_mm
+
+
+def meshes(size, unlabelled=()):
+    """Columns of a mesh per sample; those without a label are nan and not usable."""
+    values = np.arange(size, dtype=np.float64) + 0.1
+    values[list(unlabelled)] = np.nan
+    return {
+        "mpvpe_mm": values,
+        "pa_mpvpe_mm": values / 2,
+        "mesh_usable": np.isfinite(values).astype(np.float64),
+    }
+
+
+def test_vertices_are_reported_over_the_labelled_meshes():
+    """A frame without a mesh scored as 0, or as nan, would make the mesh's score useless."""
+    result = score(make_samples(8, 0), meshes(8, unlabelled=(2, 5)))
+    kept = np.delete(np.arange(8) + 0.1, [2, 5])
+    assert result.columns == {
+        "mpvpe_mm": math.fsum(kept) / 6,
+        "pa_mpvpe_mm": math.fsum(kept / 2) / 6,
+        "mesh_usable": 6.0,
+    }
+    assert result.is_finite
+    lines = report_lines(result, 1, "GPUs")
+    assert lines[2] == "  Vertices: MPVPE 3.600 mm, PA-MPVPE 1.800 mm (6 of 8 meshes labelled)"
+    whole = report_lines(score(make_samples(8, 0), meshes(8)), 1, "GPUs")
+    assert whole[2] == "  Vertices: MPVPE 3.600 mm, PA-MPVPE 1.800 mm"
+    assert not any("Vertices" in line for line in report_lines(score(make_samples(8, 0)), 1, "GPUs"))
+
+
+def test_a_mesh_that_is_not_finite_is_a_broken_prediction():
+    """Finite joints beside NaN vertices: the mean must not skip the row, nor the network become the best."""
+    columns = meshes(8, unlabelled=(2,))
+    columns["mpvpe_mm"][6] = math.nan
+    result = score(make_samples(8, 0), columns)
+    assert math.isnan(result.columns["mpvpe_mm"])
+    assert math.isnan(result.mpjpe_mm)
+    assert (result.nonfinite_count, result.nonfinite_indices) == (1, (6,))
+    assert not result.is_finite
+
+
+def test_other_columns_follow_the_joints_label():
+    """Without meshes, a sample whose label is not usable does not count in a column either."""
+    samples = make_samples(4, 0)
+    samples.conf[1] = 0.0
+    result = score(samples, {"bone_mm": np.array([1.0, math.nan, 3.0, 5.0])})
+    assert result.columns == {"bone_mm": 3.0}
+    assert result.is_finite
+
+
+def test_the_file_carries_columns_split_and_units_but_no_labels(tmp_path):
+    """Two files can be compared without the data; and whoever shares one shares no labels of HO3D."""
+    samples = make_samples(5, 0)
+    columns = meshes(5, unlabelled=(1,)) | {"xyz_mean3d": np.ones(5), "speed": np.ones(5)}
+    result = score(samples, columns)
+    frames = [f"ABF10/{i:04d}" for i in range(5)]
+    with pytest.raises(DataError, match="unit column 'speed' is"):
+        write_per_sample(tmp_path / "a.npz", result, frames)
+    assert not (tmp_path / "a.npz").exists()
+    write_per_sample(tmp_path / "a.npz", result, frames, split="val", units={"speed": "m/s"})
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
+        content = dict(file)
+    units = dict(zip(content["columns"], content["units"], strict=True))
+    assert np.array_equal(content["mpvpe_mm"], columns["mpvpe_mm"], equal_nan=True)
+    assert units["mpvpe_mm"] == "mm, mean over vertices, wrist-relative"
+    assert (units["xyz_mean3d"], units["speed"]) == ("cm", "m/s")
+    assert (str(content["split"]), str(content["split_hash"])) == ("val", "test")
+    arrays = [a for name, a in content.items() if a.ndim == 3]
+    assert len(arrays) == 1
+    assert np.array_equal(arrays[0], samples.pred.numpy())
 
 
 def test_the_same_file_byte_for_byte(tmp_path, monkeypatch):

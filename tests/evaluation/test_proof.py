@@ -2,19 +2,102 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 import test_distributed_eval as proof
+from src.evaluation.seeded import Samples
 from src.runtime.distributed import setup_distributed
+from tests.rooms.sources import ROOT
 
 
 def test_the_proof_passes_and_says_so(capsys):
     """What a user runs on a new cluster before spending a week on it."""
-    assert proof.main(["--world", "4", "--num-samples", "331"]) == 0
+    assert proof.main(["--world", "4", "--num-samples", "331", "--with-vertices"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Main group gloo, collection gloo, device cpu, world 4, hosts ")
     assert sum(line.startswith("PASS  ") for line in lines) == 6
     assert not any(line.startswith("FAIL") for line in lines)
     assert "  Evaluated on 331 samples from all 4 CPU ranks" in lines
+    assert any(line.startswith("  Vertices: MPVPE ") for line in lines)
+    assert "s metrics" in lines[-2]
+    assert "came to rank 0" in lines[-1]
+
+
+@pytest.mark.parametrize("num_samples", ["0", "1", "70"])
+def test_the_proof_passes_with_fewer_batches_than_ranks(capsys, num_samples):
+    """Ranks without any sample, and a split without any, are no failure."""
+    assert proof.main(["--world", "3", "--num-samples", num_samples]) == 0
+    assert f"  Evaluated on {num_samples} samples from all 3 CPU ranks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("inject", "words"),
+    [
+        ("duplicate@2", "1 samples came more than once (first: 8; 8 from rank 2)"),
+        ("missing@1", "1 of 40 samples are missing (first: 31), rank 1 holds 11 of the 12 rows"),
+        ("nan@1", "FAIL  1 predictions are not finite: samples 4 of rank 1. MPJPE nan mm, PA-MPJPE nan mm"),
+        ("raise@0", "rank 0 raised RuntimeError: injected"),
+        ("kill@2", "rank 2 did not reach the collection"),
+        ("kill@1 send", "rank 1 did not deliver its pred"),
+        ("stall@1", "rank 1 did not reach the collection (nothing came for 3 s)"),
+    ],
+)
+def test_an_injected_failure_is_reported_and_nothing_is_scored(capsys, inject, words):
+    """A user must know beforehand how a failure of their cluster looks; and it must not look like a score."""
+    failure, _, moment = inject.partition(" ")
+    arguments = ["--world", "3", "--num-samples", "40", "--batch-size", "4", "--inject", failure]
+    assert proof.main([*arguments, "--inject-at", moment or "collection"]) == 1
+    out = capsys.readouterr().out
+    assert any(line.startswith("FAIL  ") and words in line for line in out.splitlines()), out
+    assert "Evaluated on" not in out
+    assert "PASS" not in out
+
+
+def test_torchrun_ends_every_rank_and_each_says_why():
+    """torchrun ends the survivors at once: without a moment's patience nobody would learn which rank died."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    done = subprocess.run(
+        [
+            *command,
+            "test_distributed_eval.py",
+            "--num-samples",
+            "40",
+            "--device",
+            "cpu",
+            "--inject",
+            "kill@2",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode != 0
+    for rank in (0, 1):
+        told = f"FAIL  rank {rank}: Validation over 3 CPU ranks: rank 2 did not reach the collection"
+        assert any(line.startswith(told) for line in lines), done.stdout + done.stderr
+    assert "Evaluated on" not in done.stdout
+
+
+def test_an_injection_that_nobody_notices_fails(capsys, monkeypatch):
+    """A collection that lets a duplicate pass must not leave with status 0."""
+    monkeypatch.setattr(proof, "fill_shard", _blind(proof.fill_shard))
+    assert proof.main(["--num-samples", "9", "--device", "cpu", "--inject", "duplicate@0"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL  duplicate at rank 0 was injected and nobody noticed" in out
+    assert "Evaluated on" not in out
+
+
+def _blind(real):
+    """`fill_shard` that forgets to inject."""
+    return lambda samples, plan, *where: real(samples, proof.dataclasses.replace(plan, inject=""), *where)
 
 
 def test_the_proof_can_fail(capsys, monkeypatch):
@@ -26,7 +109,7 @@ def test_the_proof_can_fail(capsys, monkeypatch):
     monkeypatch.setattr(proof, "validation_batches", lossy)
     assert proof.main(["--num-samples", "9", "--device", "cpu"]) == 1
     out = capsys.readouterr().out
-    assert "FAIL  Validation over 1 CPU ranks: 1 of 9 samples are missing (first: 8)" in out
+    assert "FAIL  rank 0: Validation over 1 CPU ranks: 1 of 9 samples are missing (first: 8)" in out
     assert "Evaluated on" not in out
 
 
@@ -34,23 +117,44 @@ def test_the_proof_notices_rows_in_the_wrong_place(monkeypatch):
     """Right count, right mean, wrong rows: only a comparison row by row sees it."""
     real = proof.score
 
-    def shuffled(samples, batch_size, rank, world, context, timeout_s):
+    def shuffled(samples, *arguments):
         order = [*range(1, len(samples.loss)), 0]
-        moved = proof.Samples(samples.pred[order], samples.target[order], samples.conf, samples.loss)
-        return real(moved, batch_size, rank, world, context, timeout_s)
+        return real(
+            Samples(samples.pred[order], samples.target[order], samples.conf, samples.loss), *arguments
+        )
 
     monkeypatch.setattr(proof, "score", shuffled)
-    outcome = proof.prove(setup_distributed("cpu"), 9, 4, 0, 5.0)
-    assert outcome is not None
+    outcome = proof.prove(setup_distributed("cpu"), proof.Plan(num_samples=9, batch_size=4))
     assert not outcome.passed
     assert "FAIL  row i holds sample i" in outcome.lines
+    assert not any("Evaluated on" in line for line in outcome.lines)
 
 
 @pytest.mark.parametrize(
-    "argv", [["--world", "0"], ["--num-samples", "-1"], ["--timeout", "0"], ["--wrld", "2"]]
+    "argv",
+    [
+        ["--world", "0"],
+        ["--num-samples", "-1"],
+        ["--timeout", "0"],
+        ["--timeout", "nan"],
+        ["--wrld", "2"],
+        ["--world", "3", "--inject", "kill@3"],
+        ["--world", "3", "--inject", "kill"],
+        ["--world", "3", "--inject", "explode@1"],
+        ["--world", "1", "--inject", "stall@0"],
+        ["--world", "3", "--inject", "nan@2", "--num-samples", "70"],
+        ["--world", "3", "--inject", "duplicate@0", "--num-samples", "0"],
+    ],
 )
 def test_wrong_arguments_leave_with_status_2(argv):
     """A misspelt flag must not become a proof of something else."""
     with pytest.raises(SystemExit) as left:
         proof.main(argv)
     assert left.value.code == 2
+
+
+def test_a_device_that_is_not_there_is_a_wrong_argument(capsys, monkeypatch):
+    """The proof of a GPU cluster must not quietly run on the CPU."""
+    monkeypatch.setattr(proof.torch.cuda, "is_available", lambda: False)
+    assert proof.main(["--device", "cuda", "--num-samples", "3"]) == 2
+    assert "need a GPU each, found 0" in capsys.readouterr().out
