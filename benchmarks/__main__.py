@@ -1,11 +1,11 @@
-"""Run all benchmarks, or those named: python -m benchmarks [hand_layer] [collection]."""
+"""Run all benchmarks, or those named: python -m benchmarks [hand_layer] [collection] [official] ..."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 
-NAMES = ("hand_layer", "collection")
+NAMES = ("hand_layer", "collection", "official")
 
 
 def main() -> None:

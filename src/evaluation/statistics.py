@@ -93,7 +93,7 @@ def bootstrap_mean(
         return Interval(mean(numbers), math.nan, math.nan, len(sizes))
     # Deviations from the mean: an offset of 100 m would eat the digits of the sums.
     centre = mean(numbers)
-    sums = np.bincount(member, weights=numbers - centre)
+    sums = np.asarray(np.bincount(member, weights=numbers - centre), dtype=np.float64)
     drawn = _replicates(sums, np.asarray(sizes, dtype=np.float64), replicates, seed)
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(drawn, [tail, 1.0 - tail])

@@ -1,0 +1,197 @@
+"""The report's numbers are the rows' numbers, and nothing in it flatters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from src.errors import DataError
+from src.evaluation import metrics
+from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
+from src.evaluation.report import sequence_of, summary_lines, validation_report
+from src.evaluation.statistics import bootstrap_mean
+from src.hand.joints import FINGERS, OPENPOSE21
+from src.runtime.seed import stream
+
+SEQUENCES = ("train/ABF10", "train/MC1", "train/SS2")
+COUNT = 60
+
+
+def scored(noise_m: float = 0.01, *, seed: int = 0, spoil=None, sequences=SEQUENCES):
+    """(result, frame names) of made-up hands; the second sequence is three times as hard."""
+    random = stream(0, "report")
+    target = random.normal(0.0, 0.05, (COUNT, 21, 3)) + np.array([0.0, 0.0, 0.6])
+    hard = np.where(np.arange(COUNT) % len(sequences) == 1, 3.0, 1.0)[:, None, None]
+    pred = target + stream(seed, "noise").normal(0.0, noise_m, target.shape) * hard
+    conf = np.ones((COUNT, 21))
+    if spoil is not None:
+        spoil(pred, target, conf)
+    shard = EvaluationShard(COUNT)
+    with shard.guard():
+        shard.add(
+            sample_index=torch.arange(COUNT),
+            pred_joints_m=torch.from_numpy(pred).float(),
+            target_joints_m=torch.from_numpy(target).float(),
+            conf=torch.from_numpy(conf).float(),
+            loss=torch.zeros(COUNT),
+        )
+    baselines = {"zero_mpjpe_mm": 102.152, "zero_pa_mm": 48.32, "nearest_pose_pa_mm": 5.5}
+    result = evaluate(shard, num_samples=COUNT, split_hash="report", baselines=baselines)
+    return result, [f"{sequences[i % len(sequences)]}/{i:04d}" for i in range(COUNT)]
+
+
+def cells(report: str, section: str) -> dict[str, list[str]]:
+    """First column -> the others, of a section's table."""
+    body = report.split(f"## {section}\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in body.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows[2:]}
+
+
+def test_the_summary_has_every_predictor_with_its_interval():
+    """A number without its interval and without the baselines beside it invites the wrong conclusion."""
+    result, frames = scored()
+    blind, _ = scored(0.02, seed=1)
+    table = cells(validation_report({"RGB-D": result, "RGB-only": blind}, frames), "Summary")
+    difference = "RGB-only \N{MINUS SIGN} RGB-D"
+    assert list(table) == ["RGB-D", "RGB-only", difference, "zero pose", "nearest training pose"]
+    groups = [sequence_of(frame) for frame in frames]
+    for name, one in (("RGB-D", result), ("RGB-only", blind)):
+        for cell, values in zip(table[name], (one.rows.mpjpe_mm, one.rows.pa_mpjpe_mm), strict=True):
+            expected = bootstrap_mean(values, groups, seed=0)
+            assert cell == f"{expected.mean:.3f} [{expected.low:.3f}, {expected.high:.3f}]"
+    assert table["RGB-D"][0].startswith(f"{result.mpjpe_mm:.3f} [")
+    paired = bootstrap_mean(blind.rows.mpjpe_mm - result.rows.mpjpe_mm, groups, seed=0)
+    assert table[difference][0] == f"{paired.mean:.3f} [{paired.low:.3f}, {paired.high:.3f}]"
+    assert table["zero pose"] == ["102.152", "48.320"]
+    assert table["nearest training pose"][1].strip() == "5.500"
+
+
+def test_baselines_with_rows_get_intervals_over_the_scored_rows():
+    """The baseline must be that of the very rows that are scored, not of all."""
+
+    def without_label(pred, target, conf):
+        conf[5] = 0.0
+
+    result, frames = scored(spoil=without_label)
+    rows = np.full(COUNT, 20.0)
+    rows[5], rows[6] = math.nan, 79.0
+    report = validation_report({"RGB-D": result}, frames, baseline_rows={"mean_pose_mpjpe_mm": rows})
+    assert cells(report, "Summary")["mean pose"][0].startswith("21.000 [")
+    with pytest.raises(DataError, match="mean_pose_mpjpe_mm: got 59, want 60"):
+        validation_report({"RGB-D": result}, frames, baseline_rows={"mean_pose_mpjpe_mm": rows[:59]})
+
+
+def test_joints_and_fingers_average_to_the_metric():
+    """A table per joint that does not add up to MPJPE sends people after the wrong finger."""
+    result, frames = scored()
+    report = validation_report({"RGB-D": result}, frames)
+    joints = cells(report, "Joints")
+    assert list(joints) == list(OPENPOSE21)
+    assert joints["wrist"][0] == "0.000"
+    for column, value in ((0, result.mpjpe_mm), (1, result.pa_mpjpe_mm)):
+        assert np.mean([float(row[column]) for row in joints.values()]) == pytest.approx(value, abs=1e-3)
+    fingers = cells(report, "Fingers")
+    assert list(fingers) == ["wrist", *FINGERS]
+    of_ring = [float(joints[f"ring_{k}"][1]) for k in range(1, 5)]
+    assert float(fingers["ring"][1]) == pytest.approx(np.mean(of_ring), abs=1e-3)
+
+
+def test_one_bad_joint_is_found():
+    """Swapped or drifting joints show in their own row and finger."""
+
+    def bend(pred, target, conf):
+        pred[:, OPENPOSE21.index("pinky_4"), 0] += 0.2
+
+    result, frames = scored(0.001, spoil=bend)
+    joints = cells(validation_report({"RGB-D": result}, frames), "Joints")
+    assert max(joints, key=lambda name: float(joints[name][0])) == "pinky_4"
+    assert float(joints["pinky_4"][0]) == pytest.approx(200.0, abs=2.0)
+    assert any(
+        line.startswith("  Worst finger (RGB-D): pinky, ")
+        for line in summary_lines({"RGB-D": result}, frames)
+    )
+
+
+def test_sequences_are_listed_worst_first():
+    """Where the error sits is the first question after its size."""
+    result, frames = scored()
+    table = cells(validation_report({"RGB-D": result}, frames), "Sequences")
+    assert next(iter(table)) == "train/MC1"
+    errors = [float(row[1]) for row in table.values()]
+    assert errors == sorted(errors, reverse=True)
+    own = np.array([sequence_of(frame) == "train/SS2" for frame in frames])
+    assert table["train/SS2"][0] == "20"
+    assert table["train/SS2"][1] == f"{metrics.mean(result.rows.mpjpe_mm[own]):.3f}"
+    assert table["train/SS2"][2] == f"{metrics.mean(result.rows.pa_mpjpe_mm[own]):.3f}"
+
+
+def test_bad_predictions_and_labels_are_counted():
+    """A nan may not vanish into a mean, nor a missing label count as an error of 0."""
+
+    def spoil(pred, target, conf):
+        pred[4, 7] = np.nan  # sequence MC1
+        conf[[0, 3]] = 0.0
+
+    result, frames = scored(spoil=spoil)
+    report = validation_report({"RGB-D": result}, frames)
+    assert "58 of 60 samples scored, 3 sequences; 2 without a complete label, left out" in report
+    assert "**1 predictions are not finite: nan**" in report
+    assert cells(report, "Summary")["RGB-D"] == ["nan", "nan"]
+    joints = cells(report, "Joints")
+    assert joints[OPENPOSE21[7]] == ["nan", "nan"]
+    assert joints["wrist"] == ["0.000", "nan"]
+    table = cells(report, "Sequences")
+    assert next(iter(table)) == "train/MC1"
+    assert table["train/MC1"] == ["20", "nan", "nan"]
+    assert table["train/ABF10"][0] == "18"
+    assert math.isfinite(float(table["train/SS2"][1]))
+    assert "  Non-finite predictions (RGB-D): 1; means with them are nan" in summary_lines(
+        {"RGB-D": result}, frames
+    )
+
+
+def test_one_sequence_has_no_interval():
+    """An interval from one sequence would be invented."""
+    result, frames = scored(sequences=("train/MC1",))
+    table = cells(validation_report({"RGB-D": result}, frames), "Summary")
+    assert table["RGB-D"][0] == f"{result.mpjpe_mm:.3f} (one sequence: no interval)"
+
+
+def test_the_lines_for_the_log():
+    """Between three and eight lines: people read a log, not a report."""
+    result, frames = scored()
+    blind, _ = scored(0.02, seed=1)
+    assert 3 <= len(summary_lines({"RGB-D": result}, frames)) <= 8
+    lines = summary_lines({"RGB-D": result, "RGB-only": blind}, frames)
+    assert len(lines) == 4
+    assert lines[0].startswith(f"  RGB-D: MPJPE {result.mpjpe_mm:.3f} [")
+    assert lines[0].endswith(" mm over 3 sequences")
+    assert "  Worst sequence (RGB-D): train/MC1, MPJPE " in lines[3]
+
+
+def test_official_scores_keep_their_names_and_units():
+    """Centimetres beside millimetres: each row says which."""
+    result, frames = scored()
+    official = {"RGB-D": {"xyz_mean3d": 1.25, "f_score_5": 0.5}, "RGB-only": {"xyz_mean3d": 2.5}}
+    table = cells(validation_report({"RGB-D": result}, frames, official=official), "Official HO3D scores")
+    assert table["xyz_mean3d"] == ["cm", "1.250000", "2.500000"]
+    assert table["f_score_5"][:2] == ["1", "0.500000"]
+
+
+def test_no_samples_and_wrong_calls():
+    """An empty split, another split's frames, and ranks without rows."""
+    empty = evaluate(EvaluationShard(0), num_samples=0, split_hash="none")
+    assert isinstance(empty, CheckedResult)
+    assert "0 of 0 samples scored" in validation_report({"RGB-D": empty}, [])
+    assert summary_lines({"RGB-D": empty}, [])
+    result, frames = scored()
+    with pytest.raises(DataError, match="59 frame names for 60"):
+        validation_report({"RGB-D": result}, frames[:59])
+    with pytest.raises(DataError, match="rank 0"):
+        validation_report({"RGB-D": dataclasses.replace(result, rows=None)}, frames)
+    with pytest.raises(DataError, match="no result"):
+        validation_report({}, frames)
