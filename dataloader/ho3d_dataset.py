@@ -184,6 +184,12 @@ class HO3DDataset:
         """`train/ABF10/0042`: list, sequence and frame of a sample."""
         return self._index.frame_id(int(self.split.rows[index]))
 
+    def frames(self) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+        """Sequence name (N,) and frame number (N,) of every sample."""
+        rows = self._index.rows
+        sequence, frame = rows["sequence"][self.split.rows], rows["frame"][self.split.rows]
+        return np.array(self._index.sequences, np.str_)[sequence], frame.astype(np.int64)
+
     def labels(self) -> LabelTable:
         """Labels of the whole split in the image camera; nothing is decoded."""
         labels = self._labels(slice(None))

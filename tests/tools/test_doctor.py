@@ -1,0 +1,126 @@
+"""The doctor: findings, exit status, and the leak report on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dataloader.leaks import LeakReport
+from src.config import RunConfig
+from src.errors import DataError
+from src.tools import doctor
+from src.tools.doctor import Finding, leak_findings, main
+from tests.dataloader.tree import write_tree
+from tests.hand_file import hand_file
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration over 48 frames of 2 motions x 2 cameras, and an evaluation view of the first motion."""
+    folder = tmp_path_factory.mktemp("doctor")
+    write_tree(folder / "HO3D", {"ABF10": 12, "ABF11": 12, "MC10": 12, "MC11": 12}, {"ABF14": 4})
+    path = folder / "run.yaml"
+    dataset = {"root_dir": str(folder / "HO3D"), "index_workers": 1, "num_workers": 0}
+    path.write_text(yaml.safe_dump({"dataset": dataset, "mano": {"model_path": str(hand_file())}}))
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_a_split_by_frame_warns(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever reads a low error on random frames must be told what it measures; it is no failure."""
+    status, out, _ = run(capsys, "--config", config_file, "--leaks", "--within", "2", "split.val_percent=25")
+    assert status == 0
+    assert "HO3D v3 val: 12 frames" in out
+    assert "OK    also in training: 0 of 12 validation frames (0.0 %)" in out
+    assert "WARN  training frame of the same sequence within 2 frames: " in out
+    assert (
+        "WARN  motion in training, at any instant from any camera: 12 of 12 validation frames (100.0 %)"
+        in out
+    )
+    assert "what split.by=frame measures: interpolation" in out
+
+
+def test_a_split_by_sequence_is_clean(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The split that claims are made on must be seen to be clean."""
+    status, out, _ = run(capsys, "--config", config_file, "--leaks", "split.by=sequence")
+    assert status == 0
+    assert "WARN" not in out
+    assert "within 1 frame: 0 of 24" in out
+    assert "within 25 frames: 0 of 24" in out
+    assert "No motion is on both sides" in out
+
+
+def test_the_official_split_tells_cameras_of_training_motions(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """HO3D's evaluation list has sequences of its own, but some film a motion that training holds."""
+    status, out, _ = run(capsys, "--config", config_file, "--leaks", "validation.split=evaluation")
+    assert status == 0
+    assert "HO3D v3 evaluation: 4 frames" in out
+    assert "OK    training frame of the same sequence within 1 frame: 0 of 4" in out
+    assert "WARN  same instant from another camera in training: " in out
+    assert "Motions are on both sides" in out
+
+
+def test_frames_on_both_sides_fail() -> None:
+    """Trained-on frames that are scored make the score worthless: the status must stop a script."""
+    report = LeakReport(total=8, identical=2, neighbour={1: 0}, other_camera=0, same_motion=2)
+    found = list(leak_findings(report))
+    assert [f.status for f in found] == ["FAIL", "OK", "OK", "WARN"]
+    assert (
+        found[0]
+        .line()
+        .startswith("FAIL  also in training: 2 of 8 validation frames (25.0 %) (expected 0) -> ")
+    )
+    assert "worthless" in doctor.leak_meaning(report, RunConfig())
+
+
+def test_exit_status_follows_the_findings(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script that runs the doctor before a week of training reads only its status."""
+
+    def asks(*statuses: str) -> int:
+        def check(config: RunConfig, arguments: object) -> Iterator[Finding]:
+            for status in statuses:
+                yield Finding(status, "this", "1", "0", "there")  # type: ignore[arg-type]
+
+        monkeypatch.setitem(doctor.CHECKS, "leaks", check)
+        return main(["--config", str(config_file), "--leaks"])
+
+    assert asks("OK", "WARN") == 0
+    assert asks("OK", "FAIL", "OK") == 1
+    assert capsys.readouterr().out.count("\n") == 5
+
+    def refuses(config: RunConfig, arguments: object) -> Iterator[Finding]:
+        raise DataError("no data there. Put it there.")
+
+    monkeypatch.setitem(doctor.CHECKS, "leaks", refuses)
+    status, out, err = run(capsys, "--config", config_file, "--leaks")
+    assert (status, out, err) == (2, "", "DataError: no data there. Put it there.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "there is --leaks"),
+        (["--leaks", "--within", "0"], "from 1 on"),
+        (["--leaks", "--within", "x"], "got x"),
+    ],
+)
+def test_a_wrong_command_line_says_what_exists(
+    config_file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    """A doctor that checks nothing and leaves with 0 would be taken for a clean bill of health."""
+    with pytest.raises(SystemExit) as left:
+        main(["--config", str(config_file), *arguments])
+    assert left.value.code == 2
+    assert says in capsys.readouterr().err
