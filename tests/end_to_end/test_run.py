@@ -78,7 +78,8 @@ def test_log_lines_are_the_contract(trained: Trained) -> None:
                     rf"Epoch {epoch}: Train Loss: {NUMBER}",
                     rf"  Val Loss: {NUMBER}, MPJPE: {NUMBER} mm, PA-MPJPE: {NUMBER} mm",
                     r"  Evaluated on 16 samples from all 2 CPU ranks",
-                    rf"  Baselines of this split: zero pose {BOTH}; mean pose {BOTH}",
+                    rf"  Baselines of this split: zero pose {BOTH}; mean pose {BOTH}; "
+                    rf"nearest training pose PA-MPJPE {NUMBER} mm",
                     rf"  Without depth: Loss: {NUMBER}, {SCORES} \(16 samples\)",
                 ],
             )
