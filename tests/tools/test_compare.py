@@ -1,0 +1,262 @@
+"""The comparison of two validations: paired, honest about what it can say, refused where frames differ."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.runtime.seed import stream
+from src.tools import compare
+
+SEQUENCES, FRAMES = 12, 50
+
+
+def names(sequences: int = SEQUENCES, frames: int = FRAMES) -> list[str]:
+    """Two cameras of each motion."""
+    return [f"train/S{k // 2:02d}{k % 2}/{f:04d}" for k in range(sequences) for f in range(frames)]
+
+
+def errors(seed: int, count: int = SEQUENCES * FRAMES) -> np.ndarray:
+    return 10.0 + stream(seed, "errors").gamma(4.0, 2.0, count)
+
+
+def write(path: Path, values: np.ndarray, frames: list[str] | None = None, **more: np.ndarray) -> Path:
+    """A per-sample file as `write_per_sample` makes it, without predictions."""
+    count = len(values)
+    arrays = {
+        "sample_index": np.arange(count),
+        "frame": np.array(names() if frames is None else frames),
+        "mpjpe_mm": values,
+        "pa_mpjpe_mm": values / 2.0,
+        "loss": values / 100.0,
+        "label_usable": np.ones(count, bool),
+        **more,
+    }
+    columns = np.array(list(arrays))
+    np.savez(path, **arrays, columns=columns, units=np.array(["mm"] * len(columns)), split=np.array("val"))
+    return path
+
+
+def report(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    status = compare.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out if status == 0 else captured.err
+
+
+def test_a_small_steady_gain_is_seen_through_large_errors(tmp_path, capsys) -> None:
+    """Errors vary by 4 mm between frames: unpaired, a gain of 0.2 mm would drown."""
+    a = errors(0)
+    noise = stream(1, "noise").normal(0.0, 0.1, len(a))
+    files = write(tmp_path / "a.npz", a), write(tmp_path / "b.npz", a - 0.2 + noise)
+    status, text = report(capsys, *files)
+    assert status == 0
+    assert "B is better than A" in text
+    assert f"A {a.mean():.4f}, B {(a - 0.2 + noise).mean():.4f}" in text
+    low, high = map(float, re.search(r"interval \[(\S+), (\S+)\]", text).groups())
+    assert -0.25 < low < high < -0.15
+    assert "600 of 600 frames" in text
+    assert f"better in {np.mean(noise < 0.2):.1%} of the frames" in text
+    _, text = report(capsys, *files[::-1])
+    assert "B is worse than A" in text
+
+
+def test_frames_of_one_sequence_do_not_make_a_difference_sure(tmp_path, capsys) -> None:
+    """B is 3 mm better in one sequence, 50 frames: over frames that looks sure, over sequences it is not."""
+    a = errors(0)
+    b = a + stream(1, "noise").normal(0.0, 0.01, len(a))
+    b[:FRAMES] -= 3.0
+    status, text = report(capsys, write(tmp_path / "a.npz", a), write(tmp_path / "b.npz", b))
+    assert status == 0
+    assert "no difference seen at this level (95%)" in text
+    assert "Frames of one sequence are not independent" in text
+    assert "over 12 sequences" in text
+    _, text = report(capsys, tmp_path / "a.npz", tmp_path / "b.npz", "--group", "motion")
+    assert "over 6 motions" in text
+    assert "with only 6 of them the interval is narrower than it should be" in text
+
+
+def test_one_sequence_gives_no_verdict(tmp_path, capsys) -> None:
+    """A difference in one recording says nothing about another."""
+    frames = names(1)
+    a = errors(0, FRAMES)
+    files = write(tmp_path / "a.npz", a, frames), write(tmp_path / "b.npz", a - 1.0, frames)
+    status, text = report(capsys, *files)
+    assert status == 0
+    assert "Verdict: none" in text
+    assert "interval [" not in text
+    assert "Difference B - A: -1.0000" in text
+
+
+def test_equal_files_are_equal(tmp_path, capsys) -> None:
+    """The same checkpoint twice must not look like progress."""
+    files = write(tmp_path / "a.npz", errors(0)), write(tmp_path / "b.npz", errors(0))
+    _, text = report(capsys, *files)
+    assert "no difference seen" in text
+    assert "better in 0.0% of the frames, worse in 0.0%, equal in 100.0%" in text
+    assert text.count(": none") == 2
+
+
+def test_the_frames_that_changed_most_are_named_in_both_directions(tmp_path, capsys) -> None:
+    """They are what one looks at next."""
+    a = errors(0)
+    b = a.copy()
+    b[[7, 300]] += [5.0, 9.0]
+    b[[20, 400]] -= [6.0, 2.0]
+    files = write(tmp_path / "a.npz", a), write(tmp_path / "b.npz", b)
+    _, text = report(capsys, *files, "--top", 2)
+    worse, better = text.split("Frames that are most worse")[1].split("Frames that are most better")
+    frames = names()
+    assert [line.split()[0] for line in worse.splitlines()[1:]] == [frames[300], frames[7]]
+    assert [line.split()[0] for line in better.splitlines()[1:]] == [frames[20], frames[400]]
+    assert "+9.0000" in worse
+    assert "-6.0000" in better
+    by_sequence = text.split("By sequence")[1].split("Frames that")[0].splitlines()[1:]
+    assert len(by_sequence) == SEQUENCES
+    assert by_sequence[0].split()[0] == "train/S030"
+    assert by_sequence[0].split()[-1] == f"{9.0 / FRAMES:+.4f}"
+
+
+def test_any_column_can_be_compared_and_f_scores_grow(tmp_path, capsys) -> None:
+    """More F-score is better: the sign of the verdict must follow the metric."""
+    a = errors(0)
+    score = stream(2, "f").uniform(0.2, 0.8, len(a))
+    files = write(tmp_path / "a.npz", a, f_score_5=score), write(tmp_path / "b.npz", a, f_score_5=score + 0.1)
+    _, text = report(capsys, *files, "--metric", "f_score_5")
+    assert "higher is better" in text
+    assert "B is better than A" in text
+    assert "better in 100.0%" in text
+    assert "most worse in B: none" in text
+    status, text = report(capsys, *files, "--metric", "mpjpe")
+    assert status == 2
+    assert "mpjpe_mm, pa_mpjpe_mm, loss, f_score_5" in text
+
+
+def test_rows_without_a_number_are_left_out_and_counted(tmp_path, capsys) -> None:
+    """A network that fails on hard frames must not look better for it unsaid."""
+    a, b = errors(0), errors(0) - 0.5
+    usable = np.ones(len(a), bool)
+    usable[:3] = False
+    a[:3] = b[:3] = np.nan
+    b[[10, 11]] = np.nan
+    files = (
+        write(tmp_path / "a.npz", a, label_usable=usable),
+        write(tmp_path / "b.npz", b, label_usable=usable),
+    )
+    status, text = report(capsys, *files)
+    assert status == 0
+    assert "Compared: 595 of 600 frames" in text
+    assert "3 frames without a usable label" in text
+    assert "2 frames not finite in B (first: train/S000/0010): this flatters B" in text
+    assert "Difference B - A: -0.5000" in text
+    b[:] = np.nan
+    status, text = report(capsys, files[0], write(tmp_path / "b.npz", b))
+    assert status == 2
+    assert "nothing to compare" in text
+
+
+def test_meshes_without_labels_are_not_failures(tmp_path, capsys) -> None:
+    """A frame whose mesh nobody labelled is nan in both files; no network failed on it."""
+    a = errors(0)
+    labelled = np.ones(len(a))
+    labelled[:5] = 0.0
+    mesh = np.where(labelled == 1.0, a, np.nan)
+    files = [
+        write(tmp_path / f"{name}.npz", a, mesh_usable=labelled, mpvpe_mm=mesh - gain)
+        for name, gain in (("a", 0.0), ("b", 1.0))
+    ]
+    _, text = report(capsys, *files, "--metric", "mpvpe_mm")
+    assert "5 frames without a usable label" in text
+    assert "not finite" not in text
+    _, text = report(capsys, *files)
+    assert "600 of 600" in text
+
+
+def test_other_frames_are_refused_unless_the_common_ones_are_asked_for(tmp_path, capsys) -> None:
+    """Means over different frames differ for reasons that are no merit of the network."""
+    a = errors(0)
+    reverse = slice(None, 9, -1)
+    files = (
+        write(tmp_path / "a.npz", a[:-5], names()[:-5]),
+        write(tmp_path / "b.npz", a[reverse] - 1.0, names()[reverse]),
+    )
+    status, text = report(capsys, *files)
+    assert status == 2
+    assert "585 frames are in both; 10 only in A (train/S000/0000, " in text
+    assert "5 only in B" in text
+    assert "--common" in text
+    status, text = report(capsys, *files, "--common")
+    assert status == 0
+    assert "585 of 585 frames" in text
+    assert "Difference B - A: -1.0000" in text  # paired by name, not by row
+    reordered = write(tmp_path / "c.npz", a[::-1], names()[::-1])
+    status, text = report(capsys, write(tmp_path / "a.npz", a), reordered)
+    assert status == 2
+    assert "in another order" in text
+    other = write(tmp_path / "d.npz", a, [name.replace("train", "evaluation") for name in names()])
+    status, text = report(capsys, tmp_path / "a.npz", other, "--common")
+    assert status == 2
+    assert "0 frames are in both" in text
+
+
+def test_the_csv_holds_every_compared_frame_exactly(tmp_path, capsys) -> None:
+    """Whoever plots the differences must get the numbers, not their print."""
+    a, b = errors(0), errors(1)
+    files = write(tmp_path / "a.npz", a), write(tmp_path / "b.npz", b)
+    status, _ = report(capsys, *files, "--csv", tmp_path / "out" / "frames.csv")
+    assert status == 0
+    with (tmp_path / "out" / "frames.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["frame"] for row in rows] == names()
+    assert [float(row["b_minus_a"]) for row in rows] == (b - a).tolist()
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def one_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def not_ours(path: Path) -> None:
+    np.savez(path, frame=np.array(["a"]), joints=np.zeros(3))
+
+
+def text_file(path: Path) -> None:
+    path.write_text("frame,mpjpe\n")
+
+
+def pickled(path: Path) -> None:
+    np.savez(path, frame=np.array([{}], dtype=object), label_usable=0, columns=0, units=0)
+
+
+def twice(path: Path) -> None:
+    write(path, errors(0, 2), ["train/S000/0001"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (torn, "is torn, or not a per-sample file"),
+        (one_array, "is a single array"),
+        (not_ours, "holds no label_usable, columns, units"),
+        (text_file, "is torn, or not a per-sample file"),
+        (pickled, "is torn, or not a per-sample file"),
+        (twice, "a frame is there twice"),
+        (Path.unlink, "no such file"),
+    ],
+)
+def test_a_file_that_is_not_a_per_sample_file_is_named(tmp_path, capsys, spoil, message: str) -> None:
+    """A disk that filled up, or a file picked by mistake: one line, status 2, no traceback."""
+    good, bad = write(tmp_path / "good.npz", errors(0)), write(tmp_path / "bad.npz", errors(0))
+    spoil(bad)
+    status, text = report(capsys, good, bad)
+    assert status == 2
+    assert "bad.npz" in text
+    assert message in text
+    assert len(text.strip().splitlines()) == 1
