@@ -117,6 +117,7 @@ def fill_shard(samples: Samples, plan: Plan, rank: int, world: int, device: torc
 def _strike(fault: str) -> None:
     """Stall or die, if that is the fault."""
     if fault == "stall":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # it has nothing to say at the end
         while True:  # until torchrun, or who started the ranks, ends it
             time.sleep(1.0)
     if fault == "kill":
@@ -341,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, plan = _parse(argv)
     if arguments.world is not None:
         return _prove_here(arguments.world, plan)
-    _speak_before_ending(plan)
+    _speak_before_ending()
     status = 1
     try:
         # The groups are made with the ordinary patience: only messages of the collection have plan's.
@@ -349,18 +350,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         hosts = context.gather_objects(socket.gethostname())
         if context.is_main:
             backend = torch.distributed.get_backend() if context.world > 1 else "none"
-            print("\n".join(_head(plan, backend, context.device.type, hosts)), flush=True)
+            _say(*_head(plan, backend, context.device.type, hosts))
         outcome = prove(context, plan)
         if context.is_main:
-            print("\n".join(outcome.lines), flush=True)
+            _say(*outcome.lines)
         status = 0 if outcome.passed else 1
     except ConfigError as error:
-        print(f"FAIL  {error}", flush=True)
+        _say(f"FAIL  {error}")
         status = 2
     except (UTNetError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not lost_peer(error):
             raise
-        print(f"FAIL  rank {os.environ.get('RANK', '0')}: {error}", flush=True)
+        _say(f"FAIL  rank {os.environ.get('RANK', '0')}: {error}")
     if status and torch.distributed.is_initialized():
         os._exit(status)  # groups with a lost rank can block their own destructors
     teardown()
@@ -369,19 +370,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prove_here(world: int, plan: Plan) -> int:
     """Run the proof in ranks of this machine; exit status."""
-    print("\n".join(_head(plan, "gloo", "cpu", [socket.gethostname()] * world)), flush=True)
+    _say(*_head(plan, "gloo", "cpu", [socket.gethostname()] * world))
     limit = 2.0 * plan.timeout_s + 60.0
-    ranks = spawn_ranks(prove, world, (plan,), limit, check=False, grace_s=_LAST_WORDS_S)
+    # Ranks that wait for a stalled one give up together; one that lost another may first ask the rest.
+    grace_s = _LAST_WORDS_S / 2 if plan.inject == "stall" else _LAST_WORDS_S
+    ranks = spawn_ranks(prove, world, (plan,), limit, check=False, grace_s=grace_s)
     failed = [rank for rank in ranks if rank.error is not None]
     for rank in failed:
-        print(f"FAIL  rank {rank.rank}: {rank.brief}")
+        _say(f"FAIL  rank {rank.rank}: {rank.brief}")
     if failed:
         return 1
-    print("\n".join(ranks[0].value.lines))
+    _say(*ranks[0].value.lines)
     return 0 if ranks[0].value.passed else 1
 
 
-def _speak_before_ending(plan: Plan) -> None:
+def _say(*lines: str) -> None:
+    """Print lines in one piece: several ranks write to the same terminal."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
+def _speak_before_ending() -> None:
     """Give this rank of torchrun a few seconds after SIGTERM.
 
     torchrun ends all ranks as soon as it sees one gone, mostly before they could say which one and why.

@@ -1,78 +1,81 @@
-"""Collection and metrics of 8332 samples over 4 gloo ranks, against one process that scores the same rows."""
+"""Collection and metrics of 8332 samples over 4 gloo ranks, step by step, against one process."""
 
 from __future__ import annotations
 
+import statistics
 import time
 
 import torch
 
-from benchmarks.common import Row, interleaved, report
+from benchmarks.common import Row, report
 from dataloader.samplers import validation_batches
 from src.evaluation.evaluator import EvaluationShard, evaluate
-from src.evaluation.metrics import mpjpe_mm, pa_mpjpe_mm
+from src.evaluation.seeded import MESH_COLUMNS, Samples, make_samples
 from src.runtime.distributed import DistContext, spawn_ranks
 
-SAMPLES, BATCH, RANKS = 8332, 64, 4
+SAMPLES, BATCH, RANKS, REPEATS = 8332, 64, 4, 7
+STEPS = ("shards", "header", "indices", "rows", "metrics", "broadcast", "all")
+LIMIT_S = 0.5
 
 
-def _rows(index: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Made-up rows of given samples: the same for any division."""
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randn(SAMPLES, 21, 3, generator=generator)[index] * 0.05
-    noise = torch.randn(SAMPLES, 21, 3, generator=generator)[index] * 0.01
-    return {
-        "target_joints_m": target,
-        "pred_joints_m": target + noise,
-        "conf": torch.ones(len(index), 21),
-        "loss": torch.zeros(len(index)),
-    }
+def _shard(samples: Samples, batches: list[range], columns: tuple[str, ...]) -> EvaluationShard:
+    """Batches as an evaluation loop adds them; the columns' numbers are made up."""
+    shard = EvaluationShard(sum(map(len, batches)), columns=columns)
+    with shard.guard():
+        for batch in batches:
+            rows = slice(batch.start, batch.stop)
+            shard.add(
+                sample_index=torch.arange(batch.start, batch.stop),
+                pred_joints_m=samples.pred[rows],
+                target_joints_m=samples.target[rows],
+                conf=samples.conf[rows],
+                loss=samples.loss[rows],
+                columns={name: torch.ones(len(batch), dtype=torch.float64) for name in columns},
+            )
+    return shard
 
 
-def _rank(context: DistContext, repeats: int) -> float:
-    """Median seconds of collection and metrics on this rank, measured between barriers."""
+def _rank(context: DistContext, columns: tuple[str, ...]) -> dict[str, float]:
+    """Median seconds of each step on this rank; all ranks start together."""
+    samples = make_samples(SAMPLES, 0)
     batches = validation_batches(SAMPLES, BATCH, context.rank, context.world)
-    index = torch.tensor([i for batch in batches for i in batch], dtype=torch.int64)
-    rows = _rows(index)
-    seconds = []
-    for _ in range(repeats):
-        shard = EvaluationShard(capacity=len(index))
-        with shard.guard():
-            shard.add(sample_index=index, **rows)
+    seconds: dict[str, list[float]] = {step: [] for step in STEPS}
+    for _ in range(REPEATS + 1):
         context.barrier()
         began = time.perf_counter()
+        shard = _shard(samples, batches, columns)
+        filled = time.perf_counter()
         result = evaluate(shard, num_samples=SAMPLES, split_hash="benchmark", group=context.side_group)
-        seconds.append(time.perf_counter() - began)
-        assert result.num_samples == SAMPLES
-    return sorted(seconds)[len(seconds) // 2]
+        ended = time.perf_counter()
+        assert result.receipt.num_samples == SAMPLES
+        for step, value in {
+            **result.receipt.seconds,
+            "shards": filled - began,
+            "all": ended - began,
+        }.items():
+            seconds[step].append(value)
+    # The first round pays for connections and pages; rank 0 alone scores.
+    return {step: statistics.median(values[1:]) if values else 0.0 for step, values in seconds.items()}
 
 
 def main() -> None:
-    """Time one process, four ranks, and the metrics alone."""
-    torch.set_num_threads(1)
-    everything = _rows(torch.arange(SAMPLES))
-    pred, target = everything["pred_joints_m"], everything["target_joints_m"]
-    alone = interleaved({"metrics": lambda: (mpjpe_mm(pred, target), pa_mpjpe_mm(pred, target))}, 5)[
-        "metrics"
-    ]
-    four = max(spawn_ranks(_rank, RANKS, (5,), timeout_s=120))
-    one = spawn_ranks(_rank, 1, (5,), timeout_s=120)[0]
-    report(
-        "collection",
-        [
+    """Time four ranks and one, with and without the columns of vertices."""
+    rows = []
+    for name, columns in (("joints", ()), ("joints + vertex columns", MESH_COLUMNS)):
+        four = spawn_ranks(_rank, RANKS, (columns,), timeout_s=120)
+        one = spawn_ranks(_rank, 1, (columns,), timeout_s=120)[0]
+        total = max(rank["all"] for rank in four)
+        split = ", ".join(f"{step} {four[0][step]:.4f}" for step in STEPS[:-1])
+        rows.append(
             Row(
-                f"collect + metrics, {SAMPLES} samples, {RANKS} ranks: {four:.3f}",
-                f"one process: {one:.3f}",
-                one / four,
+                f"{name}: {SAMPLES} samples, {RANKS} ranks: {total:.3f} (rank 0: {split})",
+                f"one process: {one['all']:.3f}",
+                one["all"] / total,
                 "s",
-            ),
-            Row(
-                f"collect + metrics, {RANKS} ranks: {four:.3f}",
-                f"metrics alone: {alone:.3f}",
-                alone / four,
-                "s",
-            ),
-        ],
-    )
+            )
+        )
+        rows.append(Row(f"{name}: {RANKS} ranks: {total:.3f}", f"limit: {LIMIT_S:.3f}", LIMIT_S / total, "s"))
+    report("collection", rows)
 
 
 if __name__ == "__main__":
