@@ -48,6 +48,66 @@ def sleeps(context: DistContext) -> None:
     time.sleep(60)
 
 
+def leaves_at_once(context: DistContext) -> int:
+    """Rank 0 stays, the others are gone before they have done anything."""
+    if context.rank:
+        os._exit(7)
+    return context.rank
+
+
+def returns_early(context: DistContext, folder: str) -> int:
+    """Rank 1 returns at once; rank 0 looks a while later whether its process is still there."""
+    if context.rank == 1:
+        (Path(folder) / str(os.getpid())).touch()
+        return 1
+    while not (found := list(Path(folder).iterdir())):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(int(found[0].name), 0)  # raises if that process has left
+    return 0
+
+
+def raises_while_awaited(context: DistContext) -> None:
+    if context.rank == 1:
+        raise DataError("frame 7 is torn")
+    context.barrier()
+
+
+def fails_beside_a_sleeper(context: DistContext) -> None:
+    if context.rank == 1:
+        raise DataError("frame 7 is torn")
+    time.sleep(60)
+
+
+def test_no_rank_starts_before_all_are_connected() -> None:
+    """A rank that is done at once took its connections away from others that were still making theirs."""
+    outcomes = spawn_ranks(leaves_at_once, 8, timeout_s=60.0, check=False)
+    assert outcomes[0].value == 0, outcomes[0]
+    assert {o.brief for o in outcomes[1:]} == {"ended with exit code 7 and no result"}
+
+
+def test_a_rank_that_is_done_waits_for_the_others(tmp_path: Path) -> None:
+    """Whoever still talks to it must not lose it in the middle of a message."""
+    assert spawn_ranks(returns_early, 2, (str(tmp_path),), 60.0) == [0, 1]
+
+
+def test_a_rank_that_raised_leaves_those_that_wait_for_it() -> None:
+    """The others would otherwise wait for their whole timeout."""
+    began = time.monotonic()
+    outcomes = spawn_ranks(raises_while_awaited, 2, timeout_s=120.0, check=False)
+    assert time.monotonic() - began < 60
+    assert outcomes[1].brief == "frame 7 is torn"
+    assert "Connection closed by peer" in outcomes[0].error
+
+
+def test_after_a_failure_the_others_have_a_grace() -> None:
+    """A proof of a stalled rank must end although that rank never does."""
+    began = time.monotonic()
+    outcomes = spawn_ranks(fails_beside_a_sleeper, 2, timeout_s=50.0, check=False, grace_s=0.2)
+    assert time.monotonic() - began < 40
+    assert [o.brief for o in outcomes] == ["did not end in time and was stopped", "frame 7 is torn"]
+
+
 def test_helpers_agree_on_every_rank() -> None:
     """Decisions taken from these values must be the same everywhere."""
     assert spawn_ranks(sums, 3) == [(3.0, [0, 2, 4], "from 0")] * 3
