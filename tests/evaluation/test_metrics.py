@@ -247,9 +247,12 @@ def test_meshes_are_scored_from_the_wrist_and_after_the_best_similarity():
     np.testing.assert_allclose(rows["mpvpe_mm"], 5.0, rtol=1e-12)
     assert rows["pa_mpvpe_mm"].max() < EXACT_MM
     pred = hands(70, seed=4, joints=90)
-    rows = mesh_rows(pred, mesh, wrist, wrist)
+    pred_wrist = wrist + stream(5, "wrists").normal(0.0, 0.05, wrist.shape)
+    rows = mesh_rows(pred, mesh, pred_wrist, wrist)
+    expected = np.linalg.norm((pred - pred_wrist[:, None]) - (mesh - wrist[:, None]), axis=-1).mean(1) * 1e3
+    np.testing.assert_allclose(rows["mpvpe_mm"], expected, rtol=1e-12)
     assert np.array_equal(rows["pa_mpvpe_mm"], pa_mpjpe_mm(pred, mesh))
-    one = mesh_rows(torch.tensor(pred[65:66]), mesh[65:66], wrist[65:66], wrist[65:66])
+    one = mesh_rows(torch.tensor(pred[65:66]), mesh[65:66], pred_wrist[65:66], wrist[65:66])
     assert all(np.array_equal(one[name], rows[name][65:66]) for name in rows)
 
 

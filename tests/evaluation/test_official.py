@@ -136,8 +136,10 @@ def test_f_scores_at_odd_scales(size):
     recall, precision = (between.min(1) < 0.015).mean(), (between.min(0) < 0.015).mean()
     assert score["15"] == pytest.approx(2 * recall * precision / max(recall + precision, 1e-9))
     wild = target.copy()
-    wild[3] = 1e25
-    assert f_scores(wild, target)["5"] == pytest.approx(79 / 80)
+    for far in (1e25, 1e39):
+        wild[3] = far
+        wild[4] = -far
+        assert f_scores(wild, target)["5"] == pytest.approx(78 / 80)
 
 
 def test_widths_and_devices_are_taken_as_they_are():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -51,6 +52,19 @@ def test_long_sequences_weigh_by_their_frames():
     values = np.array([0.0] * 90 + [10.0] * 10)
     interval = bootstrap_mean(values, ["a"] * 90 + ["b"] * 10, seed=0)
     assert (interval.mean, interval.low, interval.high, interval.groups) == (1.0, 0.0, 10.0, 2)
+
+
+def test_it_draws_sequences_and_averages_frames():
+    """With three sequences all 27 draws can be written down: the percentiles must be theirs."""
+    sizes, errors = (90, 10, 1), (0.0, 10.0, 20.0)
+    values, groups = np.repeat(errors, sizes), np.repeat(range(3), sizes)
+    draws = []
+    for draw in itertools.product(range(3), repeat=3):
+        frames = np.concatenate([values[groups == group] for group in draw])
+        draws.append(frames.mean())
+    low, high = np.quantile(draws, [0.25, 0.75], method="inverted_cdf")
+    interval = bootstrap_mean(values, groups, replicates=20000, seed=0, level=0.5)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-9)
 
 
 def test_repeated_frames_do_not_make_it_surer():
