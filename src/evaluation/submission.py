@@ -69,10 +69,18 @@ def to_official(joints_cam_m: Array, vertices_cam_m: Array) -> tuple[Array, Arra
     Returns:
         (N, 21, 3) HO3D order and (N, 778, 3), OpenGL, metres, float64.
     """
-    order = list(permutation(OPENPOSE21, HO3D21))
-    return np.asarray(joints_cam_m, np.float64)[:, order] * _AXES, np.asarray(
-        vertices_cam_m, np.float64
-    ) * _AXES
+    return joints_to_official(joints_cam_m), points_to_official(vertices_cam_m)
+
+
+def joints_to_official(joints_cam_m: Array) -> Array:
+    """(N, 21, 3) `OPENPOSE21`, OpenCV image camera -> HO3D order, OpenGL; metres, float64."""
+    return points_to_official(np.asarray(joints_cam_m)[:, list(permutation(OPENPOSE21, HO3D21))])
+
+
+def points_to_official(points_cam_m: Array) -> Array:
+    """(N, P, 3) OpenCV image camera -> OpenGL; metres, float64."""
+    points: Array = np.asarray(points_cam_m, np.float64) * _AXES
+    return points
 
 
 def from_official(xyz: Array, verts: Array) -> tuple[Array, Array]:

@@ -31,7 +31,14 @@ from src.config import RunConfig
 from src.config_file import config_from_dict, load_config
 from src.errors import ConfigError, DataError, UTNetError
 from src.evaluation.metrics import official_ho3d
-from src.evaluation.submission import NUM_VERTICES, Submission, require_free, to_official, write_submission
+from src.evaluation.submission import (
+    NUM_VERTICES,
+    Submission,
+    joints_to_official,
+    points_to_official,
+    require_free,
+    write_submission,
+)
 from src.hand.joints import OPENPOSE21
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import load_hand_asset
@@ -257,12 +264,11 @@ def score(dataset: HO3DDataset, joints: Float32, vertices: Float32) -> None:
         print(f"No official {'scores' if truth_joints is None else 'mesh scores'}: {missing}")
     if truth_joints is None:
         return
-    predicted = to_official(joints, vertices)
-    truth = to_official(truth_joints, vertices if truth_vertices is None else truth_vertices)
-    pairs = list(zip(predicted, truth, strict=True))
-    meshes = () if truth_vertices is None else pairs[1]
+    pairs = [joints_to_official(joints), joints_to_official(truth_joints)]
+    if truth_vertices is not None:
+        pairs += [points_to_official(vertices), points_to_official(truth_vertices)]
     print("Official scores (lengths in cm):")
-    for name, value in official_ho3d(*pairs[0], *meshes).items():
+    for name, value in official_ho3d(*pairs).items():
         print(f"  {name}: {value:.6f}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -56,8 +57,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     torch.manual_seed(0)
     model = UTNet(config.model, hand)
     trainer = TrainStep(model, HandLoss(config.loss, hand), config, ALONE, 10)
+    with torch.no_grad():  # the present weights are not the averaged ones
+        for weight in model.parameters():
+            weight.add_(0.01)
     path = folder / "run" / "checkpoints" / "best.pt"
     ckpt.save_checkpoint(path, trainer, ckpt.Progress(), config, hand, "abc", ALONE)
+    ckpt.load_weights(model, ckpt.load_checkpoint(path), path)
     return Trained(folder / "HO3D", path, config, model)
 
 
@@ -65,6 +70,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def _leave_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log outlets and torch's settings belong to whole processes, and this one runs other tests."""
     monkeypatch.setattr(export_submission.log, "configure", lambda **_: None)
+    monkeypatch.setattr(logging.getLogger("utnet"), "handlers", [logging.NullHandler()])
     monkeypatch.setattr(export_submission, "configure_torch", lambda _: None)
 
 
