@@ -181,7 +181,7 @@ def fingerprint(train: LabelTable, val: LabelTable, hand: ManoLayer) -> str:
 def _read(path: Path, key: str, usable: NDArray[np.bool_]) -> BaselineRows | None:
     """What a cache holds; None, and a line in the log, where it cannot be trusted."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive:  # before a damaged header asks for an array of any size
             if (torn := archive.testzip()) is not None:
                 raise ValueError(f"{torn} is damaged")
         with np.load(path, allow_pickle=False) as stored:

@@ -87,6 +87,11 @@ def test_degenerate_poses_do_not_poison_the_others() -> None:
     train, val = hands(50, 1), hands(6, 2)
     line = np.linspace(0.0, 0.2, 21)[:, None] * [1.0, 2.0, 3.0]
     odd = np.stack([np.zeros((21, 3)), np.full((21, 3), 0.7), line, -line]).astype(np.float32)
+    gain = alignment_gain(
+        *(nearest_pose._planes(part)[0] for part in (line[None], np.concatenate([odd, train])))
+    )
+    assert float(gain.min()) >= 0.0  # not nan, and no step that jumps away
+    assert 0.99 < float(gain.max()) < 1.01
     val[2] = np.nan
     val[4] = line
     expected = all_pairs(np.concatenate([odd, train]), val[[0, 1, 3, 4, 5]])
