@@ -23,12 +23,11 @@ import torch
 
 from dataloader.build import DeviceLoader, build_eval_loader, build_splits, build_train_loader
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.modality import Modality
 from src.config import RunConfig
 from src.config_file import config_to_yaml, load_config
 from src.errors import CollectError, ConfigError, PeerError, TrainingError, UTNetError
-from src.evaluation.baselines import cached_baselines
-from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, write_per_sample
+from src.evaluation.baselines import BaselineRows, cached_baselines
+from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
 from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
@@ -45,15 +44,30 @@ from src.runtime.machine import configure_torch
 from src.runtime.progress import progress
 from src.runtime.seed import seed_everything
 from src.runtime.signals import StopRequest
+from src.schema import Shown
 from src.training import checkpoint as ckpt
+from src.training.mesh_scorer import MeshScorer
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
 from src.training.setup import build_model
 from src.training.step import TrainStep
-from src.training.validation import is_best, report, require_selectable
+from src.training.validation import Outcome, is_best, official_scores, report, require_selectable
 
 _log = log.get_logger("train")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a validation works with beside the weights."""
+
+    config: RunConfig
+    context: DistContext
+    dataset: HO3DDataset
+    loaders: dict[Shown, DeviceLoader]
+    meshes: MeshScorer
+    baselines: BaselineRows | None
+    """On rank 0."""
 
 
 @dataclass
@@ -68,10 +82,8 @@ class Run:
     model: UTNet
     trainer: TrainStep
     train_set: HO3DDataset
-    val_set: HO3DDataset
     train_loader: DeviceLoader
-    val_loaders: dict[Modality, DeviceLoader]
-    baselines: dict[str, float]
+    scoring: Scoring
     progress: ckpt.Progress
     stop: StopRequest
 
@@ -183,21 +195,19 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
             "WARNING: the checkpoint was trained on another training split: it may have seen these samples"
         )
     _log.info(f"Evaluating {path} (step {state['step']}, {'averaged' if state['ema'] else 'plain'} weights)")
-    baselines = split_baselines(train_set, val_set, hand, context)
+    scoring = build_scoring(config, context, train_set, val_set, hand)
     recorder = Recorder(run_dir, config, context)
     recorder.write_setup(config, hand, context, {"evaluated": str(path), "split": val_set.describe()})
-    for modality in _modalities(config):
-        loader = build_eval_loader(config, val_set, context.rank, context.world, context.device, modality)
-        result = test(model, loss, loader, val_set, context, config, baselines=baselines, page=None)
-        report(result, modality, context)
-        if context.is_main:
-            name = "per_sample.npz" if modality == "rgbd" else f"per_sample_{modality}.npz"
-            write_per_sample(
-                run_dir / "val" / name, result, [val_set.frame_id(i) for i in range(len(val_set))]
-            )
-            label = "Per-sample results" if modality == "rgbd" else "Per-sample results without depth"
-            _log.info(f"{label}: {run_dir / 'val' / name}")
-        recorder.validation(state["step"], modality, result)
+    results = score(model, loss, scoring)
+    report(results, val_set.split_line, context)
+    for shown, result in results.items():
+        recorder.validation(state["step"], shown, result)
+    if (outcome := outcome_of(results, scoring)) is not None:
+        outcome.log_summary()
+        for shown, file in outcome.write(run_dir / "val", "per_sample").items():
+            label = "Per-sample results" if shown == "rgbd" else "Per-sample results without depth"
+            _log.info(f"{label}: {file}")
+        _log.info(f"Report: {run_dir / 'val' / 'per_sample.md'}")
     recorder.close()
     return 0
 
@@ -207,17 +217,27 @@ def split_name(dataset: HO3DDataset) -> str:
     return f"{dataset.split_hash:016x}"
 
 
-def split_baselines(
-    train_set: HO3DDataset, val_set: HO3DDataset, hand: ManoLayer, context: DistContext
-) -> dict[str, float]:
-    """Scores of predictors that learned nothing on the validation split; computed by rank 0, known to all."""
+def build_scoring(
+    config: RunConfig, context: DistContext, train_set: HO3DDataset, val_set: HO3DDataset, hand: ManoLayer
+) -> Scoring:
+    """Loaders, mesh scores, and what predictors that learned nothing score (computed by rank 0)."""
 
-    def scores() -> dict[str, float]:
+    def baselines() -> BaselineRows | None:
+        if not context.is_main:
+            return None
         train, val, folder = train_set.labels(), val_set.labels(), val_set.index_path.parent
-        return cached_baselines(train, val, hand, cache_dir=folder, show_progress=True).scores()
+        return cached_baselines(train, val, hand, cache_dir=folder, show_progress=True)
 
-    values = context.together("scoring the baselines", lambda: scores() if context.is_main else {})
-    return dict(context.broadcast_object(values))
+    shown: tuple[Shown, ...] = ("rgbd", "rgb") if config.validation.rgb_only else ("rgbd",)
+    rank, world, device = context.rank, context.world, context.device
+    return Scoring(
+        config=config,
+        context=context,
+        dataset=val_set,
+        loaders={as_: build_eval_loader(config, val_set, rank, world, device, as_) for as_ in shown},
+        meshes=MeshScorer(hand, val_set, official=config.validation.split == "evaluation"),
+        baselines=context.together("scoring the baselines", baselines),
+    )
 
 
 def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Path | None) -> Run:
@@ -226,7 +246,6 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
     train_set, val_set = build_splits(config, context, hand)
     rank, world, device = context.rank, context.world, context.device
     train_loader = build_train_loader(config, train_set, rank, world, device)
-    val_loaders = {m: build_eval_loader(config, val_set, rank, world, device, m) for m in _modalities(config)}
     seed_everything(config.seed, rank)
     total_steps = config.training.num_epochs * len(train_loader) // config.training.accumulation
     trainer = TrainStep(model, loss, config, context, total_steps, trace_loss=debug_loss_enabled())
@@ -251,7 +270,6 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         "global_batch": batch,
     }
     recorder.write_setup(config, hand, context, facts)
-    baselines = split_baselines(train_set, val_set, hand, context)
     return Run(
         config=config,
         context=context,
@@ -261,10 +279,8 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         model=model,
         trainer=trainer,
         train_set=train_set,
-        val_set=val_set,
         train_loader=train_loader,
-        val_loaders=dict(val_loaders),
-        baselines=baselines,
+        scoring=build_scoring(config, context, train_set, val_set, hand),
         progress=position,
         stop=StopRequest(),
     )
@@ -325,32 +341,31 @@ def train_epoch(run: Run) -> float | None:
     return position.loss_sum / max(1, position.step_in_epoch)
 
 
+def score(
+    model: UTNet, loss: HandLoss, scoring: Scoring, page: PicturePage | None = None
+) -> dict[Shown, CheckedResult]:
+    """test() with depth, and without where that is asked for."""
+    return {
+        shown: test(model, loss, loader, scoring, page if shown == "rgbd" else None)
+        for shown, loader in scoring.loaders.items()
+    }
+
+
 @torch.no_grad()
 def test(
-    model: UTNet,
-    loss: HandLoss,
-    loader: DeviceLoader,
-    dataset: HO3DDataset,
-    context: DistContext,
-    config: RunConfig,
-    *,
-    baselines: dict[str, float],
-    page: PicturePage | None,
+    model: UTNet, loss: HandLoss, loader: DeviceLoader, scoring: Scoring, page: PicturePage | None
 ) -> CheckedResult:
     """Evaluate the bare model over every sample of a split exactly once.
 
     Each rank predicts its share of fixed global batches without any collective; then an all_gather of sizes
     and send/recv bring all rows to rank 0, which checks that each sample is there once and scores them in
-    float64.
+    float64. Of the meshes only their errors travel.
 
     Args:
         model: not wrapped in DDP; its mode is restored.
         loss: per-sample loss.
-        loader: this rank's batches.
-        dataset: the split that `loader` reads.
-        context: ranks.
-        config: timeouts.
-        baselines: constant predictors' scores, carried in the result.
+        loader: this rank's batches of the split.
+        scoring: the split, ranks, timeouts and baselines.
         page: receives this rank's batches and predictions, for pictures.
 
     Returns:
@@ -359,9 +374,10 @@ def test(
     Raises:
         CollectError: on every rank, naming the rank and the cause.
     """
+    context, meshes = scoring.context, scoring.meshes
     was_training = model.training
     model.eval()
-    shard = EvaluationShard(capacity=sum(len(batch) for batch in loader.sampler))
+    shard = EvaluationShard(capacity=sum(len(batch) for batch in loader.sampler), columns=meshes.columns)
     with shard.guard():
         for batch in progress(loader, total=len(loader), desc="validation", enabled=context.is_main):
             prediction = model(batch)
@@ -371,17 +387,18 @@ def test(
                 target_joints_m=batch.to_image_camera(batch.joints_cam_m),
                 conf=batch.joints_conf,
                 loss=loss.per_sample(prediction, batch),
+                columns=meshes(batch, prediction.hand),
             )
             if page is not None:
                 page.add(batch, prediction)
     model.train(was_training)
     return evaluate(
         shard,
-        num_samples=len(dataset),
-        split_hash=split_name(dataset),
+        num_samples=len(scoring.dataset),
+        split_hash=split_name(scoring.dataset),
         group=context.side_group,
-        timeout_s=config.validation.timeout_s,
-        baselines=baselines,
+        timeout_s=scoring.config.validation.timeout_s,
+        baselines=scoring.baselines.scores() if scoring.baselines is not None else None,
         device_label=context.devices_label,
     )
 
@@ -392,34 +409,33 @@ def validate(run: Run) -> bool:
     Raises:
         TrainingError: predictions are not finite and validation.on_nonfinite is stop.
     """
-    trainer, config, epoch = run.trainer, run.config, run.progress.epoch
-    page = (
-        PicturePage(config.validation.pictures, len(run.val_loaders["rgbd"])) if run.context.is_main else None
-    )
-    results: dict[Modality, CheckedResult] = {}
+    trainer, scoring, epoch = run.trainer, run.scoring, run.progress.epoch
+    page = None
+    if run.context.is_main:
+        page = PicturePage(run.config.validation.pictures, len(scoring.loaders["rgbd"]))
     with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
-        for modality, loader in run.val_loaders.items():
-            results[modality] = test(
-                run.model,
-                trainer.loss,
-                loader,
-                run.val_set,
-                run.context,
-                config,
-                baselines=run.baselines,
-                page=page if modality == "rgbd" else None,
-            )
-    for modality, result in results.items():
-        report(result, modality, run.context)
-        run.recorder.validation(trainer.step, modality, result)
+        results = score(run.model, trainer.loss, scoring, page)
+    report(results, scoring.dataset.split_line, run.context)
+    for shown, result in results.items():
+        run.recorder.validation(trainer.step, shown, result)
+    folder = run.run_dir / "val"
+    if (outcome := outcome_of(results, scoring)) is not None:
+        outcome.write(folder, f"epoch_{epoch:04d}")
     if page is not None:
-        folder = run.run_dir / "val"
-        frames = [run.val_set.frame_id(i) for i in range(len(run.val_set))]
-        write_per_sample(folder / f"epoch_{epoch:04d}.npz", results["rgbd"], frames)
         path = folder / f"epoch_{epoch:04d}.jpg"
         if (picture := page.write(path)) is not None:
             run.recorder.picture(trainer.step, "Val/pictures", path, picture)
-    return is_best(results["rgbd"], run.progress, config.validation)
+    return is_best(results["rgbd"], run.progress, run.config.validation)
+
+
+def outcome_of(results: dict[Shown, CheckedResult], scoring: Scoring) -> Outcome | None:
+    """Results with what their report needs; None on ranks that have no rows."""
+    if scoring.baselines is None:
+        return None
+    data = scoring.dataset
+    frames = [data.frame_id(i) for i in range(len(data))]
+    official = official_scores(results, data.truth_joints())
+    return Outcome(results, frames, scoring.config.validation.split, scoring.baselines, official)
 
 
 def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
@@ -435,11 +451,6 @@ def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
             ckpt.link(written, last)
         if epoch is not None:
             ckpt.keep_epoch(last, run.config.training, epoch)
-
-
-def _modalities(config: RunConfig) -> tuple[Modality, ...]:
-    """What is scored: with depth, and without where that is asked for."""
-    return ("rgbd", "rgb") if config.validation.rgb_only else ("rgbd",)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BatchT = TypeVar("BatchT", "RawBatch", "HandBatch")
+
+Shown = Literal["rgbd", "rgb"]
+"""How a validation shows samples to the network: with their depth, or without."""
 
 DEPTH_UNIT_M = 0.00012498664727900177
 """Metres per unit of HO3D's 16-bit depth."""

@@ -24,7 +24,7 @@ from src.config_file import config_to_yaml
 from src.hand.mano import ManoLayer
 from src.runtime.distributed import DistContext
 from src.runtime.files import atomic_write
-from src.schema import EvalResult
+from src.schema import EvalResult, Shown
 from src.training.checkpoint import commit
 from src.training.step import StepReport
 
@@ -112,15 +112,18 @@ class Recorder:
         terms = {f"Train/loss/{name}": float(value.detach()) for name, value in report.terms.values.items()}
         self.scalars(step, values | terms)
 
-    def validation(self, step: int, modality: str, result: EvalResult) -> None:
+    def validation(self, step: int, shown: Shown, result: EvalResult) -> None:
         """Record a validation under Val/, or Val/RGB-only/ for the score without depth."""
-        prefix = "Val" if modality == "rgbd" else "Val/RGB-only"
+        prefix = "Val" if shown == "rgbd" else "Val/RGB-only"
         values = {
             f"{prefix}/loss": result.loss,
             f"{prefix}/MPJPE": result.mpjpe_mm,
             f"{prefix}/PA-MPJPE": result.pa_mpjpe_mm,
         }
-        if modality == "rgbd":
+        for name, label in (("mpvpe_mm", "MPVPE"), ("pa_mpvpe_mm", "PA-MPVPE")):
+            if name in result.columns:
+                values[f"{prefix}/{label}"] = result.columns[name]
+        if shown == "rgbd":
             values |= {f"Val/baseline/{name}": value for name, value in result.baselines.items()}
         self.scalars(step, values)
 

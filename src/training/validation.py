@@ -1,15 +1,34 @@
-"""What becomes of a validation's result: the log lines, and whether it is the best so far."""
+"""What becomes of a validation's result: the log lines, the files, and whether it is the best so far."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
 from src.config import ValidationConfig
 from src.errors import ConfigError, TrainingError
-from src.evaluation.evaluator import CheckedResult, report_lines
+from src.evaluation.baselines import BaselineRows
+from src.evaluation.evaluator import CheckedResult, report_lines, write_per_sample
+from src.evaluation.official import official_joint_rows
+from src.evaluation.points import mean
+from src.evaluation.report import summary_lines, validation_report
+from src.evaluation.submission import joints_to_official
 from src.runtime.distributed import DistContext
+from src.runtime.files import atomic_write
 from src.runtime.log import get_logger
+from src.schema import Shown
 from src.training.checkpoint import Progress
+from src.training.mesh_scorer import OFFICIAL_MESH_NAMES
 
 _log = get_logger("validation")
+
+MODALITY_NAMES: Mapping[Shown, str] = {"rgbd": "RGB-D", "rgb": "RGB-only"}
+"""What reports call the two ways of showing a sample."""
+_SUFFIX: Mapping[Shown, str] = {"rgbd": "", "rgb": "_rgb"}
 
 
 def require_selectable(config: ValidationConfig) -> None:
@@ -46,16 +65,85 @@ def is_best(result: CheckedResult, position: Progress, config: ValidationConfig)
     return False
 
 
-def report(result: CheckedResult, modality: str, context: DistContext) -> None:
-    """Log a validation.
+def report(
+    results: Mapping[Shown, CheckedResult],
+    split_line: str,
+    context: DistContext,
+) -> None:
+    """Log a validation: the lines of the contract for RGB-D, by which split, and one line without depth."""
+    for line in report_lines(results["rgbd"], context.world, context.devices_label):
+        _log.info(line)
+    _log.info(f"  Split: {split_line}")
+    if (result := results.get("rgb")) is not None:
+        _log.info(
+            f"  Without depth: Loss: {result.loss:.3f}, MPJPE: {result.mpjpe_mm:.3f} mm, "
+            f"PA-MPJPE: {result.pa_mpjpe_mm:.3f} mm ({result.num_samples} samples)"
+        )
 
-    The lines of the contract for the main score, one line for the score without depth.
+
+def official_scores(
+    results: Mapping[Shown, CheckedResult], truth_joints_m: NDArray[np.float64] | None
+) -> dict[str, dict[str, float]]:
+    """Official HO3D scores of a validation of the official split.
+
+    Args:
+        results: with per-sample rows (rank 0), whose columns hold the meshes' official rows.
+        truth_joints_m: (N, 21, 3) `OPENPOSE21`, image camera, metres; None: another split, no such scores.
+
+    Returns:
+        name of how samples were shown -> scores as of `official_ho3d`.
     """
-    if modality == "rgbd":
-        for line in report_lines(result, context.world, context.devices_label):
+    scores: dict[str, dict[str, float]] = {}
+    for shown, result in results.items():
+        if truth_joints_m is None or result.rows is None:
+            continue
+        truth = joints_to_official(truth_joints_m)
+        rows = official_joint_rows(joints_to_official(result.rows.pred_joints_cam_m), truth)
+        rows |= {name: v for name, v in result.rows.columns.items() if name in OFFICIAL_MESH_NAMES}
+        scores[MODALITY_NAMES[shown]] = {name: mean(values) for name, values in rows.items()}
+    return scores
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results of one validation and what is needed to write them down; on rank 0."""
+
+    results: Mapping[Shown, CheckedResult]
+    """RGB-D first."""
+    frames: Sequence[str]
+    """(N,) `<list>/<sequence>/<frame>`."""
+    split: str
+    """Name of the split, for the files."""
+    baselines: BaselineRows
+    """What predictors that learned nothing score, row by row."""
+    official: Mapping[str, Mapping[str, float]]
+    """How samples were shown, as the report calls it -> official scores; empty but on the official split."""
+
+    def write(self, folder: Path, stem: str) -> dict[Shown, Path]:
+        """Write `<stem>.npz` (and `<stem>_rgb.npz`) with a row per sample, and the report `<stem>.md`.
+
+        Returns:
+            the per-sample file of each modality.
+        """
+        paths: dict[Shown, Path] = {}
+        for modality, result in self.results.items():
+            paths[modality] = folder / f"{stem}{_SUFFIX[modality]}.npz"
+            write_per_sample(paths[modality], result, self.frames, split=self.split)
+        text = validation_report(
+            self._named(), self.frames, official=self.official, baseline_rows=self.baselines.rows
+        )
+        with atomic_write(folder / f"{stem}.md") as file:
+            file.write(text.encode())
+        return paths
+
+    def log_summary(self) -> None:
+        """Log intervals, the worst parts, and the official scores where there are any."""
+        for line in summary_lines(self._named(), self.frames):
             _log.info(line)
-        return
-    _log.info(
-        f"  Without depth: Loss: {result.loss:.3f}, MPJPE: {result.mpjpe_mm:.3f} mm, "
-        f"PA-MPJPE: {result.pa_mpjpe_mm:.3f} mm ({result.num_samples} samples)"
-    )
+        for name, scores in self.official.items():
+            _log.info(f"  Official HO3D scores ({name}; *_mean3d in cm):")
+            for key, value in scores.items():
+                _log.info(f"    {key}: {value:.6f}")
+
+    def _named(self) -> dict[str, CheckedResult]:
+        return {MODALITY_NAMES[modality]: result for modality, result in self.results.items()}

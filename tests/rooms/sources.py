@@ -32,10 +32,10 @@ def module_name(path: Path) -> str:
 def tracked_files() -> list[str]:
     """What git has, or would have after `git add -A`; empty outside a checkout."""
     done = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"],
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         capture_output=True,
         text=True,
         timeout=30,
         check=False,
     )
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    return [name for name in done.stdout.split("\0") if name] if done.returncode == 0 else []

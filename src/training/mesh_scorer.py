@@ -1,0 +1,91 @@
+"""Errors of predicted meshes, computed on the rank that predicted them: vertices never travel.
+
+Legend: B batch, V 778 vertices, J 21 joints.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from src.evaluation.metrics import mesh_rows
+from src.evaluation.official import official_mesh_rows
+from src.evaluation.shard import MESH_USABLE
+from src.evaluation.submission import points_to_official
+from src.hand.mano import ManoLayer
+from src.schema import HandBatch, HandEstimate
+
+_MESH_NAMES = ("mpvpe_mm", "pa_mpvpe_mm")
+OFFICIAL_MESH_NAMES = tuple(official_mesh_rows(np.empty((0, 1, 3)), np.empty((0, 1, 3))))
+"""Columns that are scores of the official evaluation."""
+
+
+class PublishedTruth(Protocol):
+    """A data set that may know the official ground truth of its samples."""
+
+    def truth_joints(self, sample_index: NDArray[np.int64] | None = None) -> NDArray[np.float64] | None:
+        """(B, J, 3) `OPENPOSE21`, image camera, metres; None without ground truth."""
+
+    def truth_vertices(self, sample_index: NDArray[np.int64] | None = None) -> NDArray[np.float64] | None:
+        """(B, V, 3) image camera, metres; None without ground truth."""
+
+
+class MeshScorer:
+    """Scores meshes against the published ground truth where there is one, else against decoded labels."""
+
+    def __init__(self, hand: ManoLayer, truth: PublishedTruth, *, official: bool) -> None:
+        """Args: `hand` decodes labels, on the device of the batches; `official`: the split is HO3D's own."""
+        self._hand = hand
+        self._truth = truth
+        self._official = official and truth.truth_vertices(np.empty(0, np.int64)) is not None
+        decodable = not official
+        self.columns: tuple[str, ...] = ()
+        if self._official:
+            self.columns = (MESH_USABLE, *_MESH_NAMES, *OFFICIAL_MESH_NAMES)
+        elif decodable:
+            self.columns = (MESH_USABLE, *_MESH_NAMES)
+
+    @torch.no_grad()
+    def __call__(self, batch: HandBatch, hand: HandEstimate) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            batch: labels, crop camera.
+            hand: prediction, crop camera.
+
+        Returns:
+            a (B,) float64 CPU tensor for each of `columns`; nan where a sample's mesh has no label.
+        """
+        if not self.columns:
+            return {}
+        if self._official:
+            rows = self._against_truth(batch, hand)
+            usable = np.ones(batch.size, np.bool_)
+        else:
+            rows = self._against_labels(batch, hand)
+            usable = batch.mano_valid.numpy(force=True)
+        scored = {name: np.where(usable, values, np.nan) for name, values in rows.items()}
+        scored[MESH_USABLE] = usable.astype(np.float64)
+        return {name: torch.from_numpy(scored[name]) for name in self.columns}
+
+    def _against_labels(self, batch: HandBatch, hand: HandEstimate) -> dict[str, NDArray[np.float64]]:
+        """Distances to what the labelled parameters decode to; both are in the crop camera."""
+        target = self._hand(batch.global_orient, batch.hand_pose, batch.betas, batch.translation_m)
+        return mesh_rows(
+            hand.vertices_cam_m, target.vertices_m, hand.joints_cam_m[:, 0], target.joints_m[:, 0]
+        )
+
+    def _against_truth(self, batch: HandBatch, hand: HandEstimate) -> dict[str, NDArray[np.float64]]:
+        """Distances to the published meshes, also as the official evaluation takes them."""
+        rows = batch.sample_index.numpy(force=True)
+        vertices, joints = self._truth.truth_vertices(rows), self._truth.truth_joints(rows)
+        assert vertices is not None
+        assert joints is not None
+        predicted = batch.to_image_camera(hand.vertices_cam_m).float().numpy(force=True)
+        wrist = batch.to_image_camera(hand.joints_cam_m).float()[:, 0]
+        ours = mesh_rows(predicted, vertices, wrist, joints[:, 0])
+        return ours | official_mesh_rows(points_to_official(predicted), points_to_official(vertices))
