@@ -117,7 +117,7 @@ def fill_shard(samples: Samples, plan: Plan, rank: int, world: int, device: torc
 def _strike(fault: str) -> None:
     """Stall or die, if that is the fault."""
     if fault == "stall":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # it has nothing to say at the end
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it will have nothing to say at the end
         while True:  # until torchrun, or who started the ranks, ends it
             time.sleep(1.0)
     if fault == "kill":
@@ -397,14 +397,20 @@ def _speak_before_ending() -> None:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # The main thread may be inside a wait of gloo: another one must hear of the signal and keep the time.
+    received, told = socket.socketpair()
+    told.setblocking(False)
+    signal.set_wakeup_fd(told.fileno())
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
 
-    def wait() -> None:
-        signal.sigwait({signal.SIGTERM})
-        time.sleep(_LAST_WORDS_S)
-        os._exit(1)
+    def end_in_time() -> None:
+        with told:
+            while received.recv(1) != bytes([signal.SIGTERM]):
+                pass
+            time.sleep(_LAST_WORDS_S)
+            os._exit(1)
 
-    threading.Thread(target=wait, name="last-words", daemon=True).start()
+    threading.Thread(target=end_in_time, name="last-words", daemon=True).start()
 
 
 if __name__ == "__main__":

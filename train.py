@@ -190,7 +190,7 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
     context.together("loading the weights", lambda: ckpt.load_weights(model, state, path))
     train_set, val_set = build_splits(config, context, hand)
     ckpt.log_changes(state["config"], config, ("dataset", "split", "model"))
-    if state["split_hash"] != split_name(train_set):
+    if state["split_hash"] != train_set.split_id:
         _log.warning(
             "WARNING: the checkpoint was trained on another training split: it may have seen these samples"
         )
@@ -210,11 +210,6 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
         _log.info(f"Report: {run_dir / 'val' / 'per_sample.md'}")
     recorder.close()
     return 0
-
-
-def split_name(dataset: HO3DDataset) -> str:
-    """The split's identity as text: ranks compare it, checkpoints remember it."""
-    return f"{dataset.split_hash:016x}"
 
 
 def build_scoring(
@@ -252,7 +247,7 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
     position = ckpt.Progress()
     if source is not None:
         position = context.together(
-            "resuming", lambda: ckpt.restore(source, trainer, config, hand, split_name(train_set), context)
+            "resuming", lambda: ckpt.restore(source, trainer, config, hand, train_set.split_id, context)
         )
         _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
     recorder = Recorder(run_dir, config, context, resume_step=trainer.step)
@@ -395,7 +390,7 @@ def test(
     return evaluate(
         shard,
         num_samples=len(scoring.dataset),
-        split_hash=split_name(scoring.dataset),
+        split_hash=scoring.dataset.split_id,
         group=context.side_group,
         timeout_s=scoring.config.validation.timeout_s,
         baselines=scoring.baselines.scores() if scoring.baselines is not None else None,
@@ -444,8 +439,9 @@ def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
     last = folder / "last.pt"
     # best.pt first: a run that dies in between resumes from the older last.pt and comes here again.
     written = folder / "best.pt" if best else last
-    split = split_name(run.train_set)
-    ckpt.save_checkpoint(written, run.trainer, run.progress, run.config, run.hand, split, run.context)
+    ckpt.save_checkpoint(
+        written, run.trainer, run.progress, run.config, run.hand, run.train_set.split_id, run.context
+    )
     if run.context.is_main:
         if best:
             ckpt.link(written, last)

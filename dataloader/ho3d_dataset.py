@@ -205,6 +205,11 @@ class HO3DDataset:
         return self.split.hash64
 
     @property
+    def split_id(self) -> str:
+        """`split_hash` as text: checkpoints remember it."""
+        return f"{self.split_hash:016x}"
+
+    @property
     def split_line(self) -> str:
         """By which split a score was made, for the line beside it."""
         data, split = self.config.dataset, self.split

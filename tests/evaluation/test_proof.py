@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 import test_distributed_eval as proof
+from src.errors import CollectError
 from src.evaluation.seeded import Samples
-from src.runtime.distributed import setup_distributed
+from src.runtime.distributed import DistContext, setup_distributed, spawn_ranks
 from tests.rooms.sources import ROOT
 
 
@@ -84,6 +87,25 @@ def test_torchrun_ends_every_rank_and_each_says_why():
         told = f"FAIL  rank {rank}: Validation over 3 CPU ranks: rank 2 did not reach the collection"
         assert any(line.startswith(told) for line in lines), done.stdout + done.stderr
     assert "Evaluated on" not in done.stdout
+
+
+def receives_sigterm(context: DistContext, says_it: bool) -> None:
+    """As a rank of torchrun that is told to end: with something left to say, or with nothing and stuck."""
+    os.environ["TORCHELASTIC_RUN_ID"] = "test"
+    proof._LAST_WORDS_S = 60.0 if says_it else 0.1
+    proof._speak_before_ending()
+    os.kill(os.getpid(), signal.SIGTERM)
+    if says_it:
+        raise CollectError("rank 2 did it")
+    threading.Event().wait(60.0)
+
+
+def test_a_rank_may_finish_its_sentence_and_ends_all_the_same():
+    """SIGTERM comes within a tenth of a second after a death; and a stuck rank must not stay for ever."""
+    spoke = spawn_ranks(receives_sigterm, 1, (True,), 30.0, check=False)[0]
+    assert spoke.brief == "rank 2 did it"
+    stuck = spawn_ranks(receives_sigterm, 1, (False,), 30.0, check=False)[0]
+    assert stuck.brief == "ended with exit code 1 and no result"
 
 
 def test_an_injection_that_nobody_notices_fails(capsys, monkeypatch):

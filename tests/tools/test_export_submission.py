@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     hand = ManoLayer.from_file(hand_file())
     config = RunConfig(
         dataset=run_config(folder / "HO3D").dataset,
-        model=ModelConfig(preset="tiny", image_size=(64, 64)),
+        model=ModelConfig(preset="tiny", image_size=(64, 64), drop_path=0.5),
         mano=ManoConfig(model_path=hand_file()),
         validation=ValidationConfig(batch_size=2),
     )
