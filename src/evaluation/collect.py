@@ -35,7 +35,7 @@ HEADER = (
 _HEADER_WORDS = 16  # of which the last are zero: another version of the protocol still fills the same message
 _OF_ONE_RANK = ("status", "count", "capacity")
 
-_CHUNK_ROWS = 4096
+_CHUNK_ROWS = 1024
 _SHOWN = 5
 _MANY = 16
 _U64 = 2**64 - 1

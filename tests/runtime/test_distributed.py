@@ -121,7 +121,7 @@ def test_a_rank_that_raised_leaves_those_that_wait_for_it() -> None:
     outcomes = spawn_ranks(raises_while_awaited, 2, timeout_s=120.0, check=False)
     assert time.monotonic() - began < 60
     assert outcomes[1].brief == "frame 7 is torn"
-    assert "Connection closed by peer" in outcomes[0].error
+    assert "by peer" in outcomes[0].brief  # closed or reset: which one is up to the network
 
 
 def test_after_a_failure_the_others_have_a_grace() -> None:
