@@ -39,7 +39,7 @@ from src.runtime.memory import PeakMemory
 KINDS = ("duplicate", "missing", "nan", "raise", "stall", "kill")
 """What --inject does to a rank."""
 _TIMEOUT_S = 60.0
-_STALL_TIMEOUT_S = 3.0
+_STALL_TIMEOUT_S = 2.0
 _LAST_WORDS_S = 4.0
 """What a rank has left, once another one failed, to say why."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("hand_layer", "collection", "official")
+NAMES = ("hand_layer", "collection", "official", "nearest_pose")
 
 
 def main() -> None:

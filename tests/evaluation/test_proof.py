@@ -46,7 +46,7 @@ def test_the_proof_passes_with_fewer_batches_than_ranks(capsys, num_samples):
         ("raise@0", "rank 0 raised RuntimeError: injected"),
         ("kill@2", "rank 2 did not reach the collection"),
         ("kill@1 send", "rank 1 did not deliver its pred"),
-        ("stall@1", "rank 1 did not reach the collection (nothing came for 3 s)"),
+        ("stall@1", "rank 1 did not reach the collection (nothing came for 2 s)"),
     ],
 )
 def test_an_injected_failure_is_reported_and_nothing_is_scored(capsys, inject, words):
