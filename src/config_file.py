@@ -54,8 +54,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         ConfigError: all faults in one message: unreadable file, duplicate or unknown key (with the nearest
-        known
-            one), wrong type, value out of range.
+            known one), wrong type, value out of range.
     """
     faults = _Faults()
     leaves = _read_with_base(Path(path), faults)
@@ -68,11 +67,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             leaves[key.strip()] = _Leaf(yaml.safe_load(value), "command line")
         except yaml.YAMLError:
             faults.add("command line", key.strip(), f"{value!r} is not a YAML value")
-    config = _build(RunConfig, leaves, "", faults)
-    faults.check()
-    _check_relations(config, leaves, faults)
-    faults.check()
-    return typing.cast(RunConfig, config)
+    return _checked(leaves, faults)
 
 
 def config_from_dict(tree: Mapping[str, Any], origin: str) -> RunConfig:
@@ -92,9 +87,7 @@ def config_from_dict(tree: Mapping[str, Any], origin: str) -> RunConfig:
                 leaves[f"{prefix}{key}"] = _Leaf(value, origin)
 
     walk(tree, "")
-    config = _build(RunConfig, leaves, "", faults)
-    faults.check()
-    return typing.cast(RunConfig, config)
+    return _checked(leaves, faults)
 
 
 def config_to_dict(config: Any) -> Any:
@@ -109,6 +102,15 @@ def config_to_dict(config: Any) -> Any:
 def config_to_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back."""
     return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _checked(leaves: dict[str, _Leaf], faults: _Faults) -> RunConfig:
+    """The whole configuration, each key by itself and then the rules between keys."""
+    config = _build(RunConfig, leaves, "", faults)
+    faults.check()
+    _check_relations(config, leaves, faults)
+    faults.check()
+    return typing.cast(RunConfig, config)
 
 
 def _read_with_base(path: Path, faults: _Faults) -> dict[str, _Leaf]:

@@ -94,6 +94,14 @@ def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
     assert config_from_dict(config_to_dict(config), "checkpoint") == config
 
 
+def test_rules_between_values_hold_for_a_checkpoint_too() -> None:
+    """Submissions are exported under a checkpoint's configuration; a size no patch grid fits must fail."""
+    tree = config_to_dict(load_config(ROOT / "config/demo.yaml"))
+    tree["model"]["image_size"] = [250, 192]
+    with pytest.raises(ConfigError, match=r"checkpoint: model.image_size"):
+        config_from_dict(tree, "checkpoint")
+
+
 def test_print_config_and_one_line_error() -> None:
     """--print-config shows what a run would use; a misspelt key ends with one line and status 2."""
 
