@@ -19,24 +19,27 @@ import torch
 from numpy.typing import NDArray
 
 from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, paint_rgb
+from dataloader.cache import CachedFrame, CropCache, open_cache
+from dataloader.cache_build import ensure_cache
 from dataloader.collate import collate
 from dataloader.crop import (
     CropCamera,
     crop_camera,
+    footprint,
     require_overlap,
-    warp_depth_bytes,
+    warp_depth,
     warp_rgb,
     z_ref_from_box,
     z_ref_from_depth,
 )
-from dataloader.decode import combine_depth, read_depth_bytes, read_rgb
+from dataloader.decode import PictureFrame
 from dataloader.index import AnnotationIndex, ensure_index, open_index
 from dataloader.layout import frame_path
 from dataloader.meta import ListName
 from dataloader.modality import Modality, show_depth
 from dataloader.prepare import prepare
 from dataloader.samplers import SampleKey
-from dataloader.split import Split, SplitName, divide, motion_of, whole_list
+from dataloader.split import Split, SplitName, divide, motion_of, read_held_out, whole_list
 from dataloader.truth import PUBLISHED, EvaluationTruth, missing_truth, open_truth
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
@@ -97,8 +100,6 @@ def convert(records: NDArray[np.void], rest_root_m: NDArray[np.float32]) -> Labe
     root = np.where(valid[:, None], (rest_root_m + records["trans"]) * CV_FROM_GL, wrist[:, 0])
     rotations = np.where(valid[:, None, None, None], records["rotations"], np.eye(3, dtype=np.float32))
     orient = np.where(valid[:, None, None], rotations[:, 0] * CV_FROM_GL[:, None], rotations[:, 0])
-    box = records["box"].astype(np.float64)
-    projected = _joint_box(joints, records["cam_mat"])
     return Labels(
         intrinsics_img_px=records["cam_mat"],
         joints_cam_m=joints,
@@ -108,8 +109,15 @@ def convert(records: NDArray[np.void], rest_root_m: NDArray[np.float32]) -> Labe
         hand_pose=rotations[:, 1:],
         betas=records["betas"],
         mano_valid=valid,
-        box_px=np.where(np.isfinite(box).all(-1, keepdims=True), box, projected),
+        box_px=_boxes(records, joints),
     )
+
+
+def hand_boxes(records: NDArray[np.void]) -> NDArray[np.float64]:
+    """`Labels.box_px` of (N,) records alone."""
+    joints = records["joints"][:, _TO_OPENPOSE] * CV_FROM_GL
+    known = np.asarray(np.isfinite(joints).all(axis=-1))
+    return _boxes(records, np.where(known[..., None], joints, joints[:, :1]))
 
 
 class HO3DDataset:
@@ -141,6 +149,7 @@ class HO3DDataset:
         self._rest_root_m = rest_roots(hand, self._index.rows["betas"][self.split.rows])
         self._require_in_front()
         self._truth = self._open_truth(show_progress)
+        self._cache = self._open_cache(show_progress)
 
     def view(self, *, modality: Modality, augmented: bool) -> HO3DDataset:
         """The same frames, shown otherwise: with or without depth, with or without augmentation."""
@@ -280,12 +289,15 @@ class HO3DDataset:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """A loader process maps the index itself: a pickled memory map would be copied whole."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_index", "_truth")}
+        """A loader process maps index and pixels itself: a pickled memory map would be copied whole."""
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_index", "_truth", "_cache")}
+        return state | {"_opened": self._cache and (self._cache.folder, self._cache.key)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        opened = state.pop("_opened")
         self.__dict__.update(state)
         self._index = open_index(self.index_path, self._name)
+        self._cache = open_cache(opened[0], len(self._index.rows), opened[1]) if opened else None
 
     @functools.cached_property
     def _truth(self) -> EvaluationTruth | None:
@@ -301,6 +313,20 @@ class HO3DDataset:
             self.config.dataset, self.index_path, self._index.sha256, wrists, show_progress=show_progress
         )
 
+    def _open_cache(self, show_progress: bool) -> CropCache | None:
+        """The crop cache, written if need be; None where dataset.cache is off."""
+        if self.config.dataset.cache == "off":
+            return None
+        rows = self._index.rows
+        folder = ensure_cache(
+            self.config,
+            self._index,
+            self.index_path,
+            lambda: (rows["cam_mat"].astype(np.float64), hand_boxes(rows)),
+            show_progress=show_progress,
+        )
+        return open_cache(folder, len(rows))
+
     def _truth_rows(self, sample_index: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Rows of the ground truth's arrays."""
         return self.split.rows if sample_index is None else self.split.rows[np.asarray(sample_index)]
@@ -310,7 +336,9 @@ class HO3DDataset:
         if split == "evaluation":
             return whole_list(len(self._index.rows), self._index.sha256)
         rows, sequences = self._index.rows["sequence"], self._index.sequences
-        return divide(split, self.config.split, rows, sequences, self._index.sha256)
+        named = self.config.split.held_out_list
+        names = None if named is None else read_held_out(self.config.dataset.root_dir / named)
+        return divide(split, self.config.split, rows, sequences, self._index.sha256, names)
 
     def _labels(self, part: slice | NDArray[np.int64]) -> Labels:
         """Labels of some samples of the split."""
@@ -348,19 +376,18 @@ class HO3DDataset:
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         """Picture and depth of the crop; depth that is not shown is not read."""
         path = self._path(index, "rgb")
-        picture = read_rgb(path)
-        require_overlap(camera, picture.shape[:2], str(path))
-        rgb = warp_rgb(picture, camera)
+        frame: CachedFrame | PictureFrame
+        if self._cache is not None:
+            frame = self._cache.frame(int(self.split.rows[index]), str(path))
+        else:
+            frame = PictureFrame(path, self._path(index, "depth"))
+        require_overlap(camera, frame.size, str(path))
+        window = footprint(camera, frame.size)
+        rgb = warp_rgb(frame.rgb(window), camera, window)
         paint_rgb(rgb, change)
         if not shown:
             return rgb, np.zeros(camera.size, np.uint16)
-        path = self._path(index, "depth")
-        depth = read_depth_bytes(path)
-        if depth.shape != picture.shape:
-            raise DataError(
-                f"{path}: depth is {depth.shape[:2]}, its picture {picture.shape[:2]}; HO3D aligns them."
-            )
-        return rgb, disturb_depth(combine_depth(warp_depth_bytes(depth, camera)), change)
+        return rgb, disturb_depth(warp_depth(frame.depth(window), camera, window), change)
 
 
 def rest_roots(hand: ManoLayer, betas: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -371,6 +398,13 @@ def rest_roots(hand: ManoLayer, betas: NDArray[np.float32]) -> NDArray[np.float3
             part = slice(start, start + _BETAS_CHUNK)
             out[part] = hand.rest_root_m(torch.from_numpy(np.ascontiguousarray(betas[part]))).cpu().numpy()
     return out
+
+
+def _boxes(records: NDArray[np.void], joints_cam_m: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N, 4) the release's box where there is one, else around the projected joints."""
+    box = records["box"].astype(np.float64)
+    projected = _joint_box(joints_cam_m, records["cam_mat"])
+    return np.where(np.isfinite(box).all(-1, keepdims=True), box, projected)
 
 
 def _joint_box(joints_cam_m: NDArray[np.float32], intrinsics_px: NDArray[np.float32]) -> NDArray[np.float64]:

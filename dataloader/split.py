@@ -7,7 +7,9 @@ measures interpolation. By sequence, whole motions (all their cameras) are held 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -51,6 +53,7 @@ def divide(
     sequence_of_row: NDArray[np.integer],
     sequences: tuple[str, ...],
     list_sha256: str,
+    held_out_names: Sequence[str] | None = None,
 ) -> Split:
     """One side of the training list.
 
@@ -60,9 +63,10 @@ def divide(
         sequence_of_row: (N,) number of each row's sequence.
         sequences: names by that number.
         list_sha256: digest of the list file, so that the split's hash tells two data sets apart.
+        held_out_names: sequences whose motions are val, by sequence only; None: motions are drawn.
 
     Raises:
-        DataError: a side would be empty.
+        DataError: a side would be empty, or a name is not in the list.
     """
     total = len(sequence_of_row)
     if config.by == "frame":
@@ -70,23 +74,24 @@ def divide(
         # Integers: int(83325 * 0.9) would leave 8333 frames.
         held_out = np.zeros(total, bool)
         held_out[stream(config.seed, "split", "frame").permutation(total)[:count]] = True
-        note = kind = "random frames held out: measures interpolation"
+        kind = "random frames held out: measures interpolation"
+        note = f"seed {config.seed}; {kind}"
     else:
-        held_out, note = _held_out_motions(config, sequence_of_row, sequences)
+        held_out, note = _held_out_motions(config, sequence_of_row, sequences, held_out_names)
         kind = "whole motions held out"
     rows = np.flatnonzero(held_out if name == "val" else ~held_out).astype(np.int64)
     if len(rows) == 0:
         raise DataError(
             f"split {name}: no frame left of {total:,} (split.by={config.by}, "
             f"split.val_percent={config.val_percent}). "
-            "Use a larger data set or another split.val_percent."
+            "Use a larger data set, another split.val_percent or a shorter split.held_out_list."
         )
     share = f"{len(rows):,} of {total:,} frames"
     return Split(
         name,
         rows,
         split_digest(name, rows, list_sha256),
-        f"{share}, by {config.by}, seed {config.seed}; {note}",
+        f"{share}, by {config.by}; {note}",
         f"by {config.by}, {kind}",
     )
 
@@ -105,8 +110,30 @@ def split_digest(name: str, rows: NDArray[np.int64], list_sha256: str) -> str:
     return digest.hexdigest()
 
 
+def read_held_out(path: Path) -> tuple[str, ...]:
+    """Names of sequences, one a line; blank lines and lines after # are passed over.
+
+    Raises:
+        DataError: the file cannot be read, or names nothing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"split.held_out_list: {path} cannot be read ({error}). Name a text file with one sequence a "
+            "line; a relative path starts at dataset.root_dir."
+        ) from error
+    names = tuple(name for line in lines if (name := line.partition("#")[0].strip()))
+    if not names:
+        raise DataError(f"split.held_out_list: {path} names no sequence.")
+    return names
+
+
 def _held_out_motions(
-    config: SplitConfig, sequence_of_row: NDArray[np.integer], sequences: tuple[str, ...]
+    config: SplitConfig,
+    sequence_of_row: NDArray[np.integer],
+    sequences: tuple[str, ...],
+    names: Sequence[str] | None,
 ) -> tuple[NDArray[np.bool_], str]:
     """Mask of the rows whose motion is held out, and how many motions that are."""
     motions = sorted({motion_of(sequence) for sequence in sequences})
@@ -116,11 +143,23 @@ def _held_out_motions(
             f"({', '.join(motions)}). "
             "Use a data set with more motions, or split.by=frame."
         )
-    count = max(1, len(motions) * config.val_percent // 100)
-    drawn = stream(config.seed, "split", "sequence").permutation(len(motions))[:count]
-    chosen = {motions[i] for i in drawn}
+    if names is None:
+        count = max(1, len(motions) * config.val_percent // 100)
+        drawn = stream(config.seed, "split", "sequence").permutation(len(motions))[:count]
+        chosen = {motions[i] for i in drawn}
+        how = f"seed {config.seed}; "
+    else:
+        unknown = sorted(set(names) - set(sequences))
+        if unknown:
+            raise DataError(
+                f"split.held_out_list names {len(unknown)} sequences that the training list does not have "
+                f"(first: {', '.join(unknown[:5])}). It has {', '.join(sequences[:5])}, ..."
+            )
+        chosen = {motion_of(name) for name in names}
+        how = "named in split.held_out_list; "
     held = np.array([motion_of(sequence) in chosen for sequence in sequences], bool)
     note = (
-        f"{count} of {len(motions)} whole motions held out ({int(held.sum())} of {len(sequences)} sequences)"
+        f"{how}{len(chosen)} of {len(motions)} whole motions held out "
+        f"({int(held.sum())} of {len(sequences)} sequences)"
     )
     return held[np.asarray(sequence_of_row, np.int64)], note

@@ -38,7 +38,15 @@ class DatasetConfig:
     num_workers: int = _number(4, ge=0, le=64)
     """Loader processes per rank; 0 loads in the training process."""
     index_workers: int = _number(4, ge=1, le=64)
-    """Processes that read the annotations when the index is built."""
+    """Processes that read the annotations when the index is built, and the pictures for the crop cache."""
+    cache: str = field(default="off", metadata={"off": True})
+    """Decoded pixels around each hand, written once and memory-mapped.
+
+    off: every picture is decoded each time; auto: beside the annotation index; else the folder to write in.
+    """
+    cache_format: Literal["raw", "compact"] = "raw"
+    """raw: the same pixels as without a cache. compact: JPEG (PSNR >= 42 dB) and lossless depth, a quarter of
+    the space."""
     max_unreadable: int = _number(0, ge=0)
     """Frames whose annotation may be unreadable; they are left out and counted. More is an error."""
     p_drop_depth: float = _number(0.4, ge=0.0, le=1.0)
@@ -56,7 +64,13 @@ class SplitConfig:
     val_percent: int = _number(10, ge=1, le=50)
     """Percent of the frames in val, floor(N * val_percent / 100).
 
-    By sequence: of the motions, at least one.
+    By sequence: of the motions, at least one. Not used with `held_out_list`.
+    """
+    held_out_list: Path | None = None
+    """Text file with the names of the sequences in val, one a line; only with `by: sequence`.
+
+    A motion of which one camera is named is held out with all its cameras. A relative path starts at
+    `dataset.root_dir`; null: motions are drawn.
     """
     seed: int = _number(42, ge=0)
     """Seed of the division, apart from the run's seed so that all runs validate on the same frames."""
@@ -228,6 +242,10 @@ class LoggingConfig:
     """Optimiser steps between scalars."""
     tensorboard: bool = True
     """Write TensorBoard event files beside scalars.jsonl."""
+    doctor: bool = True
+    """Look at the first batches, step 50 and each validation, and log what is wrong and where to mend it."""
+    doctor_stops: bool = False
+    """A FAIL of the doctor ends the run after the next step, saved, with status 3."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,7 +202,9 @@ def _build(cls: type, leaves: Mapping[str, _Leaf], prefix: str, faults: _Faults)
             faults.add(leaves[k].origin, k, f"{key} is a value, not a section")
         if key in leaves:
             leaf = leaves[key]
-            problem, value = _coerce(hint, leaf.value)
+            # YAML 1.1 reads the bare word off as false.
+            off = leaf.value is False and field.metadata.get("off", False)
+            problem, value = _coerce(hint, "off" if off else leaf.value)
             problem = problem or _out_of_range(field.metadata, value)
             if problem:
                 faults.add(leaf.origin, key, f"{problem}, got {leaf.value!r}")
@@ -292,6 +294,11 @@ def _check_relations(config: RunConfig, leaves: Mapping[str, _Leaf], faults: _Fa
             origin("model.image_size"),
             "model.image_size",
             f"both sides must be multiples of 16, got {list(config.model.image_size)}",
+        )
+    if config.split.held_out_list is not None and config.split.by != "sequence":
+        key = "split.held_out_list"
+        faults.add(
+            origin(key), key, f"names whole sequences, but split.by is {config.split.by}: set it to sequence"
         )
     if (
         not config.name

@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
             orientations=options.orientations,
             version=options.version,
             annotations_only=options.annotations_only,
+            held_out_sequences=options.held_out_sequences,
+            held_out_frames=options.held_out_frames,
         )
         write_tree(options.out, parameters, _hand(options.hand), workers=options.workers)
     except UTNetError as error:
@@ -69,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--sequences", type=int, default=100, help="folders under train/ (a camera's view is a folder)")
     add("--frames", type=int, default=40, help="frames of each folder")
     add("--evaluation-sequences", type=int, default=10, help="folders under evaluation/")
+    add("--held-out-sequences", type=int, default=0, help="more folders under train/, named in held_out.txt")
+    add("--held-out-frames", type=int, default=1, help="frames of each of those")
     add("--seed", type=int, default=0, help="the same seed gives the same files")
     add("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     add("--annotations-only", action="store_true", help="one grey picture per folder, shared by hard links")

@@ -2,7 +2,8 @@
 
 Layout: `train/<SEQ>/{rgb,depth,meta}/<FFFF>.*`, `evaluation/<SEQ>/...`, `train.txt`, `evaluation.txt`,
 `evaluation_xyz.json`, `evaluation_verts.json` (metres, OpenGL, HO3D21, rows in evaluation.txt's order) and
-`synthetic.json`, which says with what the tree was made and that it is whole.
+`synthetic.json`, which says with what the tree was made and that it is whole. Held-out sequences stand under
+train/ and in train.txt like the others; `held_out.txt` names them, for `split.held_out_list`.
 A sequence is one camera's view of one motion: `SYB70`, `SYB71`, `SYB72` are three cameras of motion `SYB7`.
 """
 
@@ -52,6 +53,7 @@ GENERATOR_VERSION = 1
 """Raised whenever the same parameters give other files."""
 
 RECORD_NAME = "synthetic.json"
+HELD_OUT_NAME = "held_out.txt"
 
 _LINKS_PER_FILE = 50_000
 """ext4 allows 65,000 names for one file."""
@@ -79,11 +81,16 @@ class Parameters:
     """HO3D release: v3 has jpg pictures and gaps in the frame numbers."""
     annotations_only: bool = False
     """All pictures of a folder are one grey picture."""
+    held_out_sequences: int = 0
+    """More folders under train/, >= 0, of motions of their own, for a fixed validation split."""
+    held_out_frames: int = 1
+    """Frames of each of those, >= 1."""
 
     def __post_init__(self) -> None:
         """Check the ranges, all at once."""
         bounds = {"sequences": (1, 10**6), "frames": (1, 10**6), "evaluation_sequences": (0, 10**6),
-                  "seed": (0, 2**63 - 1), "cameras": (1, 10)}  # fmt: skip
+                  "seed": (0, 2**63 - 1), "cameras": (1, 10), "held_out_sequences": (0, 10**6),
+                  "held_out_frames": (1, 10**6)}  # fmt: skip
         wrong = [
             f"--{name.replace('_', '-')}: got {getattr(self, name)}, want {low}..{high}"
             for name, (low, high) in bounds.items()
@@ -100,6 +107,8 @@ class _Job:
     motion: int
     split: Split
     views: int
+    frames: int
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,7 @@ class _View:
     motion: int
     name: str
     frame_ids: tuple[int, ...]
+    held_out: bool = False
 
 
 def write_tree(out: Path, parameters: Parameters, asset: HandAsset, *, workers: int = 1) -> bool:
@@ -142,7 +152,7 @@ def write_tree(out: Path, parameters: Parameters, asset: HandAsset, *, workers: 
     with atomic_directory(out) as root:
         for split in ("train", "evaluation"):
             (root / split).mkdir()
-        total = parameters.sequences + parameters.evaluation_sequences
+        total = parameters.sequences + parameters.held_out_sequences + parameters.evaluation_sequences
         views = list(progress(_work(root, parameters, asset, workers), total=total, desc="sequences"))
         counts = _write_lists(root, views, parameters.seed)
         record = {
@@ -170,15 +180,17 @@ def motion_name(motion: Motion) -> str:
 
 
 def _jobs(parameters: Parameters) -> list[_Job]:
-    """Motions of both splits, numbered through; the last of a split may have fewer views."""
+    """All motions, numbered through; the last of a part may have fewer views."""
     jobs: list[_Job] = []
-    splits: tuple[tuple[Split, int], ...] = (
-        ("train", parameters.sequences),
-        ("evaluation", parameters.evaluation_sequences),
+    p = parameters
+    parts: tuple[tuple[Split, int, int, bool], ...] = (
+        ("train", p.sequences, p.frames, False),
+        ("evaluation", p.evaluation_sequences, p.frames, False),
+        ("train", p.held_out_sequences, p.held_out_frames, True),
     )
-    for split, count in splits:
-        for first in range(0, count, parameters.cameras):
-            jobs.append(_Job(len(jobs), split, min(parameters.cameras, count - first)))
+    for split, count, frames, held_out in parts:
+        for first in range(0, count, p.cameras):
+            jobs.append(_Job(len(jobs), split, min(p.cameras, count - first), frames, held_out))
     return jobs
 
 
@@ -225,7 +237,7 @@ def _do_motion(root: Path, parameters: Parameters, rig: Rig, job: _Job) -> list[
         rig,
         parameters.seed,
         job.motion,
-        parameters.frames,
+        job.frames,
         orientations=parameters.orientations,
         gaps=parameters.version == "v3",
     )
@@ -255,7 +267,8 @@ def _do_motion(root: Path, parameters: Parameters, rig: Rig, job: _Job) -> list[
         if job.split == "evaluation":
             truth = place_in_camera(vertices, wrist_rest, motion, camera) @ GL_FROM_CV
             _keep_truth(root, name, labels, truth)
-        views.append(_View(job.split, motion.number, name, tuple(int(i) for i in motion.frame_ids)))
+        frame_ids = tuple(int(i) for i in motion.frame_ids)
+        views.append(_View(job.split, motion.number, name, frame_ids, job.held_out))
     return views
 
 
@@ -305,6 +318,9 @@ def _write_lists(root: Path, views: list[_View], seed: int) -> dict[str, int]:
     for split, listed in for_list.items():
         lines = [f"{view.name}/{frame:04d}\n" for view in listed for frame in view.frame_ids]
         (root / f"{split}.txt").write_text("".join(lines), encoding="ascii")
+    held_out = [view.name for view in for_list["train"] if view.held_out]
+    if held_out:
+        (root / HELD_OUT_NAME).write_text("".join(f"{name}\n" for name in held_out), encoding="ascii")
     _write_truth(root, [view.name for view in for_list["evaluation"]])
     return {split: sum(len(view.frame_ids) for view in listed) for split, listed in for_list.items()}
 
@@ -356,7 +372,9 @@ def _differences(record: Any, wanted: dict[str, Any]) -> list[str]:
         return ["its record is not a table"]
     flat = {**{k: v for k, v in wanted.items() if k != "parameters"}, **wanted["parameters"]}
     parameters = record.get("parameters")
-    got = {**record, **(parameters if isinstance(parameters, dict) else {})}
+    # What a record does not name yet, its tree was made without.
+    absent = {"held_out_sequences": 0, "held_out_frames": 1}
+    got = {**absent, **record, **(parameters if isinstance(parameters, dict) else {})}
     return [f"{key} is {got.get(key)}, want {value}" for key, value in flat.items() if got.get(key) != value]
 
 
@@ -365,10 +383,12 @@ def _check_whole(out: Path, record: dict[str, Any], remedy: str) -> None:
     folders = record.get("folders")
     if record.get("complete") is not True or not isinstance(folders, dict):
         raise DataError(f"{out} is partial: {RECORD_NAME} does not say that it is complete. {remedy}")
-    for name in ("train.txt", "evaluation.txt", "evaluation_xyz.json", "evaluation_verts.json"):
+    held_out = record["parameters"].get("held_out_sequences", 0)
+    names = ["train.txt", "evaluation.txt", "evaluation_xyz.json", "evaluation_verts.json"]
+    for name in [*names, HELD_OUT_NAME] if held_out else names:
         if not (out / name).is_file():
             raise DataError(f"{out} is partial: {name} is missing. {remedy}")
-    train = record["parameters"]["sequences"]
+    train = record["parameters"]["sequences"] + held_out
     for i, (name, frames) in enumerate(folders.items()):
         for kind in ("rgb", "depth", "meta"):
             folder = out / ("train" if i < train else "evaluation") / name / kind

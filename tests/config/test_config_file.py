@@ -98,8 +98,10 @@ def test_rules_between_values_hold_for_a_checkpoint_too() -> None:
     """Submissions are exported under a checkpoint's configuration; a size no patch grid fits must fail."""
     tree = config_to_dict(load_config(ROOT / "config/demo.yaml"))
     tree["model"]["image_size"] = [250, 192]
-    with pytest.raises(ConfigError, match=r"checkpoint: model.image_size"):
+    tree["split"].update(by="frame", held_out_list="held_out.txt")
+    with pytest.raises(ConfigError, match=r"checkpoint: model.image_size") as error:
         config_from_dict(tree, "checkpoint")
+    assert "split.held_out_list" in str(error.value)
 
 
 def test_print_config_and_one_line_error() -> None:

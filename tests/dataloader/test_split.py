@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from dataloader.split import Split, divide, motion_of, whole_list
+from dataloader.split import Split, divide, motion_of, read_held_out, whole_list
 from src.config import SplitConfig
 from src.errors import DataError
 
@@ -90,3 +92,29 @@ def test_divisions_that_leave_a_side_empty_are_errors() -> None:
 def test_evaluation_keeps_the_order_of_its_list() -> None:
     """Row i of a submission is line i of evaluation.txt."""
     assert np.array_equal(whole_list(5, "x").rows, np.arange(5))
+
+
+def test_named_sequences_hold_their_motions_out() -> None:
+    """A benchmark's fixed split: no camera of a held-out motion is trained on, no misspelt name passes."""
+    config = SplitConfig(by="sequence")
+    val = divide("val", config, SEQUENCE_OF_ROW, SEQUENCES, "list", ["ABF12", "ND0"])
+    train = divide("train", config, SEQUENCE_OF_ROW, SEQUENCES, "list", ["ABF12", "ND0"])
+    held = {SEQUENCES[i] for i in np.unique(SEQUENCE_OF_ROW[val.rows])}
+    assert held == {name for name in SEQUENCES if motion_of(name) in ("ABF1", "ND")}
+    assert len(train.rows) + len(val.rows) == FRAMES
+    assert not np.intersect1d(train.rows, val.rows).size
+    assert "split.held_out_list" in val.note
+    with pytest.raises(DataError, match="ABF99"):
+        divide("val", config, SEQUENCE_OF_ROW, SEQUENCES, "list", ["ABF12", "ABF99"])
+
+
+def test_list_of_held_out_sequences(tmp_path: Path) -> None:
+    """An empty or absent list must not quietly become a random draw."""
+    path = tmp_path / "held_out.txt"
+    path.write_text("# subject 3\nABF12\n\nND0  # cut\n", encoding="utf-8")
+    assert read_held_out(path) == ("ABF12", "ND0")
+    path.write_text("# nothing\n", encoding="utf-8")
+    with pytest.raises(DataError, match="names no sequence"):
+        read_held_out(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_held_out(tmp_path / "other.txt")

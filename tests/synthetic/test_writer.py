@@ -136,3 +136,22 @@ def test_wrong_number_of_workers(asset: HandAsset, tmp_path: Path) -> None:
     """No worker would write nothing and say nothing."""
     with pytest.raises(ConfigError, match="--workers"):
         write_tree(tmp_path / "x", SMALL, asset, workers=0)
+
+
+def test_held_out_motions_are_listed_and_leave_the_rest_as_it_was(tmp_path: Path, asset: HandAsset) -> None:
+    """The learning benchmark's split is a file; the training frames must be those of a tree without it."""
+    plain = Parameters(2, 1, 1, cameras=1, annotations_only=True)
+    more = dataclasses.replace(plain, held_out_sequences=2, held_out_frames=3)
+    write_tree(tmp_path / "plain", plain, asset)
+    write_tree(tmp_path / "more", more, asset)
+    names = (tmp_path / "more/held_out.txt").read_text().split()
+    listed = (tmp_path / "more/train.txt").read_text().split()
+    assert len(names) == 2
+    assert [line for line in listed if line.split("/")[0] not in names] == (
+        tmp_path / "plain/train.txt"
+    ).read_text().split()
+    assert sum(line.split("/")[0] in names for line in listed) == 6
+    assert (tmp_path / "more/evaluation.txt").read_bytes() == (tmp_path / "plain/evaluation.txt").read_bytes()
+    assert not write_tree(tmp_path / "more", more, asset)
+    with pytest.raises(DataError, match="held_out_sequences is 2, want 0"):
+        write_tree(tmp_path / "more", plain, asset)
