@@ -11,7 +11,9 @@ sample is made.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -47,6 +49,22 @@ On the synthetic set z_ref minus the wrist's z has a mean of -14 mm, a standard 
 76 mm, and hardly depends on these numbers. A plain percentile does as well until a narrow hand leaves the
 centre to the wall.
 """
+
+FOOTPRINT_MARGIN_PX = 2
+"""Pixels around a crop's outline that belong to its footprint: the resampler's neighbour and rounding."""
+
+
+class Window(NamedTuple):
+    """A rectangle of whole picture pixels, x0 <= x < x1 and y0 <= y < y1."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    def contains(self, other: Window) -> bool:
+        """Whether every pixel of `other` is in this window."""
+        return self.x0 <= other.x0 and self.y0 <= other.y0 and self.x1 >= other.x1 and self.y1 >= other.y1
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,14 +157,47 @@ def require_overlap(camera: CropCamera, picture_size: tuple[int, int], where: st
         )
 
 
-def warp_rgb(picture: NDArray[np.uint8], camera: CropCamera) -> NDArray[np.uint8]:
-    """(H, W, 3) crop of an RGB picture, linear; black outside the picture."""
-    return _warp(picture, camera, cv2.INTER_LINEAR)
+def footprint(camera: CropCamera, picture_size: tuple[int, int]) -> Window:
+    """The pixels of a picture that a crop can depend on.
+
+    Every crop is resampled from just these, whatever they are cut from: the resampler works in float32, so
+    from another rectangle a few pixels would round the other way.
+
+    Args:
+        camera: the crop; it shows some of the picture, see `require_overlap`.
+        picture_size: (H, W).
+    """
+    height, width = camera.size
+    inverse = np.linalg.inv(camera.crop_from_img)
+    outline = inverse @ np.array([[0, width - 1, width - 1, 0], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
+    x, y, w = outline.tolist()
+    if min(w) <= 0:
+        return Window(0, 0, picture_size[1], picture_size[0])
+    x = [a / c for a, c in zip(x, w, strict=True)]
+    y = [b / c for b, c in zip(y, w, strict=True)]
+    margin = FOOTPRINT_MARGIN_PX
+    return Window(
+        max(0, math.floor(min(x)) - margin),
+        max(0, math.floor(min(y)) - margin),
+        min(picture_size[1], math.ceil(max(x)) + margin + 1),
+        min(picture_size[0], math.ceil(max(y)) + margin + 1),
+    )
 
 
-def warp_depth_bytes(picture: NDArray[np.uint8], camera: CropCamera) -> NDArray[np.uint8]:
-    """(H, W, 3) crop of a depth picture's bytes, nearest: digits must not be mixed. 0 outside the picture."""
-    return _warp(picture, camera, cv2.INTER_NEAREST)
+def warp_rgb(piece: NDArray[np.uint8], camera: CropCamera, window: Window) -> NDArray[np.uint8]:
+    """(H, W, 3) crop of an RGB picture, linear; black outside the picture.
+
+    Args:
+        piece: (h, w, 3) the picture's pixels inside `window`.
+        camera: the crop.
+        window: its footprint.
+    """
+    return np.asarray(_warp(piece, camera, window, cv2.INTER_LINEAR), np.uint8)
+
+
+def warp_depth(piece: NDArray[np.uint16], camera: CropCamera, window: Window) -> NDArray[np.uint16]:
+    """(H, W) crop of a depth picture, nearest: depths must not be mixed; 0 outside. As `warp_rgb`."""
+    return np.asarray(_warp(piece, camera, window, cv2.INTER_NEAREST), np.uint16)
 
 
 def z_ref_from_depth(depth_u16: NDArray[np.uint16], camera: CropCamera) -> float | None:
@@ -176,11 +227,12 @@ def z_ref_from_box(camera: CropCamera) -> float:
     return HAND_SIDE_M / camera.box_angle_rad
 
 
-def _warp(picture: NDArray[np.uint8], camera: CropCamera, flags: int) -> NDArray[np.uint8]:
-    """Resample a picture into the crop."""
+def _warp(piece: NDArray[Any], camera: CropCamera, window: Window, flags: int) -> NDArray[Any]:
+    """Resample the pixels of a window into the crop."""
     height, width = camera.size
-    warped = cv2.warpPerspective(picture, camera.crop_from_img, (width, height), flags=flags, borderValue=0)
-    return np.asarray(warped, np.uint8)
+    homography = camera.crop_from_img.copy()
+    homography[:, 2] += homography[:, 0] * window.x0 + homography[:, 1] * window.y0
+    return cv2.warpPerspective(piece, homography, (width, height), flags=flags, borderValue=0)
 
 
 def _turn_to_axis(ray: Array) -> Array:

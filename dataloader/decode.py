@@ -6,6 +6,7 @@ what they miss with grey and go on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader.crop import Window
 from src.errors import DataError
 
 _END_MARKERS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
@@ -42,13 +44,60 @@ def read_depth_bytes(path: Path) -> NDArray[np.uint8]:
     return picture
 
 
+def read_depth_beside(path: Path, picture_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """`read_depth_bytes` of the depth that belongs to a picture of (H, W).
+
+    Raises:
+        DataError: as `read_depth_bytes`, or another size.
+    """
+    depth = read_depth_bytes(path)
+    if depth.shape[:2] != tuple(picture_size):
+        raise DataError(
+            f"{path}: depth is {depth.shape[:2]}, its picture {tuple(picture_size)}; HO3D aligns them."
+        )
+    return depth
+
+
 def combine_depth(picture: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """(..., 3) bytes B, G, R -> (...) depth = R + 256 G in units of DEPTH_UNIT_M; 0 = not measured.
 
-    The bytes are digits of one number: warp them with nearest neighbour only, and cast before shifting.
+    The bytes are digits of one number: combine them before warping, and cast before shifting.
     """
     high = picture[..., 1].astype(np.uint16) << np.uint16(8)
     return high | picture[..., 2]
+
+
+class PictureFrame:
+    """One frame of a data set, decoded: the picture at once, its depth when it is asked for.
+
+    Raises:
+        DataError: as `read_rgb`.
+    """
+
+    def __init__(self, rgb_path: Path, depth_path: Path) -> None:
+        self._depth_path = depth_path
+        self._picture = read_rgb(rgb_path)
+        self.size: tuple[int, int] = (self._picture.shape[0], self._picture.shape[1])
+        """(H, W) of the whole picture."""
+
+    def clip(self, rectangle: Sequence[int]) -> Window:
+        """The part of x0, y0, x1, y1 inside the picture; empty (0 wide or high) where there is none."""
+        height, width = self.size
+        x0, y0 = min(max(rectangle[0], 0), width), min(max(rectangle[1], 0), height)
+        return Window(x0, y0, max(x0, min(rectangle[2], width)), max(y0, min(rectangle[3], height)))
+
+    def rgb(self, window: Window) -> NDArray[np.uint8]:
+        """(h, w, 3) RGB pixels of a window."""
+        return self._picture[window.y0 : window.y1, window.x0 : window.x1]
+
+    def depth(self, window: Window) -> NDArray[np.uint16]:
+        """(h, w) depth of a window, units of DEPTH_UNIT_M, 0 = not measured.
+
+        Raises:
+            DataError: as `read_depth_beside`.
+        """
+        picture = read_depth_beside(self._depth_path, self.size)
+        return combine_depth(picture[window.y0 : window.y1, window.x0 : window.x1])
 
 
 def _decode(path: Path, flags: int) -> NDArray[Any]:

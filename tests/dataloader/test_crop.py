@@ -102,19 +102,22 @@ def test_warped_pixels_lie_where_the_homography_says() -> None:
     target = through(back, np.array([[70.0, 150.0]]))[0]
     cv2.circle(picture, tuple(round(v) for v in target.tolist()), 2, (255, 255, 255), -1)
     expected = through(camera.crop_from_img, np.rint(target)[None])[0]
-    for warped in (crop.warp_rgb(picture, camera), crop.warp_depth_bytes(picture, camera)):
-        y, x = np.nonzero(warped[..., 0] > 100)
+    window = crop.footprint(camera, (480, 640))
+    piece = picture[window.y0 : window.y1, window.x0 : window.x1]
+    depth = np.ascontiguousarray(piece[..., 0]).astype(np.uint16)
+    for warped in (crop.warp_rgb(piece, camera, window)[..., 0], crop.warp_depth(depth, camera, window)):
+        y, x = np.nonzero(warped > 100)
         np.testing.assert_allclose([x.mean(), y.mean()], expected, atol=0.3)
 
 
-def test_depth_bytes_are_never_mixed() -> None:
-    """Between 0x00FF and 0x0100 an interpolated byte pair is a wall at 4 m or at nothing."""
+def test_depths_are_never_mixed() -> None:
+    """Between a hand and a wall there is nothing: an interpolated depth is a surface that no one sees."""
     camera = random_camera(1)
-    picture = np.zeros((480, 640, 3), np.uint8)
-    picture[:, ::2] = (0, 0x00, 0xFF)
-    picture[:, 1::2] = (0, 0x01, 0x00)
-    warped = crop.warp_depth_bytes(picture, camera).reshape(-1, 3)
-    assert {tuple(row) for row in np.unique(warped, axis=0).tolist()} <= {(0, 0, 0), (0, 0, 255), (0, 1, 0)}
+    picture = np.full((480, 640), 4000, np.uint16)
+    picture[:, 1::2] = 8000
+    window = crop.footprint(camera, (480, 640))
+    piece = picture[window.y0 : window.y1, window.x0 : window.x1]
+    assert {4000, 8000} <= set(np.unique(crop.warp_depth(piece, camera, window)).tolist()) <= {0, 4000, 8000}
 
 
 def test_an_empty_crop_is_an_error() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader import ho3d_dataset
+from dataloader import decode, ho3d_dataset
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.samplers import SampleKey
 from src.config import RunConfig
@@ -162,10 +162,8 @@ def test_colour_is_rgb_from_file_to_network(tmp_path: Path) -> None:
 def test_dropped_depth_is_never_read(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding depth is 80 % of the cost: the modality is decided before a file is opened."""
     read: list[str] = []
-    original = ho3d_dataset.read_depth_bytes
-    monkeypatch.setattr(
-        ho3d_dataset, "read_depth_bytes", lambda path: (read.append(path.name), original(path))[1]
-    )
+    original = decode.read_depth_bytes
+    monkeypatch.setattr(decode, "read_depth_bytes", lambda path: (read.append(path.name), original(path))[1])
     dataset = dataset_of(run_config(tree[0]), "train")
     shown = [
         bool(dataset.raw(SampleKey(i, epoch)).depth_present)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader import ho3d_dataset
+from dataloader import decode, ho3d_dataset
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.samplers import SampleKey
 from src.geometry.camera import apply_homography, project
@@ -32,8 +32,8 @@ def dataset(standin: ManoLayer, tmp_path_factory: pytest.TempPathFactory) -> HO3
 def draws(dataset: HO3DDataset, monkeypatch: pytest.MonkeyPatch) -> HandBatch:
     """1000 augmented samples; their pictures do not matter and are not decoded."""
     blank = np.zeros((480, 640, 3), np.uint8)
-    monkeypatch.setattr(ho3d_dataset, "read_rgb", lambda path: blank)
-    monkeypatch.setattr(ho3d_dataset, "warp_rgb", lambda picture, camera: np.zeros((16, 16, 3), np.uint8))
+    monkeypatch.setattr(decode, "read_rgb", lambda path: blank)
+    monkeypatch.setattr(ho3d_dataset, "warp_rgb", lambda *_: np.zeros((16, 16, 3), np.uint8))
     small = dataset.view(modality="rgb", augmented=True)
     small.config = dataclasses.replace(
         small.config, model=dataclasses.replace(small.config.model, image_size=(16, 16))
