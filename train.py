@@ -23,15 +23,17 @@ import torch
 
 from dataloader.build import DeviceLoader, build_eval_loader, build_splits, build_train_loader
 from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.leaks import FrameNames, find_leaks
 from src.config import RunConfig
 from src.config_file import config_to_yaml, load_config
-from src.errors import CollectError, ConfigError, PeerError, TrainingError, UTNetError
+from src.errors import UTNetError
 from src.evaluation.baselines import BaselineRows, cached_baselines
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
 from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.runtime import log
+from src.runtime.complaint import complaint
 from src.runtime.debug import DebugBatches, debug_loss_enabled, trace_enabled
 from src.runtime.distributed import (
     DistContext,
@@ -46,6 +48,7 @@ from src.runtime.seed import seed_everything
 from src.runtime.signals import StopRequest
 from src.schema import Shown
 from src.training import checkpoint as ckpt
+from src.training.diagnosis.doctor import Doctor
 from src.training.mesh_scorer import MeshScorer
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
@@ -86,6 +89,7 @@ class Run:
     scoring: Scoring
     progress: ckpt.Progress
     stop: StopRequest
+    doctor: Doctor
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -123,27 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UTNetError, OSError, RuntimeError) as error:
         if trace_enabled() or (isinstance(error, RuntimeError) and not lost_peer(error)):
             raise
-        complain(error)
+        if (text := complaint(error)) is not None:
+            print(text, file=sys.stderr, flush=True)
         status = 2
     teardown()
     return status
-
-
-def complain(error: Exception) -> None:
-    """Say in one line what ended the run: an error that all ranks share once, one rank's own by that rank."""
-    rank = rank_from_environment()
-    if isinstance(error, PeerError):
-        return  # the rank that failed has said why
-    if isinstance(error, RuntimeError):
-        first = str(error).splitlines()[0]
-        text = f"rank {rank} lost another rank ({first}). Its own line says why, if it had time"
-    else:
-        text = f"{type(error).__name__}: {error}"
-    alone = torch.distributed.is_initialized() and not isinstance(
-        error, CollectError | TrainingError | ConfigError
-    )
-    if rank == 0 or alone:
-        print(text, file=sys.stderr, flush=True)
 
 
 def run_command(config: RunConfig, arguments: argparse.Namespace) -> int:
@@ -171,8 +159,8 @@ def run_training(config: RunConfig, context: DistContext, resume: str | None) ->
         run.recorder.close()
     if not finished:
         _log.info(
-            f"Stopped by {run.stop.received or 'a signal to another rank'} after step {run.trainer.step}, "
-            f"saved. Go on with --resume {run_dir / 'checkpoints' / 'last.pt'}"
+            f"Stopped by {run.stop.received or run.doctor.stops or 'a signal to another rank'} "
+            f"after step {run.trainer.step}, saved. Go on with --resume {run_dir / 'checkpoints' / 'last.pt'}"
         )
         return 3
     best = f"best MPJPE {run.progress.best_mpjpe_mm:.3f} mm (epoch {run.progress.best_epoch})"
@@ -265,6 +253,10 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         "global_batch": batch,
     }
     recorder.write_setup(config, hand, context, facts)
+    doctor = Doctor(config, context, hand)
+    doctor.setting(
+        trainer, lambda: find_leaks(FrameNames(*train_set.frames()), FrameNames(*val_set.frames()))
+    )
     return Run(
         config=config,
         context=context,
@@ -278,6 +270,7 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         scoring=build_scoring(config, context, train_set, val_set, hand),
         progress=position,
         stop=StopRequest(),
+        doctor=doctor,
     )
 
 
@@ -318,7 +311,10 @@ def train_epoch(run: Run) -> float | None:
     clock = time.perf_counter()
     for _ in bar:
         group = list(islice(batches, config.training.accumulation))
-        report = run.trainer(group, stop=run.stop.received is not None, on_backward=show)
+        run.doctor.before(run.trainer)
+        stop = run.stop.received is not None or run.doctor.stops is not None
+        report = run.trainer(group, stop=stop, on_backward=show)
+        run.doctor.after(run.trainer, report, group)
         position.step_in_epoch += 1
         position.loss_sum += report.loss
         position.clipped_steps += report.clipped
@@ -411,6 +407,7 @@ def validate(run: Run) -> bool:
     with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
         results = score(run.model, trainer.loss, scoring, page)
     report(results, scoring.dataset.split_line, run.context)
+    run.doctor.validation(trainer, results)
     for shown, result in results.items():
         run.recorder.validation(trainer.step, shown, result)
     folder = run.run_dir / "val"

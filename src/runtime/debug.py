@@ -11,9 +11,22 @@ import torch
 from torch import Tensor
 
 from src.runtime.log import get_logger
-from src.schema import HandBatch, Prediction
+from src.schema import HandBatch, LossTerms, Prediction
 
 _log = get_logger("debug")
+
+TERM_UNITS = {
+    "joints_3d": "x 100 mm",
+    "vertices": "x 100 mm",
+    "joints_2d": "x 10 % of the crop",
+    "rotations": "squared matrix elements",
+    "betas": "squared standard deviations",
+    "prior": "squared deviations from the mean hand",
+    "root": "x 10 % of the wrist's depth",
+    "votes_3d": "x 100 mm",
+    "votes_2d": "x 10 % of the crop",
+}
+"""What one unit of a loss term is; `coarse_<term>` is the same of the hand before refinement."""
 
 
 def debug_loss_enabled() -> bool:
@@ -107,6 +120,24 @@ def trace_loss_3d(
         f"  Loss value: {float(value):.6f}",
     ):
         _log.info(text)
+
+
+@torch.no_grad()
+def loss_table_lines(step: int, terms: LossTerms) -> list[str]:
+    """The lines of `[Debug Loss Terms]`: value in its unit, weight, and share of the total.
+
+    Args:
+        step: optimiser steps done.
+        terms: of this rank's last batch.
+    """
+    total = float(terms.total)
+    lines = [f"[Debug Loss Terms] step {step}, total {total:.4f}"]
+    for name, tensor in terms.values.items():
+        value, weight = float(tensor), terms.weights[name]
+        unit = TERM_UNITS.get(name.removeprefix("coarse_"), "of no stated unit")
+        share = 100 * weight * value / total if total else 0.0
+        lines.append(f"  {name}: {value:.4f} {unit}, weight {weight:g}, share {share:.1f} %")
+    return lines
 
 
 def _std(values: Tensor) -> Tensor:
