@@ -18,7 +18,7 @@ from src.geometry.camera import project
 from src.schema import HandBatch
 from src.training.diagnosis.batches import mirrors, rolls, turned
 from src.training.diagnosis.finding import Finding
-from src.training.diagnosis.pictures import LEAST_JOINTS, RED, measured_z, natural_rgb, redness
+from src.training.diagnosis.pictures import LEAST_JOINTS, RED, mean_under, measured_z, redness_map
 
 BEHIND_M = 0.02
 """How far behind its joint a measurement must be to have missed the hand."""
@@ -30,7 +30,12 @@ REDDER = 0.035
 In healthy batches the labelled place is the reddest, by 0.06 to 0.1 on the mean of 12 samples.
 """
 LEAST_SAMPLES = 12
-"""Samples below which colour is not judged."""
+"""Samples below which colour is not judged, but for three times the difference in half of them."""
+FEW_JOINTS = 10
+"""Measured joints that a transform must leave inside the crops to be judged by depth."""
+NO_SKIN = 0.03
+"""Redness under joints over that of the crops below which no hand is there; healthy above 0.09."""
+APART = "label and picture apart"
 _LOADER = "dataloader/ho3d_dataset.py"
 
 
@@ -44,67 +49,106 @@ class _Place:
     joints_cam_m: Tensor
 
 
-def check_alignment(batch: HandBatch, *, depth_usable: bool = True) -> Iterator[Finding]:
+def check_alignment(batch: HandBatch, *, depth_wrong: bool = False) -> tuple[list[Finding], bool]:
     """Whether labels and pixels show one hand.
 
     Args:
         batch: on the CPU, labels in front of the camera.
-        depth_usable: false where another check has found depth itself wrong.
+        depth_wrong: another check has found depth itself wrong; then only what explains it counts.
+
+    Returns:
+        findings; and whether they explain depth that is wrong, because it is another place's depth.
     """
     if not bool((batch.joints_cam_m[..., 2] > 0.01).all()):
-        return
-    labelled = _through(batch, batch.joints_cam_m) if depth_usable else None
-    colour = _redness(batch, batch.joints_cam_m)
-    if labelled is not None:
-        yield _by_depth(batch, *labelled)
-    elif len(batch.rgb) >= LEAST_SAMPLES and colour > RED:
-        yield _by_colour(batch, colour)
+        return [], False
+    labelled = _through(batch, batch.joints_cam_m)
+    skin = redness_map(batch)
+    colour = _redness(batch, skin, batch.joints_cam_m)
+    trials = [
+        _Trial(place, _through(batch, place.joints_cam_m), _redness(batch, skin, place.joints_cam_m))
+        for place in _places(batch)
+    ]
+    if labelled is not None and labelled[1] >= LEAST_JOINTS:
+        finding = _by_depth(labelled, colour, trials, len(batch.rgb))
+        if depth_wrong:
+            named = finding.status != "OK" and (finding.what != APART or colour < NO_SKIN)
+            return ([finding], True) if named else ([], False)
+        if finding.status != "OK":
+            return [finding], False
+        redder = _redder(colour, trials, len(batch.rgb))
+        if redder is None or colour <= RED:
+            return [finding], False
+        text = f"depth lies under the labels, yet {redder.place.text} has the skin"
+        return [_wrong("picture and depth apart", text, f"{_LOADER} (_pixels), dataloader/augment.py")], False
+    return _by_colour(colour, trials, len(batch.rgb)), False
 
 
-def _by_depth(batch: HandBatch, share: float, count: int) -> Finding:
-    """Verdict from what the camera sees through."""
+@dataclass(frozen=True)
+class _Trial:
+    """How well one transform puts the joints on the hand."""
+
+    place: _Place
+    through: tuple[float, int] | None
+    """Share of measured joints seen through, and how many are measured."""
+    redness: float
+    """Under the joints over that of the crops."""
+
+
+def _wrong(cause: str, seen: str, where: str) -> Finding:
+    return Finding("FAIL", cause, seen, "joints inside the hand that the picture shows", where)
+
+
+def _by_depth(labelled: tuple[float, int], colour: float, trials: list[_Trial], samples: int) -> Finding:
+    """Verdict from what the camera sees through, and colour where that leaves it open."""
+    share, count = labelled
     seen = f"the camera sees through {share:.1%} of {count} joints"
-    expected = f"below {THROUGH:.0%}: joints are inside the hand"
     if share < THROUGH:
-        return Finding("OK", "labels on the hand", seen, expected, _LOADER)
-    trials = []
-    for place in _places(batch):
-        other = _through(batch, place.joints_cam_m)
-        if other is not None and other[1] > 0.3 * count:
-            trials.append((other[0], place))
-    best = min(trials, key=lambda trial: trial[0], default=None)
-    if best is not None and best[0] < max(0.35 * share, 0.02):
-        other_share, place = best
-        if place.cause == "axis flip" and _colour_prefers_labels(batch, place):
-            text = f"{seen}; {place.text} leaves {other_share:.1%}, yet the skin is where the labels are"
-            where = f"{_LOADER} (_pixels), dataloader/augment.py"
-            return Finding("FAIL", "picture and depth apart", text, expected, where)
-        text = f"{seen}; {place.text} leaves {other_share:.1%}"
-        return Finding("FAIL", place.cause, text, expected, place.where)
-    text = f"{seen}; no axis or roll explains it: other frame, other crop, or depth and picture apart"
-    return Finding("FAIL", "label and picture apart", text, expected, f"{_LOADER}, dataloader/crop.py")
+        return Finding("OK", "labels on the hand", seen, f"below {THROUGH:.0%}", _LOADER)
+    better = [
+        (t.through[0], t)
+        for t in trials
+        if t.through is not None
+        and t.through[1] >= max(FEW_JOINTS, 0.1 * count)
+        and t.through[0] < max(0.35 * share, 0.02)
+    ]
+    if better:
+        left, best = min(better, key=lambda pair: (pair[0], -pair[1].redness))
+        text = f"{seen}; {best.place.text} leaves {left:.1%}"
+        if best.redness < colour - REDDER:
+            text = f"{text}, yet the skin is where the labels are"
+            return _wrong("picture and depth apart", text, f"{_LOADER} (_pixels), dataloader/augment.py")
+        return _wrong(best.place.cause, text, best.place.where)
+    redder = _redder(colour, trials, samples)
+    if redder is not None:
+        text = f"{seen}; {redder.place.text} has the skin ({redder.redness:+.3f} against {colour:+.3f})"
+        return _wrong(redder.place.cause, text, redder.place.where)
+    text = f"{seen}; no axis or roll explains it: another frame, another crop, or depth and picture apart"
+    return _wrong(APART, text, f"{_LOADER}, dataloader/crop.py")
 
 
-def _by_colour(batch: HandBatch, colour: float) -> Finding:
+def _by_colour(colour: float, trials: list[_Trial], samples: int) -> list[Finding]:
     """Verdict from skin, where no depth is shown."""
     seen = f"skin under the joints: redness {colour:+.3f}"
-    expected = f"no other place redder by {REDDER}"
-    trials = [(_redness(batch, place.joints_cam_m), place) for place in _places(batch, inside_only=True)]
-    best = max(trials, key=lambda trial: trial[0], default=None)
-    if best is None or best[0] < colour + REDDER:
-        return Finding("OK", "labels on the hand", seen, expected, _LOADER)
-    text = f"{seen}; {best[1].text} has {best[0]:+.3f}"
-    return Finding("FAIL", best[1].cause, text, expected, best[1].where)
+    redder = _redder(colour, trials, samples)
+    if redder is not None:
+        text = f"{seen}; {redder.place.text} has {redder.redness:+.3f}"
+        return [_wrong(redder.place.cause, text, redder.place.where)]
+    if samples < LEAST_SAMPLES:
+        return []
+    return [Finding("OK", "labels on the hand", seen, f"no other place redder by {REDDER}", _LOADER)]
 
 
-def _places(batch: HandBatch, *, inside_only: bool = False) -> Iterator[_Place]:
-    """Joints under each transform that a known mistake makes.
+def _redder(colour: float, trials: list[_Trial], samples: int) -> _Trial | None:
+    """The transform whose joints lie on skin where the labelled ones do not."""
+    best = max(trials, key=lambda trial: trial.redness)
+    margin = REDDER if samples >= LEAST_SAMPLES else 3 * REDDER
+    return best if samples >= LEAST_SAMPLES // 2 and best.redness > colour + margin else None
 
-    Args:
-        inside_only: leave out transforms that move hands out of their crops.
-    """
+
+def _places(batch: HandBatch) -> Iterator[_Place]:
+    """Joints under each transform that a known mistake makes."""
     joints, wrist = batch.joints_cam_m, batch.joints_cam_m[:, :1]
-    where = f"{_LOADER}, dataloader/crop.py"
+    where = f"dataloader/augment.py, dataloader/crop.py, {_LOADER}"
     for name, signs in (
         ("x mirrored in the crop", (-1.0, 1.0, 1.0)),
         ("y mirrored in the crop", (1.0, -1.0, 1.0)),
@@ -114,19 +158,17 @@ def _places(batch: HandBatch, *, inside_only: bool = False) -> Iterator[_Place]:
     yield _Place("axis flip", "x and y exchanged", where, joints[..., [1, 0, 2]])
     z = torch.cat([joints[..., :2], 2 * wrist[..., 2:] - joints[..., 2:]], dim=-1)
     yield _Place("axis flip", "z reversed about the wrist", f"{_LOADER} (CV_FROM_GL)", z)
-    if not inside_only:
-        for name, signs in (
-            ("x mirrored in the image camera", (-1.0, 1.0, 1.0)),
-            ("y mirrored in the image camera", (1.0, -1.0, 1.0)),
-            ("x and y reversed in the image camera", (-1.0, -1.0, 1.0)),
-        ):
-            moved = turned(joints, mirrors(batch, signs))
-            yield _Place("axis flip", name, f"{_LOADER} (CV_FROM_GL)", moved)
+    for name, signs in (
+        ("x mirrored in the image camera", (-1.0, 1.0, 1.0)),
+        ("y mirrored in the image camera", (1.0, -1.0, 1.0)),
+        ("x and y reversed in the image camera", (-1.0, -1.0, 1.0)),
+    ):
+        yield _Place("axis flip", name, f"{_LOADER} (CV_FROM_GL)", turned(joints, mirrors(batch, signs)))
     where = "dataloader/augment.py, dataloader/ho3d_dataset.py (_assemble)"
     for name, times in (
-        ("labels without the augmentation's roll", -1.0),
-        ("labels rolled the other way", -2.0),
-        ("labels rolled twice", 1.0),
+        ("taking the augmentation's roll off the labels", -1.0),
+        ("rolling the labels the other way", -2.0),
+        ("rolling the labels as the augmentation says", 1.0),
     ):
         yield _Place("label and picture augmented apart", name, where, turned(joints, rolls(batch, times)))
 
@@ -138,22 +180,18 @@ def _unit(batch: HandBatch, joints_cam_m: Tensor) -> Tensor:
 
 
 def _through(batch: HandBatch, joints_cam_m: Tensor) -> tuple[float, int] | None:
-    """(share of measured joints that the camera sees through, how many); None if they are too few."""
-    z, known = measured_z(batch, _unit(batch, joints_cam_m))
+    """(share of measured joints that the camera sees through, how many); None if there is none."""
+    z, known = measured_z(batch, _unit(batch, joints_cam_m), far=True)
     known = known & (batch.joints_conf > 0) & (joints_cam_m[..., 2] > 0.01)
     count = int(known.sum())
-    if count < LEAST_JOINTS:
+    if count == 0:
         return None
     return float((z - joints_cam_m[..., 2] > BEHIND_M)[known].float().mean()), count
 
 
-def _redness(batch: HandBatch, joints_cam_m: Tensor) -> float:
-    """Mean redness under joints over that of the whole crops."""
-    rgb = natural_rgb(batch)
-    whole = ((rgb[:, 0] - rgb[:, 2]) / (rgb[:, 0] + rgb[:, 2] + 0.05).clamp_min(0.05)).mean()
-    return float(redness(batch, _unit(batch, joints_cam_m)).mean() - whole)
-
-
-def _colour_prefers_labels(batch: HandBatch, place: _Place) -> bool:
-    """Skin lies under the labelled joints rather than under the transformed ones."""
-    return _redness(batch, batch.joints_cam_m) > _redness(batch, place.joints_cam_m) + REDDER
+def _redness(batch: HandBatch, skin: Tensor, joints_cam_m: Tensor) -> float:
+    """Mean of `redness_map` under joints over that of their crops; -1 where most hands left their crops."""
+    unit = _unit(batch, joints_cam_m)
+    there = (unit.abs() < 0.5).all(dim=-1).any(dim=1)
+    gain = (mean_under(skin, unit) - skin.mean(dim=(1, 2, 3))) * there
+    return float(gain.sum() / there.sum().clamp_min(1)) if int(there.sum()) >= 0.3 * len(unit) else -1.0

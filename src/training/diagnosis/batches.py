@@ -24,6 +24,11 @@ def merge(batches: Sequence[HandBatch]) -> HandBatch:
     return HandBatch(**columns)
 
 
+def part(batch: HandBatch, count: int) -> HandBatch:
+    """The first samples of a batch."""
+    return HandBatch(**{name: value[:count] for name, value in vars(batch).items()})
+
+
 def roll_rad(batch: HandBatch) -> Tensor:
     """(B,) radians: roll of the crop camera about its axis, its rotation without the turn to the crop."""
     rotation = batch.rot_crop_from_img

@@ -34,8 +34,8 @@ _AXES = {
 }
 _FINGERS = ("index", "middle", "pinky", "ring", "thumb")
 _ORDERS = {
-    "HO3D's order read as OPENPOSE21": permutation(HO3D21, OPENPOSE21),
-    "OPENPOSE21 put through HO3D's permutation again": permutation(OPENPOSE21, HO3D21),
+    "the labels are in HO3D's order": permutation(OPENPOSE21, HO3D21),
+    "HO3D's permutation applied the wrong way round": permutation(HO3D21, OPENPOSE21),
 }
 
 

@@ -19,7 +19,7 @@ from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
 from src.schema import HandBatch, Shown
 from src.training.diagnosis.alignment import check_alignment
-from src.training.diagnosis.batches import merge
+from src.training.diagnosis.batches import merge, part
 from src.training.diagnosis.finding import Finding, summary
 from src.training.diagnosis.labels import check_labels
 from src.training.diagnosis.network import check_mean, check_output, check_probe, probe
@@ -33,21 +33,32 @@ _log = get_logger("doctor")
 
 FIRST_STEPS = 3
 LATER_STEP = 50
+MOST_SAMPLES = 64
+"""Samples that the checks of data look at together: enough for their statistics."""
 _CAUSES_OF_DEPTH = frozenset({"depth scale", "depth all invalid", "depth digits mixed"})
 
 
 def check_data(batches: Sequence[HandBatch], hand: ManoLayer) -> list[Finding]:
     """All checks of some batches of samples, taken together.
 
+    What rests on labels is looked at only where these are sound: a second FAIL would name a consequence.
+
     Args:
         batches: of one split, on any device.
         hand: of the configuration.
     """
-    samples = merge(batches)
-    found = [*check_labels(samples, hand), *check_pictures(samples)]
-    names = {f.what for f in found if f.status != "OK"}
-    found += check_alignment(samples, depth_usable=not names & _CAUSES_OF_DEPTH)
-    return found
+    share = max(1, MOST_SAMPLES // len(batches))
+    samples = merge([batch if batch.size <= share else part(batch, share) for batch in batches])
+    found = list(check_labels(samples, hand))
+    sound = all(f.status == "OK" for f in found)
+    pixels = list(check_pictures(samples, labels_sound=sound))
+    if sound:
+        wrong = any(f.status != "OK" and f.what in _CAUSES_OF_DEPTH for f in pixels)
+        placed, explained = check_alignment(samples, depth_wrong=wrong)
+        if explained:
+            pixels = [f for f in pixels if f.what not in _CAUSES_OF_DEPTH]
+        pixels += placed
+    return found + pixels
 
 
 class Doctor:

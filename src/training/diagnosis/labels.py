@@ -29,6 +29,7 @@ from src.training.diagnosis.finding import Finding, judge
 
 FITS = 0.0056
 """Residual below which decoded and labelled joints are the same hand: 1 mm of 180."""
+RELATIVE = "labels already relative"
 GAP_MM = 1.0
 """Labelled wrist against the independent path; MANO reproduces HO3D's to 0.0002 mm."""
 BONE_MM = (55.0, 130.0)
@@ -54,14 +55,17 @@ def check_labels(batch: HandBatch, hand: ManoLayer) -> Iterator[Finding]:
     )
     if not (share > 0 and finite):
         return
+    rows = batch.mano_valid & labelled.all(dim=1)
+    if rows.any():
+        absolute = wrist_path(batch, hand, rows)
+        if absolute.what == RELATIVE:  # signs, projections and units of such labels mean nothing
+            yield absolute
+            return
+        yield _proper(batch, rows)
+        yield decoded(batch, hand, rows)
+        yield absolute
     yield from _places(batch, labelled)
     yield from _consistent(batch)
-    rows = batch.mano_valid & labelled.all(dim=1)
-    if not rows.any():
-        return
-    yield _proper(batch, rows)
-    yield decoded(batch, hand, rows)
-    yield wrist_path(batch, hand, rows)
 
 
 def _places(batch: HandBatch, labelled: Tensor) -> Iterator[Finding]:
@@ -198,7 +202,7 @@ def wrist_path(batch: HandBatch, hand: ManoLayer, rows: Tensor) -> Finding:
     ratio = float((wrist.norm(dim=-1) / root.norm(dim=-1).clamp_min(1e-9)).median())
     if ratio < 0.01:
         text = f"{seen}, and {float(wrist.norm(dim=-1).median()) * 1000:.3f} mm from the camera's centre"
-        return Finding("FAIL", "labels already relative", text, expected, LOADER)
+        return Finding("FAIL", RELATIVE, text, expected, LOADER)
     if not 0.8 < ratio < 1.25 and _close(wrist / ratio, root):
         text = f"{seen}; {factor(ratio)} explains it"
         return Finding("FAIL", "unit of labels", text, expected, LOADER)

@@ -18,7 +18,7 @@ from src.training.diagnosis.finding import Finding, judge
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BLANK_STD = 0.05
-"""Standard deviation of a normalised crop; healthy ones are above 0.25."""
+"""Standard deviation over a normalised crop; healthy ones are above 0.2."""
 INSIDE = 0.9
 """Share of joints inside the crop; healthy 0.99 to 1."""
 RED = -0.03
@@ -40,8 +40,8 @@ SCALE_GAIN = 1.3
 """A factor that puts skin over this many times more joints is the better one; healthy below 1.1."""
 CLIPPED = 0.6
 """Share of joints whose depth is clipped that is too much; healthy below 0.1."""
-ROUGH = 0.05
-"""Median step between neighbouring depth pixels over the input's clip; healthy 0.003 to 0.015."""
+ROUGH_MM = 40.0
+"""Median step between neighbouring depth pixels; healthy 1 to 3 mm, exchanged bytes above 100 mm."""
 
 
 def natural_rgb(batch: HandBatch) -> Tensor:
@@ -50,26 +50,35 @@ def natural_rgb(batch: HandBatch) -> Tensor:
     return batch.rgb.float() * std[:, None, None] + mean[:, None, None]
 
 
-def measured_z(batch: HandBatch, points_unit: Tensor) -> tuple[Tensor, Tensor]:
+def measured_z(batch: HandBatch, points_unit: Tensor, *, far: bool = False) -> tuple[Tensor, Tensor]:
     """Depth under points, back in metres.
 
     Args:
         batch: on the CPU.
         points_unit: (B, P, 2).
+        far: count what is clipped at the far end as measured: it is at least so far.
 
     Returns:
         (B, P) m along the crop camera's axis; (B, P) bool, measured, not clipped, inside and shown.
     """
     depth, inside = under(batch.depth.float(), points_unit)
     valid, _ = under(batch.depth_valid.float(), points_unit)
-    known = inside & (valid[..., 0] > 0) & (depth[..., 0].abs() < 0.99 * DEPTH_CLIP)
+    end = 0.99 * DEPTH_CLIP
+    known = inside & (valid[..., 0] > 0) & (depth[..., 0] > -end) & (far | (depth[..., 0] < end))
     known &= batch.depth_present[:, None]
     return depth[..., 0] * DEPTH_RANGE_M + batch.z_ref_m[:, None], known
 
 
-def check_pictures(batch: HandBatch) -> Iterator[Finding]:
-    """All checks of pixels that need no other hypothesis; `batch` on the CPU."""
-    yield from _rgb(batch)
+def check_pictures(batch: HandBatch, *, labels_sound: bool = True) -> Iterator[Finding]:
+    """All checks of pixels.
+
+    Args:
+        batch: on the CPU.
+        labels_sound: false leaves out what looks under the joints.
+    """
+    yield from _rgb(batch, labels_sound)
+    if not labels_sound:
+        return
     labelled = batch.joints_conf > 0
     _, inside = under(batch.rgb, batch.joints_unit)
     share = float(inside[labelled].float().mean()) if labelled.any() else 1.0
@@ -84,15 +93,20 @@ def check_pictures(batch: HandBatch) -> Iterator[Finding]:
         yield from _depth(batch)
 
 
-def redness(batch: HandBatch, points_unit: Tensor) -> Tensor:
-    """(B,) mean of (R - B) / (R + B) under points inside the crop."""
-    colour, inside = under(natural_rgb(batch), points_unit)
-    red, blue = colour[..., 0], colour[..., 2]
-    ratio = (red - blue) / (red + blue + 0.05).clamp_min(0.05)
-    return (ratio * inside).sum(dim=1) / inside.sum(dim=1).clamp_min(1)
+def redness_map(batch: HandBatch) -> Tensor:
+    """(B, 1, H, W) of (R - B) / (R + B) of the picture."""
+    rgb = natural_rgb(batch)
+    red, blue = rgb[:, :1], rgb[:, 2:]
+    return (red - blue) / (red + blue + 0.05).clamp_min(0.05)
 
 
-def _rgb(batch: HandBatch) -> Iterator[Finding]:
+def mean_under(image: Tensor, points_unit: Tensor) -> Tensor:
+    """(B,) mean of a (B, 1, H, W) image under points inside the crop; 0 where none is."""
+    value, inside = under(image, points_unit)
+    return (value[..., 0] * inside).sum(dim=1) / inside.sum(dim=1).clamp_min(1)
+
+
+def _rgb(batch: HandBatch, labels_sound: bool) -> Iterator[Finding]:
     """Range, contrast and channel order."""
     rgb = batch.rgb.float()
     finite = bool(torch.isfinite(rgb).all())
@@ -105,7 +119,7 @@ def _rgb(batch: HandBatch) -> Iterator[Finding]:
         "inside [-2.118, 2.640], and below 0 somewhere",
         "dataloader/prepare.py (normalise_rgb)",
     )
-    spread = rgb.std(dim=(1, 2, 3))
+    spread = rgb.std(dim=(2, 3)).mean(dim=1)
     blank = int((spread < BLANK_STD).sum())
     yield judge(
         blank == 0,
@@ -124,8 +138,8 @@ def _rgb(batch: HandBatch) -> Iterator[Finding]:
             "above 0.001",
             "dataloader/ho3d_dataset.py (_pixels)",
         )
-    if len(rgb) >= RED_SAMPLES and good:
-        red = float(redness(batch, batch.joints_unit).mean())
+    if len(rgb) >= RED_SAMPLES and good and labels_sound:
+        red = float(mean_under(redness_map(batch), batch.joints_unit).mean())
         yield judge(
             red > RED,
             "RGB order" if red > RED else "BGR",
@@ -149,6 +163,14 @@ def _depth(batch: HandBatch) -> Iterator[Finding]:
     labelled = shown & (batch.joints_conf[:, 0] > 0) & (batch.root_cam_m[:, 2] > 0)
     if valid <= VALID or not labelled.any():
         return
+    step = _roughness_mm(batch.depth[shown], batch.depth_valid[shown])
+    if step >= ROUGH_MM:
+        where = "dataloader/decode.py (combine_depth: low byte R, high byte G), dataloader/crop.py (nearest)"
+        seen = f"neighbouring pixels differ by {step:.0f} mm in the median"
+        yield Finding("FAIL", "depth digits mixed", seen, f"below {ROUGH_MM:.0f} mm", where)
+        return
+    seen = f"neighbouring pixels differ by {step:.1f} mm in the median"
+    yield Finding("OK", "depth smooth", seen, f"below {ROUGH_MM:.0f} mm", "dataloader/decode.py")
     ratio = float((batch.z_ref_m[labelled] / batch.root_cam_m[labelled, 2]).median())
     near = Z_RATIO[0] < ratio < Z_RATIO[1]
     yield judge(
@@ -157,14 +179,6 @@ def _depth(batch: HandBatch) -> Iterator[Finding]:
         f"reference depth is {ratio:.4g} x the labelled wrist's",
         f"{Z_RATIO[0]} to {Z_RATIO[1]}",
         "src/schema.py (DEPTH_UNIT_M), dataloader/decode.py (combine_depth)",
-    )
-    step = _roughness(batch.depth[shown], batch.depth_valid[shown])
-    yield judge(
-        step < ROUGH,
-        "depth smooth" if step < ROUGH else "depth digits mixed",
-        f"neighbouring pixels differ by {step * DEPTH_RANGE_M * 1000 * DEPTH_CLIP:.1f} mm in the median",
-        f"below {ROUGH * DEPTH_RANGE_M * 1000 * DEPTH_CLIP:.0f} mm",
-        "dataloader/decode.py (combine_depth: low byte R, high byte G), dataloader/crop.py (nearest)",
     )
     if near:
         yield from _input_scale(batch)
@@ -198,9 +212,9 @@ def _input_scale(batch: HandBatch) -> Iterator[Finding]:
     )
 
 
-def _roughness(depth: Tensor, valid: Tensor) -> float:
-    """Median of |step| to the right neighbour where both are measured and not clipped, over DEPTH_CLIP."""
-    good = (valid > 0) & (depth.abs() < 0.99 * DEPTH_CLIP)
-    both = good[..., 1:] & good[..., :-1]
+def _roughness_mm(depth: Tensor, valid: Tensor) -> float:
+    """Median of |step| to the right neighbour where both are measured and one is not clipped."""
+    inner = depth.abs() < 0.99 * DEPTH_CLIP
+    both = (valid[..., 1:] > 0) & (valid[..., :-1] > 0) & (inner[..., 1:] | inner[..., :-1])
     steps = (depth[..., 1:] - depth[..., :-1]).abs()[both]
-    return float(steps.median()) / DEPTH_CLIP if steps.numel() > 100 else 0.0
+    return float(steps.median()) * DEPTH_RANGE_M * 1000 if steps.numel() > 100 else 0.0

@@ -1,0 +1,1 @@
+"""The doctor: it names planted defects, and nothing where nothing is wrong."""
