@@ -23,6 +23,8 @@ _MAX_OCCLUDERS = 3
 _MAX_HOLES = 4
 _CORNERS = 12
 """Corners of a painted or removed shape."""
+_ANGLES = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
+_EYE = np.eye(3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,18 +142,22 @@ def _add_noise(depth: NDArray[np.uint16], augmentation: Augmentation) -> NDArray
     noise = rng.standard_normal(depth.shape, dtype=np.float32)
     noise *= np.float32(augmentation.depth_noise_m / DEPTH_UNIT_M)
     noise += depth
-    noise = np.clip(np.rint(noise), 1, np.iinfo(np.uint16).max)
-    return np.where(depth > 0, noise, 0).astype(np.uint16)
+    np.rint(noise, out=noise)
+    np.maximum(noise, 1, out=noise)
+    np.minimum(noise, np.iinfo(np.uint16).max, out=noise)
+    noise *= depth > 0
+    return noise.astype(np.uint16)
 
 
 def _colour_matrix(strength: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """(3, 4) saturation, then white balance and contrast about mid-grey, then brightness."""
     brightness, contrast, saturation = strength * rng.uniform(-1, 1, 3)
     balance = 1 + 0.5 * strength * rng.uniform(-1, 1, 3)
-    mix = (1 + saturation) * np.eye(3) - saturation * np.broadcast_to(_LUMA, (3, 3))
-    linear = (1 + contrast) * balance[:, None] * mix
-    offset = np.full((3, 1), 0.5 * brightness - 0.5 * contrast)
-    return np.concatenate([linear, offset], axis=1).astype(np.float32)
+    mix = (1 + saturation) * _EYE - saturation * _LUMA
+    colour = np.empty((3, 4), np.float32)
+    colour[:, :3] = (1 + contrast) * balance[:, None] * mix
+    colour[:, 3] = 0.5 * brightness - 0.5 * contrast
+    return colour
 
 
 def _occluder(rng: np.random.Generator) -> Patch:
@@ -165,9 +171,12 @@ def _star(rng: np.random.Generator, smallest: float, largest: float) -> NDArray[
     """(K, 2) corners of a lopsided blob: an ellipse whose radius varies from corner to corner."""
     centre = rng.uniform(-0.45, 0.45, 2)
     radii = rng.uniform(smallest, largest, 2)
-    angle = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False) + rng.uniform(0, 2 * np.pi)
+    angle = _ANGLES + rng.uniform(0, 2 * np.pi)
     reach = rng.uniform(0.6, 1.0, _CORNERS)
-    return centre + np.stack([np.cos(angle), np.sin(angle)], 1) * radii * reach[:, None]
+    corners = np.empty((_CORNERS, 2))
+    np.cos(angle, out=corners[:, 0])
+    np.sin(angle, out=corners[:, 1])
+    return np.asarray(centre + corners * radii * reach[:, None])
 
 
 def _pixels(patch: Patch, size: tuple[int, ...]) -> NDArray[np.int32]:

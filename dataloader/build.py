@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,9 +11,12 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from dataloader.cache_build import ensure_cache
 from dataloader.collate import collate
-from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.ho3d_dataset import HO3DDataset, hands_of
+from dataloader.index import ensure_index, open_index
 from dataloader.label_check import require_hand_fits
+from dataloader.meta import ListName
 from dataloader.modality import Modality
 from dataloader.prepare import prepare
 from dataloader.samplers import SampleKey, ShardSampler, TrainSampler
@@ -31,6 +35,9 @@ _log = get_logger("data")
 
 WORKER_TIMEOUT_S = 300.0
 """Longest wait for one batch of a loader process: longer means a hung file system or a dead process."""
+
+CACHE_SLICE_S = 240.0
+"""Longest time that ranks wait in one go while rank 0 writes the crop cache."""
 
 PREFETCH = 2
 """Batches that each loader process keeps ready."""
@@ -59,7 +66,7 @@ def build_dataset(
 def build_splits(config: RunConfig, context: DistContext, hand: ManoLayer) -> tuple[HO3DDataset, HO3DDataset]:
     """(training split, configured validation split) of a run, whose labels this hand decodes to.
 
-    All ranks call it; rank 0 builds the index before the others read it.
+    All ranks call it; rank 0 builds the index and the crop cache before the others read them.
 
     Raises:
         DataError: see `HO3DDataset`, `HO3DDataset.require_truth` and `require_hand_fits`; on every rank.
@@ -73,10 +80,36 @@ def build_splits(config: RunConfig, context: DistContext, hand: ManoLayer) -> tu
         require_hand_fits(train_set, cpu_hand)
         return train_set, val_set
 
+    _write_caches(config, context)
     train_set, val_set = context.together("opening the data set", build, main_first=True)
     for dataset in (train_set, val_set):
         _log.info(dataset.describe())
     return train_set, val_set
+
+
+def _write_caches(config: RunConfig, context: DistContext) -> None:
+    """Rank 0 writes the crop caches of both splits in slices, so that no wait of the others runs out."""
+    if config.dataset.cache == "off":
+        return
+    lists: tuple[ListName, ...] = ("train",)
+    if config.validation.split == "evaluation":
+        lists = ("train", "evaluation")
+
+    def work(name: ListName) -> bool:
+        """Whether it is done; ranks other than 0 just wait."""
+        if not context.is_main:
+            return True
+        path = ensure_index(config.dataset, name)
+        index = open_index(path, name)
+        return bool(ensure_cache(config, index, path, lambda: hands_of(index.rows), budget_s=slice_s))
+
+    slice_s = min(CACHE_SLICE_S, config.runtime.timeout_s / 4)
+    for name in lists:
+        done = False
+        while not done:
+            done = context.broadcast_object(
+                context.together("writing the crop cache", functools.partial(work, name))
+            )
 
 
 class DeviceLoader:

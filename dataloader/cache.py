@@ -170,4 +170,4 @@ def open_cache(folder: Path, rows: int, key: str | None = None) -> CropCache:
         ) from error
     if table.dtype != TABLE_DTYPE or table.shape != (rows,):
         raise DataError(f"crop cache: {folder} does not fit its table. Delete it; it is written anew.")
-    return CropCache(folder, info, table)
+    return CropCache(folder, info, np.asarray(table))

@@ -8,32 +8,35 @@ for it finds the cache made.
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
-import signal
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.cache import HEADER_BYTES, MAGIC, MARKER, TABLE_DTYPE, read_marker
-from dataloader.cache_codec import encode_depth, encode_rgb
+from dataloader.cache import MARKER, TABLE_DTYPE, read_marker
+from dataloader.cache_part import (
+    ALIGN,
+    Plan,
+    disk_errors,
+    encode_frame,
+    part_table,
+    start_worker,
+    write_part,
+    write_part_in_pool,
+)
 from dataloader.cache_window import MARGIN_PX, Geometry, geometry_of, reach
-from dataloader.decode import PictureFrame
 from dataloader.index import AnnotationIndex
-from dataloader.layout import frame_path
 from src.config import RunConfig
 from src.errors import DataError
 from src.runtime.files import atomic_write
@@ -44,57 +47,14 @@ from src.runtime.progress import progress
 FORMAT = 1
 """Raised whenever the files' layout, the windows or the meaning of a pixel changes."""
 
-_LONGEST_PART = 256
-_SHORTEST_PART = 16
-_ALIGN = 64
 _PROBES = 8
+_PROBE_BYTES = 8 << 20
 _RESERVE_BYTES = 64 << 20
 """Space left free on the disk, for what else a run writes."""
 _log = get_logger("data")
 
 Hands = Callable[[], tuple[NDArray[np.float64], NDArray[np.float64]]]
 """Gives K (N, 3, 3) and hand boxes (N, 4) of all rows of the index, pixels; asked only to build."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is written where."""
-
-    config: RunConfig
-    index: AnnotationIndex
-    folder: Path
-    fingerprint: dict[str, Any]
-    windows: NDArray[np.int64]
-    """(N, 4) not clipped to the pictures."""
-
-    @property
-    def key(self) -> str:
-        """Name of the fingerprint."""
-        return hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()[:12]
-
-    @property
-    def kind(self) -> str:
-        """raw or compact."""
-        return str(self.fingerprint["kind"])
-
-    def parts(self) -> list[range]:
-        """Rows of each part; a function of their number alone, so that finished parts fit a later run."""
-        rows = len(self.windows)
-        length = min(_LONGEST_PART, max(_SHORTEST_PART, -(-rows // 32)))
-        return [range(start, min(start + length, rows)) for start in range(0, rows, length)]
-
-    def part_path(self, part: int) -> Path:
-        """File of a part."""
-        return self.folder / f"part-{part:05d}-{self.key}.bin"
-
-    def frame(self, row: int) -> PictureFrame:
-        """The files of a row."""
-        data, (sequence, frame) = self.config.dataset, self.index.sequence_frame(row)
-        rgb, depth = (
-            frame_path(data.root_dir, self.index.name, sequence, frame, kind, data.version)
-            for kind in ("rgb", "depth")
-        )
-        return PictureFrame(rgb, depth)
 
 
 def cache_folder(config: RunConfig, index_path: Path) -> Path:
@@ -107,8 +67,14 @@ def cache_folder(config: RunConfig, index_path: Path) -> Path:
 
 
 def ensure_cache(
-    config: RunConfig, index: AnnotationIndex, index_path: Path, hands: Hands, *, show_progress: bool = True
-) -> Path:
+    config: RunConfig,
+    index: AnnotationIndex,
+    index_path: Path,
+    hands: Hands,
+    *,
+    budget_s: float | None = None,
+    show_progress: bool = True,
+) -> Path | None:
     """Folder of an up-to-date crop cache, written if need be by one process while others wait.
 
     Args:
@@ -116,7 +82,11 @@ def ensure_cache(
         index: the opened annotation index, and
         index_path: its file.
         hands: K and boxes of all its rows.
+        budget_s: about the longest time to write, seconds; None: until it is done.
         show_progress: draw a progress bar while writing.
+
+    Returns:
+        None where budget_s was too short: what is finished is kept, call again.
 
     Raises:
         DataError: a picture is missing or unreadable, the disk is too small, or no place to write.
@@ -126,7 +96,8 @@ def ensure_cache(
     wanted = _fingerprint(config, index, index_path, geometry)
     if _why_not(folder, wanted, geometry) is None:
         return folder
-    with file_lock(folder.with_name(f"{folder.name}.lock"), "crop cache"):
+    lock = folder.with_name(f"{folder.name}.lock")
+    with file_lock(lock, "crop cache", mend="Set dataset.cache=PATH to a folder"), disk_errors(folder):
         reason = _why_not(folder, wanted, geometry)  # another process may have written it meanwhile
         if reason is None:
             return folder
@@ -134,8 +105,8 @@ def ensure_cache(
             _log.info(f"Crop cache: {folder} cannot be used ({reason}); writing it anew.")
             (folder / MARKER).unlink()
         windows = reach(*hands(), geometry)
-        _write(_Plan(config, index, folder, wanted, windows), show_progress)
-    return folder
+        done = _write(Plan(config, index, folder, wanted, windows), budget_s, show_progress)
+    return folder if done else None
 
 
 def _fingerprint(
@@ -175,31 +146,34 @@ def _why_not(folder: Path, wanted: dict[str, Any], geometry: Geometry) -> str | 
     return None
 
 
-def _write(plan: _Plan, show: bool) -> None:
-    """Write the parts that are missing, then the table, then the marker."""
+def _write(plan: Plan, budget_s: float | None, show: bool) -> bool:
+    """Write the parts that are missing, then the table, then the marker; False: out of time."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     parts = plan.parts()
     _remove_leftovers(plan)
-    missing = [k for k in range(len(parts)) if _part_table(plan, k, parts[k]) is None]
+    missing = [k for k in range(len(parts)) if part_table(plan, k, parts[k]) is None]
     _estimate(plan, [parts[k] for k in missing], kept=len(parts) - len(missing))
-    began = time.monotonic()
+    began, done = time.monotonic(), 0
     with contextlib.ExitStack() as stack:
-        jobs = [(plan, part, parts[part]) for part in missing]
         results: Iterator[None]
-        if _workers(plan) == 1 or len(jobs) < 2:
-            results = map(_write_part, jobs)
+        if _workers(plan) == 1 or len(missing) < 2:
+            results = map(functools.partial(write_part, plan), missing)
         else:
             # fork: the plan and its index are shared, and a worker would import torch for seconds otherwise.
             pool = ProcessPoolExecutor(
                 _workers(plan),
                 mp_context=multiprocessing.get_context("fork"),
-                initializer=_start_worker,
-                initargs=(os.getpid(),),
+                initializer=start_worker,
+                initargs=(os.getpid(), plan),
             )
-            results = stack.enter_context(pool).map(_write_part, jobs)
+            results = stack.enter_context(pool).map(write_part_in_pool, missing)
         try:
-            for _ in progress(results, total=len(jobs), desc=f"crop cache ({plan.index.name})", enabled=show):
-                pass
+            for _ in progress(
+                results, total=len(missing), desc=f"crop cache ({plan.index.name})", enabled=show
+            ):
+                done += 1
+                if budget_s is not None and done < len(missing) and time.monotonic() - began > budget_s:
+                    return False
         except BrokenProcessPool as error:
             raise DataError(
                 "crop cache: a writing process died (out of memory?). Finished parts are kept; lower "
@@ -211,13 +185,14 @@ def _write(plan: _Plan, show: bool) -> None:
         f"Crop cache: {len(plan.windows):,} frames, {size / 2**30:.2f} GiB written to {plan.folder} "
         f"in {time.monotonic() - began:.0f} s."
     )
+    return True
 
 
-def _finish(plan: _Plan, parts: list[range]) -> None:
+def _finish(plan: Plan, parts: list[range]) -> None:
     """Gather the parts' tables and write the marker."""
     table = np.empty(len(plan.windows), TABLE_DTYPE)
     for part, rows in enumerate(parts):
-        rows_of_part = _part_table(plan, part, rows)
+        rows_of_part = part_table(plan, part, rows)
         if rows_of_part is None:
             raise DataError(f"crop cache: {plan.part_path(part)} vanished while it was made. Start again.")
         table[rows.start : rows.stop] = rows_of_part
@@ -231,26 +206,26 @@ def _finish(plan: _Plan, parts: list[range]) -> None:
         ],
         "fingerprint": plan.fingerprint,
     }
-    with _disk_errors(plan.folder):
+    with disk_errors(plan.folder):
         with atomic_write(plan.folder / name) as file:
             np.save(file, table)
         with atomic_write(plan.folder / MARKER) as file:
             file.write(json.dumps(info, indent=1).encode())
 
 
-def _remove_leftovers(plan: _Plan) -> None:
+def _remove_leftovers(plan: Plan) -> None:
     """Files of another fingerprint, and what a killed writer left half; the lock is held."""
     for path in plan.folder.iterdir():
         if path.name.endswith(".part") or plan.key not in path.name:
             path.unlink(missing_ok=True)
 
 
-def _workers(plan: _Plan) -> int:
+def _workers(plan: Plan) -> int:
     """Processes that write."""
     return min(plan.config.dataset.index_workers, os.cpu_count() or 1)
 
 
-def _estimate(plan: _Plan, missing: list[range], kept: int) -> None:
+def _estimate(plan: Plan, missing: list[range], kept: int) -> None:
     """Say what is to come, from a few frames; refuse a disk that is too small.
 
     Raises:
@@ -260,16 +235,17 @@ def _estimate(plan: _Plan, missing: list[range], kept: int) -> None:
     if not len(rows):
         return
     probes = rows[np.linspace(0, len(rows) - 1, min(_PROBES, len(rows))).astype(int)]
-    began, stored, pixels = time.perf_counter(), 0, 0
-    for row in probes.tolist():
-        record, rgb, depth = _encode(plan, row)
-        stored += len(rgb) + len(depth)
-        pixels += _area(record["window"])
-        size = record["size"]
-    seconds = (time.perf_counter() - began) / len(probes) * len(rows) / _workers(plan)
+    began = time.perf_counter()
+    samples = [encode_frame(plan, row) for row in probes.tolist()]
+    decoding = (time.perf_counter() - began) / _workers(plan)
+    stored = sum(len(rgb) + len(depth) for _, rgb, depth in samples)
+    writing = stored * _seconds_per_byte(plan.folder, samples[0][1])
+    seconds = (decoding + writing) / len(probes) * len(rows)
+    pixels = sum(_area(record["window"]) for record, *_ in samples)
+    size = samples[-1][0]["size"]
     clipped = np.clip(plan.windows[rows], 0, [size[1], size[0], size[1], size[0]])
     area = float(np.prod(clipped[:, 2:] - clipped[:, :2], axis=1).sum())
-    need = area * stored / max(pixels, 1) + len(rows) * (2 * TABLE_DTYPE.itemsize + _ALIGN)
+    need = area * stored / max(pixels, 1) + len(rows) * (2 * TABLE_DTYPE.itemsize + ALIGN)
     free = shutil.disk_usage(plan.folder).free
     kept_text = f"; {kept} finished parts of an interrupted run are kept" if kept else ""
     _log.info(
@@ -285,91 +261,22 @@ def _estimate(plan: _Plan, missing: list[range], kept: int) -> None:
         )
 
 
+def _seconds_per_byte(folder: Path, block: NDArray[np.uint8]) -> float:
+    """What it takes to get a byte onto the disk."""
+    path, times = folder / "probe.part", -(-_PROBE_BYTES // max(len(block), 1))
+    began = time.perf_counter()
+    try:
+        with path.open("wb") as file:
+            for _ in range(times):
+                file.write(block.data)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        path.unlink(missing_ok=True)
+    return (time.perf_counter() - began) / max(times * len(block), 1)
+
+
 def _area(window: NDArray[np.int32]) -> int:
     """Pixels of a window."""
     x0, y0, x1, y1 = window.tolist()
     return int((x1 - x0) * (y1 - y0))
-
-
-def _start_worker(parent: int) -> None:
-    """A pool process ends with its parent: one that outlived it would hold the lock for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(AttributeError, OSError):  # Linux only
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
-    cv2.setNumThreads(0)
-
-
-def _write_part(job: tuple[_Plan, int, range]) -> None:
-    """One part, whole or not at all; runs in a pool process."""
-    plan, part, rows = job
-    table = np.zeros(len(rows), TABLE_DTYPE)
-    table["part"] = part
-    with _disk_errors(plan.folder), atomic_write(plan.part_path(part)) as file:
-        file.write(bytes(HEADER_BYTES + table.nbytes))
-        for k, row in enumerate(rows):
-            record, rgb, depth = _encode(plan, row)
-            for name in ("window", "size", "crc"):
-                table[k][name] = record[name]
-            table[k]["rgb"] = _append(file, rgb)
-            table[k]["depth"] = _append(file, depth)
-        file.seek(0)
-        file.write(_header(plan))
-        file.write(table.tobytes())
-
-
-def _encode(plan: _Plan, row: int) -> tuple[NDArray[np.void], NDArray[np.uint8], NDArray[np.uint8]]:
-    """What is stored of one frame: window, size and checksums, bytes of RGB, bytes of depth.
-
-    Raises:
-        DataError: as without a cache.
-    """
-    frame = plan.frame(row)
-    window = frame.clip(plan.windows[row].tolist())
-    rgb = encode_rgb(frame.rgb(window), plan.kind)
-    depth = encode_depth(frame.depth(window), plan.kind)
-    record = np.zeros((), TABLE_DTYPE)
-    record["window"], record["size"] = window, frame.size
-    record["crc"] = zlib.crc32(rgb.data), zlib.crc32(depth.data)
-    return record, rgb, depth
-
-
-def _append(file: BinaryIO, block: NDArray[np.uint8]) -> tuple[int, int]:
-    """Write a block at the next aligned place; (first byte, number of bytes)."""
-    start = -(-file.tell() // _ALIGN) * _ALIGN
-    file.write(bytes(start - file.tell()))
-    file.write(block.data)
-    return start, len(block)
-
-
-def _header(plan: _Plan) -> bytes:
-    """First bytes of a part."""
-    return (MAGIC + plan.key.encode()).ljust(HEADER_BYTES, b"\0")
-
-
-def _part_table(plan: _Plan, part: int, rows: range) -> NDArray[np.void] | None:
-    """Table of a finished part; None where it is missing or not whole."""
-    path = plan.part_path(part)
-    try:
-        with path.open("rb") as file:
-            if file.read(HEADER_BYTES) != _header(plan):
-                return None
-            table = np.frombuffer(file.read(len(rows) * TABLE_DTYPE.itemsize), TABLE_DTYPE)
-            size = file.seek(0, os.SEEK_END)
-    except (OSError, ValueError):
-        return None
-    whole = len(table) == len(rows) and size == int(table["depth"][-1].sum())
-    return table if whole else None
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """What the operating system says about writing, as an error of ours."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"crop cache: cannot write to {folder} ({error.strerror}). Finished parts are kept: free some "
-            "space and start again, or set dataset.cache=PATH elsewhere, or dataset.cache=off."
-        ) from error

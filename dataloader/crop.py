@@ -219,12 +219,23 @@ def z_ref_from_depth(depth_u16: NDArray[np.uint16], camera: CropCamera) -> float
         return None
     w = camera.ray_z()
     z = (window * DEPTH_UNIT_M / (w[0] * columns[None, :] + w[1] * rows[:, None] + w[2]))[window > 0]
-    return float(np.median(z[z < np.percentile(z, NEAREST_PERCENTILE) + HAND_REACH_M]))
+    z.sort()  # once, for percentile and median: numpy's own cost ten times the sort
+    near = z[: int(np.searchsorted(z, _quantile(z, NEAREST_PERCENTILE / 100) + HAND_REACH_M))]
+    return float((near[(len(near) - 1) // 2] + near[len(near) // 2]) / 2)
 
 
 def z_ref_from_box(camera: CropCamera) -> float:
     """Reference depth in metres from the angle that the box fills, for a hand of average extent."""
     return HAND_SIDE_M / camera.box_angle_rad
+
+
+def _quantile(ordered: Array, share: float) -> float:
+    """Quantile of sorted numbers, linear between neighbours (as numpy, in its order of operations)."""
+    at = share * (len(ordered) - 1)
+    below = int(at)
+    low, high = ordered[below], ordered[min(below + 1, len(ordered) - 1)]
+    t = at - below
+    return float(high - (high - low) * (1 - t) if t >= 0.5 else low + (high - low) * t)
 
 
 def _warp(piece: NDArray[Any], camera: CropCamera, window: Window, flags: int) -> NDArray[Any]:

@@ -113,11 +113,12 @@ def convert(records: NDArray[np.void], rest_root_m: NDArray[np.float32]) -> Labe
     )
 
 
-def hand_boxes(records: NDArray[np.void]) -> NDArray[np.float64]:
-    """`Labels.box_px` of (N,) records alone."""
+def hands_of(records: NDArray[np.void]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N,) records -> K (N, 3, 3) and `Labels.box_px` (N, 4) alone, pixels."""
     joints = records["joints"][:, _TO_OPENPOSE] * CV_FROM_GL
     known = np.asarray(np.isfinite(joints).all(axis=-1))
-    return _boxes(records, np.where(known[..., None], joints, joints[:, :1]))
+    boxes = _boxes(records, np.where(known[..., None], joints, joints[:, :1]))
+    return records["cam_mat"].astype(np.float64), boxes
 
 
 class HO3DDataset:
@@ -317,15 +318,12 @@ class HO3DDataset:
         """The crop cache, written if need be; None where dataset.cache is off."""
         if self.config.dataset.cache == "off":
             return None
-        rows = self._index.rows
+        index = self._index
         folder = ensure_cache(
-            self.config,
-            self._index,
-            self.index_path,
-            lambda: (rows["cam_mat"].astype(np.float64), hand_boxes(rows)),
-            show_progress=show_progress,
+            self.config, index, self.index_path, lambda: hands_of(index.rows), show_progress=show_progress
         )
-        return open_cache(folder, len(rows))
+        assert folder is not None  # no time limit was given
+        return open_cache(folder, len(index.rows))
 
     def _truth_rows(self, sample_index: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Rows of the ground truth's arrays."""

@@ -13,6 +13,10 @@ from src.config import DatasetConfig
 from src.errors import DataError
 
 KINDS = ("rgb", "depth", "meta")
+_SUFFIX = {
+    "v2": {"rgb": ".png", "depth": ".png", "meta": ".pkl"},
+    "v3": {"rgb": ".jpg", "depth": ".png", "meta": ".pkl"},
+}
 _LINE = re.compile(r"^(?P<sequence>[^/\s]+)/(?P<frame>\d{4,9})$")
 _GET_DATA = (
     "Put HO3D there (README), write a synthetic tree with `python -m dataloader.synthetic --out DIR`, "
@@ -40,12 +44,12 @@ def frame_name(frame: int) -> str:
 
 def suffix(kind: str, version: str) -> str:
     """File ending of rgb, depth or meta in a release."""
-    return {"rgb": ".png" if version == "v2" else ".jpg", "depth": ".png", "meta": ".pkl"}[kind]
+    return _SUFFIX[version][kind]
 
 
 def frame_path(root: Path, name: ListName, sequence: str, frame: int, kind: str, version: str) -> Path:
     """Path of one file of one frame."""
-    return root / name / sequence / kind / f"{frame_name(frame)}{suffix(kind, version)}"
+    return root / f"{name}/{sequence}/{kind}/{frame_name(frame)}{suffix(kind, version)}"
 
 
 def read_list(config: DatasetConfig, name: ListName) -> FrameList:

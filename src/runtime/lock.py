@@ -15,13 +15,16 @@ WAIT_S = 1800.0
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, what: str, *, wait_s: float = WAIT_S) -> Iterator[None]:
+def file_lock(
+    path: Path, what: str, *, wait_s: float = WAIT_S, mend: str = "Set dataset.index_dir to a folder"
+) -> Iterator[None]:
     """Hold an exclusive lock that dies with its process; wait for another holder, but not for ever.
 
     Args:
         path: the lock file; its folder is made.
         what: what is built under the lock, for messages.
         wait_s: longest wait, seconds.
+        mend: how to name a folder that can be written.
 
     Raises:
         DataError: no place to write, or the other process did not end in time.
@@ -31,8 +34,7 @@ def file_lock(path: Path, what: str, *, wait_s: float = WAIT_S) -> Iterator[None
         file = path.open("w")
     except OSError as error:
         raise DataError(
-            f"{what}: cannot write to {path.parent} ({error.strerror}). "
-            "Set dataset.index_dir to a folder that can be written."
+            f"{what}: cannot write to {path.parent} ({error.strerror}). {mend} that can be written."
         ) from error
     with file:
         deadline = time.monotonic() + wait_s

@@ -1,0 +1,386 @@
+"""Crop cache: the same samples as without it, or an error or a line that says why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dataloader import build, cache_build, cache_codec, cache_part, decode
+from dataloader.cache import CropCache, open_cache
+from dataloader.cache_codec import decode_depth, decode_rgb, encode_depth, encode_rgb
+from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.samplers import SampleKey
+from src.config import RunConfig
+from src.config_file import load_config
+from src.errors import DataError
+from src.runtime.distributed import DistContext
+from src.runtime.lock import file_lock
+from src.schema import RawSample
+from tests.dataloader.tree import FanHand, Frame, run_config, write_tree
+
+Tree = tuple[Path, dict[str, Frame]]
+FORK = multiprocessing.get_context("fork")
+JOIN_S = 120
+
+
+def config_of(root: Path, cache: Path | str, workers: int = 1, **sections: Any) -> RunConfig:
+    """18 training and 6 validation frames, cached."""
+    data = {"cache": str(cache), "index_workers": workers, **sections.pop("dataset", {})}
+    return run_config(root, dataset=data, **({"split": {"val_percent": 25}} | sections))
+
+
+def dataset_of(config: RunConfig, split: str = "train") -> HO3DDataset:
+    """The dataset with the fan hand."""
+    return HO3DDataset(config, split, FanHand(), show_progress=False)  # type: ignore[arg-type]
+
+
+def differing(a: RawSample, b: RawSample) -> list[str]:
+    """Fields that are not equal bit for bit."""
+    return [
+        f.name
+        for f in dataclasses.fields(a)
+        if np.asarray(getattr(a, f.name)).tobytes() != np.asarray(getattr(b, f.name)).tobytes()
+    ]
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows encoded by this process from now on, without those of the estimate."""
+    rows: list[int] = []
+    original = cache_part.encode_frame
+    monkeypatch.setattr(
+        cache_part, "encode_frame", lambda plan, row: (rows.append(row), original(plan, row))[1]
+    )
+    return rows
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """What the cache has logged."""
+    monkeypatch.setattr(logging.getLogger("utnet"), "propagate", True)
+    caplog.set_level(logging.INFO, "utnet")
+    return lambda: "\n".join(record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("size", [(128, 96), (64, 64)])
+def test_raw_gives_the_bytes_of_no_cache(tree: Tree, tmp_path: Path, size: tuple[int, int]) -> None:
+    """A cache that changes a sample changes what is trained and scored: speed must not."""
+    for split in ("train", "val", "evaluation"):
+        plain = dataset_of(config_of(tree[0], "off", image_size=size), split)
+        cached = dataset_of(config_of(tree[0], tmp_path, image_size=size), split)
+        assert (plain._cache, cached._cache is not None) == (None, True)
+        for i in range(len(plain)):
+            for epoch in range(4):
+                key = SampleKey(i, epoch)
+                assert not differing(plain.raw(key), cached.raw(key)), (split, key)
+    assert len(list(tmp_path.glob("*-crops-raw"))) == 2  # train and val share one
+
+
+def test_a_loader_process_reads_the_same_cache(tree: Tree, tmp_path: Path) -> None:
+    """Pickled, 50 GiB of pixels would be copied; and another run's cache must not be read as this one."""
+    dataset = dataset_of(config_of(tree[0], tmp_path))
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert not differing(copy.raw(SampleKey(3, 1)), dataset.raw(SampleKey(3, 1)))
+    assert "_cache" not in dataset.__getstate__()
+    with pytest.raises(DataError, match="another run has written"):
+        open_cache(dataset._cache.folder, 24, "0123456789ab")
+    assert pickle.loads(pickle.dumps(dataset_of(config_of(tree[0], "off"))))._cache is None
+
+
+def test_dropped_depth_is_not_read_from_the_cache(tree: Tree, tmp_path: Path, monkeypatch: Any) -> None:
+    """40 % of the training samples: their depth pages would be the larger part of what the disk reads."""
+    dataset = dataset_of(config_of(tree[0], tmp_path))
+    original, kinds = CropCache.data, []
+    monkeypatch.setattr(
+        CropCache, "data", lambda s, row, kind, *a: (kinds.append(kind), original(s, row, kind, *a))[1]
+    )
+    shown = [bool(dataset.raw(SampleKey(i, e)).depth_present) for i in range(18) for e in range(3)]
+    assert 0 < sum(shown) < len(shown)
+    assert (kinds.count(0), kinds.count(1)) == (len(shown), sum(shown))
+
+
+def test_nothing_is_decoded_once_the_cache_is_made(tree: Tree, tmp_path: Path, monkeypatch: Any) -> None:
+    """Also not by the second start, which must take no time."""
+    dataset_of(config_of(tree[0], tmp_path))
+    monkeypatch.setattr(decode, "_decode", lambda *_: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr(cache_build, "reach", lambda *_: pytest.fail("windows were computed"))
+    for split in ("train", "val"):
+        dataset = dataset_of(config_of(tree[0], tmp_path), split)
+        dataset.raw(SampleKey(0))
+
+
+def test_compact_is_small_faithful_and_lossless_in_depth(tree: Tree, tmp_path: Path) -> None:
+    """RGB at 42 dB or better, whatever the picture; a lossy depth would be a wrong label of the surface."""
+    raw = dataset_of(config_of(tree[0], tmp_path))
+    compact = dataset_of(config_of(tree[0], tmp_path, dataset={"cache_format": "compact"}))
+    for i in range(len(raw)):
+        a, b = (d._cache.frame(int(d.split.rows[i]), "") for d in (raw, compact))
+        assert cv2.PSNR(a.rgb(a._window), b.rgb(b._window)) >= 42
+        assert np.array_equal(a.depth(a._window), b.depth(b._window))
+    sample = compact.view(modality="rgbd", augmented=True)
+    assert set(
+        differing(raw.view(modality="rgbd", augmented=True).raw(SampleKey(1)), sample.raw(SampleKey(1)))
+    ) <= {"rgb_u8"}
+
+
+@pytest.mark.parametrize("kind", ["noise", "smooth"])
+def test_the_codec_keeps_its_promise_on_hard_pictures(kind: str) -> None:
+    """A quality that suits most pictures would fail on the noisiest without a word."""
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (67, 91, 3), np.uint8)
+    depth = rng.integers(0, 2**16, (67, 91)).astype(np.uint16)
+    if kind == "smooth":
+        rgb = cv2.GaussianBlur(rgb, (0, 0), 9)
+    data = encode_rgb(rgb, "compact")
+    assert cv2.PSNR(decode_rgb(data, (67, 91), "compact"), rgb) >= 42
+    assert np.array_equal(decode_depth(encode_depth(depth, "compact"), (67, 91), "compact"), depth)
+    with pytest.raises(DataError, match="stored"):
+        decode_rgb(data, (66, 91), "compact")
+    for function, name in ((decode_rgb, "RGB"), (decode_depth, "depth")):
+        with pytest.raises(DataError, match=name):
+            function(np.zeros(50, np.uint8), (67, 91), "compact")
+    assert decode_rgb(encode_rgb(rgb[:0], kind), (0, 91), "compact").shape == (0, 91, 3)
+
+
+@pytest.mark.parametrize("change", ["data", "format", "augmentation", "truncated", "missing", "marker"])
+def test_a_cache_that_does_not_fit_is_written_anew_with_a_line(
+    tmp_path: Path, change: str, lines: Any, monkeypatch: Any
+) -> None:
+    """Silently read, it would train on other pictures than the data set's; silently rebuilt, it wonders."""
+    root, place = tmp_path / "HO3D", tmp_path / "cache"
+    write_tree(root, {"MC1": 20})
+    config = config_of(root, place, augmentation={"shift": 0.05})
+    folder = dataset_of(config)._cache.folder
+    part = next(folder.glob("part-00000*"))
+    if change == "data":
+        (root / "train/MC1/rgb/x").touch()
+    elif change == "format":
+        monkeypatch.setattr(cache_build, "FORMAT", cache_build.FORMAT + 1)
+    elif change == "augmentation":
+        config = config_of(root, place)
+    elif change == "truncated":
+        os.truncate(part, part.stat().st_size - 1)
+    elif change == "missing":
+        part.unlink()
+    else:
+        (folder / "crops.json").write_text("{")
+    assert "cannot be used" not in lines()
+    dataset = dataset_of(config)
+    reason = {
+        "data": "data set has changed",
+        "format": "another version",
+        "augmentation": "reach less far",
+    }.get(change, "damaged or incomplete")
+    assert f"cannot be used ({'its crops ' if change == 'augmentation' else ''}" in lines()
+    assert reason in lines()
+    plain = dataset_of(dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, cache="off")))
+    assert not any(differing(plain.raw(SampleKey(i, 2)), dataset.raw(SampleKey(i, 2))) for i in range(15))
+    json.loads((folder / "crops.json").read_text())
+
+
+def test_a_cache_with_more_margin_is_used_again(tree: Tree, tmp_path: Path, encoded: list[int]) -> None:
+    """Trying other augmentations must not cost an hour of decoding each."""
+    dataset_of(config_of(tree[0], tmp_path))
+    assert sorted(set(encoded)) == list(range(24))
+    encoded.clear()
+    dataset_of(
+        config_of(tree[0], tmp_path, augmentation={"scale": 0.1, "roll_deg": 30.0}, image_size=(64, 48))
+    )
+    without = dataset_of(config_of(tree[0], tmp_path, augmentation={"enabled": False}))
+    assert not encoded
+    plain = dataset_of(config_of(tree[0], "off", augmentation={"enabled": False}))
+    assert not differing(plain.raw(SampleKey(1)), without.raw(SampleKey(1)))
+    dataset_of(config_of(tree[0], tmp_path, dataset={"box_scale": 1.7}))
+    assert encoded
+
+
+def test_a_crop_beyond_the_window_is_an_error(tree: Tree, tmp_path: Path) -> None:
+    """Reading zeros there would paint black borders that no picture has."""
+    small = dataset_of(config_of(tree[0], tmp_path, augmentation={"enabled": False}))
+    small.config = config_of(tree[0], tmp_path)
+    with pytest.raises(DataError, match=r"train/\w+/rgb/\d+.jpg: a crop looks.*cache holds"):
+        [small.view(modality="rgb", augmented=True).raw(SampleKey(i)) for i in range(18)]
+
+
+def test_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
+    """A bad disk: sizes fit, pixels do not."""
+    root = tmp_path / "HO3D"
+    write_tree(root, {"MC1": 4})
+    config = config_of(root, "auto")
+    folder = dataset_of(config)._cache.folder
+    assert folder.parent == root / ".utnet"
+    part = next(folder.glob("part-00000*"))
+    size = part.stat().st_size
+    with part.open("r+b") as file:
+        file.seek(size - 5)
+        file.write(b"\x99\x12\x34\x56\x78")
+    damaged = dataset_of(config)
+    with pytest.raises(DataError, match=r"damaged.*checksum.*Delete"):
+        [damaged.view(modality="rgbd", augmented=True).raw(SampleKey(i)) for i in range(len(damaged))]
+
+
+@pytest.mark.parametrize("kind", ["rgb", "depth", "size"])
+def test_an_unreadable_picture_says_the_same_as_without(tmp_path: Path, kind: str) -> None:
+    """The frame to mend must be named, before hours of training and not after."""
+    root = tmp_path / "HO3D"
+    write_tree(root, {"MC1": 4})
+    if kind == "rgb":
+        (root / "train/MC1/rgb/0003.jpg").write_bytes(b"\xff\xd8")
+    elif kind == "depth":
+        (root / "train/MC1/depth/0003.png").write_bytes(b"")
+    else:
+        cv2.imwrite(str(root / "train/MC1/depth/0003.png"), np.zeros((100, 100, 3), np.uint8))
+    sides = [dataset_of(config_of(root, "off"), split) for split in ("train", "val")]
+    samples = [(side.view(modality="rgbd", augmented=False), i) for side in sides for i in range(len(side))]
+    with pytest.raises(DataError) as without:
+        [side.raw(SampleKey(i)) for side, i in samples]
+    with pytest.raises(DataError) as caught:
+        dataset_of(config_of(root, tmp_path / "cache"))
+    assert str(caught.value) == str(without.value)
+    assert "0003" in str(caught.value)
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_written(
+    tree: Tree, tmp_path: Path, monkeypatch: Any, lines: Any
+) -> None:
+    """After an hour of writing it is too late, and a full disk also stops the run's checkpoints."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(cache_build.shutil, "disk_usage", lambda _: usage._replace(free=70 << 20))
+    with pytest.raises(DataError, match=r"needs about .* GiB.*cache_format=compact"):
+        dataset_of(config_of(tree[0], tmp_path))
+    assert "24 frames to decode once" in lines()
+    assert "0.1 GiB free" in lines()
+    assert not list(tmp_path.glob("*/part-*"))
+
+
+def test_a_disk_that_fills_up_is_one_line(
+    tree: Tree, tmp_path: Path, monkeypatch: Any, encoded: list[int]
+) -> None:
+    """Someone else's files: what is finished is kept, nothing half stays."""
+    original = cache_part._append
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def append(file: Any, block: Any) -> tuple[int, int]:
+        if len(encoded) > 20:
+            raise full
+        return original(file, block)
+
+    monkeypatch.setattr(cache_part, "_append", append)
+    with pytest.raises(DataError, match=r"No space left.*Finished parts are kept"):
+        dataset_of(config_of(tree[0], tmp_path))
+    (folder,) = tmp_path.glob("*-crops-raw")
+    assert [path.name[:10] for path in folder.iterdir()] == ["part-00000"]
+    monkeypatch.setattr(cache_part, "_append", original)
+    encoded.clear()
+    dataset_of(config_of(tree[0], tmp_path))
+    assert set(encoded) == set(range(16, 24))
+
+
+def test_a_place_that_cannot_be_written_names_the_key(tree: Tree, tmp_path: Path) -> None:
+    """Data sets often lie on a read-only share."""
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"crop cache: cannot write.*dataset.cache=PATH"):
+        dataset_of(config_of(tree[0], tmp_path / "file"))
+
+
+def _ensure(config: RunConfig) -> None:
+    """What a forked process does: leave with status 0 when the cache is there."""
+    dataset_of(config)
+
+
+def test_a_killed_writer_leaves_what_it_finished(
+    tree: Tree, tmp_path: Path, monkeypatch: Any, encoded: list[int]
+) -> None:
+    """kill -9 of the writing run: its helpers go with it, the lock is free, finished parts stay."""
+    original = cache_part.write_part
+
+    def kill_parent(plan: Any, part: int) -> None:
+        if part == 1:
+            while not list(tmp_path.glob("*/part-00000-*.bin")):
+                time.sleep(0.01)
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(JOIN_S)
+        original(plan, part)
+
+    monkeypatch.setattr(cache_part, "write_part", kill_parent)
+    monkeypatch.setattr(cache_build, "_workers", lambda plan: 2)
+    process = FORK.Process(target=_ensure, args=(config_of(tree[0], tmp_path),))
+    process.start()
+    process.join(JOIN_S)
+    assert process.exitcode == -signal.SIGKILL
+    monkeypatch.setattr(cache_part, "write_part", original)
+    monkeypatch.setattr(cache_build, "_workers", lambda plan: 1)
+    monkeypatch.setattr(cache_build, "file_lock", functools.partial(file_lock, wait_s=JOIN_S / 4))
+    (folder,) = tmp_path.glob("*-crops-raw")
+    (folder / ".part-00001.bin.1.2.part").touch()  # as a writer killed inside a part leaves it
+    dataset_of(config_of(tree[0], tmp_path))
+    assert set(encoded) == set(range(16, 24))
+    assert not list(folder.glob("*.part")) + list(folder.glob(".*.part"))
+
+
+def test_two_runs_at_once_write_one_cache(tree: Tree, tmp_path: Path, monkeypatch: Any) -> None:
+    """Two trainings started together: the second waits and reads, neither overwrites the other."""
+    inside, go = FORK.Event(), FORK.Event()
+    original = cache_build.write_part
+
+    def slow(plan: Any, part: int) -> None:
+        inside.set()
+        assert go.wait(JOIN_S)
+        original(plan, part)
+
+    monkeypatch.setattr(cache_build, "write_part", slow)
+    config = config_of(tree[0], tmp_path)
+    first = FORK.Process(target=_ensure, args=(config,))
+    first.start()
+    assert inside.wait(JOIN_S)
+    monkeypatch.setattr(cache_build, "write_part", lambda *_: os._exit(9))
+    second = FORK.Process(target=_ensure, args=(config,))
+    second.start()
+    second.join(0.3)  # time to reach the lock; later is as good
+    go.set()
+    for process in (first, second):
+        process.join(JOIN_S)
+    assert (first.exitcode, second.exitcode) == (0, 0)
+
+
+def test_ranks_wait_in_slices(tree: Tree, tmp_path: Path, monkeypatch: Any, encoded: list[int]) -> None:
+    """One wait of hours would run into the collectives' time limit; a slice continues where one ended."""
+    monkeypatch.setattr(build, "CACHE_SLICE_S", 0.0)
+    monkeypatch.setattr(build, "require_hand_fits", lambda *_: None)
+    context = DistContext(0, 1, 0, torch.device("cpu"), None)
+    calls, original = [], build.ensure_cache
+    monkeypatch.setattr(build, "ensure_cache", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
+    config = config_of(tree[0], tmp_path, validation={"split": "evaluation", "select_on_evaluation": True})
+    hand = FanHand()
+    hand.faces = torch.zeros(1)  # type: ignore[attr-defined]
+    train, evaluation = build.build_splits(config, context, hand)  # type: ignore[arg-type]
+    assert len(calls) == 3  # two parts of train, one of evaluation
+    assert train._cache is not None
+    assert evaluation._cache is not None
+    assert sorted(set(encoded)) == list(range(24))
+
+
+def test_off_is_a_word(tmp_path: Path) -> None:
+    """YAML 1.1 reads a bare off as false, which is no path."""
+    (tmp_path / "c.yaml").write_text("dataset:\n  cache: off\n")
+    assert load_config(tmp_path / "c.yaml", []).dataset.cache == "off"
+    assert load_config(tmp_path / "c.yaml", ["dataset.cache=auto"]).dataset.cache == "auto"
+    assert load_config(tmp_path / "c.yaml", ["dataset.cache=off"]).dataset.cache == "off"
+    assert cache_codec.MIN_PSNR_DB >= 42
