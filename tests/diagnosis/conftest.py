@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from dataloader.build import build_dataset, build_eval_loader, build_train_loader
+from dataloader.split import SplitName
 from src.config import RunConfig
 from src.config_file import load_config
 from src.hand.mano import ManoLayer
@@ -35,17 +37,21 @@ class Clinic:
         arguments = self.data.settings("training.batch_size=8", *overrides)
         return load_config(ROOT / Path(arguments[1]), arguments[2:])
 
-    def batches(self, *overrides: str, count: int = 3, split: str = "train") -> list[HandBatch]:
-        """The first batches of the first epoch, or of the validation."""
+    def stream(self, *overrides: str, split: SplitName = "train") -> Iterator[HandBatch]:
+        """Batches of the first epoch, or of the validation, each made when it is asked for."""
         config = self.config(*overrides)
-        if split == "train":
-            dataset = build_dataset(config, "train", self.hand, show_progress=False)
-            loader = build_train_loader(config, dataset, 0, 1, ALONE.device)
-            loader.set_epoch(0)
-        else:
-            dataset = build_dataset(config, "val", self.hand, show_progress=False)
-            loader = build_eval_loader(config, dataset, 0, 1, ALONE.device)
-        return list(islice(loader, count))
+        dataset = build_dataset(config, split, self.hand, show_progress=False)
+        if split == "val":
+            yield from build_eval_loader(config, dataset, 0, 1, ALONE.device)
+            return
+        loader = build_train_loader(config, dataset, 0, 1, ALONE.device)
+        loader.set_epoch(0)
+        yield from loader
+
+    @functools.cache  # noqa: B019  (one clinic lives as long as its tests)
+    def batches(self, *overrides: str, count: int = 3, split: SplitName = "train") -> list[HandBatch]:
+        """The first of them; for healthy data only, as they are kept."""
+        return list(islice(self.stream(*overrides, split=split), count))
 
 
 @pytest.fixture(scope="session")

@@ -120,9 +120,9 @@ def _without_depth(results: Mapping[Shown, CheckedResult]) -> Iterator[Finding]:
         return
     moved = float(np.linalg.norm(with_depth - without, axis=-1).mean()) * 1000
     yield judge(
-        moved > 0,
-        "depth matters" if moved > 0 else "dead depth branch",
+        moved > FROZEN_MM,
+        "depth matters" if moved > FROZEN_MM else "dead depth branch",
         f"hiding depth moves predictions {moved:.4g} mm",
-        "above 0 mm",
+        f"above {FROZEN_MM:g} mm",
         "src/models/tokens.py, dataloader/modality.py",
     )

@@ -62,6 +62,7 @@ def check_step(
         first: the run's very first step, when blocks behind layers that start at zero have no gradient yet.
     """
     yield _rate(report)
+    yield from check_terms(report.terms)
     yield from _updates(model, before, report, config)
     yield from _gradients(model, first=first)
     ratio = report.grad_norm / config.training.clip_grad_norm
@@ -73,15 +74,16 @@ def check_step(
         "training.clip_grad_norm, src/losses/loss.py (means, weights)",
         worse="WARN",
     )
-    yield from check_terms(report.terms)
 
 
 def check_terms(terms: LossTerms) -> Iterator[Finding]:
     """What a loss is made of."""
     total = float(terms.total.detach())
-    shares = {
-        name: terms.weights[name] * float(v.detach()) / max(total, 1e-12) for name, v in terms.values.items()
-    }
+    shares: dict[str, float] = {}
+    for name, value in terms.values.items():  # both hands' terms of one kind share a unit and a weight
+        kind = name.removeprefix("coarse_")
+        part = terms.weights[name] * float(value.detach()) / max(total, 1e-12)
+        shares[kind] = shares.get(kind, 0.0) + part
     name = max(shares, key=lambda key: shares[key])
     good = shares[name] < DOMINANT_TERM or len(shares) == 1
     yield judge(

@@ -1,0 +1,107 @@
+"""A short training with the doctor beside it, and what the doctor said."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+import train
+from dataloader.build import build_dataset
+from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.leaks import FrameNames, find_leaks
+from src.losses.loss import HandLoss
+from src.models.utnet import UTNet
+from src.runtime import log
+from src.training.diagnosis.doctor import Doctor
+from src.training.step import TrainStep
+from tests.diagnosis.conftest import ALONE, Clinic
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """Lines that the doctor logs."""
+    log.configure()
+    logger, handler = logging.getLogger("utnet.doctor"), _Lines()
+    logger.addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        logger.removeHandler(handler)
+
+
+def causes(lines: list[str]) -> list[str]:
+    """Names of what is not OK, in the order in which they were logged."""
+    return [line.split(maxsplit=2)[2].partition(":")[0] for line in lines if line.startswith("  Doctor ")]
+
+
+class Watched:
+    """A training run in this process, without its command line."""
+
+    def __init__(self, clinic: Clinic, *overrides: str, doctor: bool = True) -> None:
+        self.config = clinic.config(f"logging.doctor={str(doctor).lower()}", *overrides)
+        shown = [o for o in overrides if o.startswith(("dataset.", "seed="))]
+        self.batches = clinic.batches(*shown)
+        torch.manual_seed(self.config.seed)
+        self.model = UTNet(self.config.model, clinic.hand)
+        loss = HandLoss(self.config.loss, clinic.hand)
+        self.trainer = TrainStep(self.model, loss, self.config, ALONE, total_steps=40)
+        self.doctor = Doctor(self.config, ALONE, clinic.hand)
+        self._hand = clinic.hand
+
+    @functools.cached_property
+    def train_set(self) -> HO3DDataset:
+        return build_dataset(self.config, "train", self._hand, show_progress=False)
+
+    @functools.cached_property
+    def val_set(self) -> HO3DDataset:
+        return build_dataset(self.config, "val", self._hand, show_progress=False)
+
+    @functools.cached_property
+    def scoring(self) -> train.Scoring:
+        return train.build_scoring(self.config, ALONE, self.train_set, self.val_set, self._hand)
+
+    def begin(self) -> None:
+        """What train.py does before the first step."""
+        names = [FrameNames(*data.frames()) for data in (self.train_set, self.val_set)]
+        self.doctor.setting(self.trainer, lambda: find_leaks(*names))
+
+    def steps(self, count: int) -> None:
+        """Optimiser steps on the batches in turn."""
+        for _ in range(count):
+            group = [self.batches[self.trainer.step % len(self.batches)]]
+            self.doctor.before(self.trainer)
+            report = self.trainer(group)
+            self.doctor.after(self.trainer, report, group)
+
+    def validate(self, model: torch.nn.Module | None = None) -> None:
+        """Score the network, or another predictor in its place."""
+        network = self.model if model is None else model
+        results = train.score(network, self.trainer.loss, self.scoring)
+        self.doctor.validation(self.trainer, results)
+
+
+def watch(
+    clinic: Clinic, *overrides: str, plant: Callable[[Watched], None] | None = None, steps: int = 3
+) -> list[str]:
+    """Causes named in the first step that gives any, of a run in which something was planted."""
+    with heard() as lines:
+        run = Watched(clinic, *overrides)
+        if plant is not None:
+            plant(run)
+        run.begin()
+        while run.trainer.step < steps and not causes(lines):
+            run.steps(1)
+    return causes(lines)
