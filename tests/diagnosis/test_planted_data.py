@@ -104,11 +104,6 @@ def left_hand(made: loader.Labels) -> dict[str, Any]:
     }
 
 
-def swap_bytes(patch: Patch) -> None:
-    original = loader.combine_depth
-    patch.setattr(loader, "combine_depth", lambda pixels: original(pixels[..., [2, 1, 0]]).byteswap())
-
-
 def pictures(change: Callable[[Array, Array], tuple[Array, Array]]) -> Callable[[Patch], None]:
     """Plant a change of the cropped picture (H, W, 3) and depth (H, W)."""
 
@@ -145,7 +140,6 @@ def depth_unit(factor: float) -> Callable[[Patch], None]:
     return plant
 
 
-FLAT = np.array([[0.1, 0.2, 0.3]] * 15)
 DEFECTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "y of the joints not flipped": (
         "axis flip",

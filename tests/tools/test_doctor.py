@@ -111,7 +111,7 @@ def test_exit_status_follows_the_findings(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "there is --leaks"),
+        (["--steps", "-1"], "want 0 or more"),
         (["--leaks", "--within", "0"], "from 1 on"),
         (["--leaks", "--within", "x"], "got x"),
     ],

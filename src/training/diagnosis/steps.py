@@ -80,9 +80,9 @@ def check_terms(terms: LossTerms) -> Iterator[Finding]:
     """What a loss is made of."""
     total = float(terms.total.detach())
     shares: dict[str, float] = {}
-    for name, value in terms.values.items():  # both hands' terms of one kind share a unit and a weight
+    for name, tensor in terms.values.items():  # both hands' terms of one kind share a unit and a weight
         kind = name.removeprefix("coarse_")
-        part = terms.weights[name] * float(value.detach()) / max(total, 1e-12)
+        part = terms.weights[name] * float(tensor.detach()) / max(total, 1e-12)
         shares[kind] = shares.get(kind, 0.0) + part
     name = max(shares, key=lambda key: shares[key])
     good = shares[name] < DOMINANT_TERM or len(shares) == 1

@@ -1,0 +1,157 @@
+"""`python -m src.tools.doctor` and the doctor inside `train.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dataloader.ho3d_dataset as loader
+from src.config import LossConfig
+from src.losses import loss as losses
+from src.losses.loss import HandLoss
+from src.runtime.debug import TERM_UNITS, loss_table_lines
+from src.schema import LossTerms
+from src.tools import doctor
+from src.training.checkpoint import Progress, save_checkpoint
+from tests.diagnosis.conftest import ALONE, Clinic
+from tests.diagnosis.watched import Watched
+from tests.end_to_end.conftest import Embedded
+from tests.models.scene import hand_model
+
+
+def exchange_channels() -> None:
+    """BGR pictures."""
+    original = loader.HO3DDataset.raw
+
+    def raw(self: loader.HO3DDataset, key: Any) -> Any:
+        sample = original(self, key)
+        return dataclasses.replace(sample, rgb_u8=sample.rgb_u8[..., ::-1].copy())
+
+    loader.HO3DDataset.raw = raw  # type: ignore[method-assign]
+
+
+def run(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str], *more: str, steps: str = "2"
+) -> tuple[int, list[str], str]:
+    arguments = clinic.data.settings("training.batch_size=8", "dataset.p_drop_depth=0", *more)
+    status = doctor.main([*arguments, "--steps", steps])
+    out, err = capsys.readouterr()
+    return status, out.splitlines(), err
+
+
+def test_a_healthy_set_up_leaves_with_0(clinic: Clinic, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script that asks before a week of training must be let through, and nothing may be written."""
+    before = set(clinic.data.runs.iterdir())
+    status, lines, err = run(clinic, capsys)
+    assert (status, err) == (0, "")
+    assert all(line.startswith("OK  ") for line in lines if line[:4] in ("OK  ", "WARN", "FAIL"))
+    assert lines[-1].startswith("Doctor: ")
+    assert lines[-1].endswith(" checks OK")
+    assert int(lines[-1].split()[1]) > 50
+    assert set(clinic.data.runs.iterdir()) == before
+
+
+def test_a_checkpoint_is_looked_at(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A network that says the same for every picture must not be taken for a trained one."""
+    watched = Watched(clinic)
+    watched.steps(1)
+    with torch.no_grad():  # nothing but constants is left of what the network knows
+        for parameter in watched.model.parameters():
+            if parameter.ndim > 1:
+                parameter.zero_()
+        watched.trainer.ema.load_state_dict(  # type: ignore[union-attr]
+            {"average": {n: p.detach() for n, p in watched.model.named_parameters()}, "updates": 1}
+        )
+    path = tmp_path / "last.pt"
+    hand, config = clinic.hand, watched.config
+    save_checkpoint(path, watched.trainer, Progress(), config, hand, watched.train_set.split_id, ALONE)
+    status, lines, _ = run(clinic, capsys, "--checkpoint", str(path), steps="0")
+    assert status == 1
+    assert any(line.startswith("FAIL  constant predictions: ") for line in lines), lines
+    assert "Checkpoint: 1 steps, 8 samples" in lines
+    assert any(line.startswith("Score on the first 16 of 16") for line in lines)
+
+
+def test_bad_input_leaves_with_2(clinic: Clinic, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What keeps the doctor from looking is one line, not a finding and not a traceback."""
+    status, _, err = run(clinic, capsys, "--checkpoint", str(tmp_path / "none.pt"))
+    assert status == 2
+    assert err.count("\n") == 1
+    status, _, err = run(clinic, capsys, "dataset.root_dir=nowhere")
+    assert status == 2
+    assert err.count("\n") == 1
+
+
+def test_a_defect_leaves_with_1(
+    clinic: Clinic, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script reads the status, a human the name of the cause."""
+    monkeypatch.setattr(loader.HO3DDataset, "raw", loader.HO3DDataset.raw)
+    exchange_channels()
+    status, lines, _ = run(clinic, capsys, steps="0")
+    assert status == 1
+    assert sum(line.startswith("FAIL  BGR: ") for line in lines) == 2  # training and validation
+    assert lines[-1].endswith("FAIL BGR, FAIL BGR")
+
+
+def test_two_ranks_stop_on_a_fail_where_that_is_asked_for(embedded: Embedded) -> None:
+    """Rank 0 alone looks; both ranks must leave after the same step, saved, and say why."""
+    done = embedded.main(
+        "name=stopped",
+        "logging.doctor_stops=true",
+        "training.batch_size=8",
+        ranks=2,
+        plant=exchange_channels,
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.count("  Doctor FAIL  BGR: ") == 1
+    assert "Stopped by the doctor (BGR; logging.doctor_stops) after step 2, saved." in done.stdout
+    assert (embedded.newest("stopped") / "checkpoints" / "last.pt").is_file()
+
+
+def test_a_healthy_run_says_so_in_its_log(embedded: Embedded) -> None:
+    """One line after the first batches, one after each validation; the loss table where it was asked for."""
+    more = ("name=watched", "training.num_epochs=1", "logging.every=4", "validation.rgb_only=false")
+    done = embedded.main(*more, env={"UTNET_DEBUG_LOSS": "1"})
+    assert done.returncode == 0, done.stderr
+    lines = (embedded.newest("watched") / "log.txt").read_text(encoding="utf-8").splitlines()
+    said = [line for line in lines if line.startswith(("Doctor", "  Doctor"))]
+    assert [line.partition(" checks OK ")[2] for line in said] == ["(step 3)", "(validation)"], said
+    tables = [k for k, line in enumerate(lines) if line.startswith("[Debug Loss Terms] step ")]
+    assert [lines[k].split(",")[0] for k in tables] == [
+        "[Debug Loss Terms] step 4",
+        "[Debug Loss Terms] step 8",
+    ]
+    assert lines[tables[0] + 1].startswith("  joints_3d: ")
+
+
+def test_loss_table_adds_up() -> None:
+    """Shares that do not add up to 100 hide the term that drowns the others."""
+    terms = LossTerms(
+        torch.tensor(4.0),
+        {"joints_3d": torch.tensor(2.0), "coarse_root": torch.tensor(4.0)},
+        {"joints_3d": 1.0, "coarse_root": 0.5},
+    )
+    assert loss_table_lines(50, terms) == [
+        "[Debug Loss Terms] step 50, total 4.0000",
+        "  joints_3d: 2.0000 x 100 mm, weight 1, share 50.0 %",
+        "  coarse_root: 4.0000 x 10 % of the wrist's depth, weight 0.5, share 50.0 %",
+    ]
+
+
+def test_every_term_has_a_unit(clinic: Clinic) -> None:
+    """A number without a unit is how sums of millimetres met weights meant for metres."""
+    watched = Watched(clinic)
+    everything: dict[str, Any] = {f.name: 1.0 for f in dataclasses.fields(LossConfig) if f.type == "float"}
+    loss = HandLoss(dataclasses.replace(LossConfig(), **everything), hand_model())
+    batch = clinic.batches()[0]
+    terms = loss(watched.model(batch), batch)
+    unnamed = {name for name in terms.values if name.removeprefix("coarse_") not in TERM_UNITS}
+    assert not unnamed, f"say in src/runtime/debug.py (TERM_UNITS) what one unit of {unnamed} is"
+    assert (losses.HAND_M, losses.CROP_SHARE, losses.DEPTH_SHARE) == (0.1, 0.1, 0.1)
