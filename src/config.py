@@ -132,8 +132,12 @@ class LossConfig:
     """Mean square of the predicted betas and distance of local rotations from the mean pose."""
     root: float = _number(0.5, ge=0.0)
     """Wrist position along the axis relative to its depth, L1 over 0.1."""
-    votes: float = _number(1.0, ge=0.0)
-    """Joints voted by the image tokens, 3D and 2D, as the terms above."""
+    votes_3d: float = _number(1.0, ge=0.0)
+    """Joints from dense votes, 3D, as the joints."""
+    votes_2d: float = _number(0.3, ge=0.0)
+    """Mean place of the votes, as the projected joints."""
+    heatmap: float = _number(2.0, ge=0.0)
+    """Votes of joints inside the crop: divergence from a Gaussian of one cell, over log of the cells."""
     coarse: float = _number(0.5, ge=0.0)
     """Factor on all terms of the hand before refinement."""
 

@@ -256,9 +256,11 @@ class Prediction:
     coarse: HandEstimate
     """The hand before refinement; supervised with its own weight."""
     vote_joints_root_m: Tensor
-    """(B, J, 3) joints voted densely by image tokens, wrist-relative, crop camera."""
+    """(B, J, 3) joints from dense votes, wrist-relative, crop camera."""
     vote_joints_unit: Tensor
-    """(B, J, 2) the same votes in the picture, crop = [-0.5, 0.5]."""
+    """(B, J, 2) the votes' mean place in the picture, crop = [-0.5, 0.5]."""
+    vote_logits: Tensor
+    """(B, J, h, w) votes over the crop before the softmax; cells divide the crop evenly."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Legend: B batch, J joints, V vertices.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -122,14 +123,19 @@ class HandLoss(nn.Module):
                     if weight * factor:
                         terms[prefix + name] = self._hand_term(name, hand, batch, vertices)
                         weights[prefix + name] = weight * factor
-            if c.votes:
+            if c.votes_3d:
                 terms["votes_3d"] = _points_3d(
                     prediction.vote_joints_root_m, batch.joints_root_m, batch.joints_conf
                 )
+                weights["votes_3d"] = c.votes_3d
+            if c.votes_2d:
                 terms["votes_2d"] = _points_2d(
                     prediction.vote_joints_unit, batch.joints_unit, batch.joints_conf
                 )
-                weights["votes_3d"] = weights["votes_2d"] = c.votes
+                weights["votes_2d"] = c.votes_2d
+            if c.heatmap:
+                terms["heatmap"] = _heatmap(prediction.vote_logits, batch)
+                weights["heatmap"] = c.heatmap
             return terms, weights
 
     def _hand_term(self, name: str, hand: HandEstimate, batch: HandBatch, vertices: Tensor | None) -> _Term:
@@ -187,6 +193,30 @@ def _points_2d(predicted_unit: Tensor, target_unit: Tensor, weight: Tensor) -> _
     """L1 of (B, J, 2) places in the crop, weighted by (B, J)."""
     error = (predicted_unit - _known(target_unit, weight > 0)).abs() / CROP_SHARE
     return _weighted(error.mean(dim=-1), weight)
+
+
+def _heatmap(logits: Tensor, batch: HandBatch) -> _Term:
+    """Divergence of (B, J, h, w) votes from a Gaussian of one cell around the labelled joints.
+
+    1 is log(h w), the most by which even votes can differ. Joints outside the crop have no map.
+    """
+    h, w = logits.shape[-2:]
+    height, width = batch.rgb.shape[-2:]
+    inside = (batch.joints_unit.abs() < 0.5).all(dim=-1) & (batch.joints_conf > 0)
+    place = _known(batch.joints_unit, inside)
+    x, y = _gaussian(place[..., 0], w, width // w), _gaussian(place[..., 1], h, height // h)
+    log_share = logits.float().flatten(2).log_softmax(dim=-1).view_as(logits)
+    cross = -(torch.einsum("bjhw,bjw->bjh", log_share, x) * y).sum(dim=-1)
+    own = torch.special.entr(x).sum(dim=-1) + torch.special.entr(y).sum(dim=-1)
+    return _weighted((cross - own) / math.log(h * w), batch.joints_conf * inside)
+
+
+def _gaussian(place_unit: Tensor, count: int, stride: int) -> Tensor:
+    """(...) places in [-0.5, 0.5] -> (..., count) shares of cells of `stride` pixels, deviation one cell."""
+    # Pixel centres are integers, so cell k is centred on pixel stride k + (stride - 1) / 2.
+    middle = (place_unit[..., None] + 0.5) * count - (stride - 1) / (2 * stride)
+    cells = torch.arange(count, device=place_unit.device)
+    return (-0.5 * (cells - middle).square()).softmax(dim=-1)
 
 
 def _known(target: Tensor, has: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from src.errors import ShapeError
 from src.geometry.rotation import rotation_from_6d
 from src.hand.joints import MANO16, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
-from src.models.heads import JOINT_STEP_M, NUM_BETAS, HandState, SmallLinear
+from src.models.heads import NUM_BETAS, HandState
+from src.models.layers import SmallLinear
+from src.models.readout import JOINT_STEP_M
 from src.models.vertex_sampling import Sampled
 from src.schema import HandEstimate
 

@@ -21,20 +21,14 @@ from src.geometry.procrustes import fit_rotation
 from src.geometry.rotation import rotation_between, rotation_from_6d
 from src.hand.joints import FINGERS, MANO16, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
-from src.models.tokens import NUM_POSE_QUERIES, PATCH
+from src.models.layers import SmallLinear
+from src.models.readout import JOINT_STEP_M, NUM_JOINTS, Readout
+from src.models.tokens import NUM_POSE_QUERIES
 from src.schema import HandEstimate
 
-NUM_JOINTS = len(OPENPOSE21)
 NUM_BETAS = 10
-READOUT_GRID = 8
-"""The flat read-out sees READOUT_GRID^2 cells, whatever the size of the crop."""
-
-READOUT_CHANNELS = 32
 WRIST_STEP = 0.25
 """Wrist code 1 = a quarter of the crop in u, v and a factor exp(0.25) in depth."""
-
-JOINT_STEP_M = 0.1
-"""Joint code 1 = 10 cm, the size of a hand."""
 
 _CHAIN15 = tuple(f"{finger}_{k}" for finger in FINGERS for k in (1, 2, 3))
 """Joints that bend, finger by finger from knuckle outwards."""
@@ -161,72 +155,12 @@ class HandDecoder(nn.Module):
         )
 
 
-@dataclass(frozen=True)
-class Readout:
-    """What the image tokens say together."""
-
-    summary: Tensor
-    """(B, R) features of the whole crop."""
-    joints_root_m: Tensor
-    """(B, J, 3) voted joints, wrist-relative."""
-    joints_unit: Tensor
-    """(B, J, 2) voted joints in the picture, crop = [-0.5, 0.5]."""
-
-
-class DenseReadout(nn.Module):
-    """Joints from all image tokens: 3D from their flattened features, 2D as softmax-weighted votes.
-
-    Args:
-        grid: (rows, cols) of image tokens.
-        width: D.
-        hidden: R.
-        rest_joints_m: (J, 3) the mean hand, where training starts.
-    """
-
-    def __init__(self, grid: tuple[int, int], width: int, hidden: int, rest_joints_m: Tensor) -> None:
-        super().__init__()
-        self.grid = grid
-        self.reduce = nn.Linear(width, READOUT_CHANNELS)
-        self.flat = nn.Sequential(
-            nn.Linear(READOUT_GRID**2 * READOUT_CHANNELS, hidden),
-            nn.LayerNorm(hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.LayerNorm(hidden),
-            nn.GELU(),
-        )
-        self.joints = SmallLinear(hidden, NUM_JOINTS * 3)
-        self.votes = SmallLinear(width, NUM_JOINTS * 3)
-        self.rest: Tensor
-        self.centres: Tensor
-        self.cell: Tensor
-        self.register_buffer("rest", rest_joints_m.clone(), persistent=False)
-        self.register_buffer("cell", torch.tensor([1.0 / grid[1], 1.0 / grid[0]]), persistent=False)
-        self.register_buffer("centres", token_centres(grid), persistent=False)
-        self.register_buffer("pool_rows", pooling_matrix(READOUT_GRID, grid[0]), persistent=False)
-        self.register_buffer("pool_cols", pooling_matrix(READOUT_GRID, grid[1]), persistent=False)
-
-    def forward(self, image_tokens: Tensor) -> Readout:
-        """(B, N, D) -> what they say."""
-        b = image_tokens.shape[0]
-        cells = self.reduce(image_tokens).unflatten(1, self.grid)
-        # A product with fixed matrices: adaptive pooling has no deterministic gradient on GPUs.
-        cells = torch.einsum("pr,brcd->bpcd", self.pool_rows, cells)
-        cells = torch.einsum("qc,bpcd->bpqd", self.pool_cols, cells)
-        summary = self.flat(cells.flatten(1))
-        joints = self.rest + JOINT_STEP_M * self.joints(summary).view(b, NUM_JOINTS, 3)
-        joints = joints - joints[:, :1]
-        vote = self.votes(image_tokens).view(b, -1, NUM_JOINTS, 3)
-        share = vote[..., :1].softmax(dim=1)
-        place = self.centres[:, None] + self.cell * vote[..., 1:]
-        return Readout(summary, joints, (share * place).sum(dim=1))
-
-
 class CoarseHead(nn.Module):
     """Voted joints -> rotations in closed form -> residual rotations, shape and wrist.
 
-    Residuals are read twice, from the summary of all image tokens (which learns quickly from scratch) and
-    from the query tokens (which say more once the backbone is good), and added.
+    Residual rotations are read twice and added: from the summary of the picture and the votes in the wrist's
+    own frame (uncertain votes fall short, and their closed form exaggerates: what comes of it must be weighed
+    against the mean pose), and from the query tokens, which say more once the backbone is good.
     """
 
     identity: Tensor
@@ -236,6 +170,10 @@ class CoarseHead(nn.Module):
         self.rest = rest
         self.pose_summary = SmallLinear(hidden, NUM_POSE_QUERIES * 6)
         self.pose_query = SmallLinear(width, 6)
+        self.enter_votes = nn.Linear(NUM_JOINTS * 3, hidden)
+        self.weigh = nn.Sequential(
+            nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.GELU()
+        )
         self.betas_summary = SmallLinear(hidden, NUM_BETAS)
         self.betas_query = SmallLinear(width, NUM_BETAS)
         self.wrist_summary = SmallLinear(hidden, 3, gain=0.25)
@@ -248,11 +186,9 @@ class CoarseHead(nn.Module):
         pose, shape, camera = queries[:, :NUM_POSE_QUERIES], queries[:, NUM_POSE_QUERIES], queries[:, -2:]
         betas = self.betas_summary(readout.summary) + self.betas_query(shape)
         wrist, local = rotations_from_joints(readout.joints_root_m, self.rest(betas))
-        sixd = (
-            self.identity
-            + self.pose_summary(readout.summary).view(b, NUM_POSE_QUERIES, 6)
-            + self.pose_query(pose)
-        )
+        votes = readout.joints_root_m.detach() @ wrist / JOINT_STEP_M
+        weighed = self.weigh(readout.summary + self.enter_votes(votes.flatten(1)))
+        sixd = self.identity + self.pose_summary(weighed).view(b, NUM_POSE_QUERIES, 6) + self.pose_query(pose)
         residual = rotation_from_6d(sixd)
         code = self.wrist_summary(readout.summary) + self.wrist_query(camera.flatten(1))
         # The wrist's own vote is the start, detached, and corrected by what is learned here.
@@ -261,46 +197,3 @@ class CoarseHead(nn.Module):
             / WRIST_STEP
         )
         return HandState(wrist @ residual[:, 0], local @ residual[:, 1:], betas, start + code)
-
-
-class SmallLinear(nn.Linear):
-    """A last layer that starts near zero, so that what it is added to is the first prediction.
-
-    Args:
-        inputs, outputs: as of a linear layer.
-        start: standard deviation of the outputs for inputs of order 1 at the start.
-        gain: factor on the output. A plain layer on hundreds of normalised features moves its output far with
-            every step of the optimiser, and its gradient drowns all others in the norm that is clipped.
-    """
-
-    def __init__(self, inputs: int, outputs: int, *, start: float = 0.01, gain: float = 1.0) -> None:
-        super().__init__(inputs, outputs)
-        self.gain = gain
-        nn.init.normal_(self.weight, std=start / (gain * inputs**0.5))
-        nn.init.zeros_(self.bias)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs)."""
-        return self.gain * super().forward(input)
-
-
-def token_centres(grid: tuple[int, int]) -> Tensor:
-    """(N, 2) x, y of the image tokens' centres in the units of `joints_unit`, row by row."""
-    rows, cols = grid
-
-    def axis(count: int) -> Tensor:
-        # The mean of the pixels' integer centres, over the crop's side.
-        return (PATCH * torch.arange(count) + (PATCH - 1) / 2) / (PATCH * count) - 0.5
-
-    y, x = torch.meshgrid(axis(rows), axis(cols), indexing="ij")
-    return torch.stack([x, y], dim=-1).flatten(0, 1)
-
-
-def pooling_matrix(cells: int, count: int) -> Tensor:
-    """(cells, count) rows that sum to 1: means of `count` equal intervals over `cells` equal intervals."""
-    edges = torch.arange(cells + 1) / cells
-    ends = torch.arange(count + 1) / count
-    overlap = torch.minimum(edges[1:, None], ends[None, 1:]) - torch.maximum(
-        edges[:-1, None], ends[None, :-1]
-    )
-    return overlap.clamp_min(0.0) * cells

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from src.errors import ConfigError, ShapeError
+from src.models.layers import Residual
 from src.models.vit import NORM_EPS
 from src.schema import HandBatch
 
@@ -85,21 +85,6 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     y = axis(rows)[:, None].expand(rows, cols, -1)
     x = axis(cols)[None].expand(rows, cols, -1)
     return torch.cat([y, x], dim=-1).contiguous()
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        result: Tensor = x + self.conv2(F.gelu(self.conv1(F.gelu(self.norm(x)))))
-        return result
 
 
 class ConvStem(nn.Module):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.models.layers import Residual
 from src.models.tokens import tokens_to_map
 
 _WINDOW = 4
@@ -65,12 +66,12 @@ class FeaturePyramid(nn.Module):
 
 
 class ConvStep(nn.Module):
-    """Bilinear doubling and a convolution."""
+    """Bilinear doubling and convolutions."""
 
     def __init__(self, inside: int, outside: int, skip: int) -> None:
         super().__init__()
         self.merge = nn.Conv2d(inside + skip, outside, 3, padding=1)
-        self.finish = nn.Sequential(nn.GroupNorm(8, outside), nn.GELU())
+        self.finish = nn.Sequential(Residual(outside), nn.GroupNorm(8, outside), nn.GELU())
 
     def forward(self, coarse: Tensor, skip: Tensor | None, rgb: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', 2h, 2w)."""
@@ -95,7 +96,7 @@ class WindowStep(nn.Module):
         fine_cells, cells = 4 * self.window[0] * self.window[1], self.window[0] * self.window[1]
         self.bias = nn.Parameter(torch.zeros(fine_cells, cells))
         self.merge = nn.Conv2d(inside + outside + skip + 16, outside, 3, padding=1)
-        self.finish = nn.Sequential(nn.GroupNorm(8, outside), nn.GELU())
+        self.finish = nn.Sequential(Residual(outside), nn.GroupNorm(8, outside), nn.GELU())
 
     def forward(self, coarse: Tensor, skip: Tensor | None, rgb: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', 2h, 2w)."""

@@ -1,7 +1,7 @@
 """UTNet: one RGB-D crop in, one hand out. This file only wires its parts together.
 
-    batch -> tokens (picture + depth, queries) -> ViT -> dense read-out -> coarse hand
-          -> feature maps -> sampled under the coarse hand's vertices -> mesh refinement -> hand model -> hand
+    batch -> tokens (picture + depth, queries) -> ViT -> feature maps -> dense read-out -> coarse hand
+          -> maps sampled under the coarse hand's vertices -> mesh refinement -> hand model -> hand
 
 All predictions are in the crop camera, metres. The backbone may run in bf16; everything after it, where
 rotations, skinning and projection are, runs in float32.
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from src.config import ModelConfig
 from src.hand.mano import ManoLayer
 from src.models.gcn import MeshRefiner
-from src.models.heads import CoarseHead, DenseReadout, HandDecoder, RestSkeleton
+from src.models.heads import CoarseHead, HandDecoder, RestSkeleton
+from src.models.readout import DenseReadout
 from src.models.tokens import NUM_POSE_QUERIES, TokenEmbedding
 from src.models.upsample import FeaturePyramid
 from src.models.vertex_sampling import sample_points
@@ -58,7 +59,14 @@ class UTNet(nn.Module):
         )
         grid = self.embed.grid
         rest = RestSkeleton(mano)
-        self.readout = DenseReadout(grid, sizes.width, sizes.readout_width, rest.mean)
+        self.readout = DenseReadout(
+            grid,
+            config.image_size,
+            width=sizes.width,
+            fine=sizes.map_channels[-1],
+            hidden=sizes.readout_width,
+            rest_joints_m=rest.mean,
+        )
         self.coarse = CoarseHead(sizes.width, sizes.readout_width, rest)
         skips = None if conv is None else (conv[1], conv[0])
         self.pyramid = FeaturePyramid(grid, sizes.width, sizes.map_channels, skips, config.upsampling)
@@ -88,19 +96,19 @@ class UTNet(nn.Module):
         with torch.autocast(device, dtype=self.backbone_dtype if low else None, enabled=low):
             tokens = self.embed(batch)
             features = self.vit(torch.cat([tokens.queries, tokens.image], dim=1))
+            queries, image = features.tensor_split([tokens.queries.shape[1]], dim=1)
+            maps = self.pyramid(image, tokens.skips, batch.rgb)
         with torch.autocast(device, enabled=False):
-            skips = tuple(skip.float() for skip in tokens.skips)
-            return self._hands(features.float(), tokens.queries.shape[1], skips, batch)
+            maps = tuple(level.float() for level in maps)
+            return self._hands(image.float(), queries.float(), maps, batch)
 
     def _hands(
-        self, features: Tensor, queries: int, skips: tuple[Tensor, ...], batch: HandBatch
+        self, image: Tensor, queries: Tensor, maps: tuple[Tensor, ...], batch: HandBatch
     ) -> Prediction:
-        """(B, Q + N, D) features of the backbone -> prediction, in float32."""
-        image = features[:, queries:]
-        readout = self.readout(image)
-        state = self.coarse(readout, features[:, queries - _HEAD_QUERIES : queries])
+        """(B, N, D) and (B, Q, D) features of the backbone and their maps -> prediction, in float32."""
+        readout = self.readout(image, maps[-1], batch)
+        state = self.coarse(readout, queries[:, -_HEAD_QUERIES:])
         coarse = hand = self.decoder(state, batch.intrinsics_crop_px, batch.z_ref_m)
-        maps = self.pyramid(image, skips, batch.rgb)
         for _ in range(self.refine_iterations):
             points = torch.cat([hand.vertices_cam_m, hand.joints_cam_m], dim=1)
             state = self.refiner(state, hand, sample_points(maps, points, batch), readout.summary)
@@ -110,6 +118,7 @@ class UTNet(nn.Module):
             coarse=coarse,
             vote_joints_root_m=readout.joints_root_m,
             vote_joints_unit=readout.joints_unit,
+            vote_logits=readout.logits,
         )
 
     def compile_backbone(self) -> None:

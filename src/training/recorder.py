@@ -42,7 +42,7 @@ class Recorder:
         if not self._active:
             return
         self._scalars = run_dir / "scalars.jsonl"
-        self._drop_after(resume_step)
+        self._began = time.monotonic() - 60.0 * self._drop_after(resume_step)
         if config.logging.tensorboard:
             self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
@@ -83,12 +83,16 @@ class Recorder:
             file.write(json.dumps(meta, indent=2, default=str).encode())
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values at an optimiser step, e.g. {"Train/loss": 1.2}; nan is kept as null in the JSON."""
+        """Record values at an optimiser step, e.g. {"Train/loss": 1.2}; nan is kept as null in the JSON.
+
+        Each line also says after how many minutes of the run, earlier parts of a resumed one included.
+        """
         if not self._active:
             return
         plain = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
+        minutes = round((time.monotonic() - self._began) / 60.0, 3)
         with self._scalars.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **plain}) + "\n")
+            file.write(json.dumps({"step": step, "minutes": minutes, **plain}) + "\n")
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
@@ -138,16 +142,19 @@ class Recorder:
         if self._events is not None:
             self._events.close()
 
-    def _drop_after(self, step: int) -> None:
-        """Keep the lines of scalars.jsonl up to `step`; a torn last line goes too."""
+    def _drop_after(self, step: int) -> float:
+        """Keep the lines of scalars.jsonl up to `step`; a torn last line goes too. Minutes that are kept."""
         if not self._scalars.is_file():
-            return
-        kept = []
+            return 0.0
+        kept, minutes = [], 0.0
         for line in self._scalars.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                values = json.loads(line)
             except json.JSONDecodeError:
                 break
+            if values["step"] <= step:
+                kept.append(line + "\n")
+                minutes = values.get("minutes", minutes)
         with atomic_write(self._scalars) as file:
             file.write("".join(kept).encode())
+        return minutes

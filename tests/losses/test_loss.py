@@ -13,9 +13,7 @@ from src.runtime.log import get_logger
 from src.schema import HandBatch, HandEstimate, Prediction
 from tests.models.scene import hand_model, make_batch
 
-ONLY = LossConfig(
-    joints_3d=0, vertices=0, joints_2d=0, rotations=0, betas=0, prior=0, root=0, votes=0, coarse=0
-)
+ONLY = LossConfig(**{field.name: 0.0 for field in dataclasses.fields(LossConfig)})
 
 
 def only(**weights: float) -> HandLoss:
@@ -34,7 +32,15 @@ def truth(batch: HandBatch) -> Prediction:
         out.joints_m - wrist,
         out.vertices_m - wrist,
     )
-    return Prediction(hand, hand, batch.joints_root_m, batch.joints_unit)
+    return Prediction(hand, hand, batch.joints_root_m, batch.joints_unit, true_votes(batch))
+
+
+def true_votes(batch: HandBatch) -> torch.Tensor:
+    """(B, J, H / 4, W / 4) votes that fall off as a Gaussian of 4 pixels around each joint's pixel."""
+    height, width = batch.rgb.shape[-2:]
+    x, y = (4 * torch.arange(side // 4) + 1.5 for side in (width, height))
+    away = [(cells - batch.joints_crop_px[..., i, None]) / 4 for i, cells in ((0, x), (1, y))]
+    return -0.5 * (away[0][:, :, None, :].square() + away[1][:, :, :, None].square())
 
 
 def change(prediction: Prediction, **fields: torch.Tensor) -> Prediction:
@@ -56,16 +62,31 @@ def test_truth_costs_nothing():
         p + n
         for p in ("", "coarse_")
         for n in ("joints_3d", "vertices", "joints_2d", "rotations", "betas", "root")
-    } | {"votes_3d", "votes_2d"}
+    } | {"votes_3d", "votes_2d", "heatmap"}
     for name, value in values.items():
         assert value < 1e-4, name
+
+
+def test_votes_are_judged_cell_by_cell_inside_the_crop():
+    """Half a cell of bias in the map, or joints outside that pull at the border, and no finger is found."""
+    batch = make_batch(2, 64, 96, noise=True)
+    loss = only(heatmap=1.0)
+    true = truth(batch)
+    even = dataclasses.replace(true, vote_logits=torch.zeros_like(true.vote_logits))
+    assert 0.3 < float(loss(even, batch).values["heatmap"]) < 1.0
+    moved = dataclasses.replace(true, vote_logits=true.vote_logits.roll(1, dims=-1))
+    assert float(loss(moved, batch).values["heatmap"]) > 0.05
+    outside = dataclasses.replace(batch, joints_unit=batch.joints_unit + 2.0)
+    assert float(loss(even, outside).values["heatmap"]) == 0.0
+    unknown = dataclasses.replace(batch, joints_conf=torch.zeros_like(batch.joints_conf))
+    assert float(loss(even, unknown).values["heatmap"]) == 0.0
 
 
 def test_2d_term_counts_pixels_of_a_crop_that_is_not_square():
     """Lessons 5 and 8: a tenth of the crop in x costs 1 on x, on 64 x 96 as on any other crop."""
     batch = make_batch(2, 64, 96, noise=True)
     votes = batch.joints_unit + torch.tensor([0.1, 0.0])
-    values = only(votes=1.0)(dataclasses.replace(truth(batch), vote_joints_unit=votes), batch).values
+    values = only(votes_2d=1.0)(dataclasses.replace(truth(batch), vote_joints_unit=votes), batch).values
     assert float(values["votes_2d"]) == pytest.approx(0.5, abs=1e-4)
     # A shift of the root by dx metres at depth z moves a joint at depth z_j by f dx / z_j pixels.
     shifted = change(truth(batch), root_cam_m=batch.root_cam_m + torch.tensor([0.01, 0.0, 0.0]))
@@ -197,7 +218,7 @@ def test_per_sample_adds_up_to_the_total():
         assert float(loss.per_sample(prediction, batch)[i]) == pytest.approx(alone, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["votes", "coarse", "betas", "root", "joints_2d"])
+@pytest.mark.parametrize("name", ["votes_3d", "votes_2d", "heatmap", "coarse", "betas", "root", "joints_2d"])
 def test_a_term_left_out_leaves_no_parameter_out(name):
     """With weight 0 a term is not computed, and distributed training must still find every gradient."""
     torch.manual_seed(0)

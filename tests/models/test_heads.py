@@ -1,21 +1,16 @@
 """Coarse head: joints to rotations, wrist codes, votes."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from src.geometry.camera import project
 from src.geometry.rotation import rotation_from_aa
 from src.hand.joints import MANO16, OPENPOSE21
-from src.models.heads import (
-    CoarseHead,
-    DenseReadout,
-    Readout,
-    RestSkeleton,
-    pooling_matrix,
-    rotations_from_joints,
-    token_centres,
-    wrist_from_code,
-)
+from src.models.heads import CoarseHead, RestSkeleton, rotations_from_joints, wrist_from_code
+from src.models.layers import pooling_matrix
+from src.models.readout import DenseReadout, Readout
 from tests.models.scene import hand_model, make_batch
 
 
@@ -82,7 +77,7 @@ def test_residual_rotations_are_read_as_they_are_written():
             parameter.zero_()
         head.pose_summary.bias[:6] = wanted
     batch = make_batch(1, noise=True)
-    readout = Readout(torch.zeros(1, 8), batch.joints_root_m, batch.joints_unit)
+    readout = Readout(torch.zeros(1, 8), batch.joints_root_m, batch.joints_unit, torch.zeros(1, 21, 4, 4))
     state = head(readout, torch.zeros(1, 19, 16))
     wrist, local = rotations_from_joints(batch.joints_root_m, rest(torch.zeros(1, 10)))
     torch.testing.assert_close(state.global_orient, wrist @ turn, atol=1e-5, rtol=0)
@@ -99,20 +94,48 @@ def test_wrist_code_zero_is_the_middle_at_the_reference_depth():
     torch.testing.assert_close(wrist[:, 2], batch.z_ref_m * torch.tensor([0.0, 0.1]).exp())
 
 
-def test_a_vote_lands_on_its_token():
-    """A vote of one token must point at that token's pixels, on grids that are not square too."""
-    grid = (3, 5)
-    readout = DenseReadout(grid, 4, 8, torch.zeros(21, 3))
+def make_readout(size: tuple[int, int]) -> DenseReadout:
+    """A read-out whose joint 7 votes where channel 0 of the map is high."""
+    grid = (size[0] // 16, size[1] // 16)
+    readout = DenseReadout(grid, size, width=4, fine=4, hidden=8, rest_joints_m=torch.zeros(21, 3))
     with torch.no_grad():
         readout.votes.weight.zero_()
-        readout.votes.weight[0::3, 0] = 1.0
-    tokens = torch.zeros(1, 15, 4)
-    tokens[0, 1 * 5 + 3, 0] = 50.0
-    place = readout(tokens).joints_unit[0, 7]
-    # Row 1, column 3: the mean of pixels 48..63 and 16..31.
-    wanted = torch.tensor([55.5 / 80, 23.5 / 48]) - 0.5
-    torch.testing.assert_close(place, wanted)
-    torch.testing.assert_close(token_centres(grid)[8], wanted)
+        readout.votes.weight[7, 0] = 1.0
+        readout.joints.weight.zero_()
+    return readout
+
+
+def test_a_vote_lands_on_its_cell():
+    """A vote must point at its cell's pixels, on crops that are not square too, and mean metres there."""
+    size = (48, 80)
+    batch = make_batch(1, *size, noise=True)
+    fine = torch.zeros(1, 4, 12, 20)
+    fine[0, 0, 5, 13] = 50.0
+    out = make_readout(size)(torch.zeros(1, 15, 4), fine, batch)
+    # Row 5, column 13: the mean of pixels 20..23 and 52..55.
+    torch.testing.assert_close(out.joints_unit[0, 7], torch.tensor([53.5 / 80, 21.5 / 48]) - 0.5)
+    # The other joints vote evenly: for the middle of all cells.
+    middle = torch.tensor([39.5 / 80, 23.5 / 48]) - 0.5
+    torch.testing.assert_close(out.joints_unit[0, 3], middle)
+    focal = batch.intrinsics_crop_px[0].diagonal()[:2]
+    wanted = torch.tensor([14.0, -2.0]) / focal * batch.z_ref_m
+    torch.testing.assert_close(out.joints_root_m[0, 7, :2], wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_votes_read_the_depth_under_them():
+    """The depth of a joint comes from where it is seen, and unmeasured pixels must not count as zero."""
+    size = (64, 64)
+    batch = make_batch(1, *size, noise=True)
+    valid = torch.ones(1, 1, 64, 64)
+    valid[..., 20:22, :] = 0.0
+    batch = dataclasses.replace(batch, depth=torch.full((1, 1, 64, 64), 0.4) * valid, depth_valid=valid)
+    readout = make_readout(size)
+    with torch.no_grad():
+        readout.joints_depth.weight[7, 7] = 1.0
+    fine = torch.zeros(1, 4, 16, 16)
+    fine[0, 0, 5, 3] = 50.0
+    out = readout(torch.zeros(1, 16, 4), fine, batch)
+    assert float(out.joints_root_m[0, 7, 2]) == pytest.approx(0.4 * 0.15, abs=1e-5)
 
 
 def test_pooling_is_a_mean_of_areas():

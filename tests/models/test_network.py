@@ -29,6 +29,7 @@ def tensors(prediction: Prediction) -> dict[str, torch.Tensor]:
     return {
         "votes": prediction.vote_joints_root_m,
         "votes_2d": prediction.vote_joints_unit,
+        "vote_logits": prediction.vote_logits,
         **{
             f"{part}.{field.name}": getattr(hand, field.name)
             for part, hand in (("hand", prediction.hand), ("coarse", prediction.coarse))

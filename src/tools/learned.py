@@ -1,0 +1,165 @@
+"""What a run has learned on motions it has never seen, beside what predictors that see nothing score.
+
+    python -m src.tools.learned --run RUN --held-out EVALUATION --random EVALUATION [--out PAGE.png]
+
+RUN is the folder of the training, the two others are folders of `train.py --evaluate`: of the held-out
+motions, and of random frames of the whole list. Prints a table, writes a page of the worst and of random
+held-out frames, and ends with the line RESULT. Exit status 2 with one line for input that does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dataloader.build import build_dataset
+from dataloader.ho3d_dataset import HO3DDataset
+from src.config_file import load_config
+from src.errors import DataError, UTNetError
+from src.geometry.camera import project
+from src.hand.mano import ManoLayer
+from src.render.pictures import grid, picture_from_network, truth_and_prediction, write_picture
+from src.runtime import log
+from src.runtime.seed import stream
+from src.schema import Shown
+
+TILES = 24
+"""Worst frames on the page, and as many random ones."""
+_COLUMNS = 6
+_FILES: Mapping[Shown, str] = {"rgbd": "per_sample.npz", "rgb": "per_sample_rgb.npz"}
+_NAMES: Mapping[Shown, str] = {"rgbd": "RGB-D", "rgb": "RGB-only"}
+_METRICS = ("mpjpe_mm", "pa_mpjpe_mm")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; exit status 0, or 2 with one line."""
+    parser = argparse.ArgumentParser(prog="python -m src.tools.learned", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="run folder of the training")
+    parser.add_argument("--held-out", type=Path, required=True, help="run folder of --evaluate on val")
+    parser.add_argument("--random", type=Path, required=True, help="run folder of --evaluate by frame")
+    parser.add_argument("--out", type=Path, help="picture page; default: RUN/val/learned.png")
+    arguments = parser.parse_args(argv)
+    log.configure()
+    try:
+        summarise(arguments.run, arguments.held_out, arguments.random, arguments.out)
+    except (UTNetError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None:
+    """Print the table and RESULT, and write the page."""
+    config = load_config(run / "config.yaml")
+    dataset = build_dataset(config, "val", ManoLayer.from_file(config.mano.model_path), show_progress=False)
+    rows = {shown: _rows(held_out, shown) for shown in _FILES}
+    if str(rows["rgbd"]["split_hash"]) != dataset.split_id or len(rows["rgbd"]["mpjpe_mm"]) != len(dataset):
+        raise DataError(
+            f"{held_out}: its split is {rows['rgbd']['split_hash']} with {len(rows['rgbd']['mpjpe_mm']):,} "
+            f"frames, the run's is {dataset.split_id} with {len(dataset):,}. Evaluate the run's own split."
+        )
+    base = _baselines(held_out)
+    seen = {shown: _trained_on(_rows(random, shown), set(rows[shown]["frame"].tolist())) for shown in _FILES}
+    minutes = _scalars(run, "minutes")[-1]
+    score = {(shown, m): float(rows[shown][m].mean()) for shown in _FILES for m in _METRICS}
+    print(dataset.describe())
+    print(f"{'mm':<44}{'MPJPE':>10}{'PA-MPJPE':>10}")
+    for shown, name in _NAMES.items():
+        _line(f"{name}, held-out motions", *(score[shown, m] for m in _METRICS))
+    for shown, name in _NAMES.items():
+        _line(f"{name}, random frames of training motions", *(float(seen[shown][m].mean()) for m in _METRICS))
+    _line("zero pose", base["zero_mpjpe_mm"], base["zero_pa_mm"])
+    _line("mean pose", base["mean_pose_mpjpe_mm"], base["mean_pose_pa_mm"])
+    _line("nearest training pose (knows the truth)", float("nan"), base["nearest_pose_pa_mm"])
+    path = out or run / "val" / "learned.png"
+    write_picture(path, page(dataset, rows["rgbd"]["mpjpe_mm"], rows["rgbd"]["pred_joints_cam_m"]))
+    print(f"{TILES} worst and {TILES} random held-out frames, truth left, prediction right: {path}")
+    print(
+        f"RESULT split={config.split.by} rgbd_mpjpe={score['rgbd', 'mpjpe_mm']:.3f} "
+        f"rgbd_pa={score['rgbd', 'pa_mpjpe_mm']:.3f} rgb_mpjpe={score['rgb', 'mpjpe_mm']:.3f} "
+        f"rgb_pa={score['rgb', 'pa_mpjpe_mm']:.3f} zero_pa={base['zero_pa_mm']:.3f} "
+        f"mean_pose_mpjpe={base['mean_pose_mpjpe_mm']:.3f} mean_pose_pa={base['mean_pose_pa_mm']:.3f} "
+        f"nearest_pa={base['nearest_pose_pa_mm']:.3f} minutes={minutes:.1f}"
+    )
+
+
+def page(
+    dataset: HO3DDataset, mpjpe_mm: NDArray[np.float64], joints_cam_m: NDArray[np.float32]
+) -> NDArray[np.uint8]:
+    """The worst frames, and below them random ones.
+
+    Args:
+        dataset: N samples.
+        mpjpe_mm: (N,) error of each.
+        joints_cam_m: (N, 21, 3) predictions, image camera, metres.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    worst = np.argsort(-np.nan_to_num(mpjpe_mm, nan=np.inf), kind="stable")[:TILES]
+    drawn = stream(0, "learned page").permutation(len(dataset))[:TILES]
+    return grid([_tile(dataset, int(i), mpjpe_mm, joints_cam_m) for i in (*worst, *drawn)], columns=_COLUMNS)
+
+
+def _tile(
+    dataset: HO3DDataset, index: int, mpjpe_mm: NDArray[np.float64], joints_cam_m: NDArray[np.float32]
+) -> NDArray[np.uint8]:
+    """One frame: the crop with the true and with the predicted skeleton."""
+    sample = dataset[index]
+    in_crop = torch.from_numpy(joints_cam_m[index]) @ torch.as_tensor(sample.rot_crop_from_img).T
+    predicted_px = project(in_crop[None], torch.as_tensor(sample.intrinsics_crop_px)[None])[0].numpy()
+    caption = f"{dataset.frame_id(index).partition('/')[2]}: {mpjpe_mm[index]:.1f} mm"
+    picture = picture_from_network(np.asarray(sample.rgb))
+    return truth_and_prediction(picture, np.asarray(sample.joints_crop_px), predicted_px, caption)
+
+
+def _line(what: str, mpjpe: float, pa: float) -> None:
+    """One row of the table."""
+    print(f"{what:<44}{'' if np.isnan(mpjpe) else format(mpjpe, '.3f'):>10}{pa:>10.3f}")
+
+
+def _rows(folder: Path, shown: Shown) -> dict[str, Any]:
+    """Columns of a per-sample file."""
+    path = folder / "val" / _FILES[shown]
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in (*_METRICS, "frame", "pred_joints_cam_m", "split_hash")}
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path}: not a per-sample file of train.py --evaluate ({error}).") from error
+
+
+def _trained_on(rows: dict[str, Any], held_out: set[str]) -> dict[str, Any]:
+    """Rows of sequences that are not held out."""
+    sequences = {frame.rpartition("/")[0] for frame in held_out}
+    keep = np.array([frame.rpartition("/")[0] not in sequences for frame in rows["frame"].tolist()], bool)
+    if not keep.any():
+        raise DataError("--random: no frame of a training motion. Evaluate with split.by=frame.")
+    return {name: rows[name][keep] for name in _METRICS}
+
+
+def _scalars(folder: Path, name: str) -> list[float]:
+    """All values of a scalar, in the order of the steps."""
+    lines = (folder / "scalars.jsonl").read_text(encoding="utf-8").splitlines()
+    return [values[name] for line in lines if name in (values := json.loads(line))]
+
+
+def _baselines(folder: Path) -> dict[str, float]:
+    """Scores of the predictors that see nothing, by name."""
+    names = ("zero_mpjpe_mm", "zero_pa_mm", "mean_pose_mpjpe_mm", "mean_pose_pa_mm", "nearest_pose_pa_mm")
+    found = {name: _scalars(folder, f"Val/baseline/{name}") for name in names}
+    missing = [name for name, values in found.items() if not values]
+    if missing:
+        raise DataError(f"{folder / 'scalars.jsonl'}: no {', '.join(missing)}. Give a folder of --evaluate.")
+    return {name: values[-1] for name, values in found.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
