@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("hand_layer", "collection", "official", "nearest_pose")
+NAMES = ("hand_layer", "collection", "official", "nearest_pose", "data_path")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ sample_index): the same for any number of workers or ranks, and whether or not d
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ _MAX_OCCLUDERS = 3
 _MAX_HOLES = 4
 _CORNERS = 12
 """Corners of a painted or removed shape."""
+_NOISE_NUMBERS = 1 << 20
 _ANGLES = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
 _EYE = np.eye(3)
 
@@ -58,7 +60,7 @@ class Augmentation:
     depth_noise_m: float = 0.0
     """Standard deviation of the noise on each depth value."""
     noise_seed: int = 0
-    """Seed of that noise."""
+    """Where its numbers begin in a table of them."""
 
     def colour(self) -> NDArray[np.float32]:
         """(3, 4) colour matrix, [I | 0] where nothing changes."""
@@ -120,13 +122,12 @@ def disturb_depth(depth: NDArray[np.uint16], augmentation: Augmentation) -> NDAr
     if not (augmentation.occluders or augmentation.holes or augmentation.depth_noise_m):
         return depth
     out = depth.copy()
-    measured = depth[
-        depth.shape[0] // 4 : -(depth.shape[0] // 4), depth.shape[1] // 4 : -(depth.shape[1] // 4)
-    ]
-    measured = measured[measured > 0]
-    if measured.size:
-        front = float(np.median(measured))
-        for patch in augmentation.occluders:
+    if augmentation.occluders:
+        rows, columns = depth.shape[0] // 4, depth.shape[1] // 4
+        measured = depth[rows:-rows, columns:-columns]
+        measured = measured[measured > 0]
+        front = float(np.median(measured)) if measured.size else 0.0
+        for patch in augmentation.occluders if measured.size else ():
             value = max(1, round(front - patch.nearer_m / DEPTH_UNIT_M))
             cv2.fillPoly(out, [_pixels(patch, out.shape)], (value,))
     for patch in augmentation.holes:
@@ -135,18 +136,27 @@ def disturb_depth(depth: NDArray[np.uint16], augmentation: Augmentation) -> NDAr
 
 
 def _add_noise(depth: NDArray[np.uint16], augmentation: Augmentation) -> NDArray[np.uint16]:
-    """Gaussian noise on measured values."""
+    """Gaussian noise on measured values: a stretch, chosen by noise_seed, of numbers drawn once."""
     if augmentation.depth_noise_m == 0:
         return depth
-    rng = np.random.default_rng(augmentation.noise_seed)
-    noise = rng.standard_normal(depth.shape, dtype=np.float32)
-    noise *= np.float32(augmentation.depth_noise_m / DEPTH_UNIT_M)
-    noise += depth
-    np.rint(noise, out=noise)
-    np.maximum(noise, 1, out=noise)
-    np.minimum(noise, np.iinfo(np.uint16).max, out=noise)
-    noise *= depth > 0
-    return noise.astype(np.uint16)
+    table = _noise_table(augmentation.depth_noise_m, depth.size)
+    start = augmentation.noise_seed % (len(table) - depth.size + 1)
+    noise = table[start : start + depth.size].reshape(depth.shape)
+    noisy = np.asarray(cv2.add(depth, noise, dtype=cv2.CV_16U), np.uint16)  # saturates
+    np.maximum(noisy, 1, out=noisy)
+    noisy *= depth > 0
+    return noisy
+
+
+@functools.lru_cache(maxsize=4)
+def _noise_table(sigma_m: float, at_least: int) -> NDArray[np.int16]:
+    """Normal deviates in whole units of DEPTH_UNIT_M, more than `at_least`.
+
+    Drawing them for each sample would take longer than resampling its picture.
+    """
+    normal = stream(0, "depth noise").standard_normal(_NOISE_NUMBERS + at_least, dtype=np.float32)
+    whole = np.rint(normal * np.float32(sigma_m / DEPTH_UNIT_M))
+    return np.asarray(np.clip(whole, -(2**15), 2**15 - 1), np.int16)
 
 
 def _colour_matrix(strength: float, rng: np.random.Generator) -> NDArray[np.float32]:

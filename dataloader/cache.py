@@ -111,28 +111,29 @@ class CachedFrame:
         """
         start, count = self._rgb
         block = self._cache.data(self._row, 0, self._part, start, count, self._crc[0])
-        return self._cut(decode_rgb(block, self._shape(), self._cache.kind), window)
+        return decode_rgb(block, self._shape(), self._cache.kind, self._cut(window))
 
     def depth(self, window: Window) -> NDArray[np.uint16]:
         """(h, w) depth of a window of the picture, units of DEPTH_UNIT_M, 0 = not measured. As `rgb`."""
         start, count = self._depth
         block = self._cache.data(self._row, 1, self._part, start, count, self._crc[1])
-        return self._cut(decode_depth(block, self._shape(), self._cache.kind), window)
+        return decode_depth(block, self._shape(), self._cache.kind, self._cut(window))
 
     def _shape(self) -> tuple[int, int]:
         """(h, w) of what the cache holds."""
         x0, y0, x1, y1 = self._window
         return y1 - y0, x1 - x0
 
-    def _cut(self, pixels: NDArray[Any], window: Window) -> NDArray[Any]:
-        """The part of the held pixels inside `window`."""
+    def _cut(self, window: Window) -> tuple[slice, slice]:
+        """Rows and columns of `window` among the held pixels."""
         mine = self._window
         if not mine.contains(window):
             raise DataError(
                 f"{self._where}: a crop looks at {tuple(window)}, the crop cache holds {tuple(mine)}. It was "
                 "written for a smaller augmentation; set dataset.cache=off to look farther."
             )
-        return pixels[window.y0 - mine.y0 : window.y1 - mine.y0, window.x0 - mine.x0 : window.x1 - mine.x0]
+        rows = slice(window.y0 - mine.y0, window.y1 - mine.y0)
+        return rows, slice(window.x0 - mine.x0, window.x1 - mine.x0)
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:

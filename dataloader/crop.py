@@ -192,12 +192,17 @@ def warp_rgb(piece: NDArray[np.uint8], camera: CropCamera, window: Window) -> ND
         camera: the crop.
         window: its footprint.
     """
-    return np.asarray(_warp(piece, camera, window, cv2.INTER_LINEAR), np.uint8)
+    # OpenCV resamples four channels three times as fast as three, to the same values; and what lies scattered
+    # in a large picture is gathered once, in order.
+    wide = cv2.cvtColor(piece, cv2.COLOR_RGB2RGBA)
+    return np.asarray(
+        cv2.cvtColor(_warp(wide, camera, window, cv2.INTER_LINEAR), cv2.COLOR_RGBA2RGB), np.uint8
+    )
 
 
 def warp_depth(piece: NDArray[np.uint16], camera: CropCamera, window: Window) -> NDArray[np.uint16]:
     """(H, W) crop of a depth picture, nearest: depths must not be mixed; 0 outside. As `warp_rgb`."""
-    return np.asarray(_warp(piece, camera, window, cv2.INTER_NEAREST), np.uint16)
+    return np.asarray(_warp(piece.copy(), camera, window, cv2.INTER_NEAREST), np.uint16)
 
 
 def z_ref_from_depth(depth_u16: NDArray[np.uint16], camera: CropCamera) -> float | None:

@@ -150,7 +150,18 @@ def test_the_codec_keeps_its_promise_on_hard_pictures(kind: str) -> None:
         rgb = cv2.GaussianBlur(rgb, (0, 0), 9)
     data = encode_rgb(rgb, "compact")
     assert cv2.PSNR(decode_rgb(data, (67, 91), "compact"), rgb) >= 42
-    assert np.array_equal(decode_depth(encode_depth(depth, "compact"), (67, 91), "compact"), depth)
+    sloped = np.arange(67 * 91).reshape(67, 91) // 7 * 8 + 3  # few values, small steps
+    for picture in (
+        depth,
+        sloped.astype(np.uint16),
+        np.full((67, 91), 65535, np.uint16),
+        depth[:1],
+        depth[:0],
+    ):
+        packed = encode_depth(picture, "compact")
+        assert np.array_equal(decode_depth(packed, picture.shape, "compact"), picture)
+        cut = (slice(5, 60), slice(80, 91))
+        assert np.array_equal(decode_depth(packed, picture.shape, "compact", cut), picture[cut])
     with pytest.raises(DataError, match="stored"):
         decode_rgb(data, (66, 91), "compact")
     for function, name in ((decode_rgb, "RGB"), (decode_depth, "depth")):
