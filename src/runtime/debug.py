@@ -25,6 +25,7 @@ TERM_UNITS = {
     "root": "x 10 % of the wrist's depth",
     "votes_3d": "x 100 mm",
     "votes_2d": "x 10 % of the crop",
+    "heatmap": "x the divergence of even votes",
 }
 """What one unit of a loss term is; `coarse_<term>` is the same of the hand before refinement."""
 

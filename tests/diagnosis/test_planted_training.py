@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dataloader.leaks import FrameNames, LeakReport, find_leaks
 from src.losses.loss import HandLoss
 from src.schema import HandBatch, HandEstimate, LossTerms, Prediction
+from src.training.diagnosis.network import check_probe, probe
 from src.training.diagnosis.setting import check_setting
 from src.training.diagnosis.steps import check_clipped
 from tests.diagnosis.conftest import Clinic, names
@@ -254,12 +255,17 @@ def test_depth_that_changes_no_score(clinic: Clinic) -> None:
     assert found[:1] == ["dead depth branch"]
 
 
-def test_constant_predictions_late(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_constant_predictions_late(clinic: Clinic) -> None:
     """Near-constant predictions are healthy in the first minutes and a failure after thousands of samples."""
-    assert watch(clinic, "dataset.p_drop_depth=0") == []
-    monkeypatch.setattr("src.training.diagnosis.network.ENOUGH_STEPS", 2)
-    monkeypatch.setattr("src.training.diagnosis.network.ENOUGH_SAMPLES", 2)
-    assert "constant predictions" in watch(clinic, "dataset.p_drop_depth=0")
+    run = Watched(clinic)
+    seen = probe(run.model, run.batches[0])
+    assert seen is not None
+    stuck = dataclasses.replace(seen, by_rgb_mm=0.6, by_depth_mm=0.3, spread_mm=0.6, label_spread_mm=90.0)
+    assert names(list(check_probe(stuck, steps=100, samples=800, rate_sum=1.0))) == []
+    late = list(check_probe(stuck, steps=1500, samples=12000, rate_sum=1.0))
+    assert names(late) == ["constant predictions"]
+    moving = dataclasses.replace(stuck, spread_mm=30.0)
+    assert names(list(check_probe(moving, steps=1500, samples=12000, rate_sum=1.0))) == []
 
 
 def test_a_fail_can_stop_the_run(clinic: Clinic) -> None:

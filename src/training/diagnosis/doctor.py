@@ -26,7 +26,7 @@ from src.training.diagnosis.network import check_mean, check_output, check_probe
 from src.training.diagnosis.pictures import check_pictures
 from src.training.diagnosis.scores import check_scores, kept_rows
 from src.training.diagnosis.setting import Leaks, check_loaded, check_setting
-from src.training.diagnosis.steps import Snapshot, check_clipped, check_step
+from src.training.diagnosis.steps import STILL, Snapshot, check_clipped, check_step
 from src.training.step import StepReport, TrainStep
 
 _log = get_logger("doctor")
@@ -35,6 +35,7 @@ FIRST_STEPS = 3
 LATER_STEP = 50
 MOST_SAMPLES = 64
 """Samples that the checks of data look at together: enough for their statistics."""
+_STILL = frozenset({*STILL, "learning rate zero"})
 _CAUSES_OF_DEPTH = frozenset({"depth scale", "depth all invalid", "depth digits mixed"})
 
 
@@ -112,7 +113,7 @@ class Doctor:
             return
         before, self._snapshot = self._snapshot, None
         self._watched += 1
-        self._after_validation = False
+        probed, self._after_validation = self._after_validation, False
         early = self._watched <= FIRST_STEPS
         self._batches = [*(self._batches if early else []), batches[-1]]
         self._add(check_data(self._batches, self._hand))
@@ -124,7 +125,8 @@ class Doctor:
         self._add(check_clipped(self._clipped))
         if early and self._watched < FIRST_STEPS:
             return
-        self._probe(trainer)
+        if not probed:
+            self._probe(trainer)
         self._batches = self._batches[-1:]
         self._close(f"step {trainer.step}")
 
@@ -147,7 +149,8 @@ class Doctor:
         seen = probe(trainer.model, self._batches[-1]) if self._batches else None
         if seen is not None:
             samples = trainer.step * self._global_batch
-            self._add(check_probe(seen, steps=trainer.step, samples=samples, rate_sum=self._rate_sum))
+            rates = 0.0 if self._round.keys() & _STILL else self._rate_sum
+            self._add(check_probe(seen, steps=trainer.step, samples=samples, rate_sum=rates))
 
     def _add(self, findings: Iterable[Finding]) -> None:
         """Take findings into this round; each that is not OK is logged once a round."""

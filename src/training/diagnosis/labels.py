@@ -61,8 +61,10 @@ def check_labels(batch: HandBatch, hand: ManoLayer) -> Iterator[Finding]:
         if absolute.what == RELATIVE:  # signs, projections and units of such labels mean nothing
             yield absolute
             return
-        yield _proper(batch, rows)
-        yield decoded(batch, hand, rows)
+        proper = _proper(batch, rows)
+        yield proper
+        if proper.status == "OK":
+            yield decoded(batch, hand, rows)
         yield absolute
     yield from _places(batch, labelled)
     yield from _consistent(batch)

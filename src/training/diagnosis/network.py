@@ -19,7 +19,7 @@ from src.schema import HandBatch, HandEstimate, Prediction
 from src.training.diagnosis.finding import Finding, judge
 
 MODEL = "src/models/utnet.py"
-PROBE_SAMPLES = 8
+PROBE_SAMPLES = 4
 """Samples that a probe runs: three forward passes of so many."""
 WARM_RATE = 1e-4
 """Sum of learning rates below which a depth branch that starts at zero may still round to nothing."""

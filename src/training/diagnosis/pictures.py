@@ -89,7 +89,7 @@ def check_pictures(batch: HandBatch, *, labels_sound: bool = True) -> Iterator[F
         f"at least {INSIDE:.0%}",
         "dataloader/crop.py, dataset.box_scale, augmentation.shift",
     )
-    if batch.depth_present.any():
+    if batch.depth_present.any() and share >= INSIDE:
         yield from _depth(batch)
 
 

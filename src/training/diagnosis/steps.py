@@ -32,6 +32,7 @@ LARGE_TERM = 100.0
 LARGE_LOSS = 1e5
 FAR_ABOVE_CLIP = 30.0
 """Gradient norm over training.clip_grad_norm; healthy below 5 in the first steps."""
+STILL = ("weights do not move", "weights frozen")
 CLIPPED_SHARE, CLIPPED_STEPS = 0.9, 40
 """Clipped steps of the last so many that are too many."""
 
@@ -63,8 +64,11 @@ def check_step(
     """
     yield _rate(report)
     yield from check_terms(report.terms)
-    yield from _updates(model, before, report, config)
-    yield from _gradients(model, first=first)
+    updates = list(_updates(model, before, report, config))
+    yield from updates
+    # Behind a layer that starts at zero and never moves there is no gradient either.
+    moving = not any(f.what in STILL for f in updates) and report.learning_rate > 0
+    yield from _gradients(model, judge_silent=moving and not first)
     ratio = report.grad_norm / config.training.clip_grad_norm
     yield judge(
         ratio < FAR_ABOVE_CLIP,
@@ -178,8 +182,8 @@ def _updates(model: nn.Module, before: Snapshot, report: StepReport, config: Run
     )
 
 
-def _gradients(model: nn.Module, *, first: bool) -> Iterator[Finding]:
-    """Share of each block in the gradient."""
+def _gradients(model: nn.Module, *, judge_silent: bool) -> Iterator[Finding]:
+    """Share of each block in the gradient; blocks without any are named where `judge_silent`."""
     squares: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -190,7 +194,7 @@ def _gradients(model: nn.Module, *, first: bool) -> Iterator[Finding]:
     shares = {block: math.sqrt(square) / max(total, 1e-30) for block, square in squares.items()}
     text = ", ".join(f"{block} {share:.2g}" for block, share in shares.items())
     silent = [block for block, share in shares.items() if share == 0]
-    if not first or len(silent) > 1:
+    if judge_silent:
         yield judge(
             not silent,
             "gradient reaches every block" if not silent else "block without gradient",
