@@ -305,9 +305,9 @@ def test_nothing_changes(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> Non
             run.begin()
             run.steps(5)
             run.validate()
+            modes = [module.training for module in run.model.modules()]
             run.steps(1)
         assert bool(lines) == doctor
-        modes = [module.training for module in run.model.modules()]
         seen.append((weights(run), torch.get_rng_state(), modes))
     assert torch.equal(seen[0][0], seen[1][0])
     assert torch.equal(seen[0][1], seen[1][1])

@@ -36,6 +36,7 @@ FEW_JOINTS = 10
 NO_SKIN = 0.03
 """Redness under joints over that of the crops below which no hand is there; healthy above 0.09."""
 APART = "label and picture apart"
+AUGMENTED = "label and picture augmented apart"
 _LOADER = "dataloader/ho3d_dataset.py"
 
 
@@ -71,7 +72,7 @@ def check_alignment(batch: HandBatch, *, depth_wrong: bool = False) -> tuple[lis
     if labelled is not None and labelled[1] >= LEAST_JOINTS:
         finding = _by_depth(labelled, colour, trials, len(batch.rgb))
         if depth_wrong:
-            named = finding.status != "OK" and (finding.what != APART or colour < NO_SKIN)
+            named = finding.what in ("axis flip", AUGMENTED) or (finding.what == APART and colour < NO_SKIN)
             return ([finding], True) if named else ([], False)
         if finding.status != "OK":
             return [finding], False
@@ -170,7 +171,7 @@ def _places(batch: HandBatch) -> Iterator[_Place]:
         ("rolling the labels the other way", -2.0),
         ("rolling the labels as the augmentation says", 1.0),
     ):
-        yield _Place("label and picture augmented apart", name, where, turned(joints, rolls(batch, times)))
+        yield _Place(AUGMENTED, name, where, turned(joints, rolls(batch, times)))
 
 
 def _unit(batch: HandBatch, joints_cam_m: Tensor) -> Tensor:

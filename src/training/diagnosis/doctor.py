@@ -36,7 +36,8 @@ LATER_STEP = 50
 MOST_SAMPLES = 64
 """Samples that the checks of data look at together: enough for their statistics."""
 _STILL = frozenset({*STILL, "learning rate zero"})
-_CAUSES_OF_DEPTH = frozenset({"depth scale", "depth all invalid", "depth digits mixed"})
+_SCALE = "depth scale"
+_NO_DEPTH = frozenset({"depth all invalid", "depth digits mixed"})
 
 
 def check_data(batches: Sequence[HandBatch], hand: ManoLayer) -> list[Finding]:
@@ -53,11 +54,11 @@ def check_data(batches: Sequence[HandBatch], hand: ManoLayer) -> list[Finding]:
     found = list(check_labels(samples, hand))
     sound = all(f.status == "OK" for f in found)
     pixels = list(check_pictures(samples, labels_sound=sound))
-    if sound:
-        wrong = any(f.status != "OK" and f.what in _CAUSES_OF_DEPTH for f in pixels)
-        placed, explained = check_alignment(samples, depth_wrong=wrong)
+    wrong = {f.what for f in pixels if f.status != "OK"}
+    if sound and not wrong & _NO_DEPTH:
+        placed, explained = check_alignment(samples, depth_wrong=_SCALE in wrong)
         if explained:
-            pixels = [f for f in pixels if f.what not in _CAUSES_OF_DEPTH]
+            pixels = [f for f in pixels if f.what != _SCALE]
         pixels += placed
     return found + pixels
 
