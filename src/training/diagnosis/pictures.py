@@ -38,7 +38,7 @@ SURFACE_M = (0.01, 0.012)
 """Skin over a joint that is not hidden: mean and half width, metres."""
 SCALE_GAIN = 1.3
 """A factor that puts skin over this many times more joints is the better one; healthy below 1.1."""
-CLIPPED = 0.6
+CLIPPED = 0.4
 """Share of joints whose depth is clipped that is too much; healthy below 0.1."""
 ROUGH_MM = 40.0
 """Median step between neighbouring depth pixels; healthy 1 to 3 mm, exchanged bytes above 100 mm."""
