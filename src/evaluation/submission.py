@@ -14,9 +14,10 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from src.errors import DataError, ShapeError
-from src.hand.joints import FINGERS, HO3D21, OPENPOSE21, OPENPOSE_BONES, TIP_VERTICES, permutation
+from src.hand.joints import HO3D21, OPENPOSE21, TIP_VERTICES, permutation
 from src.runtime.files import atomic_write
 from src.runtime.json_rows import Readable, json_rows, parse_points
 
@@ -31,14 +32,16 @@ _ZIP_LEVEL = 1
 """Digits hardly compress: the highest level saves a tenth and takes five times as long."""
 _FARTHEST_M = 10.0
 """A hand farther than this is in another unit."""
-_SHORTEST_M, _LONGEST_M = 0.02, 0.5
-"""Bounds of the distance from the wrist to the middle fingertip in metres, closed fists included."""
+_SHORTEST_M, _LONGEST_M = 0.04, 0.6
+"""Bounds of the diagonal of a hand's box in metres, closed fists and spread fingers included."""
 _TIP_TOLERANCE_M = 0.005
 """Largest median distance of a fingertip from its vertex; neighbouring tips are 15 mm and more apart."""
 _TIP_FARTHEST_M = 0.03
 """The same in any one frame."""
-_BONES_M, _WRIST_RATIO = 0.002, 1.08
-"""By how much bones may be too long and a joint farther than the wrist, in hands bent beyond nature."""
+_ORDER_TOLERANCE_M = 0.01
+"""A joint lies within 10 mm of what the regressor takes from its mesh, however the fingers are bent: joints
+nearer to each other than that may look exchanged."""
+_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def write_submission(
     folder: Path,
     joints_cam_m: Array,
     vertices_cam_m: Array,
+    joint_regressor: Array,
     *,
     num_frames: int | None = None,
     frames: Sequence[str] | None = None,
@@ -108,6 +112,7 @@ def write_submission(
         joints_cam_m: (N, 21, 3) `OPENPOSE21`, OpenCV image camera, metres, order of evaluation.txt; taken as
             float32.
         vertices_cam_m: (N, 778, 3) OpenCV image camera, metres; taken as float32.
+        joint_regressor: (16, 778) of the hand model; the joints' order is judged by it.
         num_frames: lines of evaluation.txt; None: as many as given.
         frames: N names `<sequence>/<frame>` of the rows, written to pred_frames.txt; None: not known.
         overwrite: replace a pred.zip that stands there; else refuse.
@@ -125,7 +130,7 @@ def write_submission(
     require_free(folder, overwrite)
     joints, vertices = np.asarray(joints_cam_m, np.float32), np.asarray(vertices_cam_m, np.float32)
     count = len(joints) if num_frames is None else num_frames
-    checks = list(submission_checks(joints, vertices, num_frames=count))
+    checks = list(submission_checks(joints, vertices, joint_regressor, num_frames=count))
     if frames is not None:
         checks.append(_check_frames(frames, count))
         with atomic_write(folder / "pred_frames.txt") as file:
@@ -180,12 +185,17 @@ def read_submission(path: Path, *, exact: bool = False) -> tuple[Array, Array]:
     return from_official(xyz, np.array(points[1]).reshape(-1, NUM_VERTICES, 3))
 
 
-def submission_checks(joints_cam_m: Array, vertices_cam_m: Array, *, num_frames: int) -> Iterator[str]:
+def submission_checks(
+    joints_cam_m: Array, vertices_cam_m: Array, joint_regressor: Array, *, num_frames: int
+) -> Iterator[str]:
     """Refuse predictions that the official evaluation would misread.
+
+    Nothing here asks whether a pose is good or natural: what a network that learnt nothing predicts passes.
 
     Args:
         joints_cam_m: (N, 21, 3) `OPENPOSE21`, OpenCV image camera, metres.
         vertices_cam_m: (N, 778, 3) OpenCV image camera, metres.
+        joint_regressor: (16, 778) of the hand model.
         num_frames: rows wanted.
 
     Yields:
@@ -213,23 +223,23 @@ def submission_checks(joints_cam_m: Array, vertices_cam_m: Array, *, num_frames:
     yield "axes: every point at z < 0 in OpenGL"
     yield _check_unit(joints_cam_m, vertices_cam_m)
     yield _check_tips(joints_cam_m, vertices_cam_m)
-    yield _check_bones(joints_cam_m, vertices_cam_m)
+    yield _check_order(joints_cam_m, vertices_cam_m, joint_regressor)
 
 
 def _check_unit(joints: Array, vertices: Array) -> str:
-    """Metres: no point far away, and a hand as long as a hand."""
+    """Metres: no point far away, and a hand as large as a hand."""
+    size = 0.0
     for name, points in (("joints", joints), ("vertices", vertices)):
         _refuse(np.abs(points) > _FARTHEST_M, name, f"farther than {_FARTHEST_M:g} m: another unit?")
-    tip, wrist = OPENPOSE21.index("middle_4"), OPENPOSE21.index("wrist")
-    if not len(joints):
-        return "unit: no frame to measure"
-    length = float(np.median(np.linalg.norm(joints[:, tip] - joints[:, wrist], axis=-1)))
-    if not _SHORTEST_M <= length <= _LONGEST_M:
-        raise DataError(
-            f"submission: wrist to middle fingertip is {length:g} in the median frame, "
-            f"want {_SHORTEST_M:g} to {_LONGEST_M:g} m: another unit or joint order"
-        )
-    return f"unit: metres (wrist to middle fingertip {length:.3f} m in the median frame)"
+        if not len(points):
+            continue
+        size = float(np.median(np.linalg.norm(np.ptp(points, axis=1), axis=-1)))
+        if not _SHORTEST_M <= size <= _LONGEST_M:
+            raise DataError(
+                f"submission: the {name} of the median frame span {size:g}, want {_SHORTEST_M:g} to "
+                f"{_LONGEST_M:g} m: another unit"
+            )
+    return f"unit: metres (the mesh of the median frame spans {size:.3f} m)"
 
 
 def _check_tips(joints: Array, vertices: Array) -> str:
@@ -253,47 +263,31 @@ def _check_tips(joints: Array, vertices: Array) -> str:
     return f"order: fingertips lie on their vertices (worst median {worst * 1000:.3f} mm)"
 
 
-def _check_bones(joints: Array, vertices: Array) -> str:
-    """Joint order below the tips, the tips being known: the right order has short bones and a far wrist.
+def _check_order(joints: Array, vertices: Array, joint_regressor: Array) -> str:
+    """Joint order: of all assignments of joints to the mesh's own joints, theirs is the nearest.
 
-    No exchange of two finger joints makes the bones shorter in the mean over all frames, and of the joints
-    below the tips the wrist is the farthest from the four knuckles, however the fingers are bent. Each of the
-    120 exchanges breaks one of the two: on posed hands by 9 mm, or by 12 % of the wrist's distance.
+    The mesh's joints are its five tips and what the regressor takes from it. Where a joint turns, the
+    vertices around it move with both of its bones, so this holds for any pose.
     """
-    between = _mean_distances(joints, vertices)
-    parents, children = (list(side) for side in zip(*OPENPOSE_BONES, strict=True))
-    length = float(between[parents, children].sum())
-    for first in range(1, len(OPENPOSE21)):
-        for second in range(1, first):
-            order = np.arange(len(OPENPOSE21))
-            order[[first, second]] = second, first
-            gain = length - float(between[order[parents], order[children]].sum())
-            if gain > _BONES_M:
-                raise DataError(
-                    f"submission: with {OPENPOSE21[second]} and {OPENPOSE21[first]} exchanged the bones "
-                    f"would be {gain * 1000:.1f} mm shorter in the mean: another joint order"
-                )
-    knuckles = [OPENPOSE21.index(f"{finger}_1") for finger in FINGERS if finger != "thumb"]
-    reach = between[:, knuckles].sum(axis=1)
-    reach[[OPENPOSE21.index(name) for name in TIP_VERTICES]] = 0.0
-    if reach.max() > _WRIST_RATIO * reach[OPENPOSE21.index("wrist")]:
+    order = list(permutation(HO3D21, OPENPOSE21))
+    alike = np.zeros((len(OPENPOSE21), len(OPENPOSE21)))
+    for start in range(0, len(joints), _CHUNK):
+        own = np.asarray(joints[start : start + _CHUNK], np.float64)
+        mesh = np.asarray(vertices[start : start + _CHUNK], np.float64)
+        tips = mesh[:, list(TIP_VERTICES.values())]
+        taken = np.concatenate([joint_regressor @ mesh, tips], axis=1)[:, order]
+        alike += np.einsum("nic,njc->ij", own - own[:, :1], taken - own[:, :1]) / len(joints)
+    # The sum of squared distances is a constant minus twice the sum of these products.
+    best = linear_sum_assignment(alike, maximize=True)[1]
+    gain = 2.0 * float(alike[range(len(best)), best].sum() - np.trace(alike))
+    if gain > _ORDER_TOLERANCE_M**2:
+        wrong = np.flatnonzero(best != np.arange(len(best)))
+        named = ", ".join(f"{OPENPOSE21[i]} where it has {OPENPOSE21[best[i]]}" for i in wrong[:3])
         raise DataError(
-            f"submission: {OPENPOSE21[int(reach.argmax())]} is farther from the knuckles than the wrist is: "
-            "another joint order"
+            f"submission: {len(wrong)} joints lie nearer to others of their mesh ({named}"
+            f"{', ...' if len(wrong) > 3 else ''}): another joint order"
         )
-    return f"order: bones are short, the wrist is behind ({length * 1000:.0f} mm of bones in the mean)"
-
-
-def _mean_distances(joints: Array, vertices: Array) -> NDArray[np.float64]:
-    """(21, 21) distance of each joint to each in metres, mean over frames; tips as the mesh has them."""
-    points = np.array(joints, np.float64)
-    for name, vertex in TIP_VERTICES.items():
-        points[:, OPENPOSE21.index(name)] = vertices[:, vertex]
-    between = np.zeros((len(OPENPOSE21), len(OPENPOSE21)))
-    for joint in range(len(OPENPOSE21)):
-        apart = np.linalg.norm(points - points[:, joint : joint + 1], axis=-1)
-        between[joint] = apart.mean(axis=0) if len(apart) else 0.0
-    return between
+    return "order: no other assignment brings the joints nearer to those of their mesh"
 
 
 def _check_frames(frames: Sequence[str], count: int) -> str:

@@ -123,7 +123,13 @@ def export(arguments: argparse.Namespace) -> Submission:
     print(f"Writing {out / 'pred.zip'} and reading it back ...", flush=True)
     frames = frames_in_order(config, dataset)
     written = write_submission(
-        out, joints, vertices, num_frames=len(dataset), frames=frames, overwrite=arguments.overwrite
+        out,
+        joints,
+        vertices,
+        load_hand_asset(config.mano.model_path).joint_regressor,
+        num_frames=len(dataset),
+        frames=frames,
+        overwrite=arguments.overwrite,
     )
     report(written, config, modality)
     score(dataset, joints, vertices)

@@ -18,22 +18,35 @@ from src.evaluation.submission import (
     read_submission,
     submission_checks,
     to_official,
-    write_submission,
 )
 from src.geometry.rotation import rotation_from_aa
 from src.hand.joints import HO3D21, OPENPOSE21
 from src.hand.mano import ManoLayer
+from src.hand.mano_assets import HandAsset, load_hand_asset
 from src.runtime.seed import stream
 from tests.hand_file import hand_file
 
 
 @functools.cache
+def asset() -> HandAsset:
+    return load_hand_asset(hand_file())
+
+
+@functools.cache
 def hand() -> ManoLayer:
-    return ManoLayer.from_file(hand_file())
+    return ManoLayer.from_asset(asset())
 
 
-def predictions(count: int, curl: float = 0.4) -> tuple[np.ndarray, np.ndarray]:
-    """(count, 21, 3) and (count, 778, 3) float32 in our conventions: posed hands about 0.5 m away."""
+def write_submission(folder, joints, vertices, **more):
+    """With the regressor of the hand that made the predictions."""
+    return submission.write_submission(folder, joints, vertices, asset().joint_regressor, **more)
+
+
+def predictions(count: int, curl: float = 0.4, spread: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """(count, 21, 3) and (count, 778, 3) float32 in our conventions: posed hands about 0.5 m away.
+
+    `curl` is the spread of all rotations in rad, `spread` that of the shape.
+    """
     random = stream(0, "predictions")
     aa = torch.from_numpy(random.normal(0.0, curl, (count, 16, 3)))
     rotations = rotation_from_aa(aa).float()
@@ -41,7 +54,7 @@ def predictions(count: int, curl: float = 0.4) -> tuple[np.ndarray, np.ndarray]:
     posed = hand()(
         global_orient=rotations[:, 0],
         hand_pose=rotations[:, 1:],
-        betas=torch.zeros(count, 10),
+        betas=torch.from_numpy(random.normal(0.0, spread, (count, 10))).float(),
         translation_m=torch.from_numpy(place).float(),
     )
     return posed.joints_m.numpy().copy(), posed.vertices_m.numpy().copy()
@@ -111,7 +124,7 @@ def exchanged(joints: np.ndarray, first: str, second: str) -> np.ndarray:
         (lambda j, v: (np.where(j == j[2, 5, 2], np.inf, j), v), r"joints of 1 frames are not .*row 2"),
         (lambda j, v: (j[:2], v), "2 rows of joints for 3 frames of evaluation.txt"),
         (lambda j, v: (j, v[:2]), "2 rows of vertices for 3 frames of evaluation.txt"),
-        (lambda j, v: (j * 0.01 + [0.0, 0.0, 0.5], v), "wrist to middle fingertip"),
+        (lambda j, v: (j * 0.01 + [0.0, 0.0, 0.5], v), "joints of the median frame span"),
         (lambda j, v: (to_official(j, v)[0] * [1.0, -1.0, -1.0], v), "another joint order"),
         (lambda j, v: (j[[1, 0, 2]], v), "joint order|different frames"),
         (lambda j, v: (np.concatenate([j[:2], j[2:] + 0.05]), v), "1 frames .first: row 2.: joints and mesh"),
@@ -130,13 +143,50 @@ def test_any_two_exchanged_joints_are_noticed():
     joints, vertices = predictions(10)
     for first, second in itertools.combinations(OPENPOSE21, 2):
         with pytest.raises(DataError, match="another joint order"):
-            list(submission_checks(exchanged(joints, first, second), vertices, num_frames=10))
+            checked(exchanged(joints, first, second), vertices)
 
 
-@pytest.mark.parametrize("curl", [0.0, 0.2, 0.8, 1.5])
-def test_any_pose_of_a_right_hand_passes(tmp_path, curl):
-    """A network that has learnt nothing bends fingers anyhow; its joints are in order all the same."""
-    checks = write_submission(tmp_path, *predictions(10, curl)).checks
+def checked(joints: np.ndarray, vertices: np.ndarray) -> list[str]:
+    return list(submission_checks(joints, vertices, asset().joint_regressor, num_frames=len(joints)))
+
+
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+@pytest.mark.parametrize("curl", [0.0, 0.2, 0.8, 1.5, 3.0])
+def test_any_pose_of_a_right_hand_passes(curl, spread):
+    """A network that has learnt nothing bends fingers anyhow, and every frame alike: it is in order."""
+    joints, vertices = predictions(30, curl, spread)
+    for frame in range(30):
+        passed = [line.split(":")[0] for line in checked(joints[[frame] * 2], vertices[[frame] * 2])]
+        assert passed == ["count", "finite", "axes", "unit", "order", "order"]
+
+
+@pytest.mark.parametrize("curl", [0.0, 0.8, 3.0])
+def test_other_orders_are_refused_in_any_pose(curl):
+    """HO3D's and MANO's finger orders, a rotated list and a shifted finger, on hands bent anyhow."""
+    joints, vertices = predictions(30, curl)
+    ring, pinky = ([OPENPOSE21.index(f"{finger}_{k}") for k in (1, 2, 3)] for finger in ("ring", "pinky"))
+    fingers = np.arange(21)
+    fingers[ring + pinky] = pinky + ring
+    index = np.arange(21)
+    index[[5, 6, 7]] = 6, 7, 5
+    for order in (fingers, index, [OPENPOSE21.index(name) for name in HO3D21], np.roll(np.arange(21), 1)):
+        with pytest.raises(DataError, match="another joint order"):
+            checked(joints[:, order], vertices)
+    with pytest.raises(DataError, match="ring_1 where it has pinky_1"):
+        checked(joints[:, fingers], vertices)
+
+
+@pytest.mark.parametrize("factor", [0.1, 3.5, 10.0])
+def test_another_unit_of_all_points_is_refused(factor):
+    """Feet and decimetres keep every proportion: only the hand's own size tells."""
+    joints, vertices = predictions(5)
+    with pytest.raises(DataError, match="another unit"):
+        checked(joints * factor, vertices * factor)
+
+
+def test_the_checks_are_named(tmp_path):
+    """The log of an export says what was checked, the reading back too."""
+    checks = write_submission(tmp_path, *predictions(3)).checks
     assert [line.split(":")[0] for line in checks] == [
         "count", "finite", "axes", "unit", "order", "order", "read back",
     ]  # fmt: skip
@@ -203,7 +253,9 @@ def test_a_zip_with_a_folder_or_cut_short_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DataError, match="not a whole zip"):
         read_submission(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("out/pred.json", "[[], []]")
-    with pytest.raises(DataError, match="in no folder"):
-        read_submission(path)
+    for members in (["out/pred.json"], ["pred.json", "notes.txt"], ["pred.json", "__MACOSX/pred.json"]):
+        with zipfile.ZipFile(path, "w") as archive:
+            for member in members:
+                archive.writestr(member, "[[], []]")
+        with pytest.raises(DataError, match=r"want pred\.json alone, in no folder"):
+            read_submission(path)
