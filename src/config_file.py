@@ -58,20 +58,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     faults = _Faults()
     leaves = _read_with_base(Path(path), faults)
-    for text in overrides:
-        key, sign, value = text.partition("=")
-        if not sign or not key.strip():
-            faults.add("command line", "", f"{text!r} is not of the form section.key=value")
-            continue
-        try:
-            leaves[key.strip()] = _Leaf(yaml.safe_load(value), "command line")
-        except yaml.YAMLError:
-            faults.add("command line", key.strip(), f"{value!r} is not a YAML value")
+    _override(leaves, overrides, faults)
     return _checked(leaves, faults)
 
 
-def config_from_dict(tree: Mapping[str, Any], origin: str) -> RunConfig:
+def config_from_dict(tree: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that `config_to_dict` wrote, e.g. into a checkpoint, checked like a file.
+
+    Args:
+        tree: what was written.
+        origin: names it in messages.
+        overrides: as for `load_config`.
 
     Raises:
         ConfigError: as `load_config`, naming `origin`.
@@ -87,6 +84,7 @@ def config_from_dict(tree: Mapping[str, Any], origin: str) -> RunConfig:
                 leaves[f"{prefix}{key}"] = _Leaf(value, origin)
 
     walk(tree, "")
+    _override(leaves, overrides, faults)
     return _checked(leaves, faults)
 
 
@@ -102,6 +100,19 @@ def config_to_dict(config: Any) -> Any:
 def config_to_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back."""
     return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _override(leaves: dict[str, _Leaf], overrides: Sequence[str], faults: _Faults) -> None:
+    """Put `section.key=value` settings over the leaves; what they mean is checked later."""
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            faults.add("command line", "", f"{text!r} is not of the form section.key=value")
+            continue
+        try:
+            leaves[key.strip()] = _Leaf(yaml.safe_load(value), "command line")
+        except yaml.YAMLError:
+            faults.add("command line", key.strip(), f"{value!r} is not a YAML value")
 
 
 def _checked(leaves: dict[str, _Leaf], faults: _Faults) -> RunConfig:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from dataloader.build import build_dataset, build_eval_loader
@@ -154,8 +153,7 @@ def run_config(state: Mapping[str, Any], arguments: argparse.Namespace) -> RunCo
     if arguments.config is not None:
         config = load_config(arguments.config, arguments.overrides)
     else:
-        tree = override(state["config"], arguments.overrides)
-        config = config_from_dict(tree, f"{arguments.checkpoint} with the command line")
+        config = config_from_dict(state["config"], str(arguments.checkpoint), arguments.overrides)
     named = any(text.partition("=")[0].strip() == "validation.split" for text in arguments.overrides)
     if named and config.validation.split != "evaluation":
         raise ConfigError("a submission is of the official split: leave validation.split out")
@@ -164,28 +162,6 @@ def run_config(state: Mapping[str, Any], arguments: argparse.Namespace) -> RunCo
         validation=dataclasses.replace(config.validation, split="evaluation"),
         model=dataclasses.replace(config.model, pretrained=None),
     )
-
-
-def override(saved: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A stored configuration with `section.key=value` settings put in.
-
-    Raises:
-        ConfigError: a setting is not of this form; what it means is checked later.
-    """
-    tree: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in saved.items()}
-    for text in overrides:
-        key, sign, value = text.partition("=")
-        *sections, name = key.strip().split(".")
-        if not sign or not name or len(sections) > 1:
-            raise ConfigError(f"command line: {text!r} is not of the form section.key=value")
-        node = tree.setdefault(sections[0], {}) if sections else tree
-        if not isinstance(node, dict):
-            raise ConfigError(f"command line: {key}: {sections[0]} is a value, not a section")
-        try:
-            node[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"command line: {key}: {value!r} is not a YAML value") from None
-    return tree
 
 
 def open_evaluation(config: RunConfig, hand: ManoLayer) -> HO3DDataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -163,6 +164,46 @@ def test_a_configuration_file_may_stand_in_for_the_stored_one(trained: Trained, 
     assert export(trained, tmp_path / "a", "--config", str(path), "validation.batch_size=1") == 0
     assert export(trained, tmp_path / "b", "--config", str(tmp_path / "none.yaml")) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
+def test_a_checkpoint_that_learnt_nothing_is_exported(trained: Trained, tmp_path, scale: float) -> None:
+    """Whoever rehearses the upload has no good network yet: a strange pose is no wrong order."""
+    torch.manual_seed(1)
+    model = UTNet(trained.config.model, ManoLayer.from_file(hand_file()))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(scale)
+    state = torch.load(trained.path, weights_only=True)
+    path = tmp_path / "untrained.pt"
+    torch.save(state | {"model": model.state_dict(), "ema": None}, path)
+    assert export_submission.main(["--checkpoint", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert np.isfinite(read_submission(tmp_path / "out" / "pred.zip")[1]).all()
+
+
+def test_rows_in_another_order_than_the_list_are_refused(trained: Trained, tmp_path, capsys) -> None:
+    """pred.json holds no names: rows of another list would be scored against other frames."""
+    real = export_submission.read_list
+
+    def reordered(*arguments: object) -> object:
+        listed = real(*arguments)
+        return dataclasses.replace(listed, frames=listed.frames[::-1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_submission, "read_list", reordered)
+        assert export(trained, tmp_path) == 2
+    assert "the rows are not the lines of evaluation.txt" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_hand_than_the_checkpoints_is_refused(trained: Trained, tmp_path, capsys) -> None:
+    """Weights that were trained with one hand give wrong joints with another, and nothing else would show."""
+    state = torch.load(trained.path, weights_only=True)
+    path = tmp_path / "other.pt"
+    torch.save(state | {"hand_fingerprint": "another", "hand_is_standin": False}, path)
+    assert export_submission.main(["--checkpoint", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "was trained with a MANO file (fingerprint another)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def spoil_nan(batch: object, prediction: torch.Tensor) -> torch.Tensor:
