@@ -417,7 +417,7 @@ def validate(run: Run) -> bool:
         path = folder / f"epoch_{epoch:04d}.jpg"
         if (picture := page.write(path)) is not None:
             run.recorder.picture(trainer.step, "Val/pictures", path, picture)
-    return is_best(results["rgbd"], run.progress, run.config.validation)
+    return is_best(results, run.progress, run.config.validation)
 
 
 def outcome_of(results: dict[Shown, CheckedResult], scoring: Scoring) -> Outcome | None:

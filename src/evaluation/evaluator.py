@@ -59,6 +59,20 @@ class SampleRows:
     columns: Mapping[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
     """name -> (N,) what the ranks computed per sample; nan where there is no label."""
 
+    @property
+    def mesh_labelled(self) -> NDArray[np.bool_]:
+        """(N,) the columns have a label to be computed from."""
+        return self.columns[MESH_USABLE] == 1.0 if MESH_USABLE in self.columns else self.usable
+
+    @property
+    def broken(self) -> NDArray[np.bool_]:
+        """(N,) something that was predicted is not finite, whether or not there is a label to score it."""
+        broken = ~np.isfinite(self.pred_joints_cam_m).all(axis=(1, 2))
+        broken |= self.usable & ~np.isfinite(self.loss)
+        for values in self.columns.values():  # a mesh leaves its mark in the mesh's numbers
+            broken |= self.mesh_labelled & ~np.isfinite(values)
+        return np.asarray(broken)
+
 
 @dataclass(frozen=True)
 class CheckedResult(EvalResult):
@@ -72,7 +86,8 @@ class CheckedResult(EvalResult):
     @property
     def is_finite(self) -> bool:
         """Whether the score may decide about a checkpoint."""
-        return math.isfinite(self.mpjpe_mm) and math.isfinite(self.pa_mpjpe_mm) and self.nonfinite_count == 0
+        numbers = (self.mpjpe_mm, self.pa_mpjpe_mm, self.loss)
+        return all(math.isfinite(number) for number in numbers) and self.nonfinite_count == 0
 
 
 def evaluate(
@@ -148,11 +163,8 @@ def _score(rows: Rows, columns: Sequence[str]) -> SampleRows:
 
 def _summary(rows: SampleRows, baselines: dict[str, float]) -> dict[str, Any]:
     """Fields of `EvalResult`; JSON keeps every bit of a float64."""
-    labelled = rows.columns[MESH_USABLE] == 1.0 if MESH_USABLE in rows.columns else rows.usable
-    broken = ~np.isfinite(rows.pred_joints_cam_m).all(axis=(1, 2))
-    for values in rows.columns.values():  # a mesh that is not finite leaves its mark in the mesh's numbers
-        broken |= labelled & ~np.isfinite(values)
-    nonfinite = np.flatnonzero(broken)
+    labelled = rows.mesh_labelled
+    nonfinite = np.flatnonzero(rows.broken)
     spoiled = nonfinite.size > 0  # also where the label is unusable: such a network must not win
     columns = {
         name: math.nan if spoiled else metrics.mean(values[labelled]) for name, values in rows.columns.items()
@@ -199,15 +211,20 @@ def report_lines(result: CheckedResult, world: int, device_label: str) -> list[s
     if {"mpvpe_mm", "pa_mpvpe_mm"} <= set(result.columns):
         lines.append(_vertices_line(result.columns, receipt.num_samples))
     if result.nonfinite_count:
-        shown = ", ".join(map(str, result.nonfinite_indices))
-        more = ", ..." if result.nonfinite_count > len(result.nonfinite_indices) else ""
-        lines.append(f"  Non-finite predictions: {result.nonfinite_count} (samples {shown}{more})")
+        lines.append(f"  Non-finite predictions: {nonfinite_text(result)}")
     if result.unusable_labels:
         of_all = f"{result.unusable_labels} of {receipt.num_samples} samples"
         lines.append(f"  Unusable ground truth: {of_all}, not scored")
     if result.baselines:
         lines.append(f"  Baselines of this split: {_baseline_text(result.baselines)}")
     return lines
+
+
+def nonfinite_text(result: EvalResult) -> str:
+    """How many predictions are not finite, and the first of them."""
+    shown = ", ".join(map(str, result.nonfinite_indices))
+    more = ", ..." if result.nonfinite_count > len(result.nonfinite_indices) else ""
+    return f"{result.nonfinite_count} (samples {shown}{more})"
 
 
 def _baseline_text(baselines: Mapping[str, float]) -> str:

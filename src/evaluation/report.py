@@ -50,6 +50,10 @@ class RowsLike(Protocol):
         """(N,)."""
 
     @property
+    def broken(self) -> NDArray[np.bool_]:
+        """(N,) a prediction that is not finite, with or without a label."""
+
+    @property
     def pred_joints_cam_m(self) -> NDArray[np.floating[Any]]:
         """(N, J, 3) metres."""
 
@@ -87,7 +91,7 @@ class _Scored:
     unusable: int
     """Rows left out."""
     nonfinite: int
-    """Of the n, predictions that are not finite."""
+    """Predictions of all N samples that are not finite: one makes the means of the result nan."""
 
 
 def validation_report(
@@ -148,7 +152,7 @@ def summary_lines(
     lines = []
     scored = {name: _scored(name, result, frames) for name, result in results.items()}
     for name, rows in scored.items():
-        mpjpe, pa = (_estimate(v, rows.sequences, seed) for v in (rows.mpjpe_mm, rows.pa_mpjpe_mm))
+        mpjpe, pa = _scores(rows, seed)
         lines.append(f"  {name}: MPJPE {mpjpe} mm, PA-MPJPE {pa} mm over {_sequences(rows)}")
     for name, rows in scored.items():
         if rows.nonfinite:
@@ -184,7 +188,7 @@ def _scored(name: str, result: ResultLike, frames: Sequence[str]) -> _Scored:
         relative_mm=relative,
         aligned_mm=aligned,
         unusable=int(np.count_nonzero(~usable)),
-        nonfinite=int(np.count_nonzero(~np.isfinite(pred).all(axis=(1, 2)))),
+        nonfinite=int(np.count_nonzero(rows.broken)),
     )
 
 
@@ -222,11 +226,10 @@ def _summary_table(
     """One row a modality, their difference, and one row a baseline."""
     lines = []
     for name, rows in scored.items():
-        estimates = (_estimate(v, rows.sequences, seed) for v in (rows.mpjpe_mm, rows.pa_mpjpe_mm))
-        lines.append([name, *estimates])
+        lines.append([name, *_scores(rows, seed)])
     (one, a), *others = scored.items()
     for other, b in others:
-        if np.array_equal(a.sequences, b.sequences):
+        if np.array_equal(a.sequences, b.sequences) and not (a.nonfinite or b.nonfinite):
             pairs = ((b.mpjpe_mm, a.mpjpe_mm), (b.pa_mpjpe_mm, a.pa_mpjpe_mm))
             lines.append(
                 [f"{other} {_MINUS} {one}", *(_estimate(x - y, a.sequences, seed) for x, y in pairs)]
@@ -290,6 +293,16 @@ def _official_table(official: Mapping[str, Mapping[str, float]]) -> str:
         cells = (f"{scores[score]:.6f}" if score in scores else "" for scores in official.values())
         lines.append([score, "cm" if score.endswith("mean3d") else "1", *cells])
     return _table(["score", "unit", *official], lines)
+
+
+def _scores(rows: _Scored, seed: int) -> tuple[str, str]:
+    """MPJPE and PA-MPJPE with their intervals; nan as soon as one prediction is not finite."""
+    if rows.nonfinite:
+        return "nan", "nan"
+    return (
+        _estimate(rows.mpjpe_mm, rows.sequences, seed),
+        _estimate(rows.pa_mpjpe_mm, rows.sequences, seed),
+    )
 
 
 def _estimate(values: Rows, sequences: NDArray[np.str_], seed: int) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from src.config import ValidationConfig
 from src.errors import ConfigError, TrainingError
 from src.evaluation.baselines import BaselineRows
-from src.evaluation.evaluator import CheckedResult, report_lines, write_per_sample
+from src.evaluation.evaluator import CheckedResult, nonfinite_text, report_lines, write_per_sample
 from src.evaluation.official import official_joint_rows
 from src.evaluation.points import mean
 from src.evaluation.report import summary_lines, validation_report
@@ -46,21 +46,24 @@ def require_selectable(config: ValidationConfig) -> None:
         )
 
 
-def is_best(result: CheckedResult, position: Progress, config: ValidationConfig) -> bool:
-    """Remember the result if it is the best; True if it is.
+def is_best(results: Mapping[Shown, CheckedResult], position: Progress, config: ValidationConfig) -> bool:
+    """Remember the result if it is the best; True if it is. RGB-D decides, if nothing is broken RGB-only.
 
     Raises:
-        TrainingError: predictions are not finite and validation.on_nonfinite is stop; on every rank, because
-            the result is the same on every rank.
+        TrainingError: predictions of either modality are not finite and validation.on_nonfinite is stop; on
+            every rank, because results are the same on every rank.
     """
-    if result.is_finite and result.mpjpe_mm < position.best_mpjpe_mm:
-        position.best_mpjpe_mm, position.best_epoch = result.mpjpe_mm, position.epoch
+    broken = {shown: result for shown, result in results.items() if not result.is_finite}
+    judge = results["rgbd"]
+    if not broken and judge.mpjpe_mm < position.best_mpjpe_mm:
+        position.best_mpjpe_mm, position.best_epoch = judge.mpjpe_mm, position.epoch
         return True
-    if result.nonfinite_count and config.on_nonfinite == "stop":
+    seen = [(MODALITY_NAMES[shown], r) for shown, r in broken.items() if r.nonfinite_count]
+    if seen and config.on_nonfinite == "stop":
+        which = "; ".join(f"{name}: {nonfinite_text(result)}" for name, result in seen)
         raise TrainingError(
-            f"validation of epoch {position.epoch}: {result.nonfinite_count} predictions are not finite "
-            f"(samples {list(result.nonfinite_indices)}). Resume from an earlier checkpoint with a lower "
-            "optimizer.lr, or set validation.on_nonfinite=continue"
+            f"validation of epoch {position.epoch}: predictions are not finite: {which}. Resume from an "
+            "earlier checkpoint with a lower optimizer.lr, or set validation.on_nonfinite=continue"
         )
     return False
 
@@ -79,6 +82,8 @@ def report(
             f"  Without depth: Loss: {result.loss:.3f}, MPJPE: {result.mpjpe_mm:.3f} mm, "
             f"PA-MPJPE: {result.pa_mpjpe_mm:.3f} mm ({result.num_samples} samples)"
         )
+        if result.nonfinite_count:
+            _log.info(f"  Non-finite predictions without depth: {nonfinite_text(result)}")
 
 
 def official_scores(

@@ -158,6 +158,31 @@ def test_bad_predictions_and_labels_are_counted():
     )
 
 
+def test_a_broken_prediction_without_a_label_still_spoils_the_score():
+    """The log says nan; a report beside it with a normal-looking number would be believed instead."""
+
+    def spoil(pred, target, conf):
+        pred[3] = np.nan
+        conf[3] = 0.0
+
+    result, frames = scored(spoil=spoil)
+    assert (result.nonfinite_count, math.isnan(result.mpjpe_mm)) == (1, True)
+    report = validation_report({"RGB-D": result}, frames)
+    assert "**1 predictions are not finite: nan**" in report
+    assert cells(report, "Summary")["RGB-D"] == ["nan", "nan"]
+    assert summary_lines({"RGB-D": result}, frames)[0].startswith("  RGB-D: MPJPE nan mm, PA-MPJPE nan mm")
+
+
+def test_intervals_of_baselines_are_over_their_own_sequences():
+    """Values paired with other frames' sequences give the right mean and a wrong interval."""
+    result, frames = scored()
+    rows = np.arange(COUNT, dtype=np.float64)
+    report = validation_report({"RGB-D": result}, frames, baseline_rows={"mean_pose_mpjpe_mm": rows})
+    expected = bootstrap_mean(rows, [sequence_of(frame) for frame in frames], seed=0)
+    wanted = f"{expected.mean:.3f} [{expected.low:.3f}, {expected.high:.3f}]"
+    assert cells(report, "Summary")["mean pose"][0] == wanted
+
+
 def test_one_sequence_has_no_interval():
     """An interval from one sequence would be invented."""
     result, frames = scored(sequences=("train/MC1",))
