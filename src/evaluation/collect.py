@@ -1,10 +1,10 @@
 """Collection of all ranks' rows on rank 0: every sample exactly once, or an error that names rank and cause.
 
-The order of events is the same on every rank: (1) one all_gather of a fixed int64 header, whose
+The order of events is the same on every rank: (1) everybody learns everybody's fixed int64 header, whose
 disagreement stops everything before a byte of content moves; (2) send/recv of the indices to rank 0, which
 checks that each of the N samples is there exactly once and tells everybody; (3) send/recv of the rows in rank
 order, one fixed field order, through one small buffer, each row put at its index. A rank that raised in its
-loop sends that as its status.
+loop sends that as its status. A rank without rows says so with one word: silence means that it is gone.
 
 gloo compares neither shapes nor types: what could disagree is in the header. Who is to blame for a wait that
 failed is found out by `src.runtime.link`.
@@ -52,7 +52,7 @@ class Receipt:
     split_hash: str = ""
     """The split's fingerprint, equal on all of them."""
     bytes_moved: int = dataclasses.field(default=0, compare=False)
-    """Indices and rows that this rank sent, or received as rank 0."""
+    """What this rank sent to rank 0, or received as rank 0."""
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
     """Wall time of each step on this rank, by name, in order."""
 
@@ -178,10 +178,12 @@ def _exchange_indices(
         for source in range(1, link.world):
             for chunk in _chunks(order[source]):
                 link.receive(chunk, source, "indices")
+        link.close("indices")
         verdict = find_fault([part.numpy() for part in order], num_samples, headers["capacity"])
     else:
         for chunk in _chunks(own):
             link.send(chunk, "indices")
+        link.close("indices")
     verdict = link.broadcast(verdict, "verdict")
     if verdict:
         raise CollectError(f"{link.where}: {verdict}. Nothing was scored.")
@@ -243,6 +245,7 @@ def _exchange_rows(shard: EvaluationShard, link: Link, order: list[Tensor]) -> R
         for name, field in own.items():
             for chunk in _chunks(field):
                 link.send(chunk, name)
+        link.close("rows")
         return None
     total = sum(part.numel() for part in order)
     if link.world == 1 and torch.equal(order[0], torch.arange(total)):
@@ -260,6 +263,7 @@ def _exchange_rows(shard: EvaluationShard, link: Link, order: list[Tensor]) -> R
                 chunk = buffer[: shape.numel() * field.element_size()].view(field.dtype).view(shape)
                 link.receive(chunk, source, name)
                 field.index_copy_(0, place, chunk)
+    link.close("rows")
     return _rows(rows, total)
 
 

@@ -1,7 +1,9 @@
 """Messages between the ranks of a collection: every wait is bounded and every failure has a name.
 
-An error of gloo names a socket, not a rank. So each rank leaves a mark in the group's store when it arrives,
-and whoever first knows the culprit leaves a note that the others repeat.
+An error of gloo names a socket, not a rank. So every message is between rank 0 and one other: whose wait
+failed, knows with whom. Rank 0, which talks to all, names the culprit in the group's store before it leaves;
+the others repeat that, and blame rank 0 only if it says nothing. Each rank leaves a mark in the store when it
+arrives, which tells who never came.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from src.errors import CollectError
 TEXT_BYTES = 1024
 """Longest text that `Link.gather_texts` carries; a longer one is cut."""
 
-_GRACE_S = 3.0
-"""How long a rank that lost its connection waits for another rank's explanation."""
+_GRACE_S = 2.0
+"""How long a rank that lost rank 0 waits for what rank 0 may have said before it left."""
 
 
 class Link:
@@ -42,7 +44,7 @@ class Link:
         self.where = where
         self.timeout_s = timeout_s
         self.group = group
-        self.bytes_moved = 0
+        self.bytes_moved = 0  # to rank 0
         self.seconds: dict[str, float] = {}
         self.rank, self.world = 0, 1
         if group is None:
@@ -52,7 +54,6 @@ class Link:
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
             raise CollectError(f"{where}: this process is not in the group")
-        self._started = time.monotonic()
         self._store = group.get_group_store()
         self._prefix = "utnet-evaluation/"
         with contextlib.suppress(RuntimeError):  # without its store a failure is still one, only nameless
@@ -67,12 +68,17 @@ class Link:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def gather(self, words: Tensor, what: str) -> Tensor:
-        """(F,) of this rank -> (W, F) of all ranks, on every rank."""
-        if self.group is None:
-            return words[None]
-        every = [torch.empty_like(words) for _ in range(self.world)]
-        self._finish(lambda: dist.all_gather(every, words, group=self.group, async_op=True), what, None)
-        return torch.stack(every)
+        """(F,) of this rank -> (W, F) of all ranks, on every rank; they go to rank 0 and come back."""
+        every = torch.empty(self.world, *words.shape, dtype=words.dtype)
+        every[self.rank] = words
+        if self.rank != 0:
+            self.send(words, what)
+            self.receive(every, 0, what)
+            return every
+        for source in range(1, self.world):
+            self.receive(every[source], source, what)
+        self._to_all(every, what)
+        return every
 
     def gather_texts(self, text: str, what: str) -> list[str]:
         """A short text of each rank, on every rank."""
@@ -83,34 +89,50 @@ class Link:
             bytes(r.numpy()).rstrip(bytes(1)).decode(errors="replace") for r in self.gather(content, what)
         ]
 
-    def send(self, tensor: Tensor, what: str) -> None:
-        """Send a contiguous tensor to rank 0."""
-        self._finish(lambda: dist.isend(tensor, group=self.group, group_dst=0), what, 0)
-        self.bytes_moved += tensor.numel() * tensor.element_size()
+    def send(self, tensor: Tensor, what: str, target: int = 0) -> None:
+        """Send a contiguous tensor to rank `target`; one end of every message is rank 0."""
+        self._finish(lambda: dist.isend(tensor, group=self.group, group_dst=target), what, target)
+        if target == 0:
+            self.bytes_moved += tensor.numel() * tensor.element_size()
 
     def receive(self, buffer: Tensor, source: int, what: str) -> None:
         """Fill a contiguous tensor with what rank `source` sends."""
         self._finish(lambda: dist.irecv(buffer, group=self.group, group_src=source), what, source)
-        self.bytes_moved += buffer.numel() * buffer.element_size()
+        if self.rank == 0:
+            self.bytes_moved += buffer.numel() * buffer.element_size()
+
+    def close(self, what: str) -> None:
+        """End a part of the collection: rank 0 hears from every rank, also from one that had nothing to send.
+
+        A rank that died is thus noticed here, and not when the others wait for rank 0 again.
+        """
+        word = torch.zeros(1, dtype=torch.int64)
+        if self.rank != 0:
+            self.send(word, what)
+        else:
+            for source in range(1, self.world):
+                self.receive(word, source, what)
 
     def broadcast(self, text: str | None, what: str) -> str:
         """Rank 0's text, on every rank; the others give None."""
-        if self.group is None:
-            return text or ""
         content = _bytes_of(text or "")
         size = torch.tensor([content.numel()], dtype=torch.int64)
-        self._finish(lambda: self._broadcast(size), what, None if self.rank == 0 else 0)
-        if int(size) == 0:
-            return ""
-        if self.rank != 0:
-            content = torch.empty(int(size), dtype=torch.uint8)
-        self._finish(lambda: self._broadcast(content), what, None if self.rank == 0 else 0)
+        if self.rank == 0:
+            self._to_all(size, what)
+            self._to_all(content, what)
+            return text or ""
+        self.receive(size, 0, what)
+        content = torch.empty(int(size), dtype=torch.uint8)
+        if content.numel():
+            self.receive(content, 0, what)
         return bytes(content.numpy()).decode()
 
-    def _broadcast(self, tensor: Tensor) -> dist.Work | None:
-        return dist.broadcast(tensor, group=self.group, group_src=0, async_op=True)
+    def _to_all(self, tensor: Tensor, what: str) -> None:
+        """Send from rank 0 to every other, one after the other; nothing of an empty tensor."""
+        for target in range(1, self.world if tensor.numel() else 0):
+            self.send(tensor, what, target)
 
-    def _finish(self, start: Callable[[], dist.Work | None], what: str, peer: int | None) -> None:
+    def _finish(self, start: Callable[[], dist.Work | None], what: str, peer: int) -> None:
         """Start a transfer and wait for it, at most `timeout_s`."""
         try:
             work = start()
@@ -119,45 +141,29 @@ class Link:
         except RuntimeError as error:
             raise CollectError(f"{self.where}: {self._explain(str(error), what, peer)}") from error
 
-    def _explain(self, error: str, what: str, peer: int | None) -> str:
-        """Which rank is to blame for gloo's `error`; the first rank that knows tells the others."""
+    def _explain(self, error: str, what: str, peer: int) -> str:
+        """Which rank is to blame for gloo's `error`; the first explanation is everybody's."""
         late = "timed out" in error.lower()
         why = f"nothing came for {self.timeout_s:g} s" if late else "its connection closed: the process ended"
         try:
-            self._store.set(f"{self._prefix}asked/{self.rank}", "1")
-            told = self._told(0.0)
-            if told:
-                return told
-            absent = self._absent(wait=not late)
-            if absent:
-                return self._tell(f"{name_ranks(absent)} did not reach the collection ({why})")
-            if self.rank == 0 and peer is not None:
-                return self._tell(f"rank {peer} did not deliver its {what} ({why})")
-            if peer is None or late:  # rank 0 sees all the others and knows best; it speaks before it leaves
-                told = self._told(min(_GRACE_S, self.timeout_s))
-            if told:
-                return told
-            if peer is not None:
-                return self._tell(f"rank {peer} did not answer about {what} ({why})")
-            silent = self._without("asked")  # whoever is alive has noticed by now, and asks like this rank
-            if silent:
-                return self._tell(f"{name_ranks(silent)} fell silent during the {what} ({why})")
+            absent = self._absent()
+            if self.rank != 0 and 0 not in absent:
+                # Rank 0 speaks before it leaves; while it waits for another rank, it does so within its own
+                # timeout, which began at the latest when this one ended.
+                told = self._told(self.timeout_s if late else min(_GRACE_S, self.timeout_s))
+                if told:
+                    return told
+            if peer in absent:
+                gone = absent if late else [peer]
+                return self._tell(f"{name_ranks(gone)} did not reach the collection ({why})")
+            fault = f"did not answer about {what}" if peer == 0 else f"did not deliver its {what}"
+            return self._tell(f"rank {peer} {fault} ({why})")
         except RuntimeError as lost:  # the store went down with the rank or agent that held it
             return f"{what} failed at rank {self.rank} and the ranks' store is gone ({error}; {lost})"
-        return f"{what} failed at rank {self.rank} ({error})"
 
-    def _without(self, mark: str) -> list[int]:
-        """Ranks that have not left this mark."""
-        return [r for r in range(self.world) if not self._store.check([f"{self._prefix}{mark}/{r}"])]
-
-    def _absent(self, *, wait: bool) -> list[int]:
-        """Ranks that have left no mark; with `wait`, slow ranks are given their time to leave theirs."""
-        deadline = self._started + self.timeout_s
-        while True:
-            absent = self._without("arrived")
-            if not wait or len(absent) <= 1 or time.monotonic() >= deadline:
-                return absent
-            time.sleep(0.02)
+    def _absent(self) -> list[int]:
+        """Ranks that have left no mark."""
+        return [r for r in range(self.world) if not self._store.check([f"{self._prefix}arrived/{r}"])]
 
     def _tell(self, text: str) -> str:
         """Leave the explanation for the others; the first one that was left is the one that counts."""

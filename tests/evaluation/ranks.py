@@ -160,15 +160,19 @@ def _fault(context: DistContext, fault: str) -> str:
     )
 
 
-BAD = {"stall": 1, "stall send": 2, "kill": 1, "kill send": 1, "kill zero": 0, "kill gather": 1}
+BAD = {
+    **{"stall": 1, "stall send": 2, "stall empty": 1, "stall zero": 0},
+    **{"kill": 1, "kill send": 1, "kill empty": 2, "kill zero": 0, "kill zero send": 0, "kill gather": 1},
+}
 """Fault -> the rank that stalls or dies."""
 
 
 def broken_peer(context: DistContext, fault: str, folder: str) -> str:
     """What a survivor is told when a rank stalls or dies."""
-    samples = make_samples(40, seed=3)
-    batches = validation_batches(40, BATCH, context.rank, context.world)
-    shard = EvaluationShard(40)
+    size = 3 if "empty" in fault else 40  # 3: rank 0 alone has rows
+    samples = make_samples(size, seed=3)
+    batches = validation_batches(size, BATCH, context.rank, context.world)
+    shard = EvaluationShard(size)
     with shard.guard():
         fill(shard, samples, batches)
     told = Path(folder)
@@ -177,8 +181,10 @@ def broken_peer(context: DistContext, fault: str, folder: str) -> str:
         if fault == "stall":
             _until(survivors)
             return "stalled"
-        if fault == "stall send":
+        if fault in ("stall send", "stall empty", "stall zero"):
             shard.hand_over = lambda: _until(survivors) or {}
+        if fault in ("kill empty", "kill zero send"):
+            shard.hand_over = lambda: os.kill(os.getpid(), signal.SIGKILL)
         if fault in ("kill", "kill zero"):
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "kill gather":
@@ -189,11 +195,11 @@ def broken_peer(context: DistContext, fault: str, folder: str) -> str:
         # Rank 0 has lost rank 1 when it looks who is absent; only then does rank 2 arrive. The slow rank must
         # not be taken for the dead one.
         look = Link._absent
-        Link._absent = lambda link, *, wait: (told / "looking").touch() or look(link, wait=wait)
+        Link._absent = lambda link: (told / "looking").touch() or look(link)
     if fault == "kill" and context.rank == 2:
         _until([told / "looking"])
     message = message_of(
-        context, shard, num_samples=40, split_hash="test", timeout_s=3.0 if "stall" in fault else 30.0
+        context, shard, num_samples=size, split_hash="test", timeout_s=2.0 if "stall" in fault else 30.0
     )
     (told / str(context.rank)).touch()
     if message != "no error" and context.rank != BAD[fault]:
@@ -211,10 +217,10 @@ def _until(files: list[Path]) -> None:
 _send = Link.send
 
 
-def _die_at_the_weights(link: Link, tensor: torch.Tensor, what: str) -> None:
+def _die_at_the_weights(link: Link, tensor: torch.Tensor, what: str, target: int = 0) -> None:
     if what == "conf":
         os.kill(os.getpid(), signal.SIGKILL)
-    _send(link, tensor, what)
+    _send(link, tensor, what, target)
 
 
 def message_of(context: DistContext, shard: EvaluationShard, **arguments) -> str:

@@ -97,11 +97,15 @@ def test_a_fault_leaves_the_group_usable():
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("stall", "rank 1 did not reach the collection (nothing came for 3 s)"),
-        ("stall send", "rank 2 did not deliver its pred (nothing came for 3 s)"),
+        ("stall", "rank 1 did not reach the collection (nothing came for 2 s)"),
+        ("stall send", "rank 2 did not deliver its pred (nothing came for 2 s)"),
         ("kill", "rank 1 did not reach the collection (its connection closed"),
-        ("kill gather", "rank 1 fell silent during the header (its connection closed"),
+        ("stall empty", "rank 1 did not deliver its rows (nothing came for 2 s)"),
+        ("stall zero", "rank 0 did not answer about pred (nothing came for 2 s)"),
+        ("kill gather", "rank 1 did not deliver its header (its connection closed"),
         ("kill send", "rank 1 did not deliver its conf (its connection closed"),
+        ("kill empty", "rank 2 did not deliver its rows (its connection closed"),
+        ("kill zero send", "rank 0 did not answer about pred (its connection closed"),
         ("kill zero", "rank 0 did not reach the collection (its connection closed"),
     ],
 )
