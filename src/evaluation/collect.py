@@ -25,6 +25,7 @@ from torch import Tensor
 from src.errors import CollectError
 from src.evaluation.shard import ROW_DTYPES, EvaluationShard
 from src.runtime.link import Link, name_ranks
+from src.runtime.memory import mapped
 
 PROTOCOL_VERSION = 2
 HEADER = (
@@ -174,7 +175,7 @@ def _exchange_indices(
     order: list[Tensor] = []
     verdict = None
     if link.rank == 0:
-        order = [own] + [torch.empty(count, dtype=torch.int64) for count in headers["count"][1:]]
+        order = [own] + [mapped((count,), torch.int64) for count in headers["count"][1:]]
         for source in range(1, link.world):
             for chunk in _chunks(order[source]):
                 link.receive(chunk, source, "indices")
@@ -255,7 +256,7 @@ def _exchange_rows(shard: EvaluationShard, link: Link, order: list[Tensor]) -> R
         rows[name] = _placed(own.pop(name), order[0], total)
     row_bytes = max(field.shape[1:].numel() * field.element_size() for field in rows.values())
     longest = max((part.numel() for part in order[1:]), default=0)
-    buffer = torch.empty(min(_CHUNK_ROWS, longest) * row_bytes, dtype=torch.uint8)
+    buffer = mapped((min(_CHUNK_ROWS, longest) * row_bytes,), torch.uint8)
     for source in range(1, link.world):
         for name, field in rows.items():
             for place in _chunks(order[source]):
@@ -269,7 +270,7 @@ def _exchange_rows(shard: EvaluationShard, link: Link, order: list[Tensor]) -> R
 
 def _placed(field: Tensor, place: Tensor, total: int) -> Tensor:
     """An array of `total` rows that holds `field` at rows `place`; the others are not yet written."""
-    return torch.empty((total, *field.shape[1:]), dtype=field.dtype).index_copy_(0, place, field)
+    return mapped((total, *field.shape[1:]), field.dtype).index_copy_(0, place, field)
 
 
 def _rows(fields: dict[str, Tensor], total: int) -> Rows:

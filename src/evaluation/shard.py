@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from src.errors import CollectError, ShapeError
+from src.runtime.memory import mapped
 
 ROW_DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
 """What joints may be stored as; half precision is widened, never stored."""
@@ -101,13 +102,13 @@ class EvaluationShard:
         self.capacity = capacity
         self.count = 0
         self._guard = Guard()
-        self._sample_index = torch.empty(capacity, dtype=torch.int64)
+        self._sample_index = mapped((capacity,), torch.int64)
         self._fields = {
-            "pred": torch.empty(capacity, num_joints, 3, dtype=dtype),
-            "target": torch.empty(capacity, num_joints, 3, dtype=dtype),
-            "conf": torch.empty(capacity, num_joints, dtype=dtype),
-            "loss": torch.empty(capacity, dtype=torch.float64),
-            "columns": torch.empty(capacity, len(self.columns), dtype=torch.float64),
+            "pred": mapped((capacity, num_joints, 3), dtype),
+            "target": mapped((capacity, num_joints, 3), dtype),
+            "conf": mapped((capacity, num_joints), dtype),
+            "loss": mapped((capacity,), torch.float64),
+            "columns": mapped((capacity, len(self.columns)), torch.float64),
         }
 
     def guard(self) -> Guard:

@@ -1,13 +1,36 @@
-"""How much memory a piece of work takes at its peak, as the kernel counts it."""
+"""Memory: large arrays that go back to the system at once, and how much a piece of work takes at its peak."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
+import mmap
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+
+
+def mapped(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A CPU tensor of zeros in pages of its own, which the system gets back as soon as nobody holds it.
+
+    malloc keeps large arrays that were freed once for later: a process that collects after every epoch would
+    hold last epoch's arrays beside this one's.
+
+    Args:
+        shape: any, also with a 0 in it.
+        dtype: any.
+    """
+    count = math.prod(shape)
+    if count == 0:
+        return torch.empty(*shape, dtype=dtype)
+    pages = mmap.mmap(-1, count * dtype.itemsize)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)  # which holds `pages`
 
 
 class PeakMemory:

@@ -120,7 +120,7 @@ def test_a_rank_that_stalls_or_dies_is_named_by_all_others(fault, words, tmp_pat
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_rank_0_holds_little_more_than_the_rows(world):
-    """The official split of 20,137 frames was collected at 4 times its size."""
+    """The official split was collected at 4 times its size; a process that has collected before, at 1.5."""
     growth, payload = spawn_ranks(ranks.peak, world, (20137,), 60.0)[0]
     assert payload == 20137 * (2 * 21 * 3 * 4 + 21 * 4 + 8)
     if growth is None:
