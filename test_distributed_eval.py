@@ -40,6 +40,7 @@ KINDS = ("duplicate", "missing", "nan", "raise", "stall", "kill")
 """What --inject does to a rank."""
 _TIMEOUT_S = 60.0
 _STALL_TIMEOUT_S = 2.0
+_LONGEST_TIMEOUT_S = 86_400.0
 _LAST_WORDS_S = 4.0
 """What a rank has left, once another one failed, to say why."""
 
@@ -295,10 +296,14 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Plan]:
         value = getattr(arguments, name)
         if value is not None and value < least:
             parser.error(f"--{name.replace('_', '-')} is {value}, want at least {least}")
-    if arguments.timeout is not None and not 0 < arguments.timeout < math.inf:
-        parser.error(f"--timeout is {arguments.timeout}, want seconds above 0")
+    if arguments.timeout is not None and not 0 < arguments.timeout <= _LONGEST_TIMEOUT_S:
+        parser.error(f"--timeout is {arguments.timeout}, want above 0, at most {_LONGEST_TIMEOUT_S:g} s")
     if arguments.world is not None and "WORLD_SIZE" in os.environ:
         parser.error("--world starts its own ranks; torchrun has started them already")
+    if arguments.world is not None and arguments.device == "cuda":
+        parser.error(
+            f"--world starts ranks on the CPU; for GPUs: torchrun --nproc_per_node={arguments.world}"
+        )
     kind, bad_rank = _injection(parser, arguments)
     timeout_s = arguments.timeout or (_STALL_TIMEOUT_S if kind == "stall" else _TIMEOUT_S)
     plan = Plan(

@@ -228,7 +228,7 @@ class ValidationConfig:
     """Epochs between validations; the last epoch is always validated."""
     rgb_only: bool = True
     """Also score the network without depth, under Val/RGB-only."""
-    timeout_s: float = _number(600.0, gt=0.0)
+    timeout_s: float = _number(600.0, gt=0.0, le=604_800.0)
     """Longest wait for one collective of the collection, seconds."""
     on_nonfinite: Literal["stop", "continue"] = "stop"
     """What training does when a prediction is not finite; the metric is nan either way."""
@@ -263,7 +263,7 @@ class RuntimeConfig:
 
     Sums depend on it in the last bit, so it does not follow the machine.
     """
-    timeout_s: float = _number(1800.0, gt=0.0)
+    timeout_s: float = _number(1800.0, gt=0.0, le=604_800.0)
     """Longest wait for a collective of training, seconds."""
     deterministic: bool = True
     """Deterministic kernels: two runs on one machine give the same weights bit for bit."""

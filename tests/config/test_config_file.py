@@ -62,6 +62,7 @@ def test_all_faults_are_named_at_once_with_file_line_key_and_rule(tmp_path: Path
         ("optimizer: {betas: [0.9, 1.0]}", "must be below 1"),
         ("dataset: 3", "is a section of keys"),
         ("dataset: {p_drop_depth: 1.5}", "must be at most 1"),
+        ("validation: {timeout_s: 1e12}", "must be at most 604800"),  # torch cannot count that far
         ("model: {image_size: [128, 100]}", "multiples of 16"),
         ("name: a/b", "must be letters"),
         ("- 1", "must be a mapping of sections"),
@@ -92,6 +93,10 @@ def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
     config = load_config(ROOT / "config/demo.yaml", ["optimizer.lr=1e-5", "training.max_steps_per_epoch=3"])
     assert load_config(write(tmp_path, config_to_yaml(config))) == config
     assert config_from_dict(config_to_dict(config), "checkpoint") == config
+    again = config_from_dict(config_to_dict(config), "checkpoint", ["seed=9", "optimizer.lr=2e-5"])
+    assert (again.seed, again.optimizer.lr) == (9, 2e-5)
+    with pytest.raises(ConfigError, match="command line: 'seed' is not of the form"):
+        config_from_dict(config_to_dict(config), "checkpoint", ["seed"])
 
 
 def test_rules_between_values_hold_for_a_checkpoint_too() -> None:

@@ -159,6 +159,7 @@ def test_the_proof_notices_rows_in_the_wrong_place(monkeypatch):
         ["--num-samples", "-1"],
         ["--timeout", "0"],
         ["--timeout", "nan"],
+        ["--world", "2", "--timeout", "1e12"],
         ["--wrld", "2"],
         ["--world", "3", "--inject", "kill@3"],
         ["--world", "3", "--inject", "kill"],
@@ -173,6 +174,14 @@ def test_wrong_arguments_leave_with_status_2(argv):
     with pytest.raises(SystemExit) as left:
         proof.main(argv)
     assert left.value.code == 2
+
+
+def test_ranks_of_our_own_are_on_the_cpu_and_say_so(capsys):
+    """A proof that was asked for on GPUs and ran on the CPU would prove another cluster."""
+    with pytest.raises(SystemExit) as left:
+        proof.main(["--world", "2", "--device", "cuda"])
+    assert left.value.code == 2
+    assert "for GPUs: torchrun --nproc_per_node=2" in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there_is_a_wrong_argument(capsys, monkeypatch):
