@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,7 +28,7 @@ from src.evaluation.nearest_pose import nearest_pose_mm
 from src.geometry.procrustes import fit_rotation
 from src.hand.joints import OPENPOSE21
 from src.hand.mano import ManoLayer
-from src.runtime.files import atomic_write
+from src.runtime.files import atomic_write, read_npz
 from src.runtime.log import get_logger
 from src.schema import LabelTable
 
@@ -40,8 +38,6 @@ VERSION = 1
 NAMES = ("zero_mpjpe_mm", "zero_pa_mm", "mean_pose_mpjpe_mm", "mean_pose_pa_mm", "nearest_pose_pa_mm")
 """What `BaselineRows.rows` holds."""
 
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What a damaged zip file can raise (RuntimeError: unknown compression, or encrypted by a flipped bit)."""
 _log = get_logger(__name__)
 
 
@@ -181,13 +177,10 @@ def fingerprint(train: LabelTable, val: LabelTable, hand: ManoLayer) -> str:
 def _read(path: Path, key: str, usable: NDArray[np.bool_]) -> BaselineRows | None:
     """What a cache holds; None, and a line in the log, where it cannot be trusted."""
     try:
-        with zipfile.ZipFile(path) as archive:  # before a damaged header asks for an array of any size
-            if (torn := archive.testzip()) is not None:
-                raise ValueError(f"{torn} is damaged")
-        with np.load(path, allow_pickle=False) as stored:
-            if str(stored["key"]) != key:
-                raise ValueError("it belongs to other labels")
-            rows = {name: stored[name] for name in NAMES}
+        stored = read_npz(path)
+        if str(stored["key"]) != key:
+            raise ValueError("it belongs to other labels")
+        rows = {name: stored[name] for name in NAMES}
         for name, values in rows.items():
             if values.dtype != np.float64 or values.shape != usable.shape:
                 raise ValueError(f"{name} is {values.dtype} {values.shape}, want float64 {usable.shape}")
@@ -195,7 +188,7 @@ def _read(path: Path, key: str, usable: NDArray[np.bool_]) -> BaselineRows | Non
                 raise ValueError(f"{name} is not finite where rows are scored and nan elsewhere")
     except FileNotFoundError:
         return None
-    except _UNREADABLE as error:
+    except (DataError, OSError, ValueError, KeyError) as error:
         _log.warning(f"Baselines: {path} is not used ({error}); computing them anew.")
         return None
     return BaselineRows(rows, usable)

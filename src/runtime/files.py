@@ -1,4 +1,4 @@
-"""Writing so that a file or folder is either whole or not there."""
+"""Writing so that a file or folder is either whole or not there, and reading only what is whole."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.errors import DataError
+
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What a damaged zip file can raise (RuntimeError: unknown compression, or encrypted by a flipped bit)."""
 
 
 @contextlib.contextmanager
@@ -55,6 +65,29 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz by name, without pickles.
+
+    Args:
+        path: the file.
+        wanted: which names are read; the others are only checked to be whole.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: torn, damaged, or no .npz.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # before a damaged header asks for an array of any size
+            if (torn := archive.testzip()) is not None:
+                raise ValueError(f"{torn} is damaged")
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files if wanted(name)}
+    except FileNotFoundError:
+        raise
+    except _UNREADABLE as error:
+        raise DataError(f"{path} is torn, or no .npz of arrays: {error}") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import io
 import sys
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from src.evaluation.metrics import mean
 from src.evaluation.shard import MESH_USABLE
 from src.evaluation.statistics import Interval, bootstrap_mean
 from src.runtime.debug import trace_enabled
-from src.runtime.files import atomic_write
+from src.runtime.files import atomic_write, read_npz
 
 LEVEL = 0.95
 FEW_GROUPS = 10
@@ -59,13 +58,15 @@ class PerSample:
     values: Numbers
     """(N,) the column; nan where there is no label or no finite prediction."""
     split: str
-    """Name of the split; empty where the file does not say."""
+    """Name of the split."""
+    split_hash: str
+    """Which frames and labels that is."""
 
     def rows(self, rows: NDArray[np.int64]) -> PerSample:
         """Some frames of it."""
         frames = tuple(self.frames[row] for row in rows)
         usable, values = self.usable[rows], self.values[rows]
-        return PerSample(self.path, frames, usable, self.metric, self.unit, values, self.split)
+        return dataclasses.replace(self, frames=frames, usable=usable, values=values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,16 +121,17 @@ def compare(arguments: argparse.Namespace) -> list[str]:
 
     Raises:
         ConfigError: --top is negative.
-        DataError: a file is torn or another program's, has no such metric, the frames differ, or no frame has
-            a number in both.
+        DataError: a file is torn or another program's, has no such metric, split, labels, unit or frames
+            differ, or no frame has a number in both.
     """
     if arguments.top < 0:
         raise ConfigError(f"--top: got {arguments.top}, want 0 or more")
     a, b = (read_per_sample(path, arguments.metric) for path in (arguments.a, arguments.b))
     lines = [
-        f"{name}: {file.path} ({len(file.frames)} frames{_of(file.split)})"
+        f"{name}: {file.path} ({len(file.frames)} frames of {file.split}, split {file.split_hash})"
         for name, file in (("A", a), ("B", b))
     ]
+    require_comparable(a, b)
     a, b, note = same_frames(a, b, common=arguments.common)
     pairs, left_out = paired(a, b, arguments.group)
     lines += [*note, *left_out]
@@ -152,7 +154,8 @@ def read_per_sample(path: Path, metric: str) -> PerSample:
         DataError: no such file, torn, of another program, or without this column.
     """
     arrays = _load(path)
-    missing = [name for name in ("frame", "label_usable", "columns", "units") if name not in arrays]
+    facts = {"frame": 1, "label_usable": 1, "columns": 1, "units": 1, "split": 0, "split_hash": 0}
+    missing = [name for name, axes in facts.items() if name not in arrays or arrays[name].ndim != axes]
     if missing or len(arrays["columns"]) != len(arrays["units"]):
         what = f"it holds no {', '.join(missing)}" if missing else "its columns and units differ in number"
         raise DataError(f"{path} is not a per-sample file (val/*.npz of a run): {what}")
@@ -172,8 +175,8 @@ def read_per_sample(path: Path, metric: str) -> PerSample:
         known = [name for name in columns if name != MESH_USABLE]
         raise DataError(f"{path} has no metric {metric!r}; it has {', '.join(known)}")
     values = columns[metric].astype(np.float64)
-    split = str(arrays["split"]) if "split" in arrays else ""
-    return PerSample(path, frames, usable, metric, units[metric], values, split)
+    split, split_hash = str(arrays["split"]), str(arrays["split_hash"])
+    return PerSample(path, frames, usable, metric, units[metric], values, split, split_hash)
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
@@ -183,15 +186,28 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
         DataError: no such file, torn, or another kind of file.
     """
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise DataError(f"{path} is a single array, not a per-sample file (val/*.npz of a run)")
-        with file:
-            return {name: file[name] for name in file.files if not name.startswith("pred_")}
+        return read_npz(path, lambda name: not name.startswith("pred_"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file. Give a per-sample file, val/*.npz of a run") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is torn, or not a per-sample file: {error}. Write it again") from error
+    except DataError as error:
+        raise DataError(f"{error}. Give a per-sample file, val/*.npz of a run, or write it again") from error
+
+
+def require_comparable(a: PerSample, b: PerSample) -> None:
+    """Refuse files whose numbers are of other things: their difference would be a verdict about nothing.
+
+    Raises:
+        DataError: the metric's unit or the split differs; or frames are the same and their labels are not.
+    """
+    what = ""
+    if a.unit != b.unit:
+        what = f"{a.metric} is in {a.unit!r} in A and in {b.unit!r} in B"
+    elif a.split != b.split:
+        what = f"A is of split {a.split!r}, B of {b.split!r}"
+    elif a.split_hash != b.split_hash and a.frames == b.frames:
+        what = f"frames are the same, and A is of split {a.split_hash}, B of {b.split_hash}: other labels"
+    if what:
+        raise DataError(f"{a.path} and {b.path} cannot be compared: {what}. Evaluate both on one split")
 
 
 def same_frames(a: PerSample, b: PerSample, *, common: bool) -> tuple[PerSample, PerSample, list[str]]:
@@ -334,11 +350,6 @@ def write_csv(path: Path, pairs: Pairs, metric: str) -> None:
         writer.writerow([name, pairs.groups[row], *(repr(float(number)) for number in numbers)])
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
-
-
-def _of(split: str) -> str:
-    """Words for a split's name, where it is known."""
-    return f" of {split}" if split else ""
 
 
 if __name__ == "__main__":

@@ -204,6 +204,11 @@ def test_other_labels_or_another_hand_are_computed_anew(
     monkeypatch.setattr(baselines, "VERSION", baselines.VERSION + 1)
     assert ask() == 6
     assert ask() == 6
+    fewer = val.joints_conf.copy()
+    fewer[1] = 0.0
+    for _ in range(2):  # two sets of labelled rows do not take each other's cache away
+        assert ask(val=dataclasses.replace(val, joints_conf=fewer)) == 7
+        assert ask() == 7
 
 
 def test_a_damaged_cache_is_never_trusted(

@@ -24,7 +24,16 @@ def errors(seed: int, count: int = SEQUENCES * FRAMES) -> np.ndarray:
     return 10.0 + stream(seed, "errors").gamma(4.0, 2.0, count)
 
 
-def write(path: Path, values: np.ndarray, frames: list[str] | None = None, **more: np.ndarray) -> Path:
+def write(
+    path: Path,
+    values: np.ndarray,
+    frames: list[str] | None = None,
+    *,
+    split: str = "val",
+    split_hash: str = "abc",
+    unit: str = "mm",
+    **more: np.ndarray,
+) -> Path:
     """A per-sample file as `write_per_sample` makes it, without predictions."""
     count = len(values)
     arrays = {
@@ -37,7 +46,8 @@ def write(path: Path, values: np.ndarray, frames: list[str] | None = None, **mor
         **more,
     }
     columns = np.array(list(arrays))
-    np.savez(path, **arrays, columns=columns, units=np.array(["mm"] * len(columns)), split=np.array("val"))
+    facts = {"split": np.array(split), "split_hash": np.array(split_hash)}
+    np.savez(path, **arrays, columns=columns, units=np.array([unit] * len(columns)), **facts)
     return path
 
 
@@ -218,6 +228,59 @@ def torn(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"split": "evaluation"}, "A is of split 'val', B of 'evaluation'"),
+        ({"split_hash": "def"}, "A is of split abc, B of def: other labels"),
+        ({"unit": "m"}, "mpjpe_mm is in 'mm' in A and in 'm' in B"),
+    ],
+)
+@pytest.mark.parametrize("common", [[], ["--common"]])
+def test_numbers_of_other_things_are_not_compared(tmp_path, capsys, other, message, common) -> None:
+    """Edited labels, another split or another unit gave a verdict about the network."""
+    a = errors(0)
+    files = write(tmp_path / "a.npz", a), write(tmp_path / "b.npz", a - 1.0, **other)
+    status, text = report(capsys, *files, *common)
+    assert status == 2
+    assert message in text
+    assert len(text.strip().splitlines()) == 1
+
+
+def test_common_frames_of_two_divisions_are_compared_when_asked_for(tmp_path, capsys) -> None:
+    """Another seed of the division is another split of the same labels: what both hold out is comparable."""
+    a = errors(0)
+    b = write(tmp_path / "b.npz", a[5:] - 1.0, names()[5:], split_hash="def")
+    status, text = report(capsys, write(tmp_path / "a.npz", a), b, "--common")
+    assert status == 0
+    assert "(600 frames of val, split abc)" in text
+    assert "(595 frames of val, split def)" in text
+
+
+def test_a_flag_is_no_metric(tmp_path, capsys) -> None:
+    """Whether a mesh is labelled says nothing about the network that was scored on it."""
+    a = errors(0)
+    files = [write(tmp_path / f"{name}.npz", a, mesh_usable=np.ones(len(a))) for name in "ab"]
+    status, text = report(capsys, *files, "--metric", "mesh_usable")
+    assert status == 2
+    assert "has no metric 'mesh_usable'; it has mpjpe_mm, pa_mpjpe_mm, loss" in text
+
+
+def test_no_damage_ends_in_a_traceback(tmp_path, capsys) -> None:
+    """A flipped bit can ask for an unknown compression, a password or an array of any size."""
+    good, bad = write(tmp_path / "good.npz", errors(0)), tmp_path / "bad.npz"
+    content, random = good.read_bytes(), stream(0, "damage")
+    directory = content.index(b"PK\x01\x02")
+    places = [directory + 8, directory + 10, 6, 8, *random.integers(0, len(content), 60).tolist()]
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= int(random.integers(1, 256))
+        bad.write_bytes(changed)
+        status, text = report(capsys, good, bad, "--top", 0)
+        assert status == 2 or "Difference B - A: +0.0000" in text
+        assert status == 0 or len(text.strip().splitlines()) == 1
+
+
 def one_array(path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
@@ -235,6 +298,12 @@ def pickled(path: Path) -> None:
     np.savez(path, frame=np.array([{}], dtype=object), label_usable=0, columns=0, units=0)
 
 
+def scalars(path: Path) -> None:
+    write(path, errors(0))
+    with np.load(path) as file:
+        np.savez(path, **{**file, "frame": np.array("a")})
+
+
 def twice(path: Path) -> None:
     write(path, errors(0, 2), ["train/S000/0001"] * 2)
 
@@ -242,11 +311,12 @@ def twice(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (torn, "is torn, or not a per-sample file"),
-        (one_array, "is a single array"),
-        (not_ours, "holds no label_usable, columns, units"),
-        (text_file, "is torn, or not a per-sample file"),
-        (pickled, "is torn, or not a per-sample file"),
+        (torn, "is torn, or no .npz of arrays"),
+        (one_array, "is torn, or no .npz of arrays"),
+        (not_ours, "holds no label_usable, columns, units, split, split_hash"),
+        (scalars, "holds no frame"),
+        (text_file, "is torn, or no .npz of arrays"),
+        (pickled, "is torn, or no .npz of arrays"),
         (twice, "a frame is there twice"),
         (Path.unlink, "no such file"),
     ],
