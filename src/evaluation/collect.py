@@ -1,6 +1,6 @@
 """Collection of all ranks' rows on rank 0: every sample exactly once, or an error that names rank and cause.
 
-The order of events is the same on every rank: (1) everybody learns everybody's fixed int64 header, whose
+The order of events is the same on every rank: (1) one all_gather of a fixed int64 header, whose
 disagreement stops everything before a byte of content moves; (2) send/recv of the indices to rank 0, which
 checks that each of the N samples is there exactly once and tells everybody; (3) send/recv of the rows in rank
 order, one fixed field order, through one small buffer, each row put at its index. A rank that raised in its

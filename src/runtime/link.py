@@ -1,9 +1,9 @@
 """Messages between the ranks of a collection: every wait is bounded and every failure has a name.
 
-An error of gloo names a socket, not a rank. So every message is between rank 0 and one other: whose wait
-failed, knows with whom. Rank 0, which talks to all, names the culprit in the group's store before it leaves;
-the others repeat that, and blame rank 0 only if it says nothing. Each rank leaves a mark in the store when it
-arrives, which tells who never came.
+An error of gloo names a socket, not a rank. So every message but one is between rank 0 and one other: whose
+wait failed, knows with whom. Rank 0, which talks to all, names the culprit in the group's store before it
+leaves; the others repeat that, and blame rank 0 only if it says nothing. Each rank leaves a mark in the store
+when it arrives, which tells who never came; the one all_gather follows a roll call.
 """
 
 from __future__ import annotations
@@ -68,17 +68,17 @@ class Link:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def gather(self, words: Tensor, what: str) -> Tensor:
-        """(F,) of this rank -> (W, F) of all ranks, on every rank; they go to rank 0 and come back."""
-        every = torch.empty(self.world, *words.shape, dtype=words.dtype)
-        every[self.rank] = words
-        if self.rank != 0:
-            self.send(words, what)
-            self.receive(every, 0, what)
-            return every
-        for source in range(1, self.world):
-            self.receive(every[source], source, what)
-        self._to_all(every, what)
-        return every
+        """(F,) of this rank -> (W, F) of all ranks, on every rank, by one all_gather.
+
+        Rank 0 calls the roll first: a collective that fails cannot say who was missing.
+        """
+        if self.world == 1:
+            return words[None]
+        self.close(what)
+        every = [torch.empty_like(words) for _ in range(self.world)]
+        peer = None if self.rank == 0 else 0
+        self._finish(lambda: dist.all_gather(every, words, group=self.group, async_op=True), what, peer)
+        return torch.stack(every)
 
     def gather_texts(self, text: str, what: str) -> list[str]:
         """A short text of each rank, on every rank."""
@@ -132,7 +132,7 @@ class Link:
         for target in range(1, self.world if tensor.numel() else 0):
             self.send(tensor, what, target)
 
-    def _finish(self, start: Callable[[], dist.Work | None], what: str, peer: int) -> None:
+    def _finish(self, start: Callable[[], dist.Work | None], what: str, peer: int | None) -> None:
         """Start a transfer and wait for it, at most `timeout_s`."""
         try:
             work = start()
@@ -141,8 +141,11 @@ class Link:
         except RuntimeError as error:
             raise CollectError(f"{self.where}: {self._explain(str(error), what, peer)}") from error
 
-    def _explain(self, error: str, what: str, peer: int) -> str:
-        """Which rank is to blame for gloo's `error`; the first explanation is everybody's."""
+    def _explain(self, error: str, what: str, peer: int | None) -> str:
+        """Which rank is to blame for gloo's `error`; the first explanation is everybody's.
+
+        `peer` is the other end; None on rank 0 when it was a collective, right after all had answered.
+        """
         late = "timed out" in error.lower()
         why = f"nothing came for {self.timeout_s:g} s" if late else "its connection closed: the process ended"
         try:
@@ -156,6 +159,8 @@ class Link:
             if peer in absent:
                 gone = absent if late else [peer]
                 return self._tell(f"{name_ranks(gone)} did not reach the collection ({why})")
+            if peer is None:
+                return self._tell(f"a rank was lost in the {what}, after all had answered ({why})")
             fault = f"did not answer about {what}" if peer == 0 else f"did not deliver its {what}"
             return self._tell(f"rank {peer} {fault} ({why})")
         except RuntimeError as lost:  # the store went down with the rank or agent that held it
