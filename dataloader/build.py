@@ -84,6 +84,8 @@ def build_splits(config: RunConfig, context: DistContext, hand: ManoLayer) -> tu
     train_set, val_set = context.together("opening the data set", build, main_first=True)
     for dataset in (train_set, val_set):
         _log.info(dataset.describe())
+    if (missing := val_set.missing_truth()) is not None:  # the joints are there, or nothing would be scored
+        _log.warning(f"WARNING: no official mesh scores: {missing}")
     return train_set, val_set
 
 

@@ -150,6 +150,8 @@ class HO3DDataset:
         self._rest_root_m = rest_roots(hand, self._index.rows["betas"][self.split.rows])
         self._require_in_front()
         self._truth = self._open_truth(show_progress)
+        if self._truth is not None:
+            self.split = self.split.scored_by(self._truth.sha256)
         self._cache = self._open_cache(show_progress)
 
     def view(self, *, modality: Modality, augmented: bool) -> HO3DDataset:
@@ -210,20 +212,15 @@ class HO3DDataset:
         return self._labels(rows)
 
     @property
-    def split_hash(self) -> int:
-        """63-bit number of which frames this split holds; ranks compare it before they collect."""
-        return self.split.hash64
-
-    @property
     def split_id(self) -> str:
-        """`split_hash` as text: checkpoints remember it."""
-        return f"{self.split_hash:016x}"
+        """Which frames and published truth: checkpoints and per-sample files keep it, ranks compare it."""
+        return self.split.id
 
     @property
     def split_line(self) -> str:
         """By which split a score was made, for the line beside it."""
         data, split = self.config.dataset, self.split
-        return f"HO3D {data.version} {split.name}, {split.kind} (split {split.sha256[:12]})"
+        return f"HO3D {data.version} {split.name}, {split.kind} (split {split.id[:12]})"
 
     @property
     def has_truth(self) -> bool:
@@ -286,7 +283,7 @@ class HO3DDataset:
         return (
             f"HO3D {self.config.dataset.version} {self.split.name}: {len(self):,} frames, "
             f"{len(used)} sequences, {len(motions)} motions "
-            f"({self.split.note}{left_out}; split {self.split.sha256[:12]})"
+            f"({self.split.note}{left_out}; split {self.split.id[:12]})"
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def require_hand_fits(dataset: HO3DDataset, hand: ManoLayer) -> None:
     """Refuse a data set whose joints are not what the hand model makes of its parameters.
 
     Args:
-        dataset: a split; one without MANO parameters (evaluation) is passed over.
+        dataset: a split; rows without MANO parameters (all of evaluation) are passed over.
         hand: on the CPU.
 
     Raises:
@@ -27,8 +27,10 @@ def require_hand_fits(dataset: HO3DDataset, hand: ManoLayer) -> None:
     """
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(ROWS, len(dataset))).astype(int))
     labels = dataset.labels_at(rows)
-    if not labels.mano_valid.all():
+    rows = rows[labels.mano_valid]
+    if not len(rows):
         return
+    labels = dataset.labels_at(rows)
     parameters = (labels.global_orient, labels.hand_pose, labels.betas, labels.root_cam_m)
     decoded = hand(*(torch.from_numpy(value) for value in parameters)).joints_m
     # The wrist's position stands in for the translation: compare relative to each wrist.

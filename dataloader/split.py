@@ -6,6 +6,7 @@ measures interpolation. By sequence, whole motions (all their cameras) are held 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,16 +31,21 @@ class Split:
     rows: NDArray[np.int64]
     """(N,) rows of the index, ascending: sample `i` of the split is row `rows[i]` of the index."""
     sha256: str
-    """Hex digest of the list file's content, the division and the rows."""
+    """Hex digest of the list file's content, the division, the rows, and published truth if there is."""
     note: str
     """How it was divided, for the log."""
     kind: str
     """What a score on it means, in a few words."""
 
     @property
-    def hash64(self) -> int:
-        """The first 63 bits of `sha256`: fits the int64 header that ranks compare."""
-        return int(self.sha256[:16], 16) >> 1
+    def id(self) -> str:
+        """16 hex digits that name it wherever it is named: 63 bits of `sha256`."""
+        return f"{int(self.sha256[:16], 16) >> 1:016x}"
+
+    def scored_by(self, truth_sha256: str) -> Split:
+        """The same rows with published ground truth of that content: other truth is another split."""
+        digest = hashlib.sha256(f"{self.sha256}:{truth_sha256}".encode()).hexdigest()
+        return dataclasses.replace(self, sha256=digest)
 
 
 def motion_of(sequence: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader.joint_order import require_ho3d_order
 from src.config import DatasetConfig
 from src.errors import DataError
 from src.hand.joints import HO3D21, TIP_VERTICES
@@ -35,13 +36,15 @@ PUBLISHED = (
     "public since November 2024, on the HO-3D page linked at https://github.com/shreyashampali/ho3d; put it "
     "beside evaluation.txt"
 )
-FORMAT = 1
-"""Raised whenever the arrays' meaning changes."""
+FORMAT = 2
+"""Raised whenever the arrays' meaning, or what they were checked for, changes."""
 
 _WRIST_TOLERANCE_M = 0.005
 """The metas hold the same wrist; a difference this large is another frame, axis or unit, not rounding."""
 _TIP_TOLERANCE_M = 0.01
 """The tips are vertices of the mesh; other choices of vertex are up to 6 mm away, other frames more."""
+_FARTHEST_M = 0.03
+"""Either of them in any one frame: farther is a row of another frame."""
 _log = get_logger(__name__)
 
 
@@ -53,6 +56,8 @@ class EvaluationTruth:
     """(N, 21, 3) HO3D21, OpenGL axes, metres."""
     vertices_gl_m: NDArray[np.float64] | None
     """(N, 778, 3) OpenGL axes, metres; None where `evaluation_verts.json` is absent."""
+    sha256: str
+    """Hex digest of the text of the files that are there."""
 
 
 def truth_digest(config: DatasetConfig) -> str | None:
@@ -79,7 +84,8 @@ def read_evaluation_joints(
         (N, 21, 3) HO3D21 order, OpenGL, metres, as precise as the text; None where the file is absent.
 
     Raises:
-        DataError: not N x 21 x 3 finite numbers, or wrists that are not those of the annotations.
+        DataError: not N x 21 x 3 finite numbers, wrists that are not those of the annotations, or joints in
+            another order.
     """
     path = config.root_dir / FILE
     if not path.is_file():
@@ -88,12 +94,13 @@ def read_evaluation_joints(
     with path.open("rb") as file:
         for row, points in enumerate(_checked_rows(file, path, *joints.shape[:2])):
             joints[row] = points
-    worst = _percentile99(np.linalg.norm(joints[:, 0] - wrists_m, axis=1))
-    if worst > _WRIST_TOLERANCE_M:
-        raise DataError(
-            f"{path}: its wrists are {worst * 1000:.0f} mm (99th percentile) from those of the annotations. "
-            "It belongs to another release or another order of evaluation.txt."
-        )
+    _require_near(
+        np.linalg.norm(joints[:, 0] - wrists_m, axis=1),
+        _WRIST_TOLERANCE_M,
+        f"{path}: its wrists are",
+        "from those of the annotations. It belongs to another release or another order of evaluation.txt.",
+    )
+    require_ho3d_order(joints, str(path))
     return joints
 
 
@@ -157,9 +164,11 @@ def _open_current(path: Path, wanted: dict[str, Any]) -> EvaluationTruth | None:
             return None
         joints = np.load(path.parent / info["joints"], mmap_mode="r")
         vertices = info["vertices"] and np.load(path.parent / info["vertices"], mmap_mode="r")
+        texts = (wanted["joints_sha256"], info["vertices_sha256"] if info["vertices"] else None)
+        digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return EvaluationTruth(joints, vertices)
+    return EvaluationTruth(joints, vertices, digest)
 
 
 def _build(
@@ -204,13 +213,13 @@ def _build_vertices(config: DatasetConfig, array: Path, joints: NDArray[np.float
         ):
             out.write(points.astype("<f8", copy=False).tobytes())
             gaps[row] = np.linalg.norm(points[tip_vertices] - joints[row, tips], axis=-1)
-        worst = _percentile99(gaps.max(axis=1))
-        if worst > _TIP_TOLERANCE_M:
-            raise DataError(
-                f"{path}: its fingertips are {worst * 1000:.0f} mm (99th percentile) from those of {FILE}. "
-                "The two files belong to different releases; download both again, or remove this one to "
-                "score joints alone."
-            )
+        _require_near(
+            gaps.max(axis=1) if len(gaps) else np.empty(0),
+            _TIP_TOLERANCE_M,
+            f"{path}: its fingertips are",
+            f"from those of {FILE}. The two files belong to different releases; download both again, or "
+            "remove this one to score joints alone.",
+        )
     return source.digest.hexdigest()
 
 
@@ -243,6 +252,14 @@ def _checked_rows(file: Readable, path: Path, count: int, points: int) -> Iterat
         )
 
 
-def _percentile99(values: NDArray[np.float64]) -> float:
-    """99th percentile; 0 of nothing."""
-    return float(np.percentile(values, 99)) if values.size else 0.0
+def _require_near(gaps_m: NDArray[np.float64], tolerance_m: float, what: str, whence: str) -> None:
+    """Raise if a hundredth of the rows is off by more than the tolerance, or any one grossly."""
+    if not gaps_m.size:
+        return
+    usual = float(np.percentile(gaps_m, 99))
+    if usual > tolerance_m:
+        raise DataError(f"{what} {usual * 1000:.0f} mm (99th percentile) {whence}")
+    gross = np.flatnonzero(gaps_m > _FARTHEST_M)
+    if gross.size:
+        worst = float(gaps_m.max()) * 1000
+        raise DataError(f"{what} up to {worst:.0f} mm in {gross.size} rows (first: row {gross[0]}) {whence}")

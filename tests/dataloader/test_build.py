@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dataloader import build
 from dataloader.build import DeviceLoader, build_dataset, build_eval_loader, build_train_loader
 from dataloader.collate import collate
 from dataloader.ho3d_dataset import HO3DDataset
@@ -17,8 +20,10 @@ from dataloader.prepare import prepare
 from dataloader.samplers import SampleKey
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
+from src.runtime.distributed import DistContext
 from src.schema import HandBatch, HandSample
-from tests.dataloader.tree import FanHand, Frame, run_config
+from tests.dataloader.test_truth import meshes
+from tests.dataloader.tree import FanHand, Frame, run_config, write_tree
 
 Tree = tuple[Path, dict[str, Frame]]
 CPU = torch.device("cpu")
@@ -198,3 +203,23 @@ def test_a_split_smaller_than_a_step_is_an_error(tree: Tree) -> None:
     config = config_of(tree[0], training={"batch_size": 8})
     with pytest.raises(ConfigError, match="18 samples"):
         build_train_loader(config, dataset_of(config, "train"), 0, 4, CPU)
+
+
+def test_missing_official_meshes_are_said(tmp_path: Path, monkeypatch, caplog) -> None:
+    """Whoever evaluates without the meshes' file must learn that half of the official scores is left out."""
+    frames = write_tree(tmp_path, {"MC1": 2, "SM1": 2}, {"AP10": 2})
+    monkeypatch.setattr(build, "require_hand_fits", lambda *_: None)
+    hand = FanHand()
+    hand.faces = torch.zeros(1)  # type: ignore[attr-defined]
+    config = config_of(tmp_path, split={"by": "sequence"}, validation={"split": "evaluation"})
+    context = DistContext(0, 1, 0, CPU, None)
+    with caplog.at_level(logging.INFO, "utnet"):
+        build.build_splits(config, context, hand)  # type: ignore[arg-type]
+    said = next(message for message in caplog.messages if message.startswith("WARNING"))
+    for part in ("no official mesh scores", "lacks evaluation_verts.json (", "November 2024", "github.com"):
+        assert part in said
+    caplog.clear()
+    (tmp_path / "evaluation_verts.json").write_text(json.dumps(meshes(frames).tolist()))
+    with caplog.at_level(logging.INFO, "utnet"):
+        build.build_splits(config, context, hand)  # type: ignore[arg-type]
+    assert "WARNING" not in caplog.text

@@ -38,21 +38,22 @@ def test_split_is_fixed_by_its_own_seed() -> None:
     np.random.seed(2)  # noqa: NPY002
     second = side("val")
     assert np.array_equal(first.rows, second.rows)
-    assert (first.sha256, first.hash64) == (second.sha256, second.hash64)
-    assert first.hash64 < 2**63
+    assert (first.sha256, first.id) == (second.sha256, second.id)
+    assert first.id == f"{int(first.sha256[:16], 16) // 2:016x}"
     assert not np.array_equal(first.rows, side("val", seed=43).rows)
 
 
 def test_split_hash_tells_sides_and_lists_apart() -> None:
     """Ranks with different data must notice before they collect."""
     hashes = {
-        side("val").hash64,
-        side("train").hash64,
-        side("val", seed=43).hash64,
-        whole_list(8332, "list").hash64,
+        side("val").id,
+        side("train").id,
+        side("val", seed=43).id,
+        whole_list(8332, "list").id,
     }
     other = divide("val", SplitConfig(), SEQUENCE_OF_ROW, SEQUENCES, "another list")
-    assert len(hashes | {other.hash64}) == 5
+    scored = whole_list(8332, "list").scored_by("truth"), whole_list(8332, "list").scored_by("edited truth")
+    assert len(hashes | {other.id, *(split.id for split in scored)}) == 7
 
 
 def test_motion_is_the_name_without_the_camera() -> None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dataloader import truth
 from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.joint_order import require_ho3d_order
 from src.errors import DataError
-from src.hand.joints import HO3D21, OPENPOSE21, TIP_VERTICES
+from src.geometry.rotation import rotation_from_aa
+from src.hand.joints import FINGERS, HO3D21, OPENPOSE21, TIP_VERTICES, permutation
+from src.hand.mano import ManoLayer
 from src.runtime import json_rows
 from src.runtime.seed import stream
+from tests.dataloader import tree
 from tests.dataloader.tree import FLIP, FanHand, Frame, run_config, write_tree
+from tests.hand_file import hand_file
 
 COUNT = 3
 
@@ -77,6 +84,25 @@ def test_the_text_is_parsed_once_and_again_when_it_changes(root: Path, monkeypat
     assert parsed
     np.testing.assert_allclose(changed - vertices, np.broadcast_to([0.001, 0, 0], changed.shape), atol=1e-12)
     assert len(list((root / ".utnet").glob("*-truth-vertices-*.npy"))) == 1
+
+
+def test_other_truth_is_another_split(root: Path) -> None:
+    """Ranks or files with edited labels must not pass for each other: their scores differ."""
+    found = [dataset(root)]
+    for name in (truth.FILE, truth.VERTICES_FILE):
+        rows = np.array(json.loads((root / name).read_text()))
+        rows[0, 5, 0] += 1e-6
+        write(root / name, rows)
+        found.append(dataset(root))
+    (root / truth.VERTICES_FILE).unlink()
+    found.append(dataset(root))
+    (root / truth.FILE).unlink()
+    found.append(dataset(root))
+    assert len({opened.split_id for opened in found}) == 5
+    for opened in found:  # one name, in the log and in files
+        assert f"split {opened.split_id[:12]})" in opened.split_line
+        assert f"split {opened.split_id[:12]})" in opened.describe()
+        assert pickle.loads(pickle.dumps(opened)).split_id == opened.split_id
 
 
 def test_a_torn_array_is_built_anew(root: Path) -> None:
@@ -141,6 +167,96 @@ def test_vertices_that_are_not_of_these_frames_are_refused(root: Path, spoil, me
     with pytest.raises(DataError, match=message):
         dataset(root)
     assert not list((root / ".utnet").glob("*vertices*"))  # nothing half made stays
+
+
+def exchanged(rows: np.ndarray, pairs: list[tuple[str, str]]) -> np.ndarray:
+    """Rows with joints of two names exchanged."""
+    order = np.arange(21)
+    for a, b in pairs:
+        order[[HO3D21.index(a), HO3D21.index(b)]] = HO3D21.index(b), HO3D21.index(a)
+    return rows[:, order]
+
+
+def fingers(a: str, b: str, *, tips: bool) -> list[tuple[str, str]]:
+    return [(f"{a}_{k}", f"{b}_{k}") for k in range(1, 5 if tips else 4)]
+
+
+@pytest.mark.parametrize("with_meshes", [True, False])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda rows: rows[:, list(permutation(HO3D21, OPENPOSE21))],
+        lambda rows: exchanged(rows, fingers("index", "middle", tips=False)),
+        lambda rows: exchanged(rows, fingers("ring", "pinky", tips=False)),
+        lambda rows: exchanged(rows, [("index_2", "index_3")]),
+        lambda rows: exchanged(rows, [("thumb_1", "thumb_2")]),
+    ],
+)
+def test_joints_in_another_order_are_refused(root: Path, spoil, with_meshes: bool) -> None:
+    """They were scored: 9 mm of PA-MPJPE that no network can mend. The mesh tells of the tips alone."""
+    if not with_meshes:
+        (root / truth.VERTICES_FILE).unlink()
+    write(root / truth.FILE, spoil(np.array(json.loads((root / truth.FILE).read_text()))))
+    with pytest.raises(DataError, match="joints are not in HO3D's order"):
+        dataset(root)
+
+
+@pytest.mark.parametrize("pair", [("index", "middle"), ("ring", "pinky"), ("index", "pinky")])
+def test_whole_fingers_in_another_order_are_refused(root: Path, pair: tuple[str, str]) -> None:
+    """A file in another project's order of fingers, tips included, without the meshes that would tell."""
+    (root / truth.VERTICES_FILE).unlink()
+    rows = np.array(json.loads((root / truth.FILE).read_text()))
+    write(root / truth.FILE, exchanged(rows, fingers(*pair, tips=True)))
+    with pytest.raises(DataError, match=r"with fingers read as .* the hand's links would be"):
+        dataset(root)
+
+
+@pytest.mark.parametrize(("curl", "count"), [(0.2, 1), (0.5, 1), (0.8, 1), (0.5, 60)])
+def test_genuine_joints_pass_whatever_subject_and_pose(curl: float, count: int) -> None:
+    """A check that misfires on real hands would forbid the official scores: subjects and grasps vary."""
+    hand, random = ManoLayer.from_file(hand_file()), stream(0, "order")
+    turns = rotation_from_aa(torch.from_numpy(random.normal(0.0, curl, (count, 16, 3)))).float()
+    betas = torch.from_numpy(random.normal(0.0, 1.5, (count, 10))).float()
+    joints = hand(turns[:, 0], turns[:, 1:], betas, torch.zeros(count, 3)).joints_m.numpy()
+    genuine = joints[:, list(permutation(OPENPOSE21, HO3D21))]
+    require_ho3d_order(genuine, "here")
+    for a, b in itertools.combinations(HO3D21[1:] if count > 1 else (), 2):
+        with pytest.raises(DataError):
+            require_ho3d_order(exchanged(genuine, [(a, b)]), "here")
+    for other in list(itertools.permutations(FINGERS))[1:] if count > 1 else ():
+        names = ("wrist", *(f"{other[FINGERS.index(n[:-2])]}_{n[-1]}" for n in HO3D21[1:]))
+        with pytest.raises(DataError, match="fingers read as"):
+            require_ho3d_order(genuine[:, list(permutation(HO3D21, names))], "here")
+
+
+def test_a_few_rows_of_other_frames_are_refused(tmp_path: Path, monkeypatch) -> None:
+    """Ninety-nine right rows in a hundred hid two hundred wrong ones of the official split."""
+
+    def empty(folder: Path, frame: str, *_: object) -> None:
+        """Nothing here looks at pictures."""
+        for kind, end in (("rgb", ".jpg"), ("depth", ".png")):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            (folder / kind / f"{frame}{end}").touch()
+
+    monkeypatch.setattr(tree, "paint", lambda _: (None, None))
+    monkeypatch.setattr(tree, "write_pictures", empty)
+    frames = write_tree(tmp_path, {"MC1": 1}, {"SM1": 150})
+    rows = np.array(json.loads((tmp_path / truth.FILE).read_text()))
+    write(tmp_path / truth.VERTICES_FILE, meshes(frames))
+    good = dataset(tmp_path).truth_joints()
+    other = meshes(frames)
+    other[7] += [0.0, 0.05, 0.0]
+    write(tmp_path / truth.VERTICES_FILE, other)
+    with pytest.raises(DataError, match=r"fingertips are up to 50 mm in 1 rows \(first: row 7\)"):
+        dataset(tmp_path)
+    (tmp_path / truth.VERTICES_FILE).unlink()
+    rows[100] -= [0.04, 0.0, 0.0]
+    write(tmp_path / truth.FILE, rows)
+    with pytest.raises(DataError, match=r"wrists are up to 40 mm in 1 rows \(first: row 100\)"):
+        dataset(tmp_path)
+    rows[100] += [0.04, 0.0, 0.0]
+    write(tmp_path / truth.FILE, rows)
+    np.testing.assert_allclose(dataset(tmp_path).truth_joints(), good, atol=1e-12)
 
 
 def test_a_download_that_was_cut_short_is_refused(root: Path) -> None:
