@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import train
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.schema import HandBatch, Prediction
@@ -122,12 +123,26 @@ def _everything(state: Any, name: str = "") -> dict[str, Any]:
     return {name: state}
 
 
+def mode_is_kept() -> None:
+    """Make a validation that leaves the network in another mode than it found it end the run."""
+    test = train.test
+
+    def watched(model: UTNet, *arguments: Any) -> Any:
+        before = model.training
+        result = test(model, *arguments)
+        assert model.training == before, "the network is left in another mode"
+        return result
+
+    train.test = watched
+
+
 def test_validation_leaves_the_training_alone(embedded: Embedded) -> None:
     """Training with and without validation gives the same weights, moments, averages and random states."""
     settings = ("training.num_epochs=3", "training.max_steps_per_epoch=3", "model.drop_path=0.1")
     seen = {}
     for every in (1, 3):
-        done = embedded.main(f"name=every{every}", f"validation.every_epochs={every}", *settings, ranks=2)
+        arguments = (f"name=every{every}", f"validation.every_epochs={every}", *settings)
+        done = embedded.main(*arguments, ranks=2, plant=mode_is_kept)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Evaluated on 16 samples") == (3 if every == 1 else 1)
         path = embedded.newest(f"every{every}") / "checkpoints" / "last.pt"

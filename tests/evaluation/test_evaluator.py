@@ -125,7 +125,11 @@ def test_nan_hides_behind_no_unusable_label():
     samples = make_samples(4, 0)
     samples.conf[1] = 0.0
     samples.pred[1] = math.nan
-    assert not score(samples).is_finite
+    result = score(samples)
+    assert not result.is_finite
+    assert math.isnan(result.mpjpe_mm)
+    assert math.isnan(result.pa_mpjpe_mm)
+    assert (result.nonfinite_count, result.nonfinite_indices) == (1, (1,))
 
 
 def test_bf16_predictions_are_scored_as_they_are():

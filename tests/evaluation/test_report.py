@@ -85,6 +85,17 @@ def test_baselines_with_rows_get_intervals_over_the_scored_rows():
         validation_report({"RGB-D": result}, frames, baseline_rows={"mean_pose_mpjpe_mm": rows[:59]})
 
 
+def test_baselines_are_drawn_by_their_own_sequences():
+    """An interval over shuffled sequences is that of independent frames: much too narrow."""
+    result, frames = scored(sequences=("train/A", "train/A", "train/B", "train/C"))
+    groups = [sequence_of(frame) for frame in frames]
+    rows = stream(3, "baseline").normal(20.0, 1.0, COUNT) + 9.0 * (np.array(groups) == "train/C")
+    report = validation_report({"RGB-D": result}, frames, baseline_rows={"zero_mpjpe_mm": rows})
+    expected = bootstrap_mean(rows, groups, seed=0)
+    interval = f"{expected.mean:.3f} [{expected.low:.3f}, {expected.high:.3f}]"
+    assert cells(report, "Summary")["zero pose"][0] == interval
+
+
 def test_joints_and_fingers_average_to_the_metric():
     """A table per joint that does not add up to MPJPE sends people after the wrong finger."""
 
