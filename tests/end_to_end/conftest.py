@@ -40,7 +40,7 @@ class Embedded:
     runs: Path
 
     def settings(self, *more: str) -> list[str]:
-        """Arguments of a run of seconds on this data."""
+        """Arguments of a run of seconds on this data, without the doctor, which tests/diagnosis looks at."""
         return [
             "--config",
             "config/demo.yaml",
@@ -51,6 +51,7 @@ class Embedded:
             "model.image_size=[64, 64]",
             "training.batch_size=4",
             "validation.batch_size=4",
+            "logging.doctor=false",
             *more,
         ]
 

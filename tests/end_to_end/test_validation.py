@@ -70,18 +70,22 @@ def healthy(embedded: Embedded) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("plant", "said"),
+    ("plant", "said", "decision"),
     [
-        (nan_everywhere, "  Non-finite predictions: 16 (samples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)"),
-        (nan_in_one_row, "  Non-finite predictions: 1 (samples 4)"),
+        (
+            nan_everywhere,
+            "  Non-finite predictions: 16 (samples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)",
+            "continue",
+        ),
+        (nan_in_one_row, "  Non-finite predictions: 1 (samples 4)", "stop"),
         (
             nan_without_depth,
             "  Non-finite predictions without depth: 16 (samples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)",
+            "stop",
         ),
-        (nan_loss, "  Non-finite predictions: 1 (samples 4)"),
+        (nan_loss, "  Non-finite predictions: 1 (samples 4)", "continue"),
     ],
 )
-@pytest.mark.parametrize("decision", ["continue", "stop"])
 def test_nan_is_never_the_best(
     embedded: Embedded, healthy: Path, plant: Any, said: str, decision: str
 ) -> None:
