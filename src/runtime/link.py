@@ -76,8 +76,7 @@ class Link:
             return words[None]
         self.close(what)
         every = [torch.empty_like(words) for _ in range(self.world)]
-        peer = None if self.rank == 0 else 0
-        self._finish(lambda: dist.all_gather(every, words, group=self.group, async_op=True), what, peer)
+        self._finish(lambda: dist.all_gather(every, words, group=self.group, async_op=True), what, None)
         return torch.stack(every)
 
     def gather_texts(self, text: str, what: str) -> list[str]:
@@ -144,7 +143,7 @@ class Link:
     def _explain(self, error: str, what: str, peer: int | None) -> str:
         """Which rank is to blame for gloo's `error`; the first explanation is everybody's.
 
-        `peer` is the other end; None on rank 0 when it was a collective, right after all had answered.
+        `peer` is the other end; None when it was a collective, right after all had answered.
         """
         late = "timed out" in error.lower()
         why = f"nothing came for {self.timeout_s:g} s" if late else "its connection closed: the process ended"
