@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from src.geometry.camera import unproject
 from src.geometry.procrustes import fit_rotation
-from src.geometry.rotation import rotation_between, rotation_from_6d
+from src.geometry.rotation import rotation_between, rotation_from_6d, sixd_from_rotation
 from src.hand.joints import FINGERS, MANO16, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
 from src.models.layers import SmallLinear
@@ -156,11 +156,13 @@ class HandDecoder(nn.Module):
 
 
 class CoarseHead(nn.Module):
-    """Voted joints -> rotations in closed form -> residual rotations, shape and wrist.
+    """Voted joints -> rotations in closed form -> learned rotations, shape and wrist.
 
-    Residual rotations are read twice and added: from the summary of the picture and the votes in the wrist's
-    own frame (uncertain votes fall short, and their closed form exaggerates: what comes of it must be weighed
-    against the mean pose), and from the query tokens, which say more once the backbone is good.
+    The wrist is the closed form turned by a residual. Uncertain votes fall short of the joints, and the
+    swings of short bones exaggerate: a local rotation is a blend, in 6D, of the swing and the unbent joint,
+    by a trust learned per joint, plus what is learned. That is read twice and added: from the summary of the
+    picture and the votes in the wrist's own frame, and from the query tokens, which say more once the
+    backbone is good.
     """
 
     identity: Tensor
@@ -174,10 +176,13 @@ class CoarseHead(nn.Module):
         self.weigh = nn.Sequential(
             nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.GELU()
         )
+        self.trust = nn.Linear(hidden, NUM_POSE_QUERIES - 1)
         self.betas_summary = SmallLinear(hidden, NUM_BETAS)
         self.betas_query = SmallLinear(width, NUM_BETAS)
         self.wrist_summary = SmallLinear(hidden, 3, gain=0.25)
         self.wrist_query = SmallLinear(2 * width, 3, gain=0.25)
+        nn.init.zeros_(self.trust.weight)
+        nn.init.zeros_(self.trust.bias)
         self.register_buffer("identity", torch.tensor([1.0, 0, 0, 0, 1, 0]), persistent=False)
 
     def forward(self, readout: Readout, queries: Tensor) -> HandState:
@@ -185,15 +190,18 @@ class CoarseHead(nn.Module):
         b = queries.shape[0]
         pose, shape, camera = queries[:, :NUM_POSE_QUERIES], queries[:, NUM_POSE_QUERIES], queries[:, -2:]
         betas = self.betas_summary(readout.summary) + self.betas_query(shape)
-        wrist, local = rotations_from_joints(readout.joints_root_m, self.rest(betas))
+        wrist, swing = rotations_from_joints(readout.joints_root_m, self.rest(betas))
         votes = readout.joints_root_m.detach() @ wrist / JOINT_STEP_M
         weighed = self.weigh(readout.summary + self.enter_votes(votes.flatten(1)))
-        sixd = self.identity + self.pose_summary(weighed).view(b, NUM_POSE_QUERIES, 6) + self.pose_query(pose)
-        residual = rotation_from_6d(sixd)
+        learned = self.pose_summary(weighed).view(b, NUM_POSE_QUERIES, 6) + self.pose_query(pose)
+        trust = self.trust(weighed).sigmoid()[..., None]
+        blend = torch.lerp(self.identity, sixd_from_rotation(swing), trust)
+        global_orient = wrist @ rotation_from_6d(self.identity + learned[:, 0])
+        hand_pose = rotation_from_6d(blend + learned[:, 1:])
         code = self.wrist_summary(readout.summary) + self.wrist_query(camera.flatten(1))
         # The wrist's own vote is the start, detached, and corrected by what is learned here.
         start = (
             torch.cat([readout.joints_unit[:, 0], torch.zeros_like(code[:, :1])], dim=-1).detach()
             / WRIST_STEP
         )
-        return HandState(wrist @ residual[:, 0], local @ residual[:, 1:], betas, start + code)
+        return HandState(global_orient, hand_pose, betas, start + code)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.geometry.camera import project
-from src.geometry.rotation import rotation_from_aa
+from src.geometry.rotation import rotation_from_aa, sixd_from_rotation
 from src.hand.joints import MANO16, OPENPOSE21
 from src.models.heads import CoarseHead, RestSkeleton, rotations_from_joints, wrist_from_code
 from src.models.layers import pooling_matrix
@@ -76,12 +76,36 @@ def test_residual_rotations_are_read_as_they_are_written():
         for parameter in head.parameters():
             parameter.zero_()
         head.pose_summary.bias[:6] = wanted
+        head.trust.bias.fill_(50.0)
     batch = make_batch(1, noise=True)
     readout = Readout(torch.zeros(1, 8), batch.joints_root_m, batch.joints_unit, torch.zeros(1, 21, 4, 4))
     state = head(readout, torch.zeros(1, 19, 16))
     wrist, local = rotations_from_joints(batch.joints_root_m, rest(torch.zeros(1, 10)))
     torch.testing.assert_close(state.global_orient, wrist @ turn, atol=1e-5, rtol=0)
     torch.testing.assert_close(state.hand_pose, local, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("joint", [0, 7])
+def test_local_rotation_without_trust_in_the_votes_is_the_learned_one(joint):
+    """Uncertain votes bend fingers too far: a joint told not to trust them must lose all of their swing."""
+    torch.manual_seed(0)
+    rest = RestSkeleton(hand_model())
+    head = CoarseHead(16, 8, rest)
+    turn = rotation_from_aa(torch.tensor([0.3, -0.4, 0.2]))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+        first = 6 * (1 + joint)
+        head.pose_summary.bias[first : first + 6] = sixd_from_rotation(turn) - head.identity
+        head.trust.bias.fill_(50.0)
+        head.trust.bias[joint] = -50.0
+    batch = make_batch(1, noise=True)
+    readout = Readout(torch.zeros(1, 8), batch.joints_root_m, batch.joints_unit, torch.zeros(1, 21, 4, 4))
+    pose = head(readout, torch.zeros(1, 19, 16)).hand_pose
+    _, swing = rotations_from_joints(batch.joints_root_m, rest(torch.zeros(1, 10)))
+    others = [k for k in range(15) if k != joint]
+    torch.testing.assert_close(pose[:, joint], turn[None], atol=1e-5, rtol=0)
+    torch.testing.assert_close(pose[:, others], swing[:, others], atol=1e-5, rtol=0)
 
 
 def test_wrist_code_zero_is_the_middle_at_the_reference_depth():
