@@ -170,8 +170,10 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW."""
+    """AdamW, or Muon for matrices and AdamW for the rest."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon learns from scratch in fewer samples; pretrained weights are usually fine-tuned with adamw."""
     lr: float = _number(3e-4, gt=0.0, le=1.0)
     """Peak learning rate, as given: not scaled by the batch."""
     weight_decay: float = _number(0.05, ge=0.0, le=1.0)

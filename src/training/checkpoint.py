@@ -27,7 +27,7 @@ from src.runtime.log import get_logger
 from src.runtime.safe_pickle import load_tensors
 from src.training.step import TrainStep
 
-FORMAT = 1
+FORMAT = 2
 _log = get_logger("checkpoint")
 
 

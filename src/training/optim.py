@@ -1,10 +1,11 @@
-"""AdamW, its learning rate by step, and the averaged weights."""
+"""The optimiser, its learning rate by step, and the averaged weights."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,29 +13,109 @@ from torch import Tensor, nn
 from src.config import OptimizerConfig, SchedulerConfig
 from src.errors import AssetError
 
+MUON_SIDE = 8
+"""Rows and columns that a matrix must have for its directions to be worth telling apart."""
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices only.
+MUON_MOMENTUM = 0.95
+
+
+class Optimizer:
+    """AdamW over all parameters, or Muon over the matrices and AdamW over the rest.
+
+    Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks") orthogonalises the
+    averaged gradient of each matrix, so that all its directions learn at one speed. Its steps are scaled to
+    the size of AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"): one rate serves both.
 
     Args:
-        model: parameters with one axis (biases, norms) or marked `no_weight_decay` (tokens, positions)
-            have none.
+        model: the weights of linear and convolutional layers decay, and are Muon's where both sides of the
+            matrix (outputs x all inputs) have MUON_SIDE rows; biases, norms and what is marked
+            `no_weight_decay` (tokens, positions) do not decay.
         config: rates as given, not scaled.
         device: where the parameters live.
     """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            plain = parameter.ndim < 2 or getattr(parameter, "no_weight_decay", False)
-            (free if plain else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device.type in ("cpu", "cuda")
-    )
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, device: torch.device) -> None:
+        matrices: list[nn.Parameter] = []
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
+        inside: set[Tensor] = _layer_weights(model) if config.name == "muon" else set()
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                continue
+            if parameter.ndim < 2 or getattr(parameter, "no_weight_decay", False):
+                free.append(parameter)
+            elif parameter in inside and min(parameter.flatten(1).shape) >= MUON_SIDE:
+                matrices.append(parameter)
+            else:
+                decayed.append(parameter)
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": free, "weight_decay": 0.0},
+            ],
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self.muon: torch.optim.Muon | None = None
+        # torch's Muon takes two axes: a convolution's kernel is shown to it as a matrix in the same memory.
+        self._shown = [(weight, nn.Parameter(weight.detach().flatten(1))) for weight in matrices]
+        if matrices:
+            self.muon = torch.optim.Muon(
+                [matrix for _, matrix in self._shown],
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                momentum=MUON_MOMENTUM,
+                adjust_lr_fn="match_rms_adamw",
+            )
+
+    def step(self, rate: float) -> None:
+        """Change the weights by their gradients with learning rate `rate`."""
+        for optimizer in self._all():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        self.adamw.step()
+        if self.muon is not None:
+            for weight, matrix in self._shown:
+                matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+            self.muon.step()  # type: ignore[no-untyped-call]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for weight, matrix in self._shown:
+            weight.grad = matrix.grad = None
+        self.adamw.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, object]:
+        """Moments, by kind of optimiser."""
+        muon = None if self.muon is None else self.muon.state_dict()
+        return {"adamw": self.adamw.state_dict(), "muon": muon}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`'s value.
+
+        Raises:
+            AssetError: it is of the other `optimizer.name`.
+        """
+        if (state["muon"] is None) != (self.muon is None):
+            was, now = ("adamw", "muon") if state["muon"] is None else ("muon", "adamw")
+            raise AssetError(
+                f"optimiser state: got that of optimizer.name={was}, want {now}'s. Resume with the optimiser "
+                "that the run began with"
+            )
+        self.adamw.load_state_dict(state["adamw"])
+        if self.muon is not None:
+            self.muon.load_state_dict(state["muon"])
+
+    def _all(self) -> list[torch.optim.Optimizer]:
+        """Those that there are."""
+        return [self.adamw] if self.muon is None else [self.adamw, self.muon]
+
+
+def _layer_weights(model: nn.Module) -> set[Tensor]:
+    """Weights of linear and convolutional layers: what maps features to features."""
+    return {m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
 
 
 def learning_rate(step: int, total_steps: int, peak: float, config: SchedulerConfig) -> float:
@@ -54,12 +135,6 @@ def learning_rate(step: int, total_steps: int, peak: float, config: SchedulerCon
     progress = min(1.0, (step - warmup) / max(1, total_steps - 1 - warmup))
     floor = config.final_lr_ratio
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all parameter groups one learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 class Ema:

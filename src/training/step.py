@@ -22,7 +22,7 @@ from src.errors import TrainingError
 from src.losses.loss import HandLoss
 from src.runtime.distributed import DistContext
 from src.schema import HandBatch, LossTerms, Prediction
-from src.training.optim import Ema, build_optimizer, learning_rate, set_learning_rate
+from src.training.optim import Ema, Optimizer, learning_rate
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class TrainStep:
         self.config = config
         self.context = context
         self.total_steps = total_steps
-        self.optimizer = build_optimizer(model, config.optimizer, context.device)
+        self.optimizer = Optimizer(model, config.optimizer, context.device)
         self.ema = Ema(model, config.training.ema_decay) if config.training.ema_decay > 0 else None
         self.step = 0
         self._trace = trace_loss and context.is_main
@@ -119,9 +119,8 @@ class TrainStep:
                 weights or the average change; names the rank, the loss terms and the sample indices.
         """
         rate = learning_rate(self.step, self.total_steps, self.config.optimizer.lr, self.config.scheduler)
-        set_learning_rate(self.optimizer, rate)
         self.wrapped.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         done: list[tuple[HandBatch, Prediction, LossTerms]] = []
         for k, batch in enumerate(batches):
             last = k == len(batches) - 1
@@ -138,7 +137,7 @@ class TrainStep:
         grad_norm = float(norm)
         if not (torch.isfinite(torch.tensor(loss)) and torch.isfinite(norm)):
             self._refuse(done, loss, grad_norm)
-        self.optimizer.step()
+        self.optimizer.step(rate)
         if self.ema is not None:
             self.ema.update()
         self.step += 1
@@ -162,7 +161,7 @@ class TrainStep:
         self, done: Sequence[tuple[HandBatch, Prediction, LossTerms]], loss: float, grad_norm: float
     ) -> None:
         """Raise on every rank, with what each rank saw."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         reports = self.context.gather_objects(_describe(done, self.loss))
         seen = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reports) if text)
         raise TrainingError(

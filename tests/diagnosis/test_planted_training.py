@@ -95,7 +95,7 @@ def times(factor: float) -> Plant:
 
 
 def half_optimised(run: Watched) -> None:
-    group = run.trainer.optimizer.param_groups[0]
+    group = run.trainer.optimizer.adamw.param_groups[0]
     group["params"] = group["params"][: len(group["params"]) // 2]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from src.config import OptimizerConfig, SchedulerConfig
 from src.errors import AssetError
-from src.training.optim import Ema, build_optimizer, learning_rate
+from src.training.optim import MUON_MOMENTUM, Ema, Optimizer, learning_rate
 
 
 def test_warm_up_and_cosine() -> None:
@@ -33,12 +35,74 @@ def test_only_matrices_decay() -> None:
     token = nn.Parameter(torch.zeros(1, 4))
     token.no_weight_decay = True  # type: ignore[attr-defined]
     model.register_parameter("token", token)
-    decayed, free = build_optimizer(
+    decayed, free = Optimizer(
         model, OptimizerConfig(weight_decay=0.1), torch.device("cpu")
-    ).param_groups
+    ).adamw.param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(4, 4)]
     assert len(free["params"]) == 4
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+
+
+def _layers() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 3))
+
+
+def _learn(model: nn.Module, optimizer: Optimizer, steps: int, rate: float = 1e-2) -> None:
+    torch.manual_seed(4)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8, 3, 3)).square().sum().backward()
+        optimizer.step(rate)
+
+
+def test_muon_moves_matrices_and_adamw_the_rest() -> None:
+    """A kernel left out, or moved as a copy, stays as it was drawn: the run learns with half a network."""
+    model, config = _layers(), OptimizerConfig(name="muon", weight_decay=0.0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    _learn(model, Optimizer(model, config, torch.device("cpu")), 1)
+    for name, parameter in model.named_parameters():
+        step = parameter.detach() - before[name]
+        if name in ("0.weight", "2.weight"):
+            matrix = nn.Parameter(before[name].flatten(1))
+            assert parameter.grad is not None
+            matrix.grad = parameter.grad.flatten(1)
+            plain = torch.optim.Muon(
+                [matrix], 1e-2, weight_decay=0.0, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
+            )
+            plain.step()  # type: ignore[no-untyped-call]
+            assert torch.equal(parameter.flatten(1), matrix), name
+            # One speed in all directions: no singular value stands out as it does in the gradient.
+            sizes, drawn = torch.linalg.svdvals(step.flatten(1)), torch.linalg.svdvals(matrix.grad)
+            assert sizes[0] / sizes[3] < 0.5 * drawn[0] / drawn[3], name
+        else:  # biases, and a matrix of 3 rows, too few to be told apart
+            assert torch.allclose(step.abs(), torch.tensor(1e-2), rtol=1e-2), name
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_optimiser_goes_on_bit_for_bit(name: Literal["adamw", "muon"]) -> None:
+    """Moments lost in a checkpoint show as a jump of the loss after every resume."""
+    config, cpu = OptimizerConfig(name=name), torch.device("cpu")
+    whole = _layers()
+    kept = Optimizer(whole, config, cpu)
+    _learn(whole, kept, 2)
+    part = _layers()
+    part.load_state_dict(whole.state_dict())
+    resumed = Optimizer(part, config, cpu)
+    resumed.load_state_dict(copy.deepcopy(kept.state_dict()))
+    for model, optimizer in ((whole, kept), (part, resumed)):
+        _learn(model, optimizer, 2)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), part.parameters(), strict=True))
+
+
+def test_optimiser_of_another_name_is_refused() -> None:
+    """Half a state would leave the matrices without their momentum, without a word."""
+    model, cpu = _layers(), torch.device("cpu")
+    muon, adamw = (Optimizer(model, OptimizerConfig(name=n), cpu) for n in ("muon", "adamw"))
+    with pytest.raises(AssetError, match=r"got that of optimizer\.name=muon, want adamw's"):
+        adamw.load_state_dict(muon.state_dict())
+    with pytest.raises(AssetError, match=r"got that of optimizer\.name=adamw, want muon's"):
+        muon.load_state_dict(adamw.state_dict())
 
 
 def test_average_is_exponential_and_swaps_back_bit_for_bit() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -21,11 +22,18 @@ ALONE = DistContext(0, 1, 0, torch.device("cpu"), None)
 MODEL = ModelConfig(preset="tiny", image_size=(64, 64))
 
 
-def trainer(context: DistContext, *, accumulation: int = 1, lr: float = 1e-3, clip: float = 1e6) -> TrainStep:
+def trainer(
+    context: DistContext,
+    *,
+    accumulation: int = 1,
+    lr: float = 1e-3,
+    clip: float = 1e6,
+    optimizer: Literal["adamw", "muon"] = "adamw",
+) -> TrainStep:
     config = RunConfig(
         model=MODEL,
         training=TrainingConfig(accumulation=accumulation, clip_grad_norm=clip, ema_decay=0.9),
-        optimizer=OptimizerConfig(lr=lr),
+        optimizer=OptimizerConfig(name=optimizer, lr=lr),
     )
     torch.manual_seed(3)
     model = UTNet(MODEL, hand_model())
@@ -46,7 +54,7 @@ def gradients(context: DistContext, accumulation: int) -> torch.Tensor:
     step = trainer(context, accumulation=accumulation)
     mine = [batch(1), batch(2)] if context.world == 1 else [batch(1 + context.rank)]
     taken: list[torch.Tensor] = []
-    step.optimizer.register_step_pre_hook(
+    step.optimizer.adamw.register_step_pre_hook(
         lambda *_: taken.append(torch.cat([p.grad.flatten() for p in step.model.parameters()]))
     )
     step(mine)
@@ -148,7 +156,7 @@ def test_clipping_is_reported_and_bounds_the_update() -> None:
 def test_every_parameter_has_a_gradient(change: Callable[[HandBatch], HandBatch]) -> None:
     """DDP without find_unused_parameters hangs or fails on a parameter that a batch leaves out."""
     step = trainer(ALONE)
-    step.optimizer.register_step_pre_hook(
+    step.optimizer.adamw.register_step_pre_hook(
         lambda *_: names.extend(n for n, p in step.model.named_parameters() if p.grad is None)
     )
     names: list[str] = []
@@ -156,9 +164,10 @@ def test_every_parameter_has_a_gradient(change: Callable[[HandBatch], HandBatch]
     assert names == []
 
 
-def test_same_seed_same_weights() -> None:
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_same_seed_same_weights(name: Literal["adamw", "muon"]) -> None:
     """Two runs on one machine give the same weights, bit for bit."""
-    first, second = trainer(ALONE), trainer(ALONE)
+    first, second = trainer(ALONE, optimizer=name), trainer(ALONE, optimizer=name)
     for step in (first, second):
         for k in range(2):
             step([batch(k)])
