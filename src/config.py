@@ -120,9 +120,11 @@ class LossConfig:
 
     joints_3d: float = _number(1.0, ge=0.0)
     """Wrist-relative joints, smooth L1, metres over a hand's 0.1 m."""
+    joints_canonical: float = _number(4.0, ge=0.0)
+    """The same with each hand's wrist rotation undone: fingers alone."""
     vertices: float = _number(0.5, ge=0.0)
     """Wrist-relative vertices, as the joints."""
-    joints_2d: float = _number(0.5, ge=0.0)
+    joints_2d: float = _number(0.3, ge=0.0)
     """Projected joints, L1 in fractions of the crop over 0.1."""
     rotations: float = _number(0.5, ge=0.0)
     """Wrist and local rotation matrices, mean squared difference of elements."""
@@ -130,7 +132,7 @@ class LossConfig:
     """Shape, mean squared difference in standard deviations."""
     prior: float = _number(0.005, ge=0.0)
     """Mean square of the predicted betas and distance of local rotations from the mean pose."""
-    root: float = _number(0.5, ge=0.0)
+    root: float = _number(0.15, ge=0.0)
     """Wrist position along the axis relative to its depth, L1 over 0.1."""
     votes_3d: float = _number(1.0, ge=0.0)
     """Joints from dense votes, 3D, as the joints."""

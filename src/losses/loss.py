@@ -107,6 +107,7 @@ class HandLoss(nn.Module):
             vertices = self._target_vertices(batch) if c.vertices else None
             of_hand = {
                 "joints_3d": c.joints_3d,
+                "joints_canonical": c.joints_canonical,
                 "vertices": c.vertices,
                 "joints_2d": c.joints_2d,
                 "rotations": c.rotations,
@@ -143,6 +144,12 @@ class HandLoss(nn.Module):
         has = batch.mano_valid
         if name == "joints_3d":
             return _points_3d(hand.joints_root_m, batch.joints_root_m, batch.joints_conf)
+        if name == "joints_canonical":
+            # Row vectors: j R is the joint with the wrist's rotation R undone. Fingers alone are judged.
+            own = hand.joints_root_m @ hand.global_orient
+            known = _known(batch.joints_root_m, batch.joints_conf > 0)
+            target = known @ _known(batch.global_orient, has)
+            return _points_3d(own, target, batch.joints_conf * has[:, None])
         if name == "vertices":
             assert vertices is not None
             return _points_3d(hand.vertices_root_m, vertices, has[:, None].expand(vertices.shape[:2]).float())

@@ -17,6 +17,7 @@ _log = get_logger("debug")
 
 TERM_UNITS = {
     "joints_3d": "x 100 mm",
+    "joints_canonical": "x 100 mm",
     "vertices": "x 100 mm",
     "joints_2d": "x 10 % of the crop",
     "rotations": "squared matrix elements",

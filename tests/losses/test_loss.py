@@ -61,7 +61,15 @@ def test_truth_costs_nothing():
     assert set(values) == {
         p + n
         for p in ("", "coarse_")
-        for n in ("joints_3d", "vertices", "joints_2d", "rotations", "betas", "root")
+        for n in (
+            "joints_3d",
+            "joints_canonical",
+            "vertices",
+            "joints_2d",
+            "rotations",
+            "betas",
+            "root",
+        )
     } | {"votes_3d", "votes_2d", "heatmap"}
     for name, value in values.items():
         assert value < 1e-4, name
@@ -105,6 +113,26 @@ def test_3d_term_by_hand():
         joints[0, 5, 1] += error
         value = only(joints_3d=1.0)(change(truth(batch), joints_root_m=joints), batch).values["joints_3d"]
         assert float(value) == pytest.approx(wanted / 63 / 2, rel=1e-3)
+
+
+def test_canonical_joints_judge_fingers_whatever_the_wrist():
+    """Wrist errors are the greater part of the joints' error: in the same term the fingers are not heard."""
+    batch = make_batch(2, noise=True)
+    loss, name = only(joints_canonical=1.0), "joints_canonical"
+    turn = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    turned = change(
+        truth(batch),
+        global_orient=turn @ batch.global_orient,
+        joints_root_m=batch.joints_root_m @ turn.T,
+    )
+    assert float(loss(turned, batch).values[name]) < 1e-5
+    # 5 cm along the middle finger's own axis, in the hand's frame: one joint of 21, one axis of 3.
+    moved = batch.joints_root_m.clone()
+    moved[0, 12] += 0.05 * batch.global_orient[0, :, 0]
+    value = loss(change(truth(batch), joints_root_m=moved), batch).values[name]
+    assert float(value) == pytest.approx((0.5 - 0.05) / 63 / 2, rel=1e-2)
+    unknown = dataclasses.replace(batch, mano_valid=torch.tensor([False, False]))
+    assert float(loss(turned, unknown).values[name]) == 0.0
 
 
 def test_root_betas_rotations_and_prior_by_hand():
@@ -218,7 +246,9 @@ def test_per_sample_adds_up_to_the_total():
         assert float(loss.per_sample(prediction, batch)[i]) == pytest.approx(alone, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["votes_3d", "votes_2d", "heatmap", "coarse", "betas", "root", "joints_2d"])
+@pytest.mark.parametrize(
+    "name", ["votes_3d", "votes_2d", "heatmap", "coarse", "betas", "root", "joints_2d", "joints_canonical"]
+)
 def test_a_term_left_out_leaves_no_parameter_out(name):
     """With weight 0 a term is not computed, and distributed training must still find every gradient."""
     torch.manual_seed(0)
