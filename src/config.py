@@ -98,8 +98,16 @@ class ModelConfig:
 
     Bilinear and convolutions, or window attention guided by the picture.
     """
-    refine_iterations: int = _number(1, ge=1, le=4)
-    """Passes of the mesh refinement, with shared weights."""
+    joints: Literal["hand", "direct"] = "hand"
+    """Whose joints are the answer.
+
+    Hand: the hand model's. Direct: the voted ones, without refinement; vertices and parameters stay the
+    hand model's, so mesh and joints need not agree.
+    """
+    refine_iterations: int = _number(1, ge=0, le=4)
+    """Passes of the mesh refinement, with shared weights; 0 leaves it out."""
+    depth_residual: bool = True
+    """The refinement sees measured minus predicted depth under each vertex."""
     pretrained: Path | None = None
     """Backbone weights (torchvision ViT, timm ViT, ViTPose or UTNet), a local file; null: from scratch."""
     compile: bool = False

@@ -122,11 +122,14 @@ class MeshRefiner(nn.Module):
         summary: R, features of the whole crop.
         width: C.
         layers: graph convolutions.
+        depth_residual: see measured minus predicted depth.
     """
 
     to_mano: Tensor
 
-    def __init__(self, mano: ManoLayer, *, seen: int, summary: int, width: int, layers: int) -> None:
+    def __init__(
+        self, mano: ManoLayer, *, seen: int, summary: int, width: int, layers: int, depth_residual: bool
+    ) -> None:
         super().__init__()
         skin = mano.lbs_weights.detach().float()
         self.num_vertices = skin.shape[0]
@@ -136,7 +139,7 @@ class MeshRefiner(nn.Module):
         to_mano = torch.tensor(permutation(OPENPOSE21, MANO16))
         self.register_buffer("to_mano", to_mano, persistent=False)
         self.enter = nn.Linear(seen + 6, width)
-        self.enter_depth = nn.Linear(2, width, bias=False)
+        self.enter_depth = nn.Linear(2, width, bias=False) if depth_residual else None
         self.enter_summary = nn.Linear(summary, width)
         self.vertex_identity = nn.Linear(_ROTATIONS, width, bias=False)
         self.joint_identity = nn.Parameter(torch.randn(_ROTATIONS, width) * 0.5)
@@ -148,7 +151,8 @@ class MeshRefiner(nn.Module):
         self.joint_rotation = SmallLinear(width, 6, start=0.0)
         self.whole_out = SmallLinear(2 * width, _ROTATIONS * 6 + NUM_BETAS + 3, start=0.0)
         self.register_buffer("identity", torch.tensor([1.0, 0, 0, 0, 1, 0]), persistent=False)
-        nn.init.zeros_(self.enter_depth.weight)
+        if self.enter_depth is not None:
+            nn.init.zeros_(self.enter_depth.weight)
 
     def forward(
         self, state: HandState, estimate: HandEstimate, sampled: Sampled, summary: Tensor
@@ -167,7 +171,9 @@ class MeshRefiner(nn.Module):
         b, v = summary.shape[0], self.num_vertices
         place = torch.cat([estimate.vertices_root_m, estimate.joints_root_m], dim=1).detach() / JOINT_STEP_M
         points = self.enter(torch.cat([sampled.features, sampled.place, place], dim=-1))
-        points = points + self.enter_depth(sampled.depth) + self.enter_summary(summary)[:, None]
+        points = points + self.enter_summary(summary)[:, None]
+        if self.enter_depth is not None:
+            points = points + self.enter_depth(sampled.depth)
         nodes = (points[:, :v] + self.vertex_identity(self.skin)).transpose(0, 1).contiguous()
         for layer in self.layers:
             nodes = layer(nodes, self.graph)

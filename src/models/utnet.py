@@ -11,6 +11,8 @@ Legend: B batch, N image tokens, Q queries, D channels.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +50,8 @@ class UTNet(nn.Module):
         stem = sizes.stem if config.stem == "auto" else config.stem
         conv = sizes.stem_channels if stem == "conv" else None
         self.backbone_dtype = torch.float32
-        self.refine_iterations = config.refine_iterations
+        self.direct = config.joints == "direct"
+        self.refine_iterations = 0 if self.direct else config.refine_iterations
         self.embed = TokenEmbedding(config.image_size, sizes.width, conv_channels=conv)
         self.vit = ViT(
             sizes.width,
@@ -70,13 +73,17 @@ class UTNet(nn.Module):
         self.coarse = CoarseHead(sizes.width, sizes.readout_width, rest)
         skips = None if conv is None else (conv[1], conv[0])
         self.pyramid = FeaturePyramid(grid, sizes.width, sizes.map_channels, skips, config.upsampling)
-        self.refiner = MeshRefiner(
-            mano,
-            seen=sum(sizes.map_channels),
-            summary=sizes.readout_width,
-            width=sizes.graph_width,
-            layers=sizes.graph_layers,
-        )
+        self.refiner: MeshRefiner | None = None
+        # Parameters that take no part in a step are an error under DDP.
+        if self.refine_iterations:
+            self.refiner = MeshRefiner(
+                mano,
+                seen=sum(sizes.map_channels),
+                summary=sizes.readout_width,
+                width=sizes.graph_width,
+                layers=sizes.graph_layers,
+                depth_residual=config.depth_residual,
+            )
         self.decoder = HandDecoder(mano, config.image_size)
 
     def forward(self, batch: HandBatch) -> Prediction:
@@ -109,8 +116,11 @@ class UTNet(nn.Module):
         readout = self.readout(image, maps[-1], batch)
         state = self.coarse(readout, queries[:, -_HEAD_QUERIES:])
         coarse = hand = self.decoder(state, batch.intrinsics_crop_px, batch.z_ref_m)
+        if self.direct:
+            coarse = hand = replace(hand, joints_root_m=readout.joints_root_m)
         for _ in range(self.refine_iterations):
             points = torch.cat([hand.vertices_cam_m, hand.joints_cam_m], dim=1)
+            assert self.refiner is not None
             state = self.refiner(state, hand, sample_points(maps, points, batch), readout.summary)
             hand = self.decoder(state, batch.intrinsics_crop_px, batch.z_ref_m)
         return Prediction(

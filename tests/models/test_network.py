@@ -244,6 +244,26 @@ def test_options_of_the_model_are_read():
     assert len(calls) == 2
 
 
+def test_parts_left_out_leave_nothing_behind():
+    """An arm of the ablation that keeps what it claims to lack says nothing about it; a parameter without a
+    gradient stops DDP.
+    """
+    batch = make_batch(3, 64, 64, noise=True)
+    for change in ({"refine_iterations": 0}, {"depth_residual": False}, {"joints": "direct"}):
+        net = build(dataclasses.replace(TINY, **change)).train()
+        prediction = net(batch)
+        HandLoss(LossConfig(), hand_model())(prediction, batch).total.backward()
+        assert [n for n, p in net.named_parameters() if p.grad is None] == [], change
+        names = {name.split(".")[0] for name in net.state_dict()}
+        assert ("refiner" in names) == (change == {"depth_residual": False}), change
+        if "depth_residual" in change:
+            assert "refiner.enter_depth.weight" not in net.state_dict()
+        else:
+            assert prediction.hand is prediction.coarse
+        direct = change.get("joints") == "direct"
+        assert torch.equal(prediction.hand.joints_root_m, prediction.vote_joints_root_m) == direct
+
+
 @pytest.mark.parametrize("config", [TINY, PATCHES])
 def test_heads_get_the_queries_they_are_named_for(config):
     """One token off, and the wrist is read from a piece of background."""
