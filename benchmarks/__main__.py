@@ -1,4 +1,4 @@
-"""Run all benchmarks, or those named: python -m benchmarks [hand_layer] [collection] [official] ..."""
+"""Run all short benchmarks, or those named: python -m benchmarks [hand_layer] [collection] [official] ..."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import argparse
 import importlib
 
 NAMES = ("hand_layer", "collection", "official", "nearest_pose", "data_path")
+LONG = ("ablation",)
+"""Take an hour or more and run only when named."""
 
 
 def main() -> None:
     """Run the benchmarks named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; none: all")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"of {', '.join(NAMES + LONG)}; none: the first {len(NAMES)}"
+    )
     names = parser.parse_args().names
-    unknown = [n for n in names if n not in NAMES]
+    unknown = [n for n in names if n not in NAMES + LONG]
     if unknown:
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES + LONG)}")
     for name in names or NAMES:
         importlib.import_module(f"benchmarks.{name}").main()
 

@@ -163,7 +163,7 @@ def _updates(model: nn.Module, before: Snapshot, report: StepReport, config: Run
         names = ", ".join(frozen[:3])
         yield Finding(
             "WARN", "weights frozen", f"{len(frozen)} matrices unchanged by the step ({names})", "all move",
-            "src/training/optim.py (build_optimizer), requires_grad",
+            "src/training/optim.py (Optimizer), requires_grad",
         )  # fmt: skip
     if not ratios:
         return

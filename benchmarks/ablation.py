@@ -1,0 +1,196 @@
+"""What each part of UTNet brings on motions that it has never seen, for equal time of training.
+
+    python -m benchmarks.ablation [--arms full no-depth ...] [--samples 40000] [--seed 0] [--data DIR]
+
+Each arm is `config/learn.yaml` with one part changed, the same data, seed and ranks. An arm whose step is
+cheaper gets more steps: steps are timed side by side, in turns, before anything is trained. Writes the data
+if they are not there; prints RGB-D and RGB-only scores on the held-out motions and their ratios to the full
+network's; arms that have finished are kept in runs/ and not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import Row, interleaved, report
+from dataloader.build import build_dataset
+from dataloader.collate import collate
+from dataloader.prepare import prepare
+from dataloader.samplers import SampleKey
+from src.config import RunConfig
+from src.config_file import load_config
+from src.hand.mano import ManoLayer
+from src.losses.loss import HandLoss
+from src.models.utnet import UTNet
+from src.runtime.distributed import DistContext
+from src.training.step import TrainStep
+
+FULL = "full"
+ARMS: dict[str, tuple[str, ...]] = {
+    FULL: (),
+    "no depth": ("dataset.p_drop_depth=1",),
+    "no modality sampling": ("dataset.p_drop_depth=0",),
+    "no refinement": ("model.refine_iterations=0",),
+    "refinement without depth residual": ("model.depth_residual=false",),
+    "patch embedding instead of the stem": ("model.stem=patch",),
+    "direct joints instead of the hand model": ("model.joints=direct",),
+    "AdamW instead of Muon, rate 8e-4": ("optimizer.name=adamw", "optimizer.lr=8e-4"),
+    "no canonical joints in the loss": ("loss.joints_canonical=0",),
+    "no heat maps in the loss": ("loss.heatmap=0",),
+    "no average of the weights": ("training.ema_decay=0",),
+}
+CONFIG = Path("config/learn.yaml")
+RANKS = 2
+EPOCHS = 4
+TIMED_ROUNDS = 12
+TIMEOUT_S = 3 * 3600
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over the held-out frames, mm."""
+
+    rgbd_mpjpe: float
+    rgbd_pa: float
+    rgb_mpjpe: float
+    rgb_pa: float
+    minutes: float
+    """Of training, without validation."""
+
+
+def main(argv: Sequence[str] = ()) -> None:
+    """Train the arms and compare them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__)
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), metavar="ARM")
+    parser.add_argument("--samples", type=int, default=40_000, help="that the full network sees")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, default=None, help="default: data/learn/seed<seed>")
+    arguments = parser.parse_args(argv)
+    data = arguments.data or Path(f"data/learn/seed{arguments.seed}")
+    _write_data(data, arguments.seed)
+    shared = (f"seed={arguments.seed}", f"dataset.root_dir={data}")
+    names = list(dict.fromkeys([FULL, *arguments.arms]))
+    torch.set_num_threads(1)
+    seconds = interleaved(
+        {name: _step(load_config(CONFIG, (*shared, *ARMS[name]))) for name in names}, TIMED_ROUNDS
+    )
+    scores: dict[str, Score] = {}
+    for name in names:
+        samples = arguments.samples * seconds[FULL] / seconds[name]
+        scores[name] = _train(name, shared, samples)
+        print(f"{name}: {scores[name]}", flush=True)
+    _table(names, seconds, scores)
+    full = scores[FULL]
+    rows = [
+        Row(
+            f"{name}, {kind} PA {getattr(score, attribute):.2f}, MPJPE {getattr(score, other):.2f}",
+            f"{FULL}: PA {getattr(full, attribute):.2f}, MPJPE {getattr(full, other):.2f}",
+            getattr(full, attribute) / getattr(score, attribute),
+            "mm",
+        )
+        for name, score in scores.items()
+        for kind, attribute, other in (
+            ("RGB-D", "rgbd_pa", "rgbd_mpjpe"),
+            ("RGB-only", "rgb_pa", "rgb_mpjpe"),
+        )
+    ]
+    report("ablation", rows)
+
+
+def _write_data(data: Path, seed: int) -> None:
+    """The data of `make learn`, which finds them whole if they are."""
+    subprocess.run(["make", "learn-data", f"SEED={seed}", f"LEARN={data}"], check=True, timeout=TIMEOUT_S)
+
+
+def _step(config: RunConfig) -> Callable[[], object]:
+    """One training step of an arm on one batch of its data, in this process."""
+    hand = ManoLayer.from_file(config.mano.model_path)
+    data = build_dataset(config, "train", hand, show_progress=False)
+    torch.manual_seed(config.seed)
+    model = UTNet(config.model, hand)
+    model.backbone_dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    alone = DistContext(0, 1, 0, torch.device("cpu"), None)
+    step = TrainStep(model, HandLoss(config.loss, hand), config, alone, total_steps=10 * TIMED_ROUNDS)
+    batch = prepare(collate([data.raw(SampleKey(i)) for i in range(config.training.batch_size)]))
+    return lambda: step([batch])
+
+
+def _train(name: str, shared: tuple[str, ...], samples: float) -> Score:
+    """Train an arm in two processes unless its run is there, and read its scores."""
+    config = load_config(CONFIG, shared)
+    steps = max(1, round(samples / (RANKS * config.training.batch_size * EPOCHS)))
+    label = f"ablation-{config.seed}-{steps}-" + name.replace(" ", "-").replace(",", "")
+    overrides = [
+        *shared,
+        *ARMS[name],
+        f"name={label}",
+        f"training.num_epochs={EPOCHS}",
+        f"training.max_steps_per_epoch={steps}",
+        f"validation.every_epochs={EPOCHS}",
+        "runtime.threads=1",
+    ]
+    found = _finished(label)
+    if found is None:
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={RANKS}",
+        ]
+        subprocess.run(
+            [*torchrun, "train.py", "--config", str(CONFIG), *overrides],
+            check=True,
+            timeout=TIMEOUT_S,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        found = _finished(label)
+    assert found is not None, f"{label}: the run ended without its last validation"
+    return found
+
+
+def _finished(label: str) -> Score | None:
+    """Scores of the newest finished run of this name."""
+    for folder in sorted(Path("runs").glob(f"*-{label}"), reverse=True):
+        path = folder / "scalars.jsonl"
+        rows = (
+            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if path.is_file()
+            else []
+        )
+        last = {name: value for row in rows for name, value in row.items()}
+        trained = [row["minutes"] for row in rows if "Train/epoch_loss" in row]
+        if len(trained) == EPOCHS and "Val/RGB-only/PA-MPJPE" in last:
+            return Score(
+                last["Val/MPJPE"],
+                last["Val/PA-MPJPE"],
+                last["Val/RGB-only/MPJPE"],
+                last["Val/RGB-only/PA-MPJPE"],
+                trained[-1],
+            )
+    return None
+
+
+def _table(names: Sequence[str], seconds: dict[str, float], scores: dict[str, Score]) -> None:
+    """A table for reading, in Markdown."""
+    print("| arm | RGB-D MPJPE / PA | RGB-only MPJPE / PA | a step | minutes |")
+    print("|---|---|---|---|---|")
+    for name in names:
+        s = scores[name]
+        print(
+            f"| {name} | {s.rgbd_mpjpe:.2f} / {s.rgbd_pa:.2f} | {s.rgb_mpjpe:.2f} / {s.rgb_pa:.2f} | "
+            f"{seconds[name] / seconds[FULL]:.2f} | {s.minutes:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
