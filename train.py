@@ -50,6 +50,7 @@ from src.schema import Shown
 from src.training import checkpoint as ckpt
 from src.training.diagnosis.doctor import Doctor
 from src.training.mesh_scorer import MeshScorer
+from src.training.optim import describe_rate, global_batch
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
@@ -240,17 +241,17 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
     recorder = Recorder(run_dir, config, context, resume_step=trainer.step)
     parameters = sum(p.numel() for p in model.parameters())
-    batch = config.training.batch_size * config.training.accumulation * world
     _log.info(
         f"UTNet {config.model.preset}: {parameters / 1e6:.2f} M parameters, {world} {context.devices_label}, "
-        f"global batch {batch}, {total_steps} steps, backbone in {model.backbone_dtype}"
+        f"global batch {global_batch(config, world)}, {total_steps} steps, backbone in {model.backbone_dtype}"
     )
+    _log.info(describe_rate(config, world))
     _log.info(f"Run folder: {run_dir}")
     facts = {
         "train": train_set.describe(),
         "val": val_set.describe(),
         "parameters": parameters,
-        "global_batch": batch,
+        "global_batch": global_batch(config, world),
     }
     recorder.write_setup(config, hand, context, facts)
     doctor = Doctor(config, context, hand)

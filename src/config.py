@@ -185,7 +185,9 @@ class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     """muon learns from scratch in fewer samples; pretrained weights are usually fine-tuned with adamw."""
     lr: float = _number(3e-4, gt=0.0, le=1.0)
-    """Peak learning rate, as given: not scaled by the batch."""
+    """Peak learning rate."""
+    reference_batch: int | None = _number(None, ge=1)
+    """Global batch that lr is meant for; a run's rate is in proportion to its own. Null: lr as given."""
     weight_decay: float = _number(0.05, ge=0.0, le=1.0)
     """Decoupled decay of matrices; biases, norms and embeddings have none."""
     betas: tuple[float, float] = _number((0.9, 0.999), ge=0.0, lt=1.0)

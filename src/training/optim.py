@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.config import OptimizerConfig, SchedulerConfig
+from src.config import OptimizerConfig, RunConfig, SchedulerConfig
 from src.errors import AssetError
 
 MUON_SIDE = 8
@@ -30,7 +30,7 @@ class Optimizer:
         model: the weights of linear and convolutional layers decay, and are Muon's where both sides of the
             matrix (outputs x all inputs) have MUON_SIDE rows; biases, norms and what is marked
             `no_weight_decay` (tokens, positions) do not decay.
-        config: rates as given, not scaled.
+        config: decay and moments; the rate comes with each step.
         device: where the parameters live.
     """
 
@@ -116,6 +116,30 @@ class Optimizer:
 def _layer_weights(model: nn.Module) -> set[Tensor]:
     """Weights of linear and convolutional layers: what maps features to features."""
     return {m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+
+
+def peak_rate(config: RunConfig, world: int) -> float:
+    """Peak learning rate of a run on `world` ranks: in proportion to the global batch where a reference is given.
+
+    Linear scaling: Goyal et al. 2017, "Accurate, large minibatch SGD".
+    """
+    reference = config.optimizer.reference_batch
+    return config.optimizer.lr * (1.0 if reference is None else global_batch(config, world) / reference)
+
+
+def global_batch(config: RunConfig, world: int) -> int:
+    """Samples of one optimiser step on all ranks."""
+    return config.training.batch_size * config.training.accumulation * world
+
+
+def describe_rate(config: RunConfig, world: int) -> str:
+    """How the peak rate comes about, for the log."""
+    t, o = config.training, config.optimizer
+    batch = f"global batch {global_batch(config, world)} = {world} x {t.batch_size} x accumulation {t.accumulation}"
+    if o.reference_batch is None:
+        return f"Peak learning rate {o.lr:g} ({o.name}) as given, {batch}"
+    peak = peak_rate(config, world)
+    return f"Peak learning rate {peak:g} ({o.name}) = {o.lr:g} per {o.reference_batch} samples, {batch}"
 
 
 def learning_rate(step: int, total_steps: int, peak: float, config: SchedulerConfig) -> float:

@@ -22,7 +22,7 @@ from src.errors import TrainingError
 from src.losses.loss import HandLoss
 from src.runtime.distributed import DistContext
 from src.schema import HandBatch, LossTerms, Prediction
-from src.training.optim import Ema, Optimizer, learning_rate
+from src.training.optim import Ema, Optimizer, learning_rate, peak_rate
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class StepReport:
     """The norm was above training.clip_grad_norm."""
     learning_rate: float
     """Rate that the step used."""
+    peak_rate: float
+    """Highest rate of the run."""
     stop_requested: bool
     """A rank was asked to stop."""
     terms: LossTerms
@@ -97,6 +99,7 @@ class TrainStep:
         self.total_steps = total_steps
         self.optimizer = Optimizer(model, config.optimizer, context.device)
         self.ema = Ema(model, config.training.ema_decay) if config.training.ema_decay > 0 else None
+        self.peak_rate = peak_rate(config, context.world)
         self.step = 0
         self._trace = trace_loss and context.is_main
 
@@ -118,7 +121,7 @@ class TrainStep:
             TrainingError: a loss or gradient of any rank is not finite; on every rank, before the
                 weights or the average change; names the rank, the loss terms and the sample indices.
         """
-        rate = learning_rate(self.step, self.total_steps, self.config.optimizer.lr, self.config.scheduler)
+        rate = learning_rate(self.step, self.total_steps, self.peak_rate, self.config.scheduler)
         self.wrapped.train()
         self.optimizer.zero_grad()
         done: list[tuple[HandBatch, Prediction, LossTerms]] = []
@@ -143,7 +146,7 @@ class TrainStep:
         self.step += 1
         _, prediction, terms = done[-1]
         clipped = grad_norm > self.config.training.clip_grad_norm
-        return StepReport(loss, grad_norm, clipped, rate, stop_requested, terms, prediction)
+        return StepReport(loss, grad_norm, clipped, rate, self.peak_rate, stop_requested, terms, prediction)
 
     def _share(
         self, done: Sequence[tuple[HandBatch, Prediction, LossTerms]], stop: bool

@@ -27,6 +27,7 @@ from src.training.diagnosis.pictures import check_pictures
 from src.training.diagnosis.scores import check_scores, kept_rows
 from src.training.diagnosis.setting import Leaks, check_loaded, check_setting
 from src.training.diagnosis.steps import STILL, Snapshot, check_clipped, check_step
+from src.training.optim import global_batch
 from src.training.step import StepReport, TrainStep
 
 _log = get_logger("doctor")
@@ -72,7 +73,8 @@ class Doctor:
         self._config = config
         self._active = config.logging.doctor and context.is_main
         self._table = debug_loss_enabled() and context.is_main
-        self._global_batch = config.training.batch_size * config.training.accumulation * context.world
+        self._world = context.world
+        self._global_batch = global_batch(config, context.world)
         self._hand = hand
         self._batches: list[HandBatch] = []
         self._round: dict[str, Finding] = {}
@@ -87,7 +89,7 @@ class Doctor:
         """Look at splits, rates and loaded weights before the first step."""
         if not self._active:
             return
-        found = list(check_setting(self._config, leaks()))
+        found = list(check_setting(self._config, leaks(), world=self._world))
         if trainer.step:
             found.append(check_loaded(trainer.model, "the checkpoint"))
         elif self._config.model.pretrained is not None:

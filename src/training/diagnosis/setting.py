@@ -9,9 +9,10 @@ from torch import nn
 
 from src.config import RunConfig
 from src.training.diagnosis.finding import Finding, judge
+from src.training.optim import peak_rate
 
 RATES = (1e-6, 1e-2)
-"""Peak learning rates of AdamW outside of which networks of this kind have not been seen to learn."""
+"""Peak learning rates outside of which networks of this kind have not been seen to learn."""
 UNTOUCHED = 0.5
 """Share of norms still at weight 1 and bias 0; of a fresh network 1, of a trained one 0."""
 
@@ -32,11 +33,14 @@ class Leaks(Protocol):
         """Whose motion is in training."""
 
 
-def check_setting(config: RunConfig, leaks: Leaks, *, repeated_labels: int = 0) -> Iterator[Finding]:
+def check_setting(
+    config: RunConfig, leaks: Leaks, *, world: int = 1, repeated_labels: int = 0
+) -> Iterator[Finding]:
     """Splits and rates.
 
     Args:
         config: the run.
+        world: ranks of the run.
         leaks: of the training split against the validation split.
         repeated_labels: validation frames whose joints are, bit for bit, those of a training frame.
     """
@@ -64,14 +68,14 @@ def check_setting(config: RunConfig, leaks: Leaks, *, repeated_labels: int = 0) 
             "0 by split.by=sequence",
             "dataloader/split.py (motion_of)",
         )
-    rate = config.optimizer.lr
+    rate = peak_rate(config, world)
     good = RATES[0] <= rate <= RATES[1]
     yield judge(
         good,
         "peak learning rate" if good else f"learning rate far too {'high' if rate > RATES[1] else 'low'}",
-        f"optimizer.lr {rate:g}",
+        f"{rate:g}",
         f"{RATES[0]:g} to {RATES[1]:g}",
-        "optimizer.lr",
+        "optimizer.lr, optimizer.reference_batch",
         worse="WARN",
     )
 

@@ -167,7 +167,7 @@ def _updates(model: nn.Module, before: Snapshot, report: StepReport, config: Run
         )  # fmt: skip
     if not ratios:
         return
-    to_peak = config.optimizer.lr / report.learning_rate
+    to_peak = report.peak_rate / report.learning_rate
     typical = sorted(ratios)[len(ratios) // 2] * to_peak
     good = UPDATE[0] < typical < UPDATE[1]
     side = "high" if typical >= UPDATE[1] else "low"
@@ -175,7 +175,7 @@ def _updates(model: nn.Module, before: Snapshot, report: StepReport, config: Run
         good,
         "update over weight" if good else f"learning rate far too {side}",
         f"a typical matrix changes by {typical:.2g} of itself in a step at the peak rate "
-        f"{config.optimizer.lr:g}",
+        f"{report.peak_rate:g}",
         f"{UPDATE[0]:g} to {UPDATE[1]:g}",
         OPTIM,
         worse="FAIL" if side == "high" else "WARN",
