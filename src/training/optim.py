@@ -119,7 +119,7 @@ def _layer_weights(model: nn.Module) -> set[Tensor]:
 
 
 def peak_rate(config: RunConfig, world: int) -> float:
-    """Peak learning rate of a run on `world` ranks: in proportion to the global batch where a reference is given.
+    """Peak learning rate on `world` ranks: in proportion to the global batch where a reference is given.
 
     Linear scaling: Goyal et al. 2017, "Accurate, large minibatch SGD".
     """
@@ -135,7 +135,8 @@ def global_batch(config: RunConfig, world: int) -> int:
 def describe_rate(config: RunConfig, world: int) -> str:
     """How the peak rate comes about, for the log."""
     t, o = config.training, config.optimizer
-    batch = f"global batch {global_batch(config, world)} = {world} x {t.batch_size} x accumulation {t.accumulation}"
+    ranks = f"{world} x {t.batch_size} x accumulation {t.accumulation}"
+    batch = f"global batch {global_batch(config, world)} = {ranks}"
     if o.reference_batch is None:
         return f"Peak learning rate {o.lr:g} ({o.name}) as given, {batch}"
     peak = peak_rate(config, world)
