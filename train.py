@@ -379,7 +379,7 @@ def test(
                 target_joints_m=batch.to_image_camera(batch.joints_cam_m),
                 conf=batch.joints_conf,
                 loss=loss.per_sample(prediction, batch),
-                columns=meshes(batch, prediction.hand),
+                columns=meshes(batch, prediction),
             )
             if page is not None:
                 page.add(batch, prediction)

@@ -34,6 +34,8 @@ COLUMN_UNITS: Mapping[str, str] = {
     MESH_USABLE: "1 where the mesh is labelled, else 0",
     "mpvpe_mm": "mm, mean over vertices, wrist-relative",
     "pa_mpvpe_mm": "mm, mean over vertices, after the best similarity, det R = +1",
+    "coarse_mpjpe_mm": "mm, mean over joints, wrist-relative, of the hand before refinement",
+    "coarse_pa_mpjpe_mm": "mm, of the hand before refinement, after the best similarity, det R = +1",
 }
 """Units of the columns that this project computes."""
 _UNIT_ENDINGS = {"_mm": "mm", "_mean3d": "cm", "_auc3d": "1", "_px": "px", "_deg": "degrees", "_m": "m"}
@@ -210,6 +212,9 @@ def report_lines(result: CheckedResult, world: int, device_label: str) -> list[s
     ]
     if {"mpvpe_mm", "pa_mpvpe_mm"} <= set(result.columns):
         lines.append(_vertices_line(result.columns, receipt.num_samples))
+    if {"coarse_mpjpe_mm", "coarse_pa_mpjpe_mm"} <= set(result.columns):
+        coarse, aligned = (result.columns[f"coarse_{name}mpjpe_mm"] for name in ("", "pa_"))
+        lines.append(f"  Before refinement: MPJPE {coarse:.3f} mm, PA-MPJPE {aligned:.3f} mm")
     if result.nonfinite_count:
         lines.append(f"  Non-finite predictions: {nonfinite_text(result)}")
     if result.unusable_labels:

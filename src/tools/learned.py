@@ -37,6 +37,7 @@ _COLUMNS = 6
 _FILES: Mapping[Shown, str] = {"rgbd": "per_sample.npz", "rgb": "per_sample_rgb.npz"}
 _NAMES: Mapping[Shown, str] = {"rgbd": "RGB-D", "rgb": "RGB-only"}
 _METRICS = ("mpjpe_mm", "pa_mpjpe_mm")
+_COARSE = ("coarse_mpjpe_mm", "coarse_pa_mpjpe_mm")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +75,7 @@ def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None
     print(f"{'mm':<44}{'MPJPE':>10}{'PA-MPJPE':>10}")
     for shown, name in _NAMES.items():
         _line(f"{name}, held-out motions", *(score[shown, m] for m in _METRICS))
+        _line(f"{name}, before refinement", *(float(np.nanmean(rows[shown][m])) for m in _COARSE))
     for shown, name in _NAMES.items():
         _line(f"{name}, random frames of training motions", *(float(seen[shown][m].mean()) for m in _METRICS))
     _line("zero pose", base["zero_mpjpe_mm"], base["zero_pa_mm"])
@@ -131,7 +133,9 @@ def _rows(folder: Path, shown: Shown) -> dict[str, Any]:
     path = folder / "val" / _FILES[shown]
     try:
         with np.load(path) as file:
-            return {name: file[name] for name in (*_METRICS, "frame", "pred_joints_cam_m", "split_hash")}
+            return {
+                name: file[name] for name in (*_METRICS, *_COARSE, "frame", "pred_joints_cam_m", "split_hash")
+            }
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{path}: not a per-sample file of train.py --evaluate ({error}).") from error
 

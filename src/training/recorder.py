@@ -124,7 +124,13 @@ class Recorder:
             f"{prefix}/MPJPE": result.mpjpe_mm,
             f"{prefix}/PA-MPJPE": result.pa_mpjpe_mm,
         }
-        for name, label in (("mpvpe_mm", "MPVPE"), ("pa_mpvpe_mm", "PA-MPVPE")):
+        labels = {
+            "mpvpe_mm": "MPVPE",
+            "pa_mpvpe_mm": "PA-MPVPE",
+            "coarse_mpjpe_mm": "coarse/MPJPE",
+            "coarse_pa_mpjpe_mm": "coarse/PA-MPJPE",
+        }
+        for name, label in labels.items():
             if name in result.columns:
                 values[f"{prefix}/{label}"] = result.columns[name]
         if shown == "rgbd":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from src.schema import HandBatch, HandEstimate
+from src.schema import HandBatch, HandEstimate, Prediction
 from src.training.mesh_scorer import OFFICIAL_MESH_NAMES, MeshScorer
 from tests.models.scene import hand_model, make_batch
 
@@ -53,6 +53,12 @@ def labelled(batch: HandBatch) -> HandEstimate:
     )
 
 
+def answer(hand: HandEstimate, coarse: HandEstimate | None = None) -> Prediction:
+    """A prediction of this hand, which refinement left as it was unless another is given."""
+    none = torch.zeros(len(hand.betas), 21, 3)
+    return Prediction(hand, coarse or hand, none, none[..., :2], none[..., None])
+
+
 def turned(batch: HandBatch) -> HandBatch:
     """The batch with rows 0, 1, 2 ... and a crop camera that looks elsewhere and is rolled."""
     angle = torch.tensor(0.7)
@@ -75,7 +81,7 @@ def test_a_perfect_prediction_scores_nothing(batch: HandBatch) -> None:
         MeshScorer(hand_model(), NoTruth(), official=False),
         MeshScorer(hand_model(), Truth(batch), official=True),
     ):
-        scores = scorer(batch, labelled(batch))
+        scores = scorer(batch, answer(labelled(batch)))
         assert tuple(scores) == scorer.columns
         assert scores["mesh_usable"].tolist() == [1.0, 1.0, 1.0]
         assert max(scores["mpvpe_mm"].max(), scores["pa_mpvpe_mm"].max()) < 1e-3
@@ -88,25 +94,39 @@ def test_an_offset_shows_where_it_should(batch: HandBatch) -> None:
     """A hand 3 cm too far: wrist-relative 0, the official absolute error 3 cm, F at 15 mm not 1."""
     hand = labelled(batch)
     far = dataclasses.replace(hand, root_cam_m=hand.root_cam_m + torch.tensor([0.0, 0.0, 0.03]))
-    scores = MeshScorer(hand_model(), Truth(batch), official=True)(batch, far)
+    scores = MeshScorer(hand_model(), Truth(batch), official=True)(batch, answer(far))
     assert scores["mpvpe_mm"].max() < 1e-3
     assert scores["mesh_mean3d"].numpy() == pytest.approx(3.0, abs=1e-4)
     assert scores["mesh_al_mean3d"].max() < 1e-4
     assert scores["f_score_15"].max() < 1.0
 
 
+@pytest.mark.parametrize("official", [False, True])
+def test_the_hand_before_refinement_is_scored_apart(batch: HandBatch, official: bool) -> None:
+    """Whether refinement brings anything shows only beside what it started from."""
+    hand = labelled(batch)
+    step = torch.zeros(21, 3)
+    step[12, 0] = 0.021  # one joint of 21, 21 mm off
+    coarse = dataclasses.replace(hand, joints_root_m=hand.joints_root_m + step)
+    truth = Truth(batch) if official else NoTruth()
+    scores = MeshScorer(hand_model(), truth, official=official)(batch, answer(hand, coarse))
+    assert scores["coarse_mpjpe_mm"].numpy() == pytest.approx(1.0, abs=1e-3)
+    assert scores["coarse_pa_mpjpe_mm"].min() > 0.1
+    assert scores["mpvpe_mm"].max() < 1e-3
+
+
 def test_truth_is_taken_by_index(batch: HandBatch) -> None:
     """A batch in another order must not be scored against its neighbours' meshes."""
     order = torch.tensor([2, 0, 1])
     moved = HandBatch(**{f.name: getattr(batch, f.name)[order] for f in dataclasses.fields(HandBatch)})
-    scores = MeshScorer(hand_model(), Truth(batch), official=True)(moved, labelled(moved))
+    scores = MeshScorer(hand_model(), Truth(batch), official=True)(moved, answer(labelled(moved)))
     assert scores["mesh_mean3d"].max() < 1e-4
 
 
 def test_a_mesh_without_label_is_not_scored(batch: HandBatch) -> None:
     """Parameters that do not exist decode to a hand that nobody labelled."""
     unknown = dataclasses.replace(batch, mano_valid=torch.tensor([True, False, True]))
-    scores = MeshScorer(hand_model(), NoTruth(), official=False)(unknown, labelled(batch))
+    scores = MeshScorer(hand_model(), NoTruth(), official=False)(unknown, answer(labelled(batch)))
     assert scores["mesh_usable"].tolist() == [1.0, 0.0, 1.0]
     assert torch.isnan(scores["mpvpe_mm"]).tolist() == [False, True, False]
 
@@ -115,4 +135,4 @@ def test_the_official_split_without_meshes_has_no_mesh_scores(batch: HandBatch) 
     """evaluation_verts.json may be absent: no number is made up in its place."""
     scorer = MeshScorer(hand_model(), Truth(batch, vertices=False), official=True)
     assert scorer.columns == ()
-    assert scorer(batch, labelled(batch)) == {}
+    assert scorer(batch, answer(labelled(batch))) == {}
