@@ -188,6 +188,8 @@ class OptimizerConfig:
     """Peak learning rate."""
     reference_batch: int | None = _number(None, ge=1)
     """Global batch that lr is meant for; a run's rate is in proportion to its own. Null: lr as given."""
+    layer_decay: float = _number(1.0, gt=0.0, le=1.0)
+    """Factor on the rate from each block of the backbone to the one below it; below 1 if pretrained."""
     weight_decay: float = _number(0.05, ge=0.0, le=1.0)
     """Decoupled decay of matrices; biases, norms and embeddings have none."""
     betas: tuple[float, float] = _number((0.9, 0.999), ge=0.0, lt=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ MUON_SIDE = 8
 """Rows and columns that a matrix must have for its directions to be worth telling apart."""
 
 MUON_MOMENTUM = 0.95
+_BELOW_THE_BLOCKS = ("embed.stem.", "embed.positions", "embed.class_token")
+"""What pretrained weights bring beside the blocks; the queries are ours."""
 
 
 class Optimizer:
@@ -35,24 +38,23 @@ class Optimizer:
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig, device: torch.device) -> None:
-        matrices: list[nn.Parameter] = []
-        decayed: list[nn.Parameter] = []
-        free: list[nn.Parameter] = []
+        matrices: dict[float, list[nn.Parameter]] = {}
+        decayed: dict[float, list[nn.Parameter]] = {}
+        free: dict[float, list[nn.Parameter]] = {}
         inside: set[Tensor] = _layer_weights(model) if config.name == "muon" else set()
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             if parameter.ndim < 2 or getattr(parameter, "no_weight_decay", False):
-                free.append(parameter)
+                kind = free
             elif parameter in inside and min(parameter.flatten(1).shape) >= MUON_SIDE:
-                matrices.append(parameter)
+                kind = matrices
             else:
-                decayed.append(parameter)
+                kind = decayed
+            share = config.layer_decay ** _layers_above(name, model)
+            kind.setdefault(share, []).append(parameter)
         self.adamw = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": free, "weight_decay": 0.0},
-            ],
+            _groups(decayed, config.weight_decay) + _groups(free, 0.0),
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
@@ -60,12 +62,13 @@ class Optimizer:
         )
         self.muon: torch.optim.Muon | None = None
         # torch's Muon takes two axes: a convolution's kernel is shown to it as a matrix in the same memory.
-        self._shown = [(weight, nn.Parameter(weight.detach().flatten(1))) for weight in matrices]
+        shown = {p: nn.Parameter(p.detach().flatten(1)) for part in matrices.values() for p in part}
+        self._shown = list(shown.items())
         if matrices:
+            views = {share: [shown[p] for p in part] for share, part in matrices.items()}
             self.muon = torch.optim.Muon(
-                [matrix for _, matrix in self._shown],
+                _groups(views, config.weight_decay),
                 lr=config.lr,
-                weight_decay=config.weight_decay,
                 momentum=MUON_MOMENTUM,
                 adjust_lr_fn="match_rms_adamw",
             )
@@ -74,7 +77,7 @@ class Optimizer:
         """Change the weights by their gradients with learning rate `rate`."""
         for optimizer in self._all():
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
         self.adamw.step()
         if self.muon is not None:
             for weight, matrix in self._shown:
@@ -111,6 +114,22 @@ class Optimizer:
     def _all(self) -> list[torch.optim.Optimizer]:
         """Those that there are."""
         return [self.adamw] if self.muon is None else [self.adamw, self.muon]
+
+
+def _groups(parameters: Mapping[float, list[nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """One group for each share of the learning rate."""
+    return [
+        {"params": part, "weight_decay": weight_decay, "share": share} for share, part in parameters.items()
+    ]
+
+
+def _layers_above(name: str, model: nn.Module) -> int:
+    """Blocks of the backbone between a parameter and its output, plus one in blocks and below; 0 outside."""
+    blocks = sum(1 for key, _ in model.named_modules() if re.fullmatch(r"vit\.blocks\.\d+", key))
+    if name.startswith(_BELOW_THE_BLOCKS):
+        return blocks + 1
+    inside = re.match(r"vit\.blocks\.(\d+)\.", name)
+    return blocks - int(inside[1]) if inside else 0
 
 
 def _layer_weights(model: nn.Module) -> set[Tensor]:

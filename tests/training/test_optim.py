@@ -95,6 +95,30 @@ def test_optimiser_goes_on_bit_for_bit(name: Literal["adamw", "muon"]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), part.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_pretrained_blocks_move_less_the_deeper_they_lie(name: Literal["adamw", "muon"]) -> None:
+    """At one rate for all, a fresh head washes out what the first blocks were pretrained for."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.ModuleDict({"stem": nn.Linear(8, 8), "shape": nn.Linear(8, 8)})
+            self.vit = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(8, 8) for _ in range(2))})
+            self.head = nn.Linear(8, 8)
+
+    model = Network()
+    optimizer = Optimizer(model, OptimizerConfig(name=name, layer_decay=0.5), torch.device("cpu"))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(0.1)
+    groups = [g for o in (optimizer.adamw, optimizer.muon) if o is not None for g in o.param_groups]
+    rates = {p.data_ptr(): g["lr"] for g in groups for p in g["params"]}
+    got = {n: rates[p.data_ptr()] for n, p in model.named_parameters()}
+    shares = {"embed.stem": 0.125, "vit.blocks.0": 0.25, "vit.blocks.1": 0.5, "embed.shape": 1.0, "head": 1.0}
+    for part, share in shares.items():
+        assert got[f"{part}.weight"] == got[f"{part}.bias"] == pytest.approx(0.1 * share), part
+
+
 def test_optimiser_of_another_name_is_refused() -> None:
     """Half a state would leave the matrices without their momentum, without a word."""
     model, cpu = _layers(), torch.device("cpu")
