@@ -1,0 +1,86 @@
+"""The last step of `make learn`: the numbers that are reported are those of the files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from src.tools import learned
+from tests.end_to_end.conftest import Embedded
+
+Folders = tuple[Path, Path, Path]
+RESULT = (
+    r"RESULT split=sequence rgbd_mpjpe=(\S+) rgbd_pa=(\S+) rgb_mpjpe=(\S+) rgb_pa=(\S+) zero_pa=(\S+) "
+    r"mean_pose_mpjpe=(\S+) mean_pose_pa=(\S+) nearest_pa=(\S+) minutes=(\S+)"
+)
+
+
+@pytest.fixture(scope="module")
+def folders(embedded: Embedded) -> Folders:
+    """A training of two steps, scored on its held-out motions and on random frames."""
+    done = embedded.main("name=taught", "training.num_epochs=1", "training.max_steps_per_epoch=2")
+    assert done.returncode == 0, done.stderr
+    run = embedded.newest("taught")
+    checkpoint = str(run / "checkpoints" / "last.pt")
+    for name, by in (("held-out", "sequence"), ("random", "frame")):
+        done = embedded.main(f"name={name}", f"split.by={by}", "--evaluate", checkpoint)
+        assert done.returncode == 0, done.stderr
+    return run, embedded.newest("held-out"), embedded.newest("random")
+
+
+def arguments(run: Path, held_out: Path, random: Path) -> list[str]:
+    return ["--run", str(run), "--held-out", str(held_out), "--random", str(random)]
+
+
+def test_result_line_says_what_the_files_hold(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts read this line; frames of held-out motions among the random ones would hide a gap."""
+    assert learned.main(arguments(*folders)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = re.fullmatch(RESULT, lines[-1])
+    assert found, lines[-1]
+    numbers = [float(text) for text in found.groups()]
+    held_out = {}
+    for k, name in enumerate(("per_sample.npz", "per_sample_rgb.npz")):
+        with np.load(folders[1] / "val" / name) as rows:
+            means = [rows[metric].mean() for metric in ("mpjpe_mm", "pa_mpjpe_mm")]
+            held_out[name] = {frame.rpartition("/")[0] for frame in rows["frame"].tolist()}
+            coarse = rows["coarse_mpjpe_mm"].mean()
+        assert numbers[2 * k : 2 * k + 2] == pytest.approx(means, abs=5e-4)
+        assert any(f"{coarse:.3f}" in line for line in lines if "before refinement" in line)
+        with np.load(folders[2] / "val" / name) as rows:
+            known = [f.rpartition("/")[0] not in held_out[name] for f in rows["frame"].tolist()]
+            assert 0 < sum(known) < len(known)
+            score = rows["mpjpe_mm"][known].mean()
+        assert any(f"{score:.3f}" in line for line in lines if "random frames" in line)
+    assert numbers[4] > 40.0
+    page = cv2.imread(str(folders[0] / "val" / "learned.png"))
+    assert page is not None
+    assert page.std() > 10.0
+
+
+@pytest.mark.parametrize(
+    ("swap", "said"),
+    [
+        ("held-out is random", "its split is"),
+        ("random is held-out", "no frame of a training motion"),
+        ("held-out is the training", "not a per-sample file"),
+    ],
+)
+def test_folders_that_do_not_fit_are_refused(
+    folders: Folders, swap: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The score of the wrong split looks like a very good run."""
+    run, held_out, random = folders
+    mixed = {
+        "held-out is random": (run, random, random),
+        "random is held-out": (run, held_out, held_out),
+        "held-out is the training": (run, run, random),
+    }[swap]
+    assert learned.main(arguments(*mixed)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
