@@ -21,6 +21,7 @@ def test_one_batch_of_eight_is_learned_to_2_mm_with_and_without_depth():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_64_frames_are_learned_to_4_mm_with_and_without_depth():
     """Eight hands may be told apart by a corner of the picture; 64 ask for the hand."""
     assert max(learn([make_batch(16, seed=k) for k in range(4)], steps=480, enough_mm=4.0)) < 4.0
