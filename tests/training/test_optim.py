@@ -11,8 +11,17 @@ import torch
 from torch import nn
 
 from src.config import OptimizerConfig, SchedulerConfig
+from src.config_file import load_config
 from src.errors import AssetError
-from src.training.optim import MUON_MOMENTUM, Ema, Optimizer, learning_rate
+from src.training.optim import (
+    MUON_MOMENTUM,
+    Ema,
+    Optimizer,
+    describe_rate,
+    learning_rate,
+    peak_rate,
+)
+from tests.rooms.sources import ROOT
 
 
 def test_warm_up_and_cosine() -> None:
@@ -27,6 +36,32 @@ def test_warm_up_and_cosine() -> None:
     assert all(b > a for a, b in pairwise(rates[:11]))
     assert all(b < a for a, b in pairwise(rates[10:]))
     assert learning_rate(0, 1, 1.0, SchedulerConfig(warmup_fraction=0.0)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "world", "said"),
+    [
+        (
+            "config",
+            4,
+            "0.000125 (adamw) = 0.0005 per 512 samples, global batch 128 = 4 x 32 x accumulation 1",
+        ),
+        ("config", 8, "0.00025 (adamw) = 0.0005 per 512 samples, global batch 256 = 8 x 32 x accumulation 1"),
+        ("huge", 4, "5e-05 (adamw) = 0.0002 per 512 samples, global batch 128 = 4 x 16 x accumulation 2"),
+        (
+            "finetune",
+            4,
+            "0.000125 (adamw) = 0.0005 per 512 samples, global batch 128 = 4 x 32 x accumulation 1",
+        ),
+        ("learn", 2, "0.004 (muon) as given, global batch 32 = 2 x 16 x accumulation 1"),
+        ("demo", 2, "0.004 (muon) as given, global batch 16 = 2 x 8 x accumulation 1"),
+    ],
+)
+def test_recipes_say_the_rate_that_they_use(recipe: str, world: int, said: str) -> None:
+    """A rate that is silently 16 times too small looks like a network that cannot learn."""
+    config = load_config(ROOT / "config" / f"{recipe}.yaml")
+    assert describe_rate(config, world) == f"Peak learning rate {said}"
+    assert f"{peak_rate(config, world):g} " in said
 
 
 def test_only_matrices_decay() -> None:
