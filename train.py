@@ -402,9 +402,8 @@ def validate(run: Run) -> bool:
         TrainingError: predictions are not finite and validation.on_nonfinite is stop.
     """
     trainer, scoring, epoch = run.trainer, run.scoring, run.progress.epoch
-    page = None
-    if run.context.is_main:
-        page = PicturePage(run.config.validation.pictures, len(scoring.loaders["rgbd"]))
+    batches = len(scoring.loaders["rgbd"])
+    page = PicturePage(run.config.validation.pictures, batches) if run.context.is_main else None
     with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
         results = score(run.model, trainer.loss, scoring, page)
     report(results, scoring.dataset.split_line, run.context)

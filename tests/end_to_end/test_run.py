@@ -79,6 +79,7 @@ def test_log_lines_are_the_contract(trained: Trained) -> None:
                     rf"  Val Loss: {NUMBER}, MPJPE: {NUMBER} mm, PA-MPJPE: {NUMBER} mm",
                     r"  Evaluated on 16 samples from all 2 CPU ranks",
                     rf"  Vertices: MPVPE {NUMBER} mm, PA-MPVPE {NUMBER} mm",
+                    rf"  Before refinement: {BOTH}",
                     rf"  Baselines of this split: zero pose {BOTH}; mean pose {BOTH}; "
                     rf"nearest training pose PA-MPJPE {NUMBER} mm",
                     r"  Split: HO3D v3 val, by sequence, whole motions held out \(split [0-9a-f]{12}\)",
