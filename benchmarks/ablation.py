@@ -32,6 +32,7 @@ from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.runtime.distributed import DistContext
+from src.training.setup import backbone_dtype
 from src.training.step import TrainStep
 
 FULL = "full"
@@ -117,7 +118,7 @@ def _step(config: RunConfig) -> Callable[[], object]:
     data = build_dataset(config, "train", hand, show_progress=False)
     torch.manual_seed(config.seed)
     model = UTNet(config.model, hand)
-    model.backbone_dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    model.backbone_dtype = backbone_dtype(config, torch.device("cpu"))
     alone = DistContext(0, 1, 0, torch.device("cpu"), None)
     step = TrainStep(model, HandLoss(config.loss, hand), config, alone, total_steps=10 * TIMED_ROUNDS)
     batch = prepare(collate([data.raw(SampleKey(i)) for i in range(config.training.batch_size)]))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from src.config import OptimizerConfig, RunConfig, SchedulerConfig
 from src.errors import AssetError
+from src.runtime.machine import has_bf16
+from src.training.muon import Muon, Share
 
 MUON_SIDE = 8
 """Rows and columns that a matrix must have for its directions to be worth telling apart."""
@@ -35,9 +37,12 @@ class Optimizer:
             `no_weight_decay` (tokens, positions) do not decay.
         config: decay and moments; the rate comes with each step.
         device: where the parameters live.
+        ranks: which hold the same gradients and share Muon's work; None: one.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, config: OptimizerConfig, device: torch.device, ranks: Share | None = None
+    ) -> None:
         matrices: dict[float, list[nn.Parameter]] = {}
         decayed: dict[float, list[nn.Parameter]] = {}
         free: dict[float, list[nn.Parameter]] = {}
@@ -60,17 +65,17 @@ class Optimizer:
             eps=config.eps,
             fused=device.type in ("cpu", "cuda"),
         )
-        self.muon: torch.optim.Muon | None = None
-        # torch's Muon takes two axes: a convolution's kernel is shown to it as a matrix in the same memory.
+        self.muon: Muon | None = None
+        # Muon takes two axes: a convolution's kernel is shown to it as a matrix in the same memory.
         shown = {p: nn.Parameter(p.detach().flatten(1)) for part in matrices.values() for p in part}
         self._shown = list(shown.items())
         if matrices:
             views = {share: [shown[p] for p in part] for share, part in matrices.items()}
-            self.muon = torch.optim.Muon(
+            self.muon = Muon(
                 _groups(views, config.weight_decay),
-                lr=config.lr,
                 momentum=MUON_MOMENTUM,
-                adjust_lr_fn="match_rms_adamw",
+                dtype=torch.bfloat16 if has_bf16(device) else torch.float32,
+                share=ranks,
             )
 
     def step(self, rate: float) -> None:
@@ -82,7 +87,7 @@ class Optimizer:
         if self.muon is not None:
             for weight, matrix in self._shown:
                 matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
-            self.muon.step()  # type: ignore[no-untyped-call]
+            self.muon.step()
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -12,6 +12,7 @@ from src.models.pretrained import load_backbone
 from src.models.utnet import UTNet
 from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
+from src.runtime.machine import has_bf16
 
 _log = get_logger("setup")
 
@@ -38,16 +39,14 @@ def build_model(config: RunConfig, context: DistContext) -> tuple[ManoLayer, UTN
         pretrained = config.model.pretrained
         found = context.together("loading pretrained weights", lambda: load_backbone(model, pretrained))
         _log.info(f"Pretrained backbone {pretrained}: {found}")
-    model.backbone_dtype = _backbone_dtype(config, context.device)
+    model.backbone_dtype = backbone_dtype(config, context.device)
     if config.model.compile:
         model.compile_backbone()
     return hand, model, HandLoss(config.loss, hand)
 
 
-def _backbone_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
-    """Arithmetic of the backbone: as asked, or bf16 where a GPU has it."""
-    if config.training.precision == "auto":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    else:
-        half = config.training.precision == "bf16"
+def backbone_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """Arithmetic of the backbone: as asked, or bf16 where the device computes it itself."""
+    auto = config.training.precision == "auto"
+    half = has_bf16(device) if auto else config.training.precision == "bf16"
     return torch.bfloat16 if half else torch.float32

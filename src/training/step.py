@@ -22,6 +22,7 @@ from src.errors import TrainingError
 from src.losses.loss import HandLoss
 from src.runtime.distributed import DistContext
 from src.schema import HandBatch, LossTerms, Prediction
+from src.training.muon import Share
 from src.training.optim import Ema, Optimizer, learning_rate, peak_rate
 
 
@@ -97,7 +98,8 @@ class TrainStep:
         self.config = config
         self.context = context
         self.total_steps = total_steps
-        self.optimizer = Optimizer(model, config.optimizer, context.device)
+        ranks = Share(context.rank, context.world, dist.all_reduce) if context.world > 1 else None
+        self.optimizer = Optimizer(model, config.optimizer, context.device, ranks)
         self.ema = Ema(model, config.training.ema_decay) if config.training.ema_decay > 0 else None
         self.peak_rate = peak_rate(config, context.world)
         self.step = 0
