@@ -69,6 +69,22 @@ def test_two_ranks_equal_two_accumulated_batches() -> None:
     assert (two[0] - one).abs().max() < 1e-5 * one.abs().max()
 
 
+def moved(context: DistContext) -> torch.Tensor:
+    """Weights after two steps of Muon on micro-batches 1 and 2, however they are divided."""
+    step = trainer(context, accumulation=2 // context.world, optimizer="muon")
+    for _ in range(2):
+        step([batch(1), batch(2)] if context.world == 1 else [batch(1 + context.rank)])
+    return weights(step)
+
+
+def test_muon_shared_out_over_ranks_takes_the_steps_of_one() -> None:
+    """A matrix that no rank has dealt with stays as it was drawn; ranks that differ never meet again."""
+    two, one = spawn_ranks(moved, 2, timeout_s=120), moved(ALONE)
+    start = weights(trainer(ALONE))
+    assert torch.equal(two[0], two[1])
+    assert (two[0] - one).norm() < 1e-2 * (one - start).norm()
+
+
 def poisoned(context: DistContext, where: str) -> tuple[str, bool, int]:
     """One step in which rank 1's second sample is spoilt: message, weights unchanged, steps done."""
     step = trainer(context)
