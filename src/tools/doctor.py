@@ -36,7 +36,7 @@ from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.runtime import log
 from src.runtime.distributed import DistContext, setup_distributed, teardown
-from src.runtime.machine import configure_torch
+from src.runtime.machine import configure_torch, has_bf16
 from src.schema import HandBatch, LabelTable, Shown
 from src.training import checkpoint as ckpt
 from src.training.diagnosis.doctor import check_data
@@ -111,7 +111,8 @@ def _setting(patient: _Patient) -> Iterator[Finding]:
     train, val = patient.train_set, patient.val_set
     report = find_leaks(FrameNames(*train.frames()), FrameNames(*val.frames()))
     repeated = _repeated(train.labels(), val.labels())
-    yield from check_setting(patient.config, report, repeated_labels=repeated)
+    native = has_bf16(patient.context.device)
+    yield from check_setting(patient.config, report, repeated_labels=repeated, native_bf16=native)
     if patient.state is not None:
         yield check_loaded(patient.model, "the checkpoint")
     elif patient.config.model.pretrained is not None:

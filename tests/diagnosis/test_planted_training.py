@@ -181,6 +181,19 @@ def test_leaking_and_empty_splits(clinic: Clinic) -> None:
     assert names(list(check_setting(config, LeakReport(0, 0, {}, 0, 0)))) == ["empty validation split"]
 
 
+def test_emulated_arithmetic(clinic: Clinic) -> None:
+    """A plain machine told to compute in bf16 trains at a tenth of its speed, without a word."""
+    healthy = LeakReport(16, 0, {1: 0}, 0, 0)
+    for precision, native, named in (
+        ("bf16", False, ["bf16 is emulated"]),
+        ("bf16", True, []),
+        ("auto", False, []),
+        ("fp32", False, []),
+    ):
+        config = clinic.config(f"training.precision={precision}")
+        assert names(list(check_setting(config, healthy, native_bf16=native))) == named
+
+
 class Predictor(nn.Module):
     """Answers with the wrist-relative joints that `change` makes of a batch."""
 

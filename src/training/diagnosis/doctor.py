@@ -17,6 +17,7 @@ from src.hand.mano import ManoLayer
 from src.runtime.debug import debug_loss_enabled, loss_table_lines
 from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
+from src.runtime.machine import has_bf16
 from src.schema import HandBatch, Shown
 from src.training.diagnosis.alignment import check_alignment
 from src.training.diagnosis.batches import merge, part
@@ -89,7 +90,8 @@ class Doctor:
         """Look at splits, rates and loaded weights before the first step."""
         if not self._active:
             return
-        found = list(check_setting(self._config, leaks(), world=self._world))
+        native = has_bf16(trainer.context.device)
+        found = list(check_setting(self._config, leaks(), world=self._world, native_bf16=native))
         if trainer.step:
             found.append(check_loaded(trainer.model, "the checkpoint"))
         elif self._config.model.pretrained is not None:

@@ -34,15 +34,21 @@ class Leaks(Protocol):
 
 
 def check_setting(
-    config: RunConfig, leaks: Leaks, *, world: int = 1, repeated_labels: int = 0
+    config: RunConfig,
+    leaks: Leaks,
+    *,
+    world: int = 1,
+    repeated_labels: int = 0,
+    native_bf16: bool = True,
 ) -> Iterator[Finding]:
-    """Splits and rates.
+    """Splits, rates and arithmetic.
 
     Args:
         config: the run.
         world: ranks of the run.
         leaks: of the training split against the validation split.
         repeated_labels: validation frames whose joints are, bit for bit, those of a training frame.
+        native_bf16: the device computes bfloat16 itself.
     """
     yield judge(
         leaks.total > 0,
@@ -76,6 +82,16 @@ def check_setting(
         f"{rate:g}",
         f"{RATES[0]:g} to {RATES[1]:g}",
         "optimizer.lr, optimizer.reference_batch",
+        worse="WARN",
+    )
+    good = native_bf16 or config.training.precision != "bf16"
+    yield judge(
+        good,
+        "arithmetic of the backbone" if good else "bf16 is emulated",
+        f"training.precision={config.training.precision}, this device "
+        f"{'computes bf16 itself' if native_bf16 else 'has no bf16: a step takes many times as long'}",
+        "bf16 only where the device computes it",
+        "training.precision (auto takes what the device has)",
         worse="WARN",
     )
 
