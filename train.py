@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -43,6 +42,7 @@ from src.runtime.distributed import (
     teardown,
 )
 from src.runtime.machine import configure_torch
+from src.runtime.pace import PaceMeter
 from src.runtime.progress import progress
 from src.runtime.seed import seed_everything
 from src.runtime.signals import StopRequest
@@ -309,27 +309,27 @@ def train_epoch(run: Run) -> float | None:
     show = None
     if run.context.is_main and position.epoch == 0:
         show = DebugBatches(position.step_in_epoch * config.training.accumulation)
-    clock = time.perf_counter()
+    save_every, meter = config.training.save_every_steps, PaceMeter()
     for _ in bar:
-        group = list(islice(batches, config.training.accumulation))
+        with meter.waiting():
+            group = list(islice(batches, config.training.accumulation))
         run.doctor.before(run.trainer)
         stop = run.stop.received is not None or run.doctor.stops is not None
         report = run.trainer(group, stop=stop, on_backward=show)
         run.doctor.after(run.trainer, report, group)
         position.step_in_epoch += 1
-        position.loss_sum += report.loss
-        position.clipped_steps += report.clipped
+        due = save_every > 0 and run.trainer.step % save_every == 0
+        asked = position.count(run.trainer.settled(everything=due))
         if run.trainer.step % config.logging.every == 0:
-            now = time.perf_counter()
-            speed = config.logging.every * sum(b.size for b in group) / (now - clock)
-            run.recorder.step(
-                run.trainer.step, report, position.clipped_steps / position.step_in_epoch, speed
-            )
-            clock = now
-        if report.stop_requested:
+            share = position.clipped_steps / max(1, position.step_in_epoch - run.trainer.lag)
+            run.recorder.step(run.trainer.step, report, share, meter.read())
+        if asked:
+            position.count(run.trainer.settled(everything=True))
             return None
-        if config.training.save_every_steps and run.trainer.step % config.training.save_every_steps == 0:
+        if due:
             save(run)
+    if position.count(run.trainer.settled(everything=True)):
+        return None
     return position.loss_sum / max(1, position.step_in_epoch)
 
 

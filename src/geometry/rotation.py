@@ -147,7 +147,8 @@ def rotation_between(source: Tensor, target: Tensor) -> Tensor:
     opposite = cosine < -1 + 1e-6
     turn = eye + cross + cross @ cross / torch.where(opposite, 1.0, 1 + cosine)
     # Half a turn about any axis perpendicular to s: R = 2 a a^T - I.
-    other = torch.nn.functional.one_hot(s.abs().argmin(-1), 3).to(s.dtype)
+    # The coordinate axis farthest from s, by comparison: one_hot asks the device for its largest index.
+    other = (torch.arange(3, device=s.device) == s.abs().argmin(-1, keepdim=True)).to(s.dtype)
     axis = torch.nn.functional.normalize(torch.linalg.cross(s, other, dim=-1), dim=-1)
     half = 2 * axis[..., :, None] * axis[..., None, :] - eye
     return torch.where(opposite, half, turn)

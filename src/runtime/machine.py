@@ -27,7 +27,7 @@ def has_bf16(device: torch.device) -> bool:
     that emulates it takes 13 times as long for the tiny network's forward and backward pass.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(_CPU_BF16 & cpu_flags())
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from src.runtime.distributed import DistContext
 from src.runtime.files import atomic_write
 from src.runtime.log import get_logger
 from src.runtime.safe_pickle import load_tensors
-from src.training.step import TrainStep
+from src.training.step import StepReport, TrainStep
 
 FORMAT = 2
 _log = get_logger("checkpoint")
@@ -47,6 +47,15 @@ class Progress:
     """Best validation score so far."""
     best_epoch: int = -1
     """Epoch that reached it; -1: none."""
+
+    def count(self, reports: Iterable[StepReport]) -> bool:
+        """Add steps that were checked to the epoch's sums; True if a rank was asked to stop in one."""
+        asked = False
+        for report in reports:
+            self.loss_sum += report.loss
+            self.clipped_steps += report.clipped
+            asked |= report.stop_requested
+        return asked
 
 
 def save_checkpoint(

@@ -70,16 +70,25 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"Muon: got a parameter of shape {tuple(parameter.shape)}, want a matrix")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Change every matrix by its gradient; matrices without one stay."""
+    def step(self, closure: None = None, *, alive: Tensor | None = None) -> None:  # type: ignore[override]
+        """Change every matrix by its gradient; matrices without one stay.
+
+        Args:
+            closure: not used; torch's optimisers have it.
+            alive: () on the device, 1 or 0; at 0 no matrix changes, whatever its gradient is. None: 1.
+        """
         moving = [p for p in self._parameters() if p.grad is not None]
         wanted = [self._averaged(p) for p in moving]
         updates = orthogonal(wanted, self.dtype, self.share)
         rates = {p: (g["lr"], g["weight_decay"]) for g in self.param_groups for p in g["params"]}
         for parameter, update in zip(moving, updates, strict=True):
             rate, decay = rates[parameter]
-            parameter.mul_(1 - rate * decay)
-            parameter.add_(update, alpha=-rate * ADAMW_RMS * math.sqrt(max(parameter.shape)))
+            size = rate * ADAMW_RMS * math.sqrt(max(parameter.shape))
+            if alive is None:
+                parameter.mul_(1 - rate * decay).add_(update, alpha=-size)
+            else:
+                moved = (parameter * (1 - rate * decay)).add_(update, alpha=-size)
+                parameter.copy_(torch.where(alive > 0, moved, parameter))
 
     def _averaged(self, parameter: Tensor) -> Tensor:
         """(R, C) gradient with Nesterov momentum; the average moves on."""
@@ -113,7 +122,9 @@ def orthogonal(
     owners = _deal([_work(m) for m in matrices], share.world)
     # Each place is written by one rank and zero on the others: their sum is exact.
     flat = torch.zeros(sum(m.numel() for m in matrices), device=matrices[0].device)
-    parts = [p.view_as(m) for p, m in zip(flat.split([m.numel() for m in matrices]), matrices, strict=True)]
+    parts = [
+        p.view_as(m) for p, m in zip(torch.split(flat, [m.numel() for m in matrices]), matrices, strict=True)
+    ]
     for matrix, part, owner in zip(matrices, parts, owners, strict=True):
         if owner == share.rank:
             part.copy_(orthogonalised(matrix, dtype))

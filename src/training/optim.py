@@ -78,16 +78,23 @@ class Optimizer:
                 share=ranks,
             )
 
-    def step(self, rate: float) -> None:
-        """Change the weights by their gradients with learning rate `rate`."""
+    def step(self, rate: float, alive: Tensor | None = None) -> None:
+        """Change the weights by their gradients.
+
+        Args:
+            rate: learning rate.
+            alive: () float32 on the device, 1 or 0; at 0 no weight changes. None: 1.
+        """
         for optimizer in self._all():
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["share"]
+        # torch's fused kernels skip a step on the device where this says so, as its GradScaler has them do.
+        self.adamw.found_inf = None if alive is None else 1 - alive  # type: ignore[attr-defined]
         self.adamw.step()
         if self.muon is not None:
             for weight, matrix in self._shown:
                 matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
-            self.muon.step()
+            self.muon.step(alive=alive)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

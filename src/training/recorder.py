@@ -24,6 +24,7 @@ from src.config_file import config_to_yaml
 from src.hand.mano import ManoLayer
 from src.runtime.distributed import DistContext
 from src.runtime.files import atomic_write
+from src.runtime.pace import Pace
 from src.schema import EvalResult, Shown
 from src.training.checkpoint import commit
 from src.training.step import StepReport
@@ -97,21 +98,23 @@ class Recorder:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
 
-    def step(self, step: int, report: StepReport, clipped_share: float, samples_per_s: float) -> None:
+    def step(self, step: int, report: StepReport, clipped_share: float, pace: Pace) -> None:
         """Record an optimiser step under Train/.
 
         Args:
             step: optimiser steps done.
             report: of that step.
             clipped_share: share of the epoch's steps whose gradient was clipped.
-            samples_per_s: of this rank.
+            pace: of this rank's steps since the last call.
         """
+        samples = sum(batch.size for batch, _, _ in report.batches)
         values = {
             "Train/loss": report.loss,
             "Train/lr": report.learning_rate,
             "Train/grad_norm": report.grad_norm,
             "Train/clipped_share": clipped_share,
-            "Train/samples_per_s_and_rank": samples_per_s,
+            "Train/samples_per_s_and_rank": pace.rounds_per_s * samples,
+            "Train/data_wait_share": pace.data_wait_share,
         }
         terms = {f"Train/loss/{name}": float(value.detach()) for name, value in report.terms.values.items()}
         self.scalars(step, values | terms)

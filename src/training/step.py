@@ -2,14 +2,20 @@
 
 No rank ever steps on a value that another rank would refuse: the loss and the stop flags of a step are summed
 over ranks, the gradients are averaged by DDP, and only then is anything decided.
+
+On a GPU nothing in a step waits for the device. Whether its values are finite is decided there: a step that
+is not changes nothing, nor does any after it, and the host hears of it one step later (`TrainStep.lag`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,26 +32,71 @@ from src.training.muon import Share
 from src.training.optim import Ema, Optimizer, learning_rate, peak_rate
 
 
+class Numbers:
+    """A few numbers of a step, on their way from the device to the host."""
+
+    def __init__(self, values: Tensor) -> None:
+        """Start the copy; a GPU is not waited for."""
+        self._host, self._copied = values, None
+        if values.is_cuda:
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    @cached_property
+    def values(self) -> list[float]:
+        """The numbers; waits until the device has come that far."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return [float(value) for value in self._host.tolist()]
+
+
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimiser step did, the same on every rank but for `terms`."""
+    """What one optimiser step did, the same on every rank but for `terms` and what follows it."""
 
-    loss: float
-    """Mean over ranks and accumulated batches."""
-    grad_norm: float
-    """Global norm before clipping."""
-    clipped: bool
-    """The norm was above training.clip_grad_norm."""
+    step: int
+    """Optimiser steps done before it."""
+    numbers: Numbers
+    """Loss, gradient norm, ranks asked to stop: read only when one of the properties is."""
+    clip_norm: float
+    """training.clip_grad_norm."""
     learning_rate: float
     """Rate that the step used."""
     peak_rate: float
     """Highest rate of the run."""
-    stop_requested: bool
-    """A rank was asked to stop."""
     terms: LossTerms
     """Of this rank's last batch."""
     prediction: Prediction
     """Of this rank's last batch."""
+    batches: Sequence[tuple[HandBatch, Prediction, LossTerms]]
+    """All of this rank's."""
+
+    @property
+    def loss(self) -> float:
+        """Mean over ranks and accumulated batches."""
+        return self.numbers.values[0]
+
+    @property
+    def grad_norm(self) -> float:
+        """Global norm before clipping."""
+        return self.numbers.values[1]
+
+    @property
+    def clipped(self) -> bool:
+        """The norm was above training.clip_grad_norm."""
+        return self.grad_norm > self.clip_norm
+
+    @property
+    def stop_requested(self) -> bool:
+        """A rank was asked to stop."""
+        return self.numbers.values[2] > 0
+
+    @property
+    def finite(self) -> bool:
+        """The step was one that may be taken."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def wrap_for_ranks(model: nn.Module, context: DistContext) -> nn.Module:
@@ -70,7 +121,11 @@ def wrap_for_ranks(model: nn.Module, context: DistContext) -> nn.Module:
 
 
 class TrainStep:
-    """Holds what changes from step to step: weights, optimiser, average, step counter."""
+    """Holds what changes from step to step: weights, optimiser, average, step counter.
+
+    Attributes:
+        lag: steps by which the host's checks stay behind: 1 on a GPU, which goes on meanwhile, 0 elsewhere.
+    """
 
     def __init__(
         self,
@@ -81,6 +136,7 @@ class TrainStep:
         total_steps: int,
         *,
         trace_loss: bool = False,
+        lag: int | None = None,
     ) -> None:
         """Wrap the model and start at step 0.
 
@@ -91,6 +147,7 @@ class TrainStep:
             context: ranks.
             total_steps: optimiser steps of the whole run.
             trace_loss: log the lines of [Debug 3D Loss] on rank 0.
+            lag: see the class; None: as the device has it.
         """
         self.model = model
         self.wrapped = wrap_for_ranks(model, context)
@@ -103,7 +160,12 @@ class TrainStep:
         self.ema = Ema(model, config.training.ema_decay) if config.training.ema_decay > 0 else None
         self.peak_rate = peak_rate(config, context.world)
         self.step = 0
+        self.lag = int(context.device.type == "cuda") if lag is None else lag
         self._trace = trace_loss and context.is_main
+        # 1 until a step is refused on the device.
+        self._alive = torch.ones((), device=context.device)
+        self._waiting: deque[StepReport] = deque()
+        self._settled: list[StepReport] = []
 
     def __call__(
         self,
@@ -119,11 +181,52 @@ class TrainStep:
             stop: this rank was asked to stop.
             on_backward: called with each batch and its prediction before its backward pass.
 
+        Returns:
+            the report of this step; reading its numbers waits for the device.
+
         Raises:
-            TrainingError: a loss or gradient of any rank is not finite; on every rank, before the
-                weights or the average change; names the rank, the loss terms and the sample indices.
+            TrainingError: a loss or gradient of any rank is not finite, in this step or `lag` steps ago; on
+                every rank, before the weights or the average changed; names the rank, the loss terms and
+                the sample indices.
         """
+        report = self._gradients(batches, stop, on_backward)
+        if self.lag == 0:
+            self._settle(report)
+            self.optimizer.step(report.learning_rate)
+        else:
+            self.optimizer.step(report.learning_rate, self._alive)
+        if self.ema is not None:
+            self.ema.update()
+        self.step += 1
+        if self.lag:
+            self._waiting.append(report)
+            while len(self._waiting) > self.lag:
+                self._settle(self._waiting.popleft())
+        return report
+
+    def settled(self, *, everything: bool = False) -> list[StepReport]:
+        """Reports of steps that were checked since the last call, the oldest first.
+
+        Args:
+            everything: wait for the device and check all steps.
+
+        Raises:
+            TrainingError: see `__call__`.
+        """
+        while everything and self._waiting:
+            self._settle(self._waiting.popleft())
+        found, self._settled = self._settled, []
+        return found
+
+    def _gradients(
+        self,
+        batches: Sequence[HandBatch],
+        stop: bool,
+        on_backward: Callable[[HandBatch, Prediction], None] | None,
+    ) -> StepReport:
+        """Forward and backward passes and clipping; the report of the step to come."""
         rate = learning_rate(self.step, self.total_steps, self.peak_rate, self.config.scheduler)
+        clip = self.config.training.clip_grad_norm
         self.wrapped.train()
         self.optimizer.zero_grad()
         done: list[tuple[HandBatch, Prediction, LossTerms]] = []
@@ -137,40 +240,38 @@ class TrainStep:
                     on_backward(batch, prediction)
                 (terms.total / len(batches)).backward()
             done.append((batch, prediction, terms))
-        loss, stop_requested = self._share(done, stop)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.clip_grad_norm)
-        grad_norm = float(norm)
-        if not (torch.isfinite(torch.tensor(loss)) and torch.isfinite(norm)):
-            self._refuse(done, loss, grad_norm)
-        self.optimizer.step(rate)
-        if self.ema is not None:
-            self.ema.update()
-        self.step += 1
+        shared = self._share(done, stop)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        numbers = torch.stack([shared[0], norm, shared[1]])
+        self._alive = self._alive * numbers[:2].isfinite().all()
         _, prediction, terms = done[-1]
-        clipped = grad_norm > self.config.training.clip_grad_norm
-        return StepReport(loss, grad_norm, clipped, rate, self.peak_rate, stop_requested, terms, prediction)
+        return StepReport(
+            self.step, Numbers(numbers), clip, rate, self.peak_rate, terms, prediction, tuple(done)
+        )
 
-    def _share(
-        self, done: Sequence[tuple[HandBatch, Prediction, LossTerms]], stop: bool
-    ) -> tuple[float, bool]:
-        """(mean loss over ranks and batches, whether any rank was asked to stop), equal on every rank."""
+    def _share(self, done: Sequence[tuple[HandBatch, Prediction, LossTerms]], stop: bool) -> Tensor:
+        """(2,) mean loss over ranks and batches, and share of ranks asked to stop; equal on every rank."""
         mean = torch.stack([terms.total.detach() for _, _, terms in done]).mean()
         shared = torch.stack([mean, torch.full_like(mean, float(stop))])
         if self.context.world > 1:
             dist.all_reduce(shared)
             shared = shared / self.context.world
-        loss, asked = shared.tolist()
-        return loss, asked > 0
+        return shared
 
-    def _refuse(
-        self, done: Sequence[tuple[HandBatch, Prediction, LossTerms]], loss: float, grad_norm: float
-    ) -> None:
+    def _settle(self, report: StepReport) -> None:
+        """Read a report's numbers and refuse what is not finite."""
+        if not report.finite:
+            self._refuse(report)
+        self._settled.append(report)
+
+    def _refuse(self, report: StepReport) -> None:
         """Raise on every rank, with what each rank saw."""
         self.optimizer.zero_grad()
-        reports = self.context.gather_objects(_describe(done, self.loss))
+        self._waiting.clear()
+        reports = self.context.gather_objects(_describe(report.batches, self.loss))
         seen = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reports) if text)
         raise TrainingError(
-            f"step {self.step}: loss {loss:g}, gradient norm {grad_norm:g} is not finite ("
+            f"step {report.step}: loss {report.loss:g}, gradient norm {report.grad_norm:g} is not finite ("
             f"{seen or 'losses finite on all ranks, the gradient overflowed in the backward pass'}). "
             "The weights were not changed. Look at these samples, lower optimizer.lr, or resume from "
             "the last checkpoint"

@@ -8,18 +8,35 @@ from typing import Literal
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dataloader.prepare import prepare
 from src.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from src.errors import TrainingError
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.runtime.distributed import DistContext, spawn_ranks
-from src.schema import HandBatch, LossTerms
+from src.schema import HandBatch, LossTerms, RawBatch
+from src.training.checkpoint import Progress
 from src.training.step import TrainStep
 from tests.models.scene import hand_model, make_batch
 
 ALONE = DistContext(0, 1, 0, torch.device("cpu"), None)
 MODEL = ModelConfig(preset="tiny", image_size=(64, 64))
+
+
+class AsksTheDevice(TorchDispatchMode):
+    """Raises where a value, or a shape that depends on values, is wanted on the host."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "_unique2")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        places = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
+        masked = any(place is not None and place.dtype in (torch.bool, torch.uint8) for place in places)
+        assert name not in self.NAMES, f"{func} waits for the device"
+        assert not masked, f"{func} by a mask waits for the device"
+        return func(*args, **(kwargs or {}))
 
 
 def trainer(
@@ -29,6 +46,7 @@ def trainer(
     lr: float = 1e-3,
     clip: float = 1e6,
     optimizer: Literal["adamw", "muon"] = "adamw",
+    lag: int | None = None,
 ) -> TrainStep:
     config = RunConfig(
         model=MODEL,
@@ -37,12 +55,24 @@ def trainer(
     )
     torch.manual_seed(3)
     model = UTNet(MODEL, hand_model())
-    return TrainStep(model, HandLoss(config.loss, hand_model()), config, context, total_steps=10)
+    return TrainStep(model, HandLoss(config.loss, hand_model()), config, context, total_steps=10, lag=lag)
 
 
 def batch(seed: int, size: int = 2) -> HandBatch:
     made = make_batch(size, 64, 64, seed=seed, noise=True)
     return dataclasses.replace(made, sample_index=made.sample_index + 100 * seed)
+
+
+def raw(seed: int) -> RawBatch:
+    """What a loader hands over for `batch`, its pictures drawn at random."""
+    labels, rng = batch(seed), torch.Generator().manual_seed(seed)
+    made = {f.name: getattr(labels, f.name) for f in dataclasses.fields(RawBatch) if hasattr(labels, f.name)}
+    return RawBatch(
+        **made,
+        rgb_u8=torch.randint(0, 256, (2, 64, 64, 3), generator=rng, dtype=torch.uint8),
+        depth_u16=torch.randint(0, 9000, (2, 64, 64), generator=rng).to(torch.uint16),
+        colour_affine=torch.eye(3, 4).expand(2, 3, 4),
+    )
 
 
 def weights(step: TrainStep) -> torch.Tensor:
@@ -188,3 +218,59 @@ def test_same_seed_same_weights(name: Literal["adamw", "muon"]) -> None:
         for k in range(2):
             step([batch(k)])
     assert torch.equal(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_never_waits_for_the_device(name: Literal["adamw", "muon"]) -> None:
+    """Each value asked for empties the queue of a GPU, which then idles until the next kernels come."""
+    step, raws = trainer(ALONE, optimizer=name, lag=9), [raw(k) for k in range(2)]
+    step([prepare(raws[0])])  # what is made once may wait
+    with AsksTheDevice():
+        step([prepare(raws[1])])
+    with AsksTheDevice(), pytest.raises(AssertionError, match="waits for the device"):
+        torch.ones(1).item()
+    with AsksTheDevice(), pytest.raises(AssertionError, match="by a mask waits"):
+        torch.ones(2)[torch.tensor([True, False])]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_checked_late_changes_nothing_after_it(name: Literal["adamw", "muon"]) -> None:
+    """A GPU hears of a NaN a step later: by then its weights, and those of the next step, must be safe."""
+    step = trainer(ALONE, optimizer=name, lag=1)
+    step([batch(0)])
+    before = weights(step)
+    bad = batch(1)
+    bad = dataclasses.replace(bad, joints_root_m=torch.full_like(bad.joints_root_m, torch.nan))
+    step([bad])
+    assert torch.equal(weights(step), before)
+    with pytest.raises(TrainingError, match=r"step 1: .*sample indices \[100, 101\].*not changed"):
+        step([batch(2)])
+    assert torch.equal(weights(step), before)
+    assert [r.step for r in step.settled()] == [0]
+
+
+def test_late_checks_are_the_same_steps() -> None:
+    """What the host reads later must not change what is learned, nor lose a step of the epoch's mean."""
+    now, late = trainer(ALONE), trainer(ALONE, lag=1)
+    seen: list[int] = []
+    for k in range(3):
+        for step in (now, late):
+            step([batch(k)], stop=k == 2)
+        seen.append(len(late.settled()))
+    rest = late.settled(everything=True)
+    assert seen == [0, 1, 1]
+    assert [(r.step, r.stop_requested) for r in rest] == [(2, True)]
+    assert [r.loss for r in now.settled()][-1] == rest[0].loss
+    assert torch.equal(weights(now), weights(late))
+
+
+def test_an_epoch_counts_each_step_once() -> None:
+    """The epoch's loss, its clipped share and a stop are sums over steps that were read late."""
+    step, position = trainer(ALONE, clip=1e-3, lag=1), Progress()
+    losses = []
+    for k in range(4):
+        losses.append(step([batch(k)], stop=k == 3).loss)
+        assert not position.count(step.settled())
+    assert position.count(step.settled(everything=True))
+    assert position.loss_sum == pytest.approx(sum(losses))
+    assert position.clipped_steps == 4

@@ -6,6 +6,7 @@ rank 0 only, without a collective. Of its findings the log shows those that are 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -29,7 +30,7 @@ from src.training.diagnosis.scores import check_scores, kept_rows
 from src.training.diagnosis.setting import Leaks, check_loaded, check_setting
 from src.training.diagnosis.steps import STILL, Snapshot, check_clipped, check_step
 from src.training.optim import global_batch
-from src.training.step import StepReport, TrainStep
+from src.training.step import Numbers, StepReport, TrainStep
 
 _log = get_logger("doctor")
 
@@ -82,7 +83,7 @@ class Doctor:
         self._snapshot: Snapshot | None = None
         self._watched = 0
         self._after_validation = False
-        self._clipped: list[bool] = []
+        self._norms: deque[Numbers] = deque(maxlen=LATER_STEP)
         self._rate_sum = 0.0
         self._rows: NDArray[np.floating] | None = None
 
@@ -111,8 +112,7 @@ class Doctor:
                 _log.info(line)
         if not self._active:
             return
-        self._clipped.append(report.clipped)
-        del self._clipped[:-LATER_STEP]
+        self._norms.append(report.numbers)
         self._rate_sum += report.learning_rate
         if self._snapshot is None:
             return
@@ -127,7 +127,8 @@ class Doctor:
         self._add(check_step(trainer.model, before, report, self._config, first=first))
         if self._watched == 1:
             self._add(check_mean(trainer.loss, report.prediction, batches[-1]))
-        self._add(check_clipped(self._clipped))
+        clip = self._config.training.clip_grad_norm
+        self._add(check_clipped([numbers.values[1] > clip for numbers in self._norms]))
         if early and self._watched < FIRST_STEPS:
             return
         if not probed:
