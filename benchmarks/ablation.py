@@ -121,7 +121,7 @@ def _step(config: RunConfig) -> Callable[[], object]:
     model.backbone_dtype = backbone_dtype(config, torch.device("cpu"))
     alone = DistContext(0, 1, 0, torch.device("cpu"), None)
     step = TrainStep(model, HandLoss(config.loss, hand), config, alone, total_steps=10 * TIMED_ROUNDS)
-    batch = prepare(collate([data.raw(SampleKey(i)) for i in range(config.training.batch_size)]))
+    batch = prepare(collate(data.raws([SampleKey(i) for i in range(config.training.batch_size)])))
     return lambda: step([batch])
 
 

@@ -132,7 +132,7 @@ def _candidates(datasets: dict[str, HO3DDataset]) -> dict[str, Callable[[], obje
 
     def ours(dataset: HO3DDataset) -> None:
         for batch in batches:
-            collate([dataset.raw(key) for key in batch])
+            collate(dataset.raws(batch))
 
     return {
         "first version": first_version,

@@ -41,7 +41,7 @@ class Scene:
 
     def raw(self, count: int, *, epoch: int = 0) -> RawBatch:
         """The first `count` training samples, on the host."""
-        return collate([self.train.raw(SampleKey(i, epoch)) for i in range(count)])
+        return collate(self.train.raws([SampleKey(i, epoch) for i in range(count)]))
 
     def batch(self, count: int, device: torch.device) -> HandBatch:
         """The same, ready for the network."""

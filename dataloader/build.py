@@ -210,7 +210,7 @@ class _Fetch(Dataset[Any]):
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch | UTNetError:
         try:
-            return collate([self.dataset.raw(key) for key in keys])
+            return collate(self.dataset.raws(keys))
         except UTNetError as error:
             return error
 

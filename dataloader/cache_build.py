@@ -44,7 +44,7 @@ from src.runtime.lock import file_lock
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the files' layout, the windows or the meaning of a pixel changes."""
 
 _PROBES = 8
@@ -241,11 +241,9 @@ def _estimate(plan: Plan, missing: list[range], kept: int) -> None:
     stored = sum(len(rgb) + len(depth) for _, rgb, depth in samples)
     writing = stored * _seconds_per_byte(plan.folder, samples[0][1])
     seconds = (decoding + writing) / len(probes) * len(rows)
-    pixels = sum(_area(record["window"]) for record, *_ in samples)
     size = samples[-1][0]["size"]
-    clipped = np.clip(plan.windows[rows], 0, [size[1], size[0], size[1], size[0]])
-    area = float(np.prod(clipped[:, 2:] - clipped[:, :2], axis=1).sum())
-    need = area * stored / max(pixels, 1) + len(rows) * (2 * TABLE_DTYPE.itemsize + ALIGN)
+    area, probed = _area(plan.windows[rows], size), _area(plan.windows[probes], size)
+    need = area * stored / max(probed, 1.0) + len(rows) * (2 * TABLE_DTYPE.itemsize + ALIGN)
     free = shutil.disk_usage(plan.folder).free
     kept_text = f"; {kept} finished parts of an interrupted run are kept" if kept else ""
     _log.info(
@@ -276,7 +274,7 @@ def _seconds_per_byte(folder: Path, block: NDArray[np.uint8]) -> float:
     return (time.perf_counter() - began) / max(times * len(block), 1)
 
 
-def _area(window: NDArray[np.int32]) -> int:
-    """Pixels of a window."""
-    x0, y0, x1, y1 = window.tolist()
-    return int((x1 - x0) * (y1 - y0))
+def _area(windows: NDArray[np.int64], size: NDArray[np.int32]) -> float:
+    """Pixels of (N, 4) windows inside a picture of `size` (H, W)."""
+    clipped = np.clip(windows, 0, [size[1], size[0], size[1], size[0]])
+    return float(np.prod(clipped[:, 2:] - clipped[:, :2], axis=1).sum())

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.cache import HEADER_BYTES, MAGIC, TABLE_DTYPE
-from dataloader.cache_codec import encode_depth, encode_rgb
+from dataloader.cache_codec import BLOCK_PX, encode_depth, encode_rgb
+from dataloader.crop import Window
 from dataloader.decode import PictureFrame
 from dataloader.index import AnnotationIndex
 from dataloader.layout import frame_path
@@ -125,12 +126,21 @@ def encode_frame(plan: Plan, row: int) -> tuple[NDArray[np.void], NDArray[np.uin
     """
     frame = plan.frame(row)
     window = frame.clip(plan.windows[row].tolist())
-    rgb = encode_rgb(frame.rgb(window), plan.kind)
+    if plan.kind == "compact" and window.x1 > window.x0 and window.y1 > window.y0:
+        window = frame.clip(_along_blocks(window))
+    rgb = encode_rgb(frame.rgb(window), plan.kind, frame.jpeg_quality if plan.kind == "compact" else None)
     depth = encode_depth(frame.depth(window), plan.kind)
     record = np.zeros((), TABLE_DTYPE)
     record["window"], record["size"] = window, frame.size
     record["crc"] = zlib.crc32(rgb.data), zlib.crc32(depth.data)
     return record, rgb, depth
+
+
+def _along_blocks(window: Window) -> tuple[int, int, int, int]:
+    """The smallest rectangle of whole JPEG blocks around a window."""
+    down = [start // BLOCK_PX * BLOCK_PX for start in (window.x0, window.y0)]
+    up = [-(-end // BLOCK_PX) * BLOCK_PX for end in (window.x1, window.y1)]
+    return down[0], down[1], up[0], up[1]
 
 
 def _append(file: BinaryIO, block: NDArray[np.uint8]) -> tuple[int, int]:

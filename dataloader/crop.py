@@ -11,6 +11,7 @@ sample is made.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -82,6 +83,16 @@ class CropCamera:
     box_angle_rad: float
     """Angle under which the longer side of the (jittered) box is seen: as a detector would give it."""
 
+    @functools.cached_property
+    def outline_px(self) -> tuple[list[float], list[float]] | None:
+        """x and y of the crop's corner pixels in the picture; None where one of them is seen from behind."""
+        height, width = self.size
+        corners = np.array([[0, width - 1, width - 1, 0], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
+        x, y, w = (np.linalg.inv(self.crop_from_img) @ corners).tolist()
+        if min(w) <= 0:
+            return None
+        return [a / c for a, c in zip(x, w, strict=True)], [b / c for b, c in zip(y, w, strict=True)]
+
     def ray_z(self) -> Array:
         """(3,) w such that w . [x, y, 1] is the image camera's z per crop camera's z at crop pixel (x, y)."""
         return np.asarray(self.rot_crop_from_img[:, 2] @ np.linalg.inv(self.intrinsics_px))
@@ -141,6 +152,8 @@ def require_overlap(camera: CropCamera, picture_size: tuple[int, int], where: st
         DataError: less than MIN_OVERLAP of the crop is covered by the picture.
     """
     height, width = camera.size
+    if _inside(camera, picture_size):
+        return
     edge_y, edge_x = picture_size[0] - 0.5, picture_size[1] - 0.5
     outline = np.array([[-0.5, -0.5], [edge_x, -0.5], [edge_x, edge_y], [-0.5, edge_y]])
     homogeneous = np.concatenate([outline, np.ones((4, 1))], 1) @ camera.crop_from_img.T
@@ -157,6 +170,15 @@ def require_overlap(camera: CropCamera, picture_size: tuple[int, int], where: st
         )
 
 
+def _inside(camera: CropCamera, picture_size: tuple[int, int]) -> bool:
+    """Whether the picture covers the whole crop, with a pixel to spare: the usual case, seen at once."""
+    if camera.outline_px is None:
+        return False
+    x, y = camera.outline_px
+    height, width = picture_size
+    return min(x) >= 1 and min(y) >= 1 and max(x) <= width - 2 and max(y) <= height - 2
+
+
 def footprint(camera: CropCamera, picture_size: tuple[int, int]) -> Window:
     """The pixels of a picture that a crop can depend on.
 
@@ -167,14 +189,10 @@ def footprint(camera: CropCamera, picture_size: tuple[int, int]) -> Window:
         camera: the crop; it shows some of the picture, see `require_overlap`.
         picture_size: (H, W).
     """
-    height, width = camera.size
-    inverse = np.linalg.inv(camera.crop_from_img)
-    outline = inverse @ np.array([[0, width - 1, width - 1, 0], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
-    x, y, w = outline.tolist()
-    if min(w) <= 0:
+    outline = camera.outline_px
+    if outline is None:
         return Window(0, 0, picture_size[1], picture_size[0])
-    x = [a / c for a, c in zip(x, w, strict=True)]
-    y = [b / c for b, c in zip(y, w, strict=True)]
+    x, y = outline
     margin = FOOTPRINT_MARGIN_PX
     return Window(
         max(0, math.floor(min(x)) - margin),
@@ -184,20 +202,23 @@ def footprint(camera: CropCamera, picture_size: tuple[int, int]) -> Window:
     )
 
 
-def warp_rgb(piece: NDArray[np.uint8], camera: CropCamera, window: Window) -> NDArray[np.uint8]:
+def warp_rgb(
+    piece: NDArray[np.uint8], camera: CropCamera, window: Window, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """(H, W, 3) crop of an RGB picture, linear; black outside the picture.
 
     Args:
         piece: (h, w, 3) the picture's pixels inside `window`.
         camera: the crop.
         window: its footprint.
+        out: (H, W, 3), contiguous, where the crop is written; None: a new array.
     """
     # OpenCV resamples four channels three times as fast as three, to the same values; and what lies scattered
     # in a large picture is gathered once, in order.
-    wide = cv2.cvtColor(piece, cv2.COLOR_RGB2RGBA)
-    return np.asarray(
-        cv2.cvtColor(_warp(wide, camera, window, cv2.INTER_LINEAR), cv2.COLOR_RGBA2RGB), np.uint8
-    )
+    wide = _warp(cv2.cvtColor(piece, cv2.COLOR_RGB2RGBA), camera, window, cv2.INTER_LINEAR)
+    crop = np.empty((*camera.size, 3), np.uint8) if out is None else out
+    cv2.cvtColor(wide, cv2.COLOR_RGBA2RGB, dst=crop)
+    return crop
 
 
 def warp_depth(piece: NDArray[np.uint16], camera: CropCamera, window: Window) -> NDArray[np.uint16]:

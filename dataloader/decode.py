@@ -6,6 +6,7 @@ what they miss with grey and go on.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from src.errors import DataError
 
 _END_MARKERS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
 _TAIL_BYTES = 64
+_HEAD_BYTES = 1 << 16
+_TABLES, _SCAN = 0xDB, 0xDA
+"""JPEG's markers of quantisation tables and of the first pixels."""
 _MEND = "Re-extract its sequence, or take the frame out of the list file."
 
 
@@ -75,10 +79,16 @@ class PictureFrame:
     """
 
     def __init__(self, rgb_path: Path, depth_path: Path) -> None:
-        self._depth_path = depth_path
+        self._rgb_path, self._depth_path = rgb_path, depth_path
         self._picture = read_rgb(rgb_path)
         self.size: tuple[int, int] = (self._picture.shape[0], self._picture.shape[1])
         """(H, W) of the whole picture."""
+
+    @property
+    def jpeg_quality(self) -> int | None:
+        """Quality (1-100) at which the picture's file was written; None for a PNG or tables of its own."""
+        with self._rgb_path.open("rb") as file:
+            return jpeg_quality(file.read(_HEAD_BYTES))
 
     def clip(self, rectangle: Sequence[int]) -> Window:
         """The part of x0, y0, x1, y1 inside the picture; empty (0 wide or high) where there is none."""
@@ -98,6 +108,40 @@ class PictureFrame:
         """
         picture = read_depth_beside(self._depth_path, self.size)
         return combine_depth(picture[window.y0 : window.y1, window.x0 : window.x1])
+
+
+def jpeg_quality(data: bytes) -> int | None:
+    """Quality (1-100) of a JPEG by its luminance table, as OpenCV writes it at that quality; None: no such.
+
+    Args:
+        data: the file, or as much of it as holds its tables.
+    """
+    table = _luminance_table(data)
+    return None if table is None else _qualities().get(table)
+
+
+@functools.cache
+def _qualities() -> dict[bytes, int]:
+    """Quality by luminance table; the highest where several write the same."""
+    grey = np.zeros((8, 8), np.uint8)
+    made = {q: cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, q])[1].tobytes() for q in range(1, 101)}
+    return {table: q for q, data in made.items() if (table := _luminance_table(data)) is not None}
+
+
+def _luminance_table(data: bytes) -> bytes | None:
+    """The 64 numbers of quantisation table 0 (8 bits each), in the file's order."""
+    at = 2
+    if data[:at] != b"\xff\xd8":
+        return None
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+        marker, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == _TABLES and data[at + 4] == 0:
+            table = data[at + 5 : at + 5 + 64]
+            return table if len(table) == 64 else None
+        if marker == _SCAN:
+            return None
+        at += 2 + size
+    return None
 
 
 def _decode(path: Path, flags: int) -> NDArray[Any]:

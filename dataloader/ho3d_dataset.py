@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,10 @@ class Labels:
     """(N,)."""
     box_px: NDArray[np.float64]
     """(N, 4) x0, y0, x1, y1 of the hand in the picture."""
+
+    def row(self, k: int) -> Labels:
+        """Row k alone, N = 1."""
+        return Labels(**{name: value[k : k + 1] for name, value in self.__dict__.items()})
 
 
 def convert(records: NDArray[np.void], rest_root_m: NDArray[np.float32]) -> Labels:
@@ -172,19 +177,36 @@ class HO3DDataset:
         return prepare(collate([self.raw(SampleKey(index))])).row(0)
 
     def raw(self, key: SampleKey) -> RawSample:
-        """What a loader process makes of one frame; equal for equal (seed, epoch, index), whoever asks.
+        """`raws` of one key."""
+        return self.raws([key])[0]
+
+    def raws(self, keys: Sequence[SampleKey]) -> list[RawSample]:
+        """What a loader process makes of some frames; equal for equal (seed, epoch, index), whoever asks.
+
+        Their labels are converted together: for each frame by itself that takes as long as its pixels, which
+        stand one after another in one array, where `collate` finds them.
 
         Raises:
             DataError: as `__getitem__`.
         """
-        if not 0 <= key.index < len(self):
-            raise IndexError(f"sample {key.index} of {len(self)}")
+        for key in keys:
+            if not 0 <= key.index < len(self):
+                raise IndexError(f"sample {key.index} of {len(self)}")
+        labels = self._labels(np.array([key.index for key in keys], np.int64))
+        height, width = self.config.model.image_size
+        rgb = np.empty((len(keys), height, width, 3), np.uint8)
+        depth = np.empty((len(keys), height, width), np.uint16)
+        return [self._raw(key, labels.row(k), rgb[k], depth[k]) for k, key in enumerate(keys)]
+
+    def _raw(
+        self, key: SampleKey, labels: Labels, rgb: NDArray[np.uint8], depth: NDArray[np.uint16]
+    ) -> RawSample:
+        """One frame with its labels, a row of them; its pixels are written into `rgb` and `depth`."""
         seed = self.config.seed
         shown = show_depth(self.modality, self.config.dataset.p_drop_depth, seed, key.epoch, key.index)
         change = draw(self.config.augmentation, seed, key.epoch, key.index) if self.augmented else UNCHANGED
-        labels = self._labels(slice(key.index, key.index + 1))
         camera = self._camera(key.index, labels, change)
-        rgb, depth = self._pixels(key.index, camera, change, shown)
+        self._pixels(key.index, camera, change, shown, rgb, depth)
         z_ref = z_ref_from_depth(depth, camera) if shown else None
         if z_ref is None:
             z_ref = z_ref_from_box(camera)
@@ -367,9 +389,15 @@ class HO3DDataset:
             raise DataError(f"{self.frame_id(index)}: {error}") from error
 
     def _pixels(
-        self, index: int, camera: CropCamera, change: Augmentation, shown: bool
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-        """Picture and depth of the crop; depth that is not shown is not read."""
+        self,
+        index: int,
+        camera: CropCamera,
+        change: Augmentation,
+        shown: bool,
+        rgb: NDArray[np.uint8],
+        depth: NDArray[np.uint16],
+    ) -> None:
+        """Write picture and depth of the crop; depth that is not shown is not read."""
         path = self._path(index, "rgb")
         frame: CachedFrame | PictureFrame
         if self._cache is not None:
@@ -378,11 +406,9 @@ class HO3DDataset:
             frame = PictureFrame(path, self._path(index, "depth"))
         require_overlap(camera, frame.size, str(path))
         window = footprint(camera, frame.size)
-        rgb = warp_rgb(frame.rgb(window), camera, window)
+        warp_rgb(frame.rgb(window), camera, window, rgb)
         paint_rgb(rgb, change)
-        if not shown:
-            return rgb, np.zeros(camera.size, np.uint16)
-        return rgb, disturb_depth(warp_depth(frame.depth(window), camera, window), change)
+        depth[:] = disturb_depth(warp_depth(frame.depth(window), camera, window), change) if shown else 0
 
 
 def rest_roots(hand: ManoLayer, betas: NDArray[np.float32]) -> NDArray[np.float32]:
