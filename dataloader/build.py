@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dataloader.cache_build import ensure_cache
 from dataloader.collate import collate
@@ -18,6 +18,7 @@ from dataloader.index import ensure_index, open_index
 from dataloader.label_check import require_hand_fits
 from dataloader.meta import ListName
 from dataloader.modality import Modality
+from dataloader.parcel import Parcel
 from dataloader.prepare import prepare
 from dataloader.samplers import SampleKey, ShardSampler, TrainSampler
 from dataloader.split import SplitName
@@ -29,7 +30,7 @@ from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
 from src.runtime.seed import torch_stream
 from src.runtime.signals import stop_signals_blocked
-from src.schema import HandBatch, RawBatch
+from src.schema import HandBatch
 
 _log = get_logger("data")
 
@@ -121,7 +122,7 @@ class DeviceLoader:
     """
 
     def __init__(
-        self, loader: DataLoader[RawBatch], sampler: TrainSampler | ShardSampler, device: torch.device
+        self, loader: DataLoader[Parcel], sampler: TrainSampler | ShardSampler, device: torch.device
     ) -> None:
         self.sampler = sampler
         self.device = device
@@ -138,30 +139,50 @@ class DeviceLoader:
     def __iter__(self) -> Iterator[HandBatch]:
         """Batches in the sampler's order.
 
+        On a GPU the next batch is copied and prepared on a stream of its own while this one is at work.
+
         Raises:
             DataError: what a loader process met, with its own message; or a process that died or hung.
         """
-        for raw in self._raw_batches():
-            yield prepare(raw.to(self.device, non_blocking=True))
+        ready = (prepare(parcel.unpack(self.device)) for parcel in self._parcels())
+        return _one_ahead(ready, self.device) if self.device.type == "cuda" else ready
 
-    def _raw_batches(self) -> Iterator[RawBatch]:
+    def _parcels(self) -> Iterator[Parcel]:
         """Batches of the loader processes, with their errors raised here."""
         with stop_signals_blocked():
             batches = iter(self._loader)
         while True:
             try:
-                raw = next(batches, None)
+                parcel = next(batches, None)
             except RuntimeError as error:
                 # torch reports a killed or hung process this way; errors of ours come as values.
                 raise DataError(
                     f"a loader process stopped: {str(error).splitlines()[0]}. Check memory and file system; "
                     "dataset.num_workers=0 loads in this process and shows the cause."
                 ) from error
-            if raw is None:
+            if parcel is None:
                 return
-            if isinstance(raw, UTNetError):
-                raise raw
-            yield raw
+            if isinstance(parcel, UTNetError):
+                raise parcel
+            yield parcel
+
+
+def _one_ahead(batches: Iterator[HandBatch], device: torch.device) -> Iterator[HandBatch]:
+    """The same batches, each made on a side stream before the one in front of it is handed out."""
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def following() -> HandBatch | None:
+        with torch.cuda.stream(side):
+            return next(batches, None)
+
+    batch = following()
+    while batch is not None:
+        here = torch.cuda.current_stream(device)
+        here.wait_stream(side)
+        batch.record_stream(here)
+        coming = following()
+        yield batch
+        batch = coming
 
 
 def build_train_loader(
@@ -199,7 +220,7 @@ def build_eval_loader(
 
 
 class _Fetch(Dataset[Any]):
-    """What runs in a loader process: a list of keys in, one batch out.
+    """What runs in a loader process: a list of keys in, one parcel out.
 
     An error of ours is handed over as a value: torch would wrap it in a traceback of its own and lose the one
     line that says what to do.
@@ -208,9 +229,9 @@ class _Fetch(Dataset[Any]):
     def __init__(self, dataset: HO3DDataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch | UTNetError:
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Parcel | UTNetError:
         try:
-            return collate(self.dataset.raws(keys))
+            return Parcel.of(collate(self.dataset.raws(keys)), shared=get_worker_info() is not None)
         except UTNetError as error:
             return error
 
@@ -225,7 +246,7 @@ def _device_loader(
 ) -> DeviceLoader:
     """A DataLoader that leaves the global RNG alone, behind a `DeviceLoader`."""
     workers = min(config.dataset.num_workers, len(sampler))
-    loader: DataLoader[RawBatch] = DataLoader(
+    loader: DataLoader[Parcel] = DataLoader(
         _Fetch(dataset),
         batch_sampler=sampler,
         collate_fn=_as_is,

@@ -88,7 +88,7 @@ class RawSample:
 
 @dataclass(frozen=True)
 class RawBatch:
-    """`RawSample`s stacked along B as torch tensors, in pinned memory where a GPU wants it."""
+    """`RawSample`s stacked along B as torch tensors."""
 
     sample_index: Tensor
     rgb_u8: Tensor
@@ -112,10 +112,6 @@ class RawBatch:
     def to(self, device: torch.device, *, non_blocking: bool = False) -> RawBatch:
         """The same batch on `device`."""
         return _map(self, lambda t: t.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> RawBatch:
-        """The same batch in page-locked memory (the DataLoader calls this by name)."""
-        return _map(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +190,11 @@ class HandBatch(HandSample):
     def to(self, device: torch.device, *, non_blocking: bool = False) -> HandBatch:
         """The same batch on `device`."""
         return _map(self, lambda t: t.to(device, non_blocking=non_blocking))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell a GPU's allocator that `stream` reads this batch, which was made on another one."""
+        for field in dataclasses.fields(self):
+            getattr(self, field.name).record_stream(stream)
 
     def row(self, i: int) -> HandSample:
         """Sample `i` of the batch."""
