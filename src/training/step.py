@@ -27,7 +27,7 @@ from src.config import RunConfig
 from src.errors import TrainingError
 from src.losses.loss import HandLoss
 from src.runtime.distributed import DistContext
-from src.schema import HandBatch, LossTerms, Prediction
+from src.schema import HandBatch, LossTerms, Prediction, gathered, spread
 from src.training.muon import Share
 from src.training.optim import Ema, Optimizer, learning_rate, peak_rate
 
@@ -99,11 +99,29 @@ class StepReport:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def wrap_for_ranks(model: nn.Module, context: DistContext) -> nn.Module:
+class _Spread(nn.Module):
+    """The network with its prediction as a plain tuple of tensors.
+
+    With static_graph, DDP starts the first exchange of gradients from the tensors that it finds in the
+    output. It does not look into dataclasses, finds none, and leaves every rank with gradients of its own,
+    without a word.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: HandBatch) -> tuple[Tensor, ...]:
+        """See `spread`."""
+        return spread(self.model(batch))
+
+
+def wrap_for_ranks(model: nn.Module, context: DistContext, accumulation: int) -> nn.Module:
     """The model in DistributedDataParallel, or itself with one rank.
 
     Buffers are constants here and are not broadcast in forward passes, and every parameter takes part in
-    every step (find_unused_parameters=False).
+    every step in the same way (find_unused_parameters=False, static_graph=True). Where a step accumulates
+    gradients the graph is not declared static: torch fails in a backward pass without exchange.
     """
     if context.world == 1:
         return model
@@ -113,9 +131,10 @@ def wrap_for_ranks(model: nn.Module, context: DistContext) -> nn.Module:
         "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
     }
     return DistributedDataParallel(
-        model,
+        _Spread(model),
         device_ids=[context.device.index] if context.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
+        static_graph=accumulation == 1,
         **switch,
     )
 
@@ -150,7 +169,7 @@ class TrainStep:
             lag: see the class; None: as the device has it.
         """
         self.model = model
-        self.wrapped = wrap_for_ranks(model, context)
+        self.wrapped = wrap_for_ranks(model, context, config.training.accumulation)
         self.loss = loss
         self.config = config
         self.context = context
@@ -234,7 +253,8 @@ class TrainStep:
             last = k == len(batches) - 1
             waiting = isinstance(self.wrapped, DistributedDataParallel) and not last
             with self.wrapped.no_sync() if waiting else contextlib.nullcontext():  # type: ignore[operator]
-                prediction = self.wrapped(batch)
+                output = self.wrapped(batch)
+                prediction = output if isinstance(output, Prediction) else gathered(output)
                 terms = self.loss(prediction, batch, trace=self._trace)
                 if on_backward is not None:
                     on_backward(batch, prediction)

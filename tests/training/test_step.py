@@ -99,6 +99,27 @@ def test_two_ranks_equal_two_accumulated_batches() -> None:
     assert (two[0] - one).abs().max() < 1e-5 * one.abs().max()
 
 
+def twice(context: DistContext, batches: int) -> torch.Tensor:
+    """Gradients of the second of two steps on micro-batches, depth shown in the second alone."""
+    step = trainer(context, accumulation=batches // context.world, lr=1e-9)
+    taken: list[torch.Tensor] = []
+    step.optimizer.adamw.register_step_pre_hook(
+        lambda *_: taken.append(torch.cat([p.grad.flatten() for p in step.model.parameters()]))
+    )
+    for shown in (False, True):
+        mine = [batch(k) for k in range(batches)][context.rank :: context.world]
+        step(mine if shown else [b.without_depth() for b in mine])
+    return taken[1]
+
+
+@pytest.mark.parametrize("batches", [2, 4])
+def test_ranks_share_every_gradient_of_every_step(batches: int) -> None:
+    """A graph recorded in a step without exchange, or without depth, must not be kept for the rest."""
+    two, one = spawn_ranks(twice, 2, (batches,), timeout_s=120), twice(ALONE, batches)
+    assert torch.equal(two[0], two[1])
+    assert (two[0] - one).abs().max() < 1e-5 * one.abs().max()
+
+
 def moved(context: DistContext) -> torch.Tensor:
     """Weights after two steps of Muon on micro-batches 1 and 2, however they are divided."""
     step = trainer(context, accumulation=2 // context.world, optimizer="muon")
