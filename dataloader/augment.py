@@ -27,7 +27,6 @@ _CORNERS = 12
 _NOISE_NUMBERS = 1 << 20
 _ANGLES = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
 _EYE = np.eye(3)
-_TURN = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +86,7 @@ def draw(config: AugmentationConfig, seed: int, epoch: int, sample_index: int) -
     roll = math.radians(config.roll_deg) * rng.uniform(-1, 1)
     scale = 1 + config.scale * rng.uniform(-1, 1)
     shift = config.shift * rng.uniform(-1, 1, 2)
-    colour = _colour_matrix(config.colour, config.hue_deg, rng)
+    colour = _colour_matrix(config.colour, rng)
     count = int(rng.integers(1, _MAX_OCCLUDERS + 1)) if rng.random() < config.p_occluder else 0
     occluders = tuple(_occluder(rng) for _ in range(count))
     count = int(rng.integers(1, _MAX_HOLES + 1)) if rng.random() < config.p_depth_holes else 0
@@ -160,23 +159,15 @@ def _noise_table(sigma_m: float, at_least: int) -> NDArray[np.int16]:
     return np.asarray(np.clip(whole, -(2**15), 2**15 - 1), np.int16)
 
 
-def _colour_matrix(strength: float, hue_deg: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(3, 4) hue, saturation, then white balance and contrast about mid-grey, then brightness."""
+def _colour_matrix(strength: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(3, 4) saturation, then white balance and contrast about mid-grey, then brightness."""
     brightness, contrast, saturation = strength * rng.uniform(-1, 1, 3)
     balance = 1 + 0.5 * strength * rng.uniform(-1, 1, 3)
     mix = (1 + saturation) * _EYE - saturation * _LUMA
-    if hue_deg:
-        mix = mix @ _about_grey(math.radians(hue_deg) * rng.uniform(-1, 1))
     colour = np.empty((3, 4), np.float32)
     colour[:, :3] = (1 + contrast) * balance[:, None] * mix
     colour[:, 3] = 0.5 * brightness - 0.5 * contrast
     return colour
-
-
-def _about_grey(angle_rad: float) -> NDArray[np.float64]:
-    """(3, 3) rotation of RGB about (1, 1, 1): greys stay, red goes to green and green to blue."""
-    cosine, sine = math.cos(angle_rad), math.sin(angle_rad) / math.sqrt(3.0)
-    return cosine * _EYE + (1 - cosine) / 3.0 + sine * _TURN
 
 
 def _occluder(rng: np.random.Generator) -> Patch:

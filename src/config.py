@@ -89,8 +89,6 @@ class ModelConfig:
 
     Auto: conv for tiny, patch for the others.
     """
-    dropout: float = _number(0.0, ge=0.0, lt=1.0)
-    """Share of the read-out's features hidden at random while training."""
     drop_path: float = _number(0.0, ge=0.0, lt=1.0)
     """Drop probability of the last block's residual branches, rising linearly from 0 at the first."""
     activation_checkpointing: bool = False
@@ -224,8 +222,6 @@ class AugmentationConfig:
     """Crop centre moved by up to this share of the hand's box side, in x and in y."""
     colour: float = _number(0.3, ge=0.0, lt=1.0)
     """Strength of brightness, contrast, saturation and white balance."""
-    hue_deg: float = _number(0.0, ge=0.0, le=180.0)
-    """Colours turned about the grey axis, uniform in +-hue_deg degrees."""
     p_occluder: float = _number(0.3, ge=0.0, le=1.0)
     """Probability that shapes are painted over picture and depth."""
     p_depth_holes: float = _number(0.5, ge=0.0, le=1.0)

@@ -64,7 +64,6 @@ class DenseReadout(nn.Module):
         fine: C.
         hidden: R.
         rest_joints_m: (J, 3) the mean hand, where training starts.
-        dropout: share of features that are hidden at random while training.
     """
 
     cells: Tensor
@@ -79,7 +78,6 @@ class DenseReadout(nn.Module):
         fine: int,
         hidden: int,
         rest_joints_m: Tensor,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -87,7 +85,6 @@ class DenseReadout(nn.Module):
         self.flat = nn.Sequential(
             nn.Linear(READOUT_GRID**2 * READOUT_CHANNELS, hidden), nn.LayerNorm(hidden), nn.GELU()
         )
-        self.dropout = nn.Dropout(dropout)
         self.votes = nn.Conv2d(fine, NUM_JOINTS, 1)
         self.describe = nn.Linear(fine, POINT_CHANNELS)
         self.enter_points = nn.Linear(NUM_JOINTS * (POINT_CHANNELS + 3), hidden)
@@ -124,8 +121,8 @@ class DenseReadout(nn.Module):
         points = torch.cat([features, 4.0 * place, sharpness], dim=-1).flatten(1)
         depth = self._depth(share, batch)
         summary = self.mix(
-            self.flat(self.dropout(self._cells_of_tokens(image_tokens)))
-            + self.enter_points(self.dropout(points))
+            self.flat(self._cells_of_tokens(image_tokens))
+            + self.enter_points(points)
             + self.enter_depth(depth)
         )
         focal = torch.stack([batch.intrinsics_crop_px[:, 0, 0], batch.intrinsics_crop_px[:, 1, 1]], dim=-1)

@@ -69,7 +69,6 @@ class UTNet(nn.Module):
             fine=sizes.map_channels[-1],
             hidden=sizes.readout_width,
             rest_joints_m=rest.mean,
-            dropout=config.dropout,
         )
         self.coarse = CoarseHead(sizes.width, sizes.readout_width, rest)
         skips = None if conv is None else (conv[1], conv[0])
