@@ -5,7 +5,19 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("hand_layer", "collection", "official", "nearest_pose", "data_path")
+NAMES = (
+    "hand_layer",
+    "collection",
+    "official",
+    "nearest_pose",
+    "data_path",
+    "startup",
+    "loader",
+    "train_step",
+    "validation",
+    "scaling",
+    "memory",
+)
 LONG = ("ablation",)
 """Take an hour or more and run only when named."""
 

@@ -206,7 +206,7 @@ class HO3DDataset:
         shown = show_depth(self.modality, self.config.dataset.p_drop_depth, seed, key.epoch, key.index)
         change = draw(self.config.augmentation, seed, key.epoch, key.index) if self.augmented else UNCHANGED
         camera = self._camera(key.index, labels, change)
-        self._pixels(key.index, camera, change, shown, rgb, depth)
+        rgb, depth = self._pixels(key.index, camera, change, shown, rgb, depth)
         z_ref = z_ref_from_depth(depth, camera) if shown else None
         if z_ref is None:
             z_ref = z_ref_from_box(camera)
@@ -396,8 +396,8 @@ class HO3DDataset:
         shown: bool,
         rgb: NDArray[np.uint8],
         depth: NDArray[np.uint16],
-    ) -> None:
-        """Write picture and depth of the crop; depth that is not shown is not read."""
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+        """Picture and depth of the crop, in the two arrays; depth that is not shown is not read."""
         path = self._path(index, "rgb")
         frame: CachedFrame | PictureFrame
         if self._cache is not None:
@@ -409,6 +409,7 @@ class HO3DDataset:
         warp_rgb(frame.rgb(window), camera, window, rgb)
         paint_rgb(rgb, change)
         depth[:] = disturb_depth(warp_depth(frame.depth(window), camera, window), change) if shown else 0
+        return rgb, depth
 
 
 def rest_roots(hand: ManoLayer, betas: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -153,3 +153,16 @@ def test_reference_depth_from_the_box() -> None:
     far = crop_camera(INTRINSICS, np.array([270.0, 210, 370, 270]), (128, 128), 1.6)
     assert crop.z_ref_from_box(far) == pytest.approx(2 * crop.z_ref_from_box(near), rel=1e-9)
     assert 0.2 < crop.z_ref_from_box(near) < 0.8
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_crop_that_is_seen_at_once_to_lie_inside_is_covered(seed: int) -> None:
+    """The short way past the overlap must never wave through a crop that shows what is no picture."""
+    camera = random_camera(seed)
+    if not crop._inside(camera, (480, 640)):
+        return
+    rows, columns = np.mgrid[-0.5 : camera.size[0] : 4, -0.5 : camera.size[1] : 4]
+    seen = through(np.linalg.inv(camera.crop_from_img), np.stack([columns.ravel(), rows.ravel()], 1))
+    assert seen.min() >= -0.5
+    assert (seen <= (639.5, 479.5)).all()

@@ -219,6 +219,20 @@ def test_a_sample_is_the_same_for_whoever_asks(tree: Tree) -> None:
     assert not np.array_equal(other.rot_crop_from_img, forward[0].rot_crop_from_img)
 
 
+def test_a_batch_is_its_samples_without_a_copy_of_the_pixels(tree: Tree) -> None:
+    """Samples made together must be those made alone, to the last bit, in their order."""
+    dataset = dataset_of(run_config(tree[0]), "train")
+    keys = [SampleKey(i, 3) for i in (4, 0, 2)]
+    together = dataset.raws(keys)
+    assert all(equal(a, dataset.raw(key)) for a, key in zip(together, keys, strict=True))
+    whole, mixed = ho3d_dataset.collate(together), ho3d_dataset.collate(together[::-1])
+    for k in range(3):
+        assert np.array_equal(whole.rgb_u8[k].numpy(), together[k].rgb_u8)
+        assert np.array_equal(mixed.rgb_u8[k].numpy(), together[2 - k].rgb_u8)
+    assert np.shares_memory(whole.rgb_u8.numpy(), together[0].rgb_u8)
+    assert not np.shares_memory(mixed.rgb_u8.numpy(), together[0].rgb_u8)
+
+
 def test_validation_sees_no_augmentation(tree: Tree) -> None:
     """The score of an epoch must not depend on the epoch or the run's seed."""
     config = run_config(tree[0], split={"val_percent": 25})

@@ -25,13 +25,13 @@ from tests.models.scene import hand_model
 
 def exchange_channels() -> None:
     """BGR pictures."""
-    original = loader.HO3DDataset.raw
+    original = loader.HO3DDataset.raws
 
-    def raw(self: loader.HO3DDataset, key: Any) -> Any:
-        sample = original(self, key)
-        return dataclasses.replace(sample, rgb_u8=sample.rgb_u8[..., ::-1].copy())
+    def raws(self: loader.HO3DDataset, keys: Any) -> Any:
+        samples = original(self, keys)
+        return [dataclasses.replace(s, rgb_u8=s.rgb_u8[..., ::-1].copy()) for s in samples]
 
-    loader.HO3DDataset.raw = raw  # type: ignore[method-assign]
+    loader.HO3DDataset.raws = raws  # type: ignore[method-assign]
 
 
 def run(
@@ -92,7 +92,7 @@ def test_a_defect_leaves_with_1(
     clinic: Clinic, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A script reads the status, a human the name of the cause."""
-    monkeypatch.setattr(loader.HO3DDataset, "raw", loader.HO3DDataset.raw)
+    monkeypatch.setattr(loader.HO3DDataset, "raws", loader.HO3DDataset.raws)
     exchange_channels()
     status, lines, _ = run(clinic, capsys, steps="0")
     assert status == 1

@@ -54,7 +54,7 @@ def curve(run: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (run / "scalars.jsonl").read_text().splitlines()]
     minutes = [row["minutes"] for row in rows]
     assert minutes == sorted(minutes), "minutes of a resumed run go on where its first part stopped"
-    clock = ("Train/samples_per_s_and_rank", "minutes")
+    clock = ("Train/samples_per_s_and_rank", "Train/data_wait_share", "minutes")
     return [{k: v for k, v in row.items() if k not in clock} for row in rows]
 
 
