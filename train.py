@@ -321,7 +321,8 @@ def train_epoch(run: Run) -> float | None:
         due = save_every > 0 and run.trainer.step % save_every == 0
         asked = position.count(run.trainer.settled(everything=due))
         if run.trainer.step % config.logging.every == 0:
-            share = position.clipped_steps / max(1, position.step_in_epoch - run.trainer.lag)
+            counted = position.step_in_epoch - run.trainer.unsettled
+            share = position.clipped_steps / max(1, counted)
             run.recorder.step(run.trainer.step, report, share, meter.read())
         if asked:
             position.count(run.trainer.settled(everything=True))

@@ -32,5 +32,10 @@ def _stack(rows: list[NDArray[Any]]) -> NDArray[Any]:
     if not isinstance(base, np.ndarray) or base.shape != (len(rows), *rows[0].shape):
         return np.stack(rows)
     start, step = base.ctypes.data, base.strides[0]
-    in_order = all(row.base is base and row.ctypes.data == start + k * step for k, row in enumerate(rows))
+    in_order = all(
+        row.base is base
+        and row.ctypes.data == start + k * step
+        and (row.dtype, row.strides) == (base.dtype, base.strides[1:])
+        for k, row in enumerate(rows)
+    )
     return base if in_order and base.flags.c_contiguous else np.stack(rows)

@@ -4,7 +4,8 @@ No rank ever steps on a value that another rank would refuse: the loss and the s
 over ranks, the gradients are averaged by DDP, and only then is anything decided.
 
 On a GPU nothing in a step waits for the device. Whether its values are finite is decided there: a step that
-is not changes nothing, nor does any after it, and the host hears of it one step later (`TrainStep.lag`).
+is not changes no weight, nor does any after it, and the host hears of it one step later (`TrainStep.lag`);
+the averages that optimiser and EMA keep are then of no use, and the error ends the run before they are saved.
 """
 
 from __future__ import annotations
@@ -205,8 +206,8 @@ class TrainStep:
 
         Raises:
             TrainingError: a loss or gradient of any rank is not finite, in this step or `lag` steps ago; on
-                every rank, before the weights or the average changed; names the rank, the loss terms and
-                the sample indices.
+                every rank, before the weights changed; names the rank, the loss terms and the sample
+                indices.
         """
         report = self._gradients(batches, stop, on_backward)
         if self.lag == 0:
@@ -222,6 +223,11 @@ class TrainStep:
             while len(self._waiting) > self.lag:
                 self._settle(self._waiting.popleft())
         return report
+
+    @property
+    def unsettled(self) -> int:
+        """Steps that were done and not yet checked."""
+        return len(self._waiting)
 
     def settled(self, *, everything: bool = False) -> list[StepReport]:
         """Reports of steps that were checked since the last call, the oldest first.

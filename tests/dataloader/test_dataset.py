@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dataloader import decode, ho3d_dataset
+from dataloader.collate import _stack
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.samplers import SampleKey
 from src.config import RunConfig
@@ -231,6 +232,16 @@ def test_a_batch_is_its_samples_without_a_copy_of_the_pixels(tree: Tree) -> None
         assert np.array_equal(mixed.rgb_u8[k].numpy(), together[2 - k].rgb_u8)
     assert np.shares_memory(whole.rgb_u8.numpy(), together[0].rgb_u8)
     assert not np.shares_memory(mixed.rgb_u8.numpy(), together[0].rgb_u8)
+
+
+def test_rows_seen_otherwise_are_stacked_as_they_are_seen() -> None:
+    """A transposed rotation that stands in one array with others must not come out untransposed."""
+    whole = np.arange(18.0).reshape(2, 3, 3).copy()
+    for see in (lambda row: row.T, lambda row: row.view(np.int64), lambda row: row):
+        rows = [see(whole[k]) for k in range(2)]
+        got = _stack(rows)
+        assert got.dtype == rows[0].dtype
+        assert np.array_equal(got, np.stack(rows))
 
 
 def test_validation_sees_no_augmentation(tree: Tree) -> None:

@@ -292,6 +292,8 @@ def test_an_epoch_counts_each_step_once() -> None:
     for k in range(4):
         losses.append(step([batch(k)], stop=k == 3).loss)
         assert not position.count(step.settled())
+        assert step.unsettled == 1
     assert position.count(step.settled(everything=True))
+    assert step.unsettled == 0
     assert position.loss_sum == pytest.approx(sum(losses))
     assert position.clipped_steps == 4

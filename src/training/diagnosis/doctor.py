@@ -117,6 +117,10 @@ class Doctor:
         if self._snapshot is None:
             return
         before, self._snapshot = self._snapshot, None
+        if (
+            not report.finite
+        ):  # on a GPU the next step refuses it; weights that stood still are its consequence
+            return
         self._watched += 1
         probed, self._after_validation = self._after_validation, False
         early = self._watched <= FIRST_STEPS
