@@ -117,9 +117,8 @@ class Doctor:
         if self._snapshot is None:
             return
         before, self._snapshot = self._snapshot, None
-        if (
-            not report.finite
-        ):  # on a GPU the next step refuses it; weights that stood still are its consequence
+        # On a GPU the next step refuses such a step; weights that stood still are only its consequence.
+        if not report.finite:
             return
         self._watched += 1
         probed, self._after_validation = self._after_validation, False
