@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -219,10 +218,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(getattr(value, f.name))
 
 
-@contextmanager
-def _timed(
-    where: torch.device, parts: Mapping[str, Callable[[], object]], rounds: int
-) -> Iterator[dict[str, float]]:
+def _timed(where: torch.device, parts: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each, in turns; a GPU is waited for."""
 
     def waiting(run: Callable[[], object]) -> Callable[[], object]:
@@ -232,7 +228,7 @@ def _timed(
 
         return both
 
-    yield interleaved({name: waiting(run) for name, run in parts.items()}, rounds)
+    return interleaved({name: waiting(run) for name, run in parts.items()}, rounds)
 
 
 def _rows(scene: Scene, where: torch.device) -> list[Row]:
@@ -246,8 +242,8 @@ def _rows(scene: Scene, where: torch.device) -> list[Row]:
     emulated = precision != "float32" and not has_bf16(where)
     rounds = EMULATED_ROUNDS if emulated else ROUNDS[where.type]
     both = {"ours": lambda: ours([batch]), "libraries": lambda: theirs([batch])}
-    with _timed(where, both, rounds) as seconds:
-        step, reference = seconds["ours"], seconds["libraries"]
+    seconds = _timed(where, both, rounds)
+    step, reference = seconds["ours"], seconds["libraries"]
     what = f"{PRESET}, batch {BATCH}, {precision}{' (emulated)' if emulated else ''}"
     rows = [
         Row(
@@ -259,16 +255,16 @@ def _rows(scene: Scene, where: torch.device) -> list[Row]:
     ]
     if emulated:
         return rows
-    with _timed(where, _parts(ours, batch), rounds) as parts:
-        rows += [
-            Row(
-                f"{what}, {name}: {value * 1e3:.1f} ({value / step:.0%})",
-                f"step: {step * 1e3:.1f}",
-                step / value,
-                "ms",
-            )
-            for name, value in parts.items()
-        ]
+    parts = _timed(where, _parts(ours, batch), rounds)
+    rows += [
+        Row(
+            f"{what}, {name}: {value * 1e3:.1f} ({value / step:.0%})",
+            f"step: {step * 1e3:.1f}",
+            step / value,
+            "ms",
+        )
+        for name, value in parts.items()
+    ]
     return rows
 
 
