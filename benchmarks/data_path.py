@@ -25,7 +25,8 @@ from benchmarks.common import Row, interleaved, report
 from dataloader.augment import draw
 from dataloader.collate import collate
 from dataloader.crop import z_ref_from_box
-from dataloader.ho3d_dataset import HO3DDataset, _assemble
+from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.labels import assemble
 from dataloader.modality import show_depth
 from dataloader.prepare import IMAGENET_MEAN, IMAGENET_STD
 from dataloader.samplers import SampleKey
@@ -94,9 +95,7 @@ def _first_version(dataset: HO3DDataset, key: SampleKey) -> dict[str, Tensor]:
     if not _shown(dataset, key):
         depth, measured = np.zeros_like(depth), np.zeros_like(measured)
     blank = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint16)
-    sample = _assemble(
-        key.index, camera, change, True, *blank, z_ref, labels, dataset._rest_root_m[key.index]
-    )
+    sample = assemble(key.index, camera, change, True, *blank, z_ref, labels, dataset._rest_root_m[key.index])
     fields = {
         f.name: torch.from_numpy(np.asarray(getattr(sample, f.name))) for f in dataclasses.fields(sample)
     }

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dataloader.cache_build import ensure_cache
 from dataloader.collate import collate
-from dataloader.ho3d_dataset import HO3DDataset, hands_of
+from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.index import ensure_index, open_index
 from dataloader.label_check import require_hand_fits
+from dataloader.labels import hands_of
 from dataloader.meta import ListName
 from dataloader.modality import Modality
 from dataloader.parcel import Parcel

@@ -1,6 +1,6 @@
 """One HO3D annotation file -> one record, exactly as the file says: OpenGL axes, HO3D joint order, metres.
 
-Nothing is converted here; `dataloader/ho3d_dataset.py` is the door where conventions change.
+Nothing is converted here; `dataloader/labels.py` is the door where conventions change.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataloader.ho3d_dataset import HO3DDataset, Labels
+from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.label_check import require_hand_fits
+from dataloader.labels import Labels
 from src.errors import DataError
 from src.hand.mano import ManoLayer
 from tests.dataloader.posed import write_posed_hands

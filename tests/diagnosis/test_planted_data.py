@@ -18,6 +18,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 import dataloader.ho3d_dataset as loader
+import dataloader.labels as door
 import dataloader.prepare as preparation
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import load_hand_asset
@@ -29,13 +30,13 @@ Patch = pytest.MonkeyPatch
 Array = np.ndarray
 
 
-def labels(change: Callable[[loader.Labels], dict[str, Any]]) -> Callable[[Patch], None]:
+def labels(change: Callable[[door.Labels], dict[str, Any]]) -> Callable[[Patch], None]:
     """Plant a change of the labels in the image camera, where HO3D's conventions become ours."""
 
     def plant(patch: Patch) -> None:
         original = loader.convert
 
-        def convert(*arguments: Any) -> loader.Labels:
+        def convert(*arguments: Any) -> door.Labels:
             made = original(*arguments)
             return dataclasses.replace(made, **change(made))
 
@@ -48,13 +49,13 @@ def raw(change: Callable[[Any, Any], dict[str, Any]]) -> Callable[[Patch], None]
     """Plant a change of what a loader process hands over; the augmentation of the sample is known to it."""
 
     def plant(patch: Patch) -> None:
-        original = loader._assemble
+        original = loader.assemble
 
         def assemble(*arguments: Any) -> Any:
             made = original(*arguments)
             return dataclasses.replace(made, **change(made, arguments[2]))
 
-        patch.setattr(loader, "_assemble", assemble)
+        patch.setattr(loader, "assemble", assemble)
 
     return plant
 
@@ -93,7 +94,7 @@ def unrolled(sample: Any, change: Any, *fields: str) -> dict[str, Any]:
     return made
 
 
-def left_hand(made: loader.Labels) -> dict[str, Any]:
+def left_hand(made: door.Labels) -> dict[str, Any]:
     """What a left hand's annotation holds: everything mirrored, rotations conjugate."""
     flip = np.diag([-1.0, 1.0, 1.0]).astype(np.float32)
     return {
@@ -145,8 +146,8 @@ DEFECTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
         "axis flip",
         labels(lambda m: {"joints_cam_m": m.joints_cam_m * np.float32([1, -1, 1])}),
     ),
-    "one sign of OpenGL missed": ("axis flip", attribute(loader, "CV_FROM_GL", np.float32([1, 1, -1]))),
-    "two signs of OpenGL exchanged": ("axis flip", attribute(loader, "CV_FROM_GL", np.float32([-1, 1, -1]))),
+    "one sign of OpenGL missed": ("axis flip", attribute(door, "CV_FROM_GL", np.float32([1, 1, -1]))),
+    "two signs of OpenGL exchanged": ("axis flip", attribute(door, "CV_FROM_GL", np.float32([-1, 1, -1]))),
     "pose left in OpenGL": (
         "axis flip",
         labels(lambda m: {"global_orient": m.global_orient * np.float32([1, -1, -1])[:, None]}),
@@ -156,7 +157,7 @@ DEFECTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
         "unit of labels",
         labels(lambda m: {"joints_cam_m": m.joints_cam_m * 1000, "root_cam_m": m.root_cam_m * 1000}),
     ),
-    "joints left in HO3D's order": ("joint order", attribute(loader, "_TO_OPENPOSE", list(range(21)))),
+    "joints left in HO3D's order": ("joint order", attribute(door, "TO_OPENPOSE", list(range(21)))),
     "two fingers exchanged": (
         "joint order",
         labels(lambda m: {"joints_cam_m": m.joints_cam_m[:, [*range(13), *range(17, 21), *range(13, 17)]]}),

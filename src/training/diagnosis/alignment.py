@@ -37,7 +37,8 @@ NO_SKIN = 0.03
 """Redness under joints over that of the crops below which no hand is there; healthy above 0.09."""
 APART = "label and picture apart"
 AUGMENTED = "label and picture augmented apart"
-_LOADER = "dataloader/ho3d_dataset.py"
+_LOADER = "dataloader/labels.py"
+_PIXELS = "dataloader/ho3d_dataset.py (_pixels), dataloader/augment.py"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def check_alignment(batch: HandBatch, *, depth_wrong: bool = False) -> tuple[lis
         if redder is None or colour <= RED:
             return [finding], False
         text = f"depth lies under the labels, yet {redder.place.text} has the skin"
-        return [_wrong("picture and depth apart", text, f"{_LOADER} (_pixels), dataloader/augment.py")], False
+        return [_wrong("picture and depth apart", text, _PIXELS)], False
     return _by_colour(colour, trials, len(batch.rgb)), False
 
 
@@ -117,7 +118,7 @@ def _by_depth(labelled: tuple[float, int], colour: float, trials: list[_Trial], 
         text = f"{seen}; {best.place.text} leaves {left:.1%}"
         if best.redness < colour - REDDER:
             text = f"{text}, yet the skin is where the labels are"
-            return _wrong("picture and depth apart", text, f"{_LOADER} (_pixels), dataloader/augment.py")
+            return _wrong("picture and depth apart", text, _PIXELS)
         return _wrong(best.place.cause, text, best.place.where)
     redder = _redder(colour, trials, samples)
     if redder is not None:
@@ -165,7 +166,7 @@ def _places(batch: HandBatch) -> Iterator[_Place]:
         ("x and y reversed in the image camera", (-1.0, -1.0, 1.0)),
     ):
         yield _Place("axis flip", name, f"{_LOADER} (CV_FROM_GL)", turned(joints, mirrors(batch, signs)))
-    where = "dataloader/augment.py, dataloader/ho3d_dataset.py (_assemble)"
+    where = "dataloader/augment.py, dataloader/labels.py (assemble)"
     for name, times in (
         ("taking the augmentation's roll off the labels", -1.0),
         ("rolling the labels the other way", -2.0),

@@ -20,7 +20,7 @@ from src.hand.mano import ManoLayer
 from src.schema import HandBatch
 from src.training.diagnosis.batches import mirrors, rolls, turned
 
-LOADER = "dataloader/ho3d_dataset.py"
+LOADER = "dataloader/labels.py"
 EXPLAINS = 0.02
 """Residual below which a transform explains the labels: far above rounding, far below another finger."""
 _AXES = {
@@ -98,7 +98,7 @@ def causes(b: Rows, hand: ManoLayer, made: Tensor, labels: Tensor) -> Iterator[C
         known = next((name for name, p in _ORDERS.items() if tuple(p) == order), "an order of no name here")
         text = f"the permutation {list(order)} ({known})"
         yield Cause(
-            "joint order", text, f"{LOADER} (_TO_OPENPOSE)", residual(made[:, list(order)], labels, "mean")
+            "joint order", text, f"{LOADER} (TO_OPENPOSE)", residual(made[:, list(order)], labels, "mean")
         )
     for what, text, rotation, where in turns(b.batch):
         yield Cause(what, text, where, residual(turned(made, rotation), labels))
@@ -112,7 +112,7 @@ def causes(b: Rows, hand: ManoLayer, made: Tensor, labels: Tensor) -> Iterator[C
         yield Cause("pose convention", name, f"{LOADER}, dataloader/index.py", residual(other, labels))
     rotation = fit_rotation(made, labels).float()
     text = "a rotation of its own for each sample"
-    where = f"{LOADER} (_assemble), dataloader/augment.py"
+    where = f"{LOADER} (assemble), dataloader/augment.py"
     left_over = residual(turned(made, rotation), labels)
     # A rotation of its own for each sample explains whatever one rotation explains: it comes last.
     yield Cause("joints and pose turned apart", text, where, max(left_over, 0.9 * EXPLAINS))
@@ -124,7 +124,7 @@ def turns(batch: HandBatch) -> Iterator[tuple[str, str, Tensor, str]]:
         yield "axis flip", f"{name} in the image camera", mirrors(batch, signs), f"{LOADER} (CV_FROM_GL)"
         turn = torch.diag(torch.tensor(signs)).expand(len(batch.rgb), 3, 3)
         yield "axis flip", f"{name} in the crop camera", turn, f"{LOADER}, dataloader/crop.py"
-    where = f"{LOADER} (_assemble), dataloader/augment.py"
+    where = f"{LOADER} (assemble), dataloader/augment.py"
     apart = "joints and pose turned apart"
     yield apart, "the crop's rotation, which joints lack,", batch.rot_crop_from_img.transpose(1, 2), where
     yield apart, "the crop's rotation, which joints have twice,", batch.rot_crop_from_img, where

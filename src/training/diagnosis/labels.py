@@ -215,7 +215,7 @@ def wrist_path(batch: HandBatch, hand: ManoLayer, rows: Tensor) -> Finding:
     if float(((wrist - root).norm(dim=-1) - rest).abs().median()) < 1e-3:
         text = f"{seen}, as far as J0(betas) is long: the translation was taken for the wrist"
         return Finding("FAIL", "wrist without J0(betas)", text, expected, LOADER)
-    where = f"{LOADER} (_assemble), dataloader/augment.py"
+    where = f"{LOADER} (assemble), dataloader/augment.py"
     return Finding(
         "FAIL", "joints and wrist moved apart", f"{seen}; no axis or roll explains it", expected, where
     )
