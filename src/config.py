@@ -224,6 +224,9 @@ class AugmentationConfig:
     """Strength of brightness, contrast, saturation and white balance."""
     p_occluder: float = _number(0.3, ge=0.0, le=1.0)
     """Probability that shapes are painted over picture and depth."""
+    p_background: float = _number(0.0, ge=0.0, le=1.0)
+    """Probability that what lies well behind the hand is taken from another training frame, whose files are
+    read too."""
     p_depth_holes: float = _number(0.5, ge=0.0, le=1.0)
     """Probability that patches of depth are removed."""
     depth_noise_m: float = _number(0.002, ge=0.0, le=0.05)
