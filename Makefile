@@ -1,5 +1,6 @@
 # make demo   a first run, from nothing: environment, stand-in hand, synthetic data, two epochs on two ranks
-# make learn  what the tiny network learns in half an hour on two cores: SEED=0 chooses data and weights
+# make learn  what the tiny network learns in half an hour on two cores: SEED=0 chooses data and weights,
+#             LEARN_SETTINGS="training.num_epochs=8" changes the recipe
 # make test   the whole test suite, from nothing
 # make lint   ruff and mypy
 # make bench  the benchmarks, into runs/bench/
@@ -15,6 +16,7 @@ DEMO_EVALUATION_SEQUENCES ?= 6
 SEED ?= 0
 LEARN := data/learn/seed$(SEED)
 LEARN_RANKS := 2
+LEARN_SETTINGS ?=
 
 .PHONY: setup demo demo-data learn learn-data test lint bench clean
 
@@ -56,7 +58,7 @@ learn: learn-data
 	@set -e; threads=$$($(BIN)/python -c 'import os; print(max(1, len(os.sched_getaffinity(0)) // $(LEARN_RANKS)))'); \
 	export OMP_NUM_THREADS=$$threads; \
 	run="$(BIN)/torchrun --standalone --nproc_per_node=$(LEARN_RANKS) train.py --config config/learn.yaml \
-		seed=$(SEED) dataset.root_dir=$(LEARN) runtime.threads=$$threads"; \
+		seed=$(SEED) dataset.root_dir=$(LEARN) runtime.threads=$$threads $(LEARN_SETTINGS)"; \
 	$$run name=learn-$(SEED); \
 	trained=$$(ls -d runs/*-learn-$(SEED) | tail -n 1); \
 	$$run name=learn-$(SEED)-held-out --evaluate $$trained/checkpoints/last.pt; \
