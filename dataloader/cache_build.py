@@ -44,7 +44,7 @@ from src.runtime.lock import file_lock
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the files' layout, the windows or the meaning of a pixel changes."""
 
 _PROBES = 8
@@ -104,8 +104,9 @@ def ensure_cache(
         if (folder / MARKER).exists():
             _log.info(f"Crop cache: {folder} cannot be used ({reason}); writing it anew.")
             (folder / MARKER).unlink()
-        windows = reach(*hands(), geometry)
-        done = _write(Plan(config, index, folder, wanted, windows), budget_s, show_progress)
+        seen_by = hands()
+        plan = Plan(config, index, folder, wanted, reach(*seen_by, geometry), seen_by, geometry)
+        done = _write(plan, budget_s, show_progress)
     return folder if done else None
 
 

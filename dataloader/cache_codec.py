@@ -1,12 +1,12 @@
 """How the crop cache stores pixels. Legend: h w of the window held; `kind` is dataset.cache_format.
 
-raw: the pixels, row by row. compact: RGB as the first JPEG of a ladder that keeps MIN_PSNR_DB against the
-decoded picture (PNG where none does). The ladder begins with the quality of the picture's own file: in
-windows that are cut along JPEG's blocks its numbers come out almost as they went in, at half the bytes and
-twenty decibels above what they cost elsewhere. Depth, lossless: values by their rank among those that occur,
-where few do; of that the differences to the row above, in every BAND-th row to the left, folded to 0, -1, 1,
--2, ... and kept in one byte, with larger ones in a list; compressed by Zstandard, which decodes in a quarter
-of deflate's time.
+raw: the pixels, row by row. compact: what no crop can see is made cheap. RGB is the first JPEG of a ladder
+that keeps MIN_PSNR_DB against the decoded picture (PNG where none does). The ladder begins with the quality
+of the picture's own file: in windows that are cut along JPEG's blocks its numbers come out almost as they
+went in, at half the bytes and twenty decibels above what they cost elsewhere. Depth, lossless: values by
+their rank among those that occur, where few do; of that the differences to the row above, in every BAND-th
+row to the left, folded to 0, -1, 1, -2, ... and kept in one byte, with larger ones in a list; compressed by
+Zstandard, which decodes in a quarter of deflate's time.
 """
 
 from __future__ import annotations
@@ -38,26 +38,55 @@ EVERYTHING = (slice(None), slice(None))
 """All rows and columns."""
 
 
-def encode_rgb(pixels: NDArray[np.uint8], kind: str, quality: int | None = None) -> NDArray[np.uint8]:
-    """(h, w, 3) RGB -> bytes; `quality` is that of the JPEG they come from, if they do (1-100)."""
+def encode_rgb(
+    pixels: NDArray[np.uint8],
+    kind: str,
+    quality: int | None = None,
+    seen: NDArray[np.bool_] | None = None,
+) -> NDArray[np.uint8]:
+    """Pixels -> bytes.
+
+    Args:
+        pixels: (h, w, 3) RGB.
+        kind: raw or compact.
+        quality: 1-100, of the JPEG they come from, if they do.
+        seen: (h, w) pixels that anyone will ask for; None: all. Compact blocks without any come back plain.
+    """
     if kind == "raw" or pixels.size == 0:
         return np.ascontiguousarray(pixels).reshape(-1)
     bgr = np.ascontiguousarray(pixels[..., ::-1])
+    if seen is not None and seen.any():
+        kept = _blocks(seen)
+        bgr[~kept] = bgr[kept].mean(0).astype(np.uint8)
+    judged = bgr if seen is None or not seen.any() else bgr[seen]
     own = () if quality is None else ((quality, _HALF), (quality, _FULL))
     for step, sampling in (*own, *_LADDER):
         options = [cv2.IMWRITE_JPEG_QUALITY, step, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
         ok, data = cv2.imencode(".jpg", bgr, options)
         assert ok
         shown = cv2.imdecode(data, cv2.IMREAD_COLOR)
-        if shown is not None and cv2.PSNR(shown, bgr) >= MIN_PSNR_DB:
+        if shown is not None and cv2.PSNR(shown if judged is bgr else shown[seen], judged) >= MIN_PSNR_DB:
             return np.asarray(data, np.uint8).reshape(-1)
     return np.asarray(cv2.imencode(".png", bgr)[1], np.uint8).reshape(-1)
 
 
-def encode_depth(depth: NDArray[np.uint16], kind: str) -> NDArray[np.uint8]:
-    """(h, w) depth -> bytes; lossless."""
+def _blocks(seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(h, w) whether a pixel's JPEG block holds one that is seen; blocks begin in the corner."""
+    height, width = seen.shape
+    padded = np.zeros([-(-side // BLOCK_PX) * BLOCK_PX for side in seen.shape], np.bool_)
+    padded[:height, :width] = seen
+    blocks = padded.reshape(padded.shape[0] // BLOCK_PX, BLOCK_PX, -1, BLOCK_PX).any(axis=(1, 3))
+    return np.repeat(np.repeat(blocks, BLOCK_PX, axis=0), BLOCK_PX, axis=1)[:height, :width]
+
+
+def encode_depth(
+    depth: NDArray[np.uint16], kind: str, seen: NDArray[np.bool_] | None = None
+) -> NDArray[np.uint8]:
+    """(h, w) depth -> bytes; lossless in the pixels that are seen, the others as in `encode_rgb`."""
     if kind == "raw":
         return np.ascontiguousarray(depth, "<u2").reshape(-1).view(np.uint8)
+    if seen is not None and not seen.all() and seen.any():
+        depth = _carried_on(depth, seen)
     values, rank = np.unique(depth, return_inverse=True)
     if depth.size and 2 * len(values) < int(values[-1]) - int(values[0]):
         numbers = rank.reshape(depth.shape).astype(np.uint16)
@@ -71,6 +100,19 @@ def encode_depth(depth: NDArray[np.uint16], kind: str) -> NDArray[np.uint8]:
     head = np.array([len(values), int(large.sum())], _HEAD)
     packed = zstandard.ZstdCompressor(level=_LEVEL).compress(b"".join(part.tobytes() for part in plain))
     return np.frombuffer(head.tobytes() + packed, np.uint8)
+
+
+def _carried_on(depth: NDArray[np.uint16], seen: NDArray[np.bool_]) -> NDArray[np.uint16]:
+    """Each column's first and last seen value up to its ends, so that no differences are left there.
+
+    In between everything is kept: what crops see of a column has no gaps.
+    """
+    rows = np.arange(len(depth))
+    first, last = seen.argmax(axis=0), len(depth) - 1 - seen[::-1].argmax(axis=0)
+    carried = np.take_along_axis(depth, np.clip(rows[:, None], first, last), axis=0)
+    columns = np.flatnonzero(seen.any(axis=0))
+    carried[:, : columns[0]], carried[:, columns[-1] + 1 :] = 0, 0
+    return carried
 
 
 def decode_rgb(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from dataloader.cache import HEADER_BYTES, MAGIC, TABLE_DTYPE
 from dataloader.cache_codec import BLOCK_PX, encode_depth, encode_rgb
+from dataloader.cache_window import Geometry, within_reach
 from dataloader.crop import Window
 from dataloader.decode import PictureFrame
 from dataloader.index import AnnotationIndex
@@ -47,6 +48,10 @@ class Plan:
     fingerprint: dict[str, Any]
     windows: NDArray[np.int64]
     """(N, 4) not clipped to the pictures."""
+    hands: tuple[NDArray[np.float64], NDArray[np.float64]]
+    """K (N, 3, 3) and boxes (N, 4) that the windows were made from, with"""
+    geometry: Geometry
+    """these ranges."""
 
     @property
     def key(self) -> str:
@@ -126,10 +131,14 @@ def encode_frame(plan: Plan, row: int) -> tuple[NDArray[np.void], NDArray[np.uin
     """
     frame = plan.frame(row)
     window = frame.clip(plan.windows[row].tolist())
+    seen, quality = None, None
     if plan.kind == "compact" and window.x1 > window.x0 and window.y1 > window.y0:
         window = frame.clip(_along_blocks(window))
-    rgb = encode_rgb(frame.rgb(window), plan.kind, frame.jpeg_quality if plan.kind == "compact" else None)
-    depth = encode_depth(frame.depth(window), plan.kind)
+        intrinsics, boxes = plan.hands
+        seen = within_reach(intrinsics[row], boxes[row], plan.geometry, window)
+        quality = frame.jpeg_quality
+    rgb = encode_rgb(frame.rgb(window), plan.kind, quality, seen)
+    depth = encode_depth(frame.depth(window), plan.kind, seen)
     record = np.zeros((), TABLE_DTYPE)
     record["window"], record["size"] = window, frame.size
     record["crc"] = zlib.crc32(rgb.data), zlib.crc32(depth.data)

@@ -1,20 +1,23 @@
 """How far the augmented crops of a frame can reach: what the crop cache must hold of its picture.
 
 A crop is a cone of rays around the jittered centre of the hand's box. `reach` bounds the pixels of all
-crops that the augmentation's ranges allow; `dataloader/crop.py: footprint` gives those of one crop.
+crops that the augmentation's ranges allow, and `within_reach` marks them: crops that roll all around never
+see the window's corners, a fifth of it. `dataloader/crop.py: footprint` gives the pixels of one crop.
 Legend: N frames. Pixels as everywhere: centres have whole numbers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.crop import FOOTPRINT_MARGIN_PX
+from dataloader.crop import FOOTPRINT_MARGIN_PX, Window
 from dataloader.meta import ListName
 from src.config import RunConfig
 
@@ -26,6 +29,8 @@ MARGIN_PX = FOOTPRINT_MARGIN_PX + 1
 _ROLL_STEP_RAD = math.pi / 24
 _SHIFTS = (-1.0, 0.0, 1.0)
 _CHUNK = 2048
+_FARTHEST_PX = 2.0**14
+"""Pixels from a window's corner as far as OpenCV fills polygons exactly."""
 _TOLERANCE = 1e-9
 
 
@@ -96,12 +101,53 @@ def reach(intrinsics_px: Array, boxes_px: Array, geometry: Geometry) -> NDArray[
     return out
 
 
+def within_reach(
+    intrinsics_px: Array, box_px: Array, geometry: Geometry, window: Window
+) -> NDArray[np.bool_]:
+    """Which pixels of a window the crops of a frame may depend on.
+
+    Args:
+        intrinsics_px: (3, 3) K of the picture.
+        box_px: (4,) x0, y0, x1, y1 of the hand.
+        geometry: the ranges.
+        window: of the picture, inside it.
+
+    Returns:
+        (h, w), true inside the convex hull of all outlines and MARGIN_PX around it, and nowhere else but by a
+        pixel; all true where `reach` gives the largest rectangle.
+    """
+    seen = np.zeros((window.y1 - window.y0, window.x1 - window.x0), np.uint8)
+    pixels, behind = zip(*_outlines(intrinsics_px[None], box_px[None], geometry), strict=True)
+    points = np.concatenate(pixels, axis=1)[0] - (window.x0, window.y0)
+    if any(flag[0] for flag in behind) or np.abs(points).max() > _FARTHEST_PX:
+        return np.ones(seen.shape, np.bool_)
+    hull = cv2.convexHull(points.astype(np.float32))
+    cv2.fillConvexPoly(seen, np.rint(hull).astype(np.int32), 1)
+    # Outlines may lie outside the window where the picture ends: it is the hull that grows, not its part.
+    cv2.polylines(seen, [np.rint(hull).astype(np.int32)], True, 1, thickness=2 * MARGIN_PX + 3)
+    return seen.view(np.bool_)
+
+
 def _reach(intrinsics_px: Array, boxes_px: Array, geometry: Geometry) -> NDArray[np.int64]:
     """`reach` of a few frames."""
     low = np.full((len(boxes_px), 2), np.inf)
     high = -low
-    behind = np.asarray(~np.isfinite(boxes_px).all(1))
-    boxes = np.where(behind[:, None], [[0.0, 0.0, 100.0, 100.0]], boxes_px)
+    anywhere = np.zeros(len(boxes_px), np.bool_)
+    for pixels, behind in _outlines(intrinsics_px, boxes_px, geometry):
+        low, high = np.minimum(low, pixels.min(1)), np.maximum(high, pixels.max(1))
+        anywhere |= behind
+    low[anywhere], high[anywhere] = -1e6, 1e6
+    window = np.concatenate([np.floor(low) - MARGIN_PX, np.ceil(high) + MARGIN_PX + 1], 1)
+    return np.asarray(np.clip(window, -(10**6), 10**6), np.int64)
+
+
+def _outlines(
+    intrinsics_px: Array, boxes_px: Array, geometry: Geometry
+) -> Iterator[tuple[Array, NDArray[np.bool_]]]:
+    """For each extreme shift: (N, K, 2) pixels whose convex hull holds the crops' outlines at every roll, and
+    (N,) whether they reach behind the camera or the box is not finite."""
+    unknown = np.asarray(~np.isfinite(boxes_px).all(1))
+    boxes = np.where(unknown[:, None], [[0.0, 0.0, 100.0, 100.0]], boxes_px)
     side = (boxes[:, 2:] - boxes[:, :2]).max(1)
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2
     inverse = np.linalg.inv(intrinsics_px)
@@ -115,13 +161,9 @@ def _reach(intrinsics_px: Array, boxes_px: Array, geometry: Geometry) -> NDArray
         directions = np.concatenate([tangent, np.ones((*tangent.shape[:2], 1))], 2)
         # Rows times a rotation are columns times its inverse: from the crop camera into the image camera.
         points = directions @ _turns_to_axis(ray) @ intrinsics_px.transpose(0, 2, 1)
-        behind |= (points[..., 2] <= 0).any(1)
         with np.errstate(divide="ignore", invalid="ignore"):
             pixels = points[..., :2] / points[..., 2:]
-        low, high = np.minimum(low, pixels.min(1)), np.maximum(high, pixels.max(1))
-    low[behind], high[behind] = -1e6, 1e6
-    window = np.concatenate([np.floor(low) - MARGIN_PX, np.ceil(high) + MARGIN_PX + 1], 1)
-    return np.asarray(np.clip(window, -(10**6), 10**6), np.int64)
+        yield pixels, unknown | (points[..., 2] <= 0).any(1)
 
 
 def _outline(geometry: Geometry) -> Array:

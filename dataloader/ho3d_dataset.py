@@ -154,7 +154,8 @@ class HO3DDataset:
         """What is done to a sample."""
         if not self.augmented:
             return UNCHANGED
-        return draw(self.config.augmentation, self.config.seed, key.epoch, key.index)
+        ranges = self.config.augmentation.in_epoch(key.epoch, self.config.training.num_epochs)
+        return draw(ranges, self.config.seed, key.epoch, key.index)
 
     def _raw(
         self,

@@ -6,6 +6,8 @@ here, the YAML's `base`, the YAML, the command line. Paths are relative to the w
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -231,6 +233,25 @@ class AugmentationConfig:
     """Probability that patches of depth are removed."""
     depth_noise_m: float = _number(0.002, ge=0.0, le=0.05)
     """Standard deviation of the noise added to depth, metres."""
+    calm_share: float = _number(0.0, ge=0.0, le=1.0)
+    """Share of the epochs, the last ones, whose samples look more like those that are scored."""
+    calm_strength: float = _number(0.25, ge=0.0, le=1.0)
+    """Factor on ranges and probabilities in them."""
+
+    def in_epoch(self, epoch: int, num_epochs: int) -> AugmentationConfig:
+        """What holds in one epoch of a run: this, or its calm version."""
+        if epoch < num_epochs - round(self.calm_share * num_epochs):
+            return self
+        return _calm(self)
+
+
+@functools.lru_cache(maxsize=8)
+def _calm(config: AugmentationConfig) -> AugmentationConfig:
+    """Ranges and probabilities times calm_strength; the sensor's noise stays."""
+    names = ("roll_deg", "scale", "shift", "colour", "p_occluder", "p_background", "p_depth_holes")
+    return dataclasses.replace(
+        config, **{name: getattr(config, name) * config.calm_strength for name in names}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, paint_rgb
+from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.samplers import SampleKey
 from src.config import AugmentationConfig
 from src.schema import DEPTH_UNIT_M
+from tests.dataloader.tree import FanHand, run_config, write_tree
 
 CONFIG = AugmentationConfig()
 
@@ -126,3 +130,35 @@ def test_holes_remove_depth() -> None:
         out = disturb_depth(depth, draw(config, 0, 0, i))
         assert set(np.unique(out)) <= {0, 5000}
     assert any((disturb_depth(depth, draw(config, 0, 0, i)) == 0).any() for i in range(5))
+
+
+def test_the_last_epochs_are_calm() -> None:
+    """A key that moved nothing would be believed; one that calmed the whole run would take its variety."""
+    config = dataclasses.replace(CONFIG, calm_share=0.2, p_background=1.0)
+    assert [config.in_epoch(e, 10) is config for e in range(10)] == [True] * 8 + [False] * 2
+    assert [config.in_epoch(e, 4) is config for e in range(4)] == [True] * 3 + [False]
+    assert all(CONFIG.in_epoch(e, 4) is CONFIG for e in range(4))
+    before = [draw(config.in_epoch(0, 10), 0, 9, i) for i in range(400)]
+    after = [draw(config.in_epoch(9, 10), 0, 9, i) for i in range(400)]
+    for field in ("roll_rad", "shift"):
+        wide, calm = (np.array([getattr(c, field) for c in part]) for part in (before, after))
+        np.testing.assert_allclose(calm, wide * config.calm_strength, atol=1e-12)
+    for field in ("occluders", "holes", "background"):
+        wide, calm = (np.mean([bool(getattr(c, field)) for c in part]) for part in (before, after))
+        assert calm == pytest.approx(wide * config.calm_strength, abs=0.07)
+    assert after[0].depth_noise_m == before[0].depth_noise_m
+    off = dataclasses.replace(config, calm_strength=0.0).in_epoch(9, 10)
+    assert draw(off, 0, 9, 3).roll_rad == 0
+
+
+def test_a_sample_of_a_calm_epoch_is_calm(tmp_path: Path) -> None:
+    """The data set must ask which epoch it is in."""
+    write_tree(tmp_path, {"MC1": 8})
+    config = run_config(
+        tmp_path, training={"num_epochs": 5}, augmentation={"calm_share": 0.2, "calm_strength": 0.0}
+    )
+    train = HO3DDataset(config, "train", FanHand(), show_progress=False)  # type: ignore[arg-type]
+    plain = train.view(modality="train", augmented=False)
+    for epoch, same in ((3, False), (4, True)):
+        a, b = train.raw(SampleKey(1, epoch)), plain.raw(SampleKey(1, epoch))
+        assert np.array_equal(a.crop_from_img, b.crop_from_img) == same

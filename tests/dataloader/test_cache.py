@@ -25,8 +25,10 @@ import torch
 from dataloader import build, cache_build, cache_codec, cache_part, decode
 from dataloader.cache import CropCache, open_cache
 from dataloader.cache_codec import decode_depth, decode_rgb, encode_depth, encode_rgb
+from dataloader.cache_window import geometry_of, within_reach
 from dataloader.decode import PictureFrame
 from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.labels import hands_of
 from dataloader.samplers import SampleKey
 from src.config import RunConfig
 from src.config_file import load_config
@@ -131,15 +133,38 @@ def test_compact_is_small_faithful_and_lossless_in_depth(tree: Tree, tmp_path: P
     """RGB at 42 dB or better, whatever the picture; a lossy depth would be a wrong label of the surface."""
     raw = dataset_of(config_of(tree[0], tmp_path))
     compact = dataset_of(config_of(tree[0], tmp_path, dataset={"cache_format": "compact"}))
+    geometry = geometry_of(raw.config, "train")
+    records = raw._index.rows[raw.split.rows]
     for i in range(len(raw)):
-        a, b = (d._cache.frame(int(d.split.rows[i]), "") for d in (raw, compact))
-        file = frame_of(raw, i).rgb(b._window)
-        assert cv2.PSNR(np.ascontiguousarray(file), b.rgb(b._window)) >= 42
-        assert np.array_equal(a.depth(a._window), b.depth(a._window))
-    sample = compact.view(modality="rgbd", augmented=True)
-    assert set(
-        differing(raw.view(modality="rgbd", augmented=True).raw(SampleKey(1)), sample.raw(SampleKey(1)))
-    ) <= {"rgb_u8"}
+        b = compact._cache.frame(int(compact.split.rows[i]), "")
+        seen = within_reach(*(part[i] for part in hands_of(records)), geometry, b._window)
+        file, shown = frame_of(raw, i).rgb(b._window)[seen], b.rgb(b._window)[seen]
+        assert seen.mean() < 0.95  # corners that no crop sees
+        assert cv2.PSNR(np.ascontiguousarray(file), np.ascontiguousarray(shown)) >= 42
+        assert np.array_equal(frame_of(raw, i).depth(b._window)[seen], b.depth(b._window)[seen])
+    with_depth = [d.view(modality="rgbd", augmented=True) for d in (raw, compact)]
+    for key in [SampleKey(i, epoch) for i in range(len(raw)) for epoch in range(12)]:
+        assert set(differing(*(d.raw(key) for d in with_depth))) <= {"rgb_u8"}, key
+
+
+def test_what_nobody_sees_costs_next_to_nothing() -> None:
+    """A fifth of every compact window is out of reach: kept, it would be a fifth of the disk."""
+    rng = np.random.default_rng(0)
+    rgb = cv2.GaussianBlur(rng.integers(0, 256, (256, 256, 3), np.uint8), (0, 0), 1.5)
+    depth = rng.normal(5000, 16, (256, 256)).astype(np.uint16)
+    depth[100:140, 60:200] = 0
+    y, x = np.mgrid[:256, :256]
+    seen = np.hypot(x - 128, y - 128) < 80  # 31 %; 39 % of the blocks
+    for whole, part in (
+        (encode_rgb(rgb, "compact", 90), encode_rgb(rgb, "compact", 90, seen)),
+        (encode_depth(depth, "compact"), encode_depth(depth, "compact", seen)),
+    ):
+        assert len(part) < 0.48 * len(whole)
+    assert np.array_equal(decode_depth(part, seen.shape, "compact")[seen], depth[seen])
+    for mask in (np.ones_like(seen), np.zeros_like(seen)):
+        again = decode_depth(encode_depth(depth, "compact", mask), seen.shape, "compact")
+        assert np.array_equal(again, depth)
+        assert encode_rgb(rgb, "compact", 90, mask).size > 0
 
 
 def test_compact_windows_keep_what_the_jpeg_held(tree: Tree, tmp_path: Path) -> None:

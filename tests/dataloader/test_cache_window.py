@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dataloader.augment import Augmentation, draw
-from dataloader.cache_window import Geometry, geometry_of, reach
+from dataloader.cache_window import Geometry, geometry_of, reach, within_reach
 from dataloader.crop import Window, crop_camera, footprint, warp_depth, warp_rgb
 from src.config import AugmentationConfig, DatasetConfig, ModelConfig, RunConfig
 
@@ -81,6 +81,41 @@ def test_no_crop_looks_outside_its_window(
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "ranges", [{}, {"roll_deg": 20.0, "scale": 0.3, "shift": 0.3}, {"roll_deg": 0.0, "shift": 0.0}]
+)
+def test_what_no_crop_sees_is_not_within_reach_and_all_else_is(
+    size: tuple[int, int], ranges: dict[str, float]
+) -> None:
+    """Compact keeps nothing else: one pixel too few and a crop shows paint that no camera saw."""
+    config = config_of(size, **ranges)
+    change, geometry = config.augmentation, geometry_of(config, "train")
+    intrinsics, boxes = hands(size[0])
+    random = [draw(change, 5, 0, i) for i in range(12 * HANDS)]
+    whole = Window(0, 0, PICTURE[1], PICTURE[0])
+    shares = []
+    for k in range(0, HANDS, 4):
+        window = clipped(reach(intrinsics[k : k + 1], boxes[k : k + 1], geometry)[0])
+        if not (window.x0 < window.x1 and window.y0 < window.y1):
+            continue
+        mask = within_reach(intrinsics[k], boxes[k], geometry, window)
+        shares.append(mask.mean())
+        picture = np.zeros(PICTURE, np.uint16)
+        picture[window.y0 : window.y1, window.x0 : window.x1] = mask
+        for moved in [*extremes(change), *random[k::HANDS]]:
+            camera = crop_camera(intrinsics[k], boxes[k], size, 1.6, moved)
+            inside = warp_depth(np.ones(PICTURE, np.uint16), camera, whole)
+            assert np.array_equal(warp_depth(picture, camera, whole), inside), (k, moved)
+            smooth = warp_rgb(np.repeat(picture[..., None], 3, 2).astype(np.uint8) * 255, camera, whole)
+            full = warp_rgb(np.full((*PICTURE, 3), 255, np.uint8), camera, whole)
+            assert np.array_equal(smooth, full), (k, moved)
+    assert shares
+    assert min(shares) > 0.5
+    if not ranges:  # a disc in its square, where the picture does not cut it
+        assert min(shares) < 0.83
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_a_crop_depends_on_its_footprint_alone(size: tuple[int, int]) -> None:
     """A footprint that is too tight would give black where the cache ends, and other bytes than decoding."""
     intrinsics, boxes = hands(7)
@@ -125,6 +160,10 @@ def test_hands_that_no_crop_can_show_get_the_largest_window() -> None:
     boxes[0], boxes[1] = np.nan, [-9000.0, -9000, 9000, 9000]
     windows = reach(intrinsics, boxes, geometry_of(config_of((128, 128)), "train"))
     assert (windows[:2] == [-(10**6), -(10**6), 10**6, 10**6]).all()
+    everything = Window(0, 0, PICTURE[1], PICTURE[0])
+    for k in (0, 1):
+        geometry = geometry_of(config_of((128, 128)), "train")
+        assert within_reach(intrinsics[k], boxes[k], geometry, everything).all()
     assert np.array_equal(
         windows[2:], reach(intrinsics[2:], boxes[2:], geometry_of(config_of((128, 128)), "train"))
     )
