@@ -304,6 +304,12 @@ def train_epoch(run: Run) -> float | None:
     config, position, loader = run.config, run.progress, run.train_loader
     loader.set_epoch(position.epoch, position.step_in_epoch)
     steps = len(loader) // config.training.accumulation
+    ranges, epochs = config.augmentation, config.training.num_epochs
+    if ranges.enabled and ranges.calm_from(epochs) <= position.epoch:
+        _log.info(
+            f"Epoch {position.epoch} of {epochs} is calm: augmentation's ranges and probabilities x "
+            f"{ranges.calm_strength:g}, so its training loss is lower"
+        )
     batches = iter(loader)
     bar = progress(range(steps), total=steps, desc=f"epoch {position.epoch}", enabled=run.context.is_main)
     show = None

@@ -48,10 +48,12 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no canonical joints in the loss": ("loss.joints_canonical=0",),
     "no heat maps in the loss": ("loss.heatmap=0",),
     "no average of the weights": ("training.ema_decay=0",),
+    "no calm last epoch": ("augmentation.calm_share=0",),
+    "rooms exchanged": ("augmentation.p_background=0.5",),
 }
 CONFIG = Path("config/learn.yaml")
 RANKS = 2
-EPOCHS = 4
+EPOCHS = 5
 TIMED_ROUNDS = 12
 TIMEOUT_S = 3 * 3600
 

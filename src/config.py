@@ -238,11 +238,13 @@ class AugmentationConfig:
     calm_strength: float = _number(0.25, ge=0.0, le=1.0)
     """Factor on ranges and probabilities in them."""
 
+    def calm_from(self, num_epochs: int) -> int:
+        """First epoch of a run that is calm; `num_epochs` where none is."""
+        return num_epochs - round(self.calm_share * num_epochs)
+
     def in_epoch(self, epoch: int, num_epochs: int) -> AugmentationConfig:
         """What holds in one epoch of a run: this, or its calm version."""
-        if epoch < num_epochs - round(self.calm_share * num_epochs):
-            return self
-        return _calm(self)
+        return self if epoch < self.calm_from(num_epochs) else _calm(self)
 
 
 @functools.lru_cache(maxsize=8)

@@ -53,9 +53,8 @@ def block(lines: list[str], patterns: list[str]) -> bool:
 @pytest.fixture(scope="module")
 def trained(embedded: Embedded) -> Trained:
     """Two epochs on two ranks with the loss traced."""
-    done = embedded.torchrun(
-        2, "name=trained", "training.batch_size=2", "logging.every=2", env={"UTNET_DEBUG_LOSS": "1"}
-    )
+    settings = ("name=trained", "training.batch_size=2", "logging.every=2", "augmentation.calm_share=0.5")
+    done = embedded.torchrun(2, *settings, env={"UTNET_DEBUG_LOSS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     return embedded, done, embedded.newest("trained")
 
@@ -86,6 +85,7 @@ def test_log_lines_are_the_contract(trained: Trained) -> None:
                     rf"  Without depth: Loss: {NUMBER}, {SCORES} \(16 samples\)",
                 ],
             )
+    assert done.stdout.count("is calm: ") == done.stdout.count("Epoch 1 of 2 is calm: ") == 1
     assert "by sequence" in done.stdout
     assert "STAND-IN HAND" in done.stdout
     assert "Warning" not in done.stderr, done.stderr
