@@ -49,7 +49,6 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no heat maps in the loss": ("loss.heatmap=0",),
     "no average of the weights": ("training.ema_decay=0",),
     "no calm last epoch": ("augmentation.calm_share=0",),
-    "rooms exchanged": ("augmentation.p_background=0.5",),
 }
 CONFIG = Path("config/learn.yaml")
 RANKS = 2

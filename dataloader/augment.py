@@ -24,8 +24,6 @@ _MAX_OCCLUDERS = 3
 _MAX_HOLES = 4
 _CORNERS = 12
 """Corners of a painted or removed shape."""
-BEHIND_M = 0.08
-"""Farther than this behind the hand's farthest joint are neither flesh nor, mostly, what it holds."""
 _NOISE_NUMBERS = 1 << 20
 _ANGLES = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
 _EYE = np.eye(3)
@@ -63,8 +61,6 @@ class Augmentation:
     """Standard deviation of the noise on each depth value."""
     noise_seed: int = 0
     """Where its numbers begin in a table of them."""
-    background: float | None = None
-    """Where in the split, [0, 1), the frame stands whose surroundings are shown instead; None: its own."""
 
     def colour(self) -> NDArray[np.float32]:
         """(3, 4) colour matrix, [I | 0] where nothing changes."""
@@ -104,36 +100,7 @@ def draw(config: AugmentationConfig, seed: int, epoch: int, sample_index: int) -
         holes=holes,
         depth_noise_m=config.depth_noise_m,
         noise_seed=int(rng.integers(2**63)),
-        background=float(rng.random()) if rng.random() < config.p_background else None,
     )
-
-
-def exchange_background(
-    rgb: NDArray[np.uint8],
-    depth: NDArray[np.uint16],
-    other_rgb: NDArray[np.uint8],
-    other_depth: NDArray[np.uint16],
-    farthest_joint_m: float,
-    other_farthest_joint_m: float,
-) -> None:
-    """Show another frame's surroundings behind the hand, in place.
-
-    A pixel is exchanged where each frame measured more than `BEHIND_M` behind the farthest joint of its hand,
-    and of the hand that stays: neither this hand, nor what it holds, nor the other hand is cut or pasted.
-
-    Args:
-        rgb: (H, W, 3) crop.
-        depth: (H, W) its depth in units of DEPTH_UNIT_M, 0 = not measured.
-        other_rgb: (H, W, 3) the other frame's crop.
-        other_depth: (H, W) its depth.
-        farthest_joint_m: image camera's z of the farthest joint in `rgb`.
-        other_farthest_joint_m: of that in `other_rgb`.
-    """
-    limit = (farthest_joint_m + BEHIND_M) / DEPTH_UNIT_M
-    other_limit = max(limit, (other_farthest_joint_m + BEHIND_M) / DEPTH_UNIT_M)
-    far = ((depth > limit) & (other_depth > other_limit)).view(np.uint8)
-    cv2.copyTo(other_rgb, far, rgb)
-    cv2.copyTo(other_depth, far, depth)
 
 
 def paint_rgb(rgb: NDArray[np.uint8], augmentation: Augmentation) -> None:

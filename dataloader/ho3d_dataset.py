@@ -8,21 +8,14 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.augment import (
-    UNCHANGED,
-    Augmentation,
-    disturb_depth,
-    draw,
-    exchange_background,
-    paint_rgb,
-)
+from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, paint_rgb
 from dataloader.cache import CachedFrame, CropCache, open_cache
 from dataloader.cache_build import ensure_cache
 from dataloader.collate import collate
@@ -52,16 +45,6 @@ from src.schema import HandSample, LabelTable, RawSample
 
 if TYPE_CHECKING:
     from src.hand.mano import ManoLayer
-
-
-@dataclass(frozen=True)
-class _View:
-    """A frame to be cropped."""
-
-    index: int
-    """Its row of the split."""
-    labels: Labels
-    """Of this frame alone, N = 1."""
 
 
 class HO3DDataset:
@@ -130,25 +113,11 @@ class HO3DDataset:
         for key in keys:
             if not 0 <= key.index < len(self):
                 raise IndexError(f"sample {key.index} of {len(self)}")
-        changes = [self._change(key) for key in keys]
-        others = [None if c.background is None else int(c.background * len(self)) for c in changes]
-        rows = [*(key.index for key in keys), *(other for other in others if other is not None)]
-        labels = self._labels(np.array(rows, np.int64))
-        backdrops = (_View(row, labels.row(k)) for k, row in enumerate(rows[len(keys) :], len(keys)))
+        labels = self._labels(np.array([key.index for key in keys], np.int64))
         height, width = self.config.model.image_size
         rgb = np.empty((len(keys), height, width, 3), np.uint8)
         depth = np.empty((len(keys), height, width), np.uint16)
-        return [
-            self._raw(
-                key,
-                _View(key.index, labels.row(k)),
-                changes[k],
-                None if others[k] is None else next(backdrops),
-                rgb[k],
-                depth[k],
-            )
-            for k, key in enumerate(keys)
-        ]
+        return [self._raw(key, labels.row(k), rgb[k], depth[k]) for k, key in enumerate(keys)]
 
     def _change(self, key: SampleKey) -> Augmentation:
         """What is done to a sample."""
@@ -158,24 +127,19 @@ class HO3DDataset:
         return draw(ranges, self.config.seed, key.epoch, key.index)
 
     def _raw(
-        self,
-        key: SampleKey,
-        view: _View,
-        change: Augmentation,
-        backdrop: _View | None,
-        rgb: NDArray[np.uint8],
-        depth: NDArray[np.uint16],
+        self, key: SampleKey, labels: Labels, rgb: NDArray[np.uint8], depth: NDArray[np.uint16]
     ) -> RawSample:
-        """One frame with its labels, before `backdrop`; its pixels are written into `rgb` and `depth`."""
+        """One frame with its labels, a row of them; its pixels are written into `rgb` and `depth`."""
         seed = self.config.seed
         shown = show_depth(self.modality, self.config.dataset.p_drop_depth, seed, key.epoch, key.index)
-        camera = self._camera(view.index, view.labels, change)
-        rgb, depth = self._pixels(view, camera, change, shown, backdrop, rgb, depth)
+        change = self._change(key)
+        camera = self._camera(key.index, labels, change)
+        rgb, depth = self._pixels(key.index, camera, change, shown, rgb, depth)
         z_ref = z_ref_from_depth(depth, camera) if shown else None
         if z_ref is None:
             z_ref = z_ref_from_box(camera)
         return assemble(
-            key.index, camera, change, shown, rgb, depth, z_ref, view.labels, self._rest_root_m[key.index]
+            key.index, camera, change, shown, rgb, depth, z_ref, labels, self._rest_root_m[key.index]
         )
 
     def frame_id(self, index: int) -> str:
@@ -354,39 +318,23 @@ class HO3DDataset:
 
     def _pixels(
         self,
-        view: _View,
+        index: int,
         camera: CropCamera,
         change: Augmentation,
         shown: bool,
-        backdrop: _View | None,
         rgb: NDArray[np.uint8],
         depth: NDArray[np.uint16],
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-        """Picture and depth of the crop, in the two arrays; depth that nothing needs is not read."""
-        measured = self._warp(view, camera, rgb, with_depth=shown or backdrop is not None)
-        if backdrop is not None:
-            other_rgb = np.empty_like(rgb)
-            behind = self._camera(backdrop.index, backdrop.labels, change)
-            other_depth = self._warp(backdrop, behind, other_rgb, with_depth=True)
-            farthest_m = [float(v.labels.joints_cam_m[0, :, 2].max()) for v in (view, backdrop)]
-            exchange_background(rgb, measured, other_rgb, other_depth, *farthest_m)
-        paint_rgb(rgb, change)
-        depth[:] = disturb_depth(measured, change) if shown else 0
-        return rgb, depth
-
-    def _warp(
-        self, view: _View, camera: CropCamera, rgb: NDArray[np.uint8], *, with_depth: bool
-    ) -> NDArray[np.uint16]:
-        """Write a frame's crop into (H, W, 3) `rgb`; its depth (H, W), all 0 and unread without it."""
-        path = self._path(view.index, "rgb")
+        """Picture and depth of the crop, in the two arrays; depth that is not shown is not read."""
+        path = self._path(index, "rgb")
         frame: CachedFrame | PictureFrame
         if self._cache is not None:
-            frame = self._cache.frame(int(self.split.rows[view.index]), str(path))
+            frame = self._cache.frame(int(self.split.rows[index]), str(path))
         else:
-            frame = PictureFrame(path, self._path(view.index, "depth"))
+            frame = PictureFrame(path, self._path(index, "depth"))
         require_overlap(camera, frame.size, str(path))
         window = footprint(camera, frame.size)
         warp_rgb(frame.rgb(window), camera, window, rgb)
-        if not with_depth:
-            return np.zeros(rgb.shape[:2], np.uint16)
-        return warp_depth(frame.depth(window), camera, window)
+        paint_rgb(rgb, change)
+        depth[:] = disturb_depth(warp_depth(frame.depth(window), camera, window), change) if shown else 0
+        return rgb, depth

@@ -226,9 +226,6 @@ class AugmentationConfig:
     """Strength of brightness, contrast, saturation and white balance."""
     p_occluder: float = _number(0.3, ge=0.0, le=1.0)
     """Probability that shapes are painted over picture and depth."""
-    p_background: float = _number(0.0, ge=0.0, le=1.0)
-    """Probability that what lies well behind the hand is taken from another training frame, whose files are
-    read too."""
     p_depth_holes: float = _number(0.5, ge=0.0, le=1.0)
     """Probability that patches of depth are removed."""
     depth_noise_m: float = _number(0.002, ge=0.0, le=0.05)
@@ -250,7 +247,7 @@ class AugmentationConfig:
 @functools.lru_cache(maxsize=8)
 def _calm(config: AugmentationConfig) -> AugmentationConfig:
     """Ranges and probabilities times calm_strength; the sensor's noise stays."""
-    names = ("roll_deg", "scale", "shift", "colour", "p_occluder", "p_background", "p_depth_holes")
+    names = ("roll_deg", "scale", "shift", "colour", "p_occluder", "p_depth_holes")
     return dataclasses.replace(
         config, **{name: getattr(config, name) * config.calm_strength for name in names}
     )

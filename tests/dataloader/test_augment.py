@@ -134,7 +134,7 @@ def test_holes_remove_depth() -> None:
 
 def test_the_last_epochs_are_calm() -> None:
     """A key that moved nothing would be believed; one that calmed the whole run would take its variety."""
-    config = dataclasses.replace(CONFIG, calm_share=0.2, p_background=1.0)
+    config = dataclasses.replace(CONFIG, calm_share=0.2)
     assert [config.in_epoch(e, 10) is config for e in range(10)] == [True] * 8 + [False] * 2
     assert [config.in_epoch(e, 4) is config for e in range(4)] == [True] * 3 + [False]
     assert all(CONFIG.in_epoch(e, 4) is CONFIG for e in range(4))
@@ -143,7 +143,7 @@ def test_the_last_epochs_are_calm() -> None:
     for field in ("roll_rad", "shift"):
         wide, calm = (np.array([getattr(c, field) for c in part]) for part in (before, after))
         np.testing.assert_allclose(calm, wide * config.calm_strength, atol=1e-12)
-    for field in ("occluders", "holes", "background"):
+    for field in ("occluders", "holes"):
         wide, calm = (np.mean([bool(getattr(c, field)) for c in part]) for part in (before, after))
         assert calm == pytest.approx(wide * config.calm_strength, abs=0.07)
     assert after[0].depth_noise_m == before[0].depth_noise_m
