@@ -7,6 +7,7 @@ sample_index): the same for any number of workers or ranks, and whether or not d
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -69,6 +70,30 @@ class Augmentation:
 
 UNCHANGED = Augmentation()
 """What validation sees."""
+
+
+def calm_from(config: AugmentationConfig, num_epochs: int) -> int:
+    """First epoch of a run that is calm; `num_epochs` where none is."""
+    return num_epochs - round(config.calm_share * num_epochs)
+
+
+def in_epoch(config: AugmentationConfig, epoch: int, num_epochs: int) -> AugmentationConfig:
+    """What holds in one epoch of a run: the ranges as configured, or calm ones."""
+    return config if epoch < calm_from(config, num_epochs) else _calm(config)
+
+
+@functools.lru_cache(maxsize=8)
+def _calm(config: AugmentationConfig) -> AugmentationConfig:
+    """Ranges and probabilities times calm_strength; the sensor's noise stays."""
+    return dataclasses.replace(
+        config,
+        roll_deg=config.roll_deg * config.calm_strength,
+        scale=config.scale * config.calm_strength,
+        shift=config.shift * config.calm_strength,
+        colour=config.colour * config.calm_strength,
+        p_occluder=config.p_occluder * config.calm_strength,
+        p_depth_holes=config.p_depth_holes * config.calm_strength,
+    )
 
 
 def draw(config: AugmentationConfig, seed: int, epoch: int, sample_index: int) -> Augmentation:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, paint_rgb
+from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, in_epoch, paint_rgb
 from dataloader.cache import CachedFrame, CropCache, open_cache
 from dataloader.cache_build import ensure_cache
 from dataloader.collate import collate
@@ -123,7 +123,7 @@ class HO3DDataset:
         """What is done to a sample."""
         if not self.augmented:
             return UNCHANGED
-        ranges = self.config.augmentation.in_epoch(key.epoch, self.config.training.num_epochs)
+        ranges = in_epoch(self.config.augmentation, key.epoch, self.config.training.num_epochs)
         return draw(ranges, self.config.seed, key.epoch, key.index)
 
     def _raw(

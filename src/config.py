@@ -6,8 +6,6 @@ here, the YAML's `base`, the YAML, the command line. Paths are relative to the w
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -234,23 +232,6 @@ class AugmentationConfig:
     """Share of the epochs, the last ones, whose samples look more like those that are scored."""
     calm_strength: float = _number(0.25, ge=0.0, le=1.0)
     """Factor on ranges and probabilities in them."""
-
-    def calm_from(self, num_epochs: int) -> int:
-        """First epoch of a run that is calm; `num_epochs` where none is."""
-        return num_epochs - round(self.calm_share * num_epochs)
-
-    def in_epoch(self, epoch: int, num_epochs: int) -> AugmentationConfig:
-        """What holds in one epoch of a run: this, or its calm version."""
-        return self if epoch < self.calm_from(num_epochs) else _calm(self)
-
-
-@functools.lru_cache(maxsize=8)
-def _calm(config: AugmentationConfig) -> AugmentationConfig:
-    """Ranges and probabilities times calm_strength; the sensor's noise stays."""
-    names = ("roll_deg", "scale", "shift", "colour", "p_occluder", "p_depth_holes")
-    return dataclasses.replace(
-        config, **{name: getattr(config, name) * config.calm_strength for name in names}
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, paint_rgb
+from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, in_epoch, paint_rgb
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.samplers import SampleKey
 from src.config import AugmentationConfig
@@ -135,11 +135,11 @@ def test_holes_remove_depth() -> None:
 def test_the_last_epochs_are_calm() -> None:
     """A key that moved nothing would be believed; one that calmed the whole run would take its variety."""
     config = dataclasses.replace(CONFIG, calm_share=0.2)
-    assert [config.in_epoch(e, 10) is config for e in range(10)] == [True] * 8 + [False] * 2
-    assert [config.in_epoch(e, 4) is config for e in range(4)] == [True] * 3 + [False]
-    assert all(CONFIG.in_epoch(e, 4) is CONFIG for e in range(4))
-    before = [draw(config.in_epoch(0, 10), 0, 9, i) for i in range(400)]
-    after = [draw(config.in_epoch(9, 10), 0, 9, i) for i in range(400)]
+    assert [in_epoch(config, e, 10) is config for e in range(10)] == [True] * 8 + [False] * 2
+    assert [in_epoch(config, e, 4) is config for e in range(4)] == [True] * 3 + [False]
+    assert all(in_epoch(CONFIG, e, 4) is CONFIG for e in range(4))
+    before = [draw(in_epoch(config, 0, 10), 0, 9, i) for i in range(400)]
+    after = [draw(in_epoch(config, 9, 10), 0, 9, i) for i in range(400)]
     for field in ("roll_rad", "shift"):
         wide, calm = (np.array([getattr(c, field) for c in part]) for part in (before, after))
         np.testing.assert_allclose(calm, wide * config.calm_strength, atol=1e-12)
@@ -147,7 +147,7 @@ def test_the_last_epochs_are_calm() -> None:
         wide, calm = (np.mean([bool(getattr(c, field)) for c in part]) for part in (before, after))
         assert calm == pytest.approx(wide * config.calm_strength, abs=0.07)
     assert after[0].depth_noise_m == before[0].depth_noise_m
-    off = dataclasses.replace(config, calm_strength=0.0).in_epoch(9, 10)
+    off = in_epoch(dataclasses.replace(config, calm_strength=0.0), 9, 10)
     assert draw(off, 0, 9, 3).roll_rad == 0
 
 
