@@ -253,7 +253,7 @@ def _estimate(plan: Plan, missing: list[range], kept: int) -> None:
         f"{need / 2**30:.2f} GiB ({free / 2**30:.1f} GiB free){kept_text}."
     )
     if need + _RESERVE_BYTES > free:
-        other = "" if plan.kind == "compact" else "dataset.cache_format=compact (about a quarter of it), "
+        other = "" if plan.kind == "compact" else "dataset.cache_format=compact (about a fifth of it), "
         raise DataError(
             f"crop cache: needs about {need / 2**30:.2f} GiB, {plan.folder} has {free / 2**30:.2f} GiB free. "
             f"Set {other}dataset.cache=PATH on a larger disk, or dataset.cache=off."
