@@ -55,17 +55,18 @@ def encode_rgb(
     if kind == "raw" or pixels.size == 0:
         return np.ascontiguousarray(pixels).reshape(-1)
     bgr = np.ascontiguousarray(pixels[..., ::-1])
-    if seen is not None and seen.any():
-        kept = _blocks(seen)
-        bgr[~kept] = bgr[kept].mean(0).astype(np.uint8)
-    judged = bgr if seen is None or not seen.any() else bgr[seen]
+    if seen is None or not seen.any():
+        seen = np.ones(pixels.shape[:2], np.bool_)
+    kept = _blocks(seen)
+    bgr[~kept] = bgr[kept].mean(0).astype(np.uint8)
+    wanted = bgr[seen]  # what is plain has no error and must not count
     own = () if quality is None else ((quality, _HALF), (quality, _FULL))
     for step, sampling in (*own, *_LADDER):
         options = [cv2.IMWRITE_JPEG_QUALITY, step, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
         ok, data = cv2.imencode(".jpg", bgr, options)
         assert ok
         shown = cv2.imdecode(data, cv2.IMREAD_COLOR)
-        if shown is not None and cv2.PSNR(shown if judged is bgr else shown[seen], judged) >= MIN_PSNR_DB:
+        if shown is not None and cv2.PSNR(shown[seen], wanted) >= MIN_PSNR_DB:
             return np.asarray(data, np.uint8).reshape(-1)
     return np.asarray(cv2.imencode(".png", bgr)[1], np.uint8).reshape(-1)
 
@@ -85,7 +86,7 @@ def encode_depth(
     """(h, w) depth -> bytes; lossless in the pixels that are seen, the others as in `encode_rgb`."""
     if kind == "raw":
         return np.ascontiguousarray(depth, "<u2").reshape(-1).view(np.uint8)
-    if seen is not None and not seen.all() and seen.any():
+    if seen is not None and seen.any():
         depth = _carried_on(depth, seen)
     values, rank = np.unique(depth, return_inverse=True)
     if depth.size and 2 * len(values) < int(values[-1]) - int(values[0]):

@@ -229,7 +229,7 @@ class AugmentationConfig:
     depth_noise_m: float = _number(0.002, ge=0.0, le=0.05)
     """Standard deviation of the noise added to depth, metres."""
     calm_share: float = _number(0.0, ge=0.0, le=1.0)
-    """Share of the epochs, the last ones, whose samples look more like those that are scored."""
+    """Share of the epochs, the last ones, in whole epochs, whose samples look more like those scored."""
     calm_strength: float = _number(0.25, ge=0.0, le=1.0)
     """Factor on ranges and probabilities in them."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 
@@ -179,6 +180,7 @@ def test_covers_is_what_reach_says() -> None:
         roll = float(rng.choice([0.0, 30.0, 90.0, 180.0]))
         made.append(Geometry(float(half[0]), float(half[1]), roll, float(rng.choice([0.0, 0.1, 0.3]))))
     windows = [reach(intrinsics, boxes, geometry) for geometry in made]
+    everything = Window(0, 0, PICTURE[1], PICTURE[0])
     covered = 0
     for a, b in itertools.permutations(range(40), 2):
         if made[a].covers(made[b]):
@@ -186,6 +188,13 @@ def test_covers_is_what_reach_says() -> None:
             # Outlines of partial rolls are rounded outwards: a pixel of slack, which MARGIN_PX has.
             assert (windows[a][:, :2] <= windows[b][:, :2] + 1).all()
             assert (windows[a][:, 2:] >= windows[b][:, 2:] - 1).all()
+            if covered % 8 == 0:  # compact keeps less than the rectangle: that, too, must hold the other's
+                held, asked = (
+                    [within_reach(intrinsics[n], boxes[n], made[k], everything) for n in range(0, HANDS, 9)]
+                    for k in (a, b)
+                )
+                inner = [cv2.erode(m.view(np.uint8), np.ones((5, 5))).view(np.bool_) for m in asked]
+                assert all(whole[part].all() for whole, part in zip(held, inner, strict=True))
     assert covered > 50
     wide = Geometry(1.0, 1.0, 180.0, 0.1)
     assert wide.covers(dataclasses.replace(wide, half_height=1.2, half_width=0.7))
