@@ -57,9 +57,9 @@ def encode_rgb(
     bgr = np.ascontiguousarray(pixels[..., ::-1])
     if seen is None or not seen.any():
         seen = np.ones(pixels.shape[:2], np.bool_)
+    wanted = bgr[seen]  # what is made plain has no error and must not count
     kept = _blocks(seen)
     bgr[~kept] = bgr[kept].mean(0).astype(np.uint8)
-    wanted = bgr[seen]  # what is plain has no error and must not count
     own = () if quality is None else ((quality, _HALF), (quality, _FULL))
     for step, sampling in (*own, *_LADDER):
         options = [cv2.IMWRITE_JPEG_QUALITY, step, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]

@@ -143,6 +143,7 @@ def test_the_last_epochs_are_calm() -> None:
     for field in ("roll_rad", "shift"):
         wide, calm = (np.array([getattr(c, field) for c in part]) for part in (before, after))
         np.testing.assert_allclose(calm, wide * config.calm_strength, atol=1e-12)
+    assert abs(in_epoch(config, 9, 10).colour / config.colour - config.calm_strength) < 1e-12
     for field in ("occluders", "holes"):
         wide, calm = (np.mean([bool(getattr(c, field)) for c in part]) for part in (before, after))
         assert calm == pytest.approx(wide * config.calm_strength, abs=0.07)

@@ -160,6 +160,8 @@ def test_what_nobody_sees_costs_next_to_nothing() -> None:
         (encode_depth(depth, "compact"), encode_depth(depth, "compact", seen)),
     ):
         assert len(part) < 0.48 * len(whole)
+    shown = decode_rgb(encode_rgb(rgb, "compact", 90, seen), seen.shape, "compact")
+    assert cv2.PSNR(np.ascontiguousarray(shown[seen]), np.ascontiguousarray(rgb[seen])) >= 42
     assert np.array_equal(decode_depth(part, seen.shape, "compact")[seen], depth[seen])
     for mask in (np.ones_like(seen), np.zeros_like(seen)):
         again = decode_depth(encode_depth(depth, "compact", mask), seen.shape, "compact")
