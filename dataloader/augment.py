@@ -1,7 +1,8 @@
 """What is done to a training sample, drawn once as one frozen object and applied to everything together.
 
 The geometric part (roll, scale, shift) goes into the crop camera, so picture, depth, joints, pose and
-intrinsics follow by construction. The rest changes pixels only. Everything is drawn from (seed, epoch,
+intrinsics follow by construction; `view_rad` turns the scene before it (turned_view.py). The rest changes
+pixels only. Everything is drawn from (seed, epoch,
 sample_index): the same for any number of workers or ranks, and whether or not depth is shown.
 """
 
@@ -52,6 +53,8 @@ class Augmentation:
     """Factor on the side of the box."""
     shift: tuple[float, float] = (0.0, 0.0)
     """Displacement of the box's centre in box sides, x and y of the picture."""
+    view_rad: tuple[float, float] = (0.0, 0.0)
+    """Axis times angle, x and y of the image camera, by which the scene is turned about the hand."""
     colour_affine: NDArray[np.float32] | None = None
     """(3, 4) rgb' = A [r, g, b, 1] on [0, 1]; None: unchanged. Applied on the device."""
     occluders: tuple[Patch, ...] = ()
@@ -90,6 +93,7 @@ def _calm(config: AugmentationConfig) -> AugmentationConfig:
         roll_deg=config.roll_deg * config.calm_strength,
         scale=config.scale * config.calm_strength,
         shift=config.shift * config.calm_strength,
+        view_deg=config.view_deg * config.calm_strength,
         colour=config.colour * config.calm_strength,
         p_occluder=config.p_occluder * config.calm_strength,
         p_depth_holes=config.p_depth_holes * config.calm_strength,
@@ -116,16 +120,23 @@ def draw(config: AugmentationConfig, seed: int, epoch: int, sample_index: int) -
     occluders = tuple(_occluder(rng) for _ in range(count))
     count = int(rng.integers(1, _MAX_HOLES + 1)) if rng.random() < config.p_depth_holes else 0
     holes = tuple(Patch(_star(rng, 0.03, 0.12)) for _ in range(count))
+    noise_seed = int(rng.integers(2**63))
     return Augmentation(
         roll_rad=float(roll),
         scale=float(scale),
         shift=(float(shift[0]), float(shift[1])),
+        view_rad=_view(config.view_deg, rng) if config.view_deg else (0.0, 0.0),
         colour_affine=colour,
         occluders=occluders,
         holes=holes,
         depth_noise_m=config.depth_noise_m,
-        noise_seed=int(rng.integers(2**63)),
+        noise_seed=noise_seed,
     )
+
+
+def widest(change: Augmentation, config: AugmentationConfig) -> Augmentation:
+    """The same roll with the largest crop that the ranges allow, in the middle: what a crop cache holds."""
+    return dataclasses.replace(change, scale=1 + config.scale, shift=(0.0, 0.0))
 
 
 def paint_rgb(rgb: NDArray[np.uint8], augmentation: Augmentation) -> None:
@@ -193,6 +204,13 @@ def _colour_matrix(strength: float, rng: np.random.Generator) -> NDArray[np.floa
     colour[:, :3] = (1 + contrast) * balance[:, None] * mix
     colour[:, 3] = 0.5 * brightness - 0.5 * contrast
     return colour
+
+
+def _view(largest_deg: float, rng: np.random.Generator) -> tuple[float, float]:
+    """Axis times angle: any direction in the picture plane, angles uniform."""
+    direction = rng.uniform(0, 2 * math.pi)
+    angle = math.radians(largest_deg) * rng.random()
+    return angle * math.cos(direction), angle * math.sin(direction)
 
 
 def _occluder(rng: np.random.Generator) -> Patch:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, in_epoch, paint_rgb
+from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, in_epoch, paint_rgb, widest
 from dataloader.cache import CachedFrame, CropCache, open_cache
 from dataloader.cache_build import ensure_cache
 from dataloader.collate import collate
@@ -39,6 +39,7 @@ from dataloader.prepare import prepare
 from dataloader.samplers import SampleKey
 from dataloader.split import Split, SplitName, divide, motion_of, read_held_out, whole_list
 from dataloader.truth import PUBLISHED, EvaluationTruth, missing_truth, open_truth
+from dataloader.turned_view import is_measured, turn, turned_crop, view_about
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
 from src.schema import HandSample, LabelTable, RawSample
@@ -133,8 +134,7 @@ class HO3DDataset:
         seed = self.config.seed
         shown = show_depth(self.modality, self.config.dataset.p_drop_depth, seed, key.epoch, key.index)
         change = self._change(key)
-        camera = self._camera(key.index, labels, change)
-        rgb, depth = self._pixels(key.index, camera, change, shown, rgb, depth)
+        labels, camera = self._pixels(key.index, labels, change, shown, rgb, depth)
         z_ref = z_ref_from_depth(depth, camera) if shown else None
         if z_ref is None:
             z_ref = z_ref_from_box(camera)
@@ -319,22 +319,57 @@ class HO3DDataset:
     def _pixels(
         self,
         index: int,
-        camera: CropCamera,
+        labels: Labels,
         change: Augmentation,
         shown: bool,
         rgb: NDArray[np.uint8],
         depth: NDArray[np.uint16],
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-        """Picture and depth of the crop, in the two arrays; depth that is not shown is not read."""
+    ) -> tuple[Labels, CropCamera]:
+        """Write picture and depth of the crop; its labels, turned if the scene is, and its camera.
+
+        Depth that is not shown is not read, unless it turns the scene.
+        """
         path = self._path(index, "rgb")
         frame: CachedFrame | PictureFrame
         if self._cache is not None:
             frame = self._cache.frame(int(self.split.rows[index]), str(path))
         else:
             frame = PictureFrame(path, self._path(index, "depth"))
-        require_overlap(camera, frame.size, str(path))
-        window = footprint(camera, frame.size)
-        warp_rgb(frame.rgb(window), camera, window, rgb)
+        turned = self._turned(index, frame, labels, change, rgb, depth) if any(change.view_rad) else None
+        if turned is not None:
+            labels, camera = turned
+        else:
+            camera = self._camera(index, labels, change)
+            require_overlap(camera, frame.size, str(path))
+            window = footprint(camera, frame.size)
+            warp_rgb(frame.rgb(window), camera, window, rgb)
+            if shown:
+                depth[:] = warp_depth(frame.depth(window), camera, window)
         paint_rgb(rgb, change)
-        depth[:] = disturb_depth(warp_depth(frame.depth(window), camera, window), change) if shown else 0
-        return rgb, depth
+        depth[:] = disturb_depth(depth, change) if shown else 0
+        return labels, camera
+
+    def _turned(
+        self,
+        index: int,
+        frame: CachedFrame | PictureFrame,
+        labels: Labels,
+        change: Augmentation,
+        rgb: NDArray[np.uint8],
+        depth: NDArray[np.uint16],
+    ) -> tuple[Labels, CropCamera] | None:
+        """As `_pixels`, of the scene turned about the hand; None where its depth is not measured."""
+        source = self._camera(index, labels, widest(change, self.config.augmentation))
+        require_overlap(source, frame.size, self.frame_id(index))
+        window = footprint(source, frame.size)
+        measured = frame.depth(window)
+        if not is_measured(measured, source, window):
+            return None
+        view = view_about(labels, change.view_rad)
+        labels = turn(labels, view)
+        camera = self._camera(index, labels, change)
+        made = turned_crop(frame.rgb(window), measured, window, source, camera, view)
+        if made is None:
+            return None
+        rgb[:], depth[:] = made
+        return labels, camera

@@ -114,11 +114,11 @@ def rest_roots(hand: ManoLayer, betas: NDArray[np.float32]) -> NDArray[np.float3
 def _boxes(records: NDArray[np.void], joints_cam_m: NDArray[np.float32]) -> NDArray[np.float64]:
     """(N, 4) the release's box where there is one, else around the projected joints."""
     box = records["box"].astype(np.float64)
-    projected = _joint_box(joints_cam_m, records["cam_mat"])
+    projected = joint_boxes(joints_cam_m, records["cam_mat"])
     return np.where(np.isfinite(box).all(-1, keepdims=True), box, projected)
 
 
-def _joint_box(joints_cam_m: NDArray[np.float32], intrinsics_px: NDArray[np.float32]) -> NDArray[np.float64]:
+def joint_boxes(joints_cam_m: NDArray[np.float32], intrinsics_px: NDArray[np.float32]) -> NDArray[np.float64]:
     """(N, 4) box around the projections of (N, J, 3) joints."""
     homogeneous = joints_cam_m.astype(np.float64) @ intrinsics_px.astype(np.float64).transpose(0, 2, 1)
     pixels = homogeneous[..., :2] / homogeneous[..., 2:]

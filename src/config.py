@@ -220,6 +220,8 @@ class AugmentationConfig:
     """Crop side times a factor uniform in [1 - scale, 1 + scale]."""
     shift: float = _number(0.1, ge=0.0, le=0.5)
     """Crop centre moved by up to this share of the hand's box side, in x and in y."""
+    view_deg: float = _number(0.0, ge=0.0, le=45.0)
+    """Scene turned about the hand, by means of its depth, by up to view_deg degrees."""
     colour: float = _number(0.3, ge=0.0, lt=1.0)
     """Strength of brightness, contrast, saturation and white balance."""
     p_occluder: float = _number(0.3, ge=0.0, le=1.0)

@@ -11,7 +11,15 @@ from scipy.spatial.transform import Rotation
 
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
-from tests.dataloader.tree import train_meta, write_meta, write_tree
+from src.render.rasterizer import rasterize
+from tests.dataloader.tree import DEPTH_UNIT_M, SIZE, train_meta, write_meta, write_pictures, write_tree
+
+WALL_M = 0.15
+"""From the farthest point of a rendered hand to the wall behind it."""
+SKIN = (210, 160, 130)
+"""RGB of a rendered hand; its wall is dark."""
+NO_PIXEL_CHANGE = {"colour": 0.0, "p_occluder": 0.0, "p_depth_holes": 0.0, "depth_noise_m": 0.0}
+"""Settings of augmentation that leave the geometric part alone."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +55,15 @@ def write_posed_hands(root: Path, hand: ManoLayer, count: int) -> dict[str, Pose
         )
         made[key] = PosedHand(posed.vertices_m[0].numpy(), frame.intrinsics)
     return made
+
+
+def write_rendered_hands(root: Path, hand: ManoLayer, count: int) -> None:
+    """`write_posed_hands` with pictures of the hands before a wall, and exact depth."""
+    for key, posed in write_posed_hands(root, hand, count).items():
+        vertices = posed.vertices_m @ np.diag([1.0, -1.0, -1.0])
+        seen = rasterize(vertices, hand.faces.numpy(), posed.intrinsics, SIZE[1], SIZE[0])
+        depth = np.full(SIZE[0] * SIZE[1], vertices[:, 2].max() + WALL_M)
+        rgb = np.full((SIZE[0] * SIZE[1], 3), 40, np.uint8)
+        depth[seen.pixel], rgb[seen.pixel] = seen.depth_m, SKIN
+        packed = np.rint(depth / DEPTH_UNIT_M).astype(np.uint16).reshape(SIZE)
+        write_pictures(root / "train/MC1", key[-4:], rgb.reshape(*SIZE, 3), packed)

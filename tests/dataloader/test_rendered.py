@@ -13,27 +13,16 @@ from dataloader.samplers import SampleKey
 from src.hand.mano import ManoLayer
 from src.render.rasterizer import rasterize
 from src.schema import DEPTH_CLIP, DEPTH_RANGE_M
-from tests.dataloader.posed import write_posed_hands
-from tests.dataloader.tree import DEPTH_UNIT_M, SIZE, run_config, write_pictures
-
-WALL_M = 0.15
-SKIN = (210, 160, 130)
+from tests.dataloader.posed import NO_PIXEL_CHANGE, write_rendered_hands
+from tests.dataloader.tree import run_config
 
 
 @pytest.fixture(scope="module")
 def dataset(standin: ManoLayer, tmp_path_factory: pytest.TempPathFactory) -> HO3DDataset:
     """8 rendered hands before a wall, exact depth."""
     root = tmp_path_factory.mktemp("rendered")
-    for key, hand in write_posed_hands(root, standin, 9).items():
-        vertices = hand.vertices_m @ np.diag([1.0, -1.0, -1.0])
-        seen = rasterize(vertices, standin.faces.numpy(), hand.intrinsics, SIZE[1], SIZE[0])
-        depth = np.full(SIZE[0] * SIZE[1], vertices[:, 2].max() + WALL_M)
-        rgb = np.full((SIZE[0] * SIZE[1], 3), 40, np.uint8)
-        depth[seen.pixel], rgb[seen.pixel] = seen.depth_m, SKIN
-        packed = np.rint(depth / DEPTH_UNIT_M).astype(np.uint16).reshape(SIZE)
-        write_pictures(root / "train/MC1", key[-4:], rgb.reshape(*SIZE, 3), packed)
-    off = {"colour": 0.0, "p_occluder": 0.0, "p_depth_holes": 0.0, "depth_noise_m": 0.0}
-    config = run_config(root, image_size=(256, 192), split={"val_percent": 12}, augmentation=off)
+    write_rendered_hands(root, standin, 9)
+    config = run_config(root, image_size=(256, 192), split={"val_percent": 12}, augmentation=NO_PIXEL_CHANGE)
     train = HO3DDataset(config, "train", standin, show_progress=False)
     return train.view(modality="rgbd", augmented=True)
 
