@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.crop import CENTRE_SHARE, HAND_REACH_M, CropCamera, Window, warp_depth
+from dataloader.crop import CENTRE_SHARE, HAND_REACH_M, CropCamera, Window, inverse, warp_depth
 from dataloader.labels import Labels, joint_boxes
 from src.schema import DEPTH_UNIT_M
 
@@ -127,7 +127,7 @@ def turned_crop(
     density = DENSITY * max(1.0, float(camera.intrinsics_px[0, 0] / source.intrinsics_px[0, 0]))
     grid = _grid_depth(depth, window, source, density)
     far = float(view.pivot_m[2]) + HAND_REACH_M
-    there = np.linalg.inv(source.intrinsics_px @ source.rot_crop_from_img)  # source pixel -> ray
+    there = inverse(source.intrinsics_px @ source.rot_crop_from_img)  # source pixel -> ray
     here = camera.intrinsics_px @ camera.rot_crop_from_img
     motion = _Motion(
         ahead=here @ view.rotation @ there, offset=here @ (view.pivot_m - view.rotation @ view.pivot_m)
@@ -166,7 +166,7 @@ class _Motion:
 
     def source_pixel(self, z: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(H, W) depth of every crop pixel -> x and y in the source crop, each (H, W)."""
-        back = np.linalg.inv(self.ahead)
+        back = inverse(self.ahead)
         shift = back @ self.offset
         x, y, t = (_linear(back[k], z.shape) * z - np.float32(shift[k]) for k in range(3))
         return x / t, y / t
@@ -309,7 +309,7 @@ def _colours(
     y: NDArray[np.float32],
 ) -> NDArray[np.uint8]:
     """(H, W, 3) the picture at source pixels, linear; black outside the picture."""
-    to_img = np.linalg.inv(source.crop_from_img)
+    to_img = inverse(source.crop_from_img)
     u, v, w = (np.float32(row[0]) * x + np.float32(row[1]) * y + np.float32(row[2]) for row in to_img)
     u, v = u / w - np.float32(window.x0), v / w - np.float32(window.y0)
     wide = cv2.remap(cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA), u, v, cv2.INTER_LINEAR, borderValue=0)

@@ -134,6 +134,13 @@ def test_an_empty_crop_is_an_error() -> None:
             crop_camera(INTRINSICS, np.array(box), (128, 128), 1.6)
 
 
+def test_a_camera_matrix_without_inverse_is_named() -> None:
+    """OpenCV inverts it to zeros, and a crop of nothing would follow."""
+    with pytest.raises(DataError, match="camMat"):
+        crop_camera(np.diag([0.0, 611.0, 1.0]), BOX, (128, 128), 1.6)
+    np.testing.assert_allclose(crop.inverse(INTRINSICS), np.linalg.inv(INTRINSICS), rtol=1e-13, atol=1e-16)
+
+
 def test_reference_depth_from_measured_depth() -> None:
     """z_ref lies on the hand although the wall behind fills most of the crop."""
     camera = crop_camera(INTRINSICS, BOX, (128, 128), 1.6)
