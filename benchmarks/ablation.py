@@ -49,6 +49,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no heat maps in the loss": ("loss.heatmap=0",),
     "no average of the weights": ("training.ema_decay=0",),
     "no calm last epoch": ("augmentation.calm_share=0",),
+    "scenes turned by up to 25 degrees": ("augmentation.view_deg=25",),
 }
 CONFIG = Path("config/learn.yaml")
 RANKS = 2
