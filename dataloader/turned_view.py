@@ -220,7 +220,7 @@ def _splat(
         _linear(motion.ahead[k], solid.shape, density) * t + np.float32(motion.offset[k]) for k in range(3)
     )
     column, row = np.rint(x / z), np.rint(y / z)
-    inside = (column >= 0) & (row >= 0) & (column < width) & (row < height)
+    inside = (z > 0) & (column >= 0) & (row >= 0) & (column < width) & (row < height)
     at = (row[inside] * np.float32(width) + column[inside]).astype(np.intp)
     buffer = np.full(height * width, np.inf, np.float32)
     np.minimum.at(buffer, at, z[inside])

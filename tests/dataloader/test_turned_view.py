@@ -113,6 +113,8 @@ def test_labels_far_from_what_was_measured_turn_nothing(root: Path, standin: Man
     window = footprint(source, frame.size)
     still = View(np.eye(3), labels.joints_cam_m[0].mean(0).astype(np.float64))
     assert turned_crop(frame.rgb(window), frame.depth(window), window, source, aside, still) is None
+    behind = View(np.diag([-1.0, 1.0, -1.0]), np.zeros(3))  # all points behind the camera, on the same lines
+    assert turned_crop(frame.rgb(window), frame.depth(window), window, source, source, behind) is None
 
 
 def test_the_crop_looks_at_the_turned_hand(root: Path, standin: ManoLayer) -> None:
