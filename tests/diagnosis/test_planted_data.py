@@ -291,6 +291,14 @@ def test_healthy(seed: int, p_drop_depth: float, clinic: Clinic) -> None:
         assert names(found) == [], [f.line() for f in found if f.status != "OK"]
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("p_drop_depth", [0.0, 1.0])
+def test_turned_scenes_are_healthy(seed: int, p_drop_depth: float, clinic: Clinic) -> None:
+    """Labels, pictures and depth turn together: a user of augmentation.view_deg must not be warned."""
+    turned = ("augmentation.view_deg=25", f"seed={seed}", f"dataset.p_drop_depth={p_drop_depth}")
+    assert names(check_data(clinic.batches(*turned), clinic.hand)) == []
+
+
 def test_healthy_validation(clinic: Clinic) -> None:
     """Batches without augmentation are healthy too."""
     assert names(check_data(clinic.batches(split="val"), clinic.hand)) == []
