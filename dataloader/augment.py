@@ -2,8 +2,8 @@
 
 The geometric part (roll, scale, shift) goes into the crop camera, so picture, depth, joints, pose and
 intrinsics follow by construction; `view_rad` turns the scene before it (turned_view.py). The rest changes
-pixels only. Everything is drawn from (seed, epoch,
-sample_index): the same for any number of workers or ranks, and whether or not depth is shown.
+pixels only. Everything is drawn from (seed, epoch, sample_index): the same for any number of workers or
+ranks, and whether or not depth is shown.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _add_noise(depth: NDArray[np.uint16], augmentation: Augmentation) -> NDArray
     start = augmentation.noise_seed % (len(table) - depth.size + 1)
     noise = table[start : start + depth.size].reshape(depth.shape)
     noisy = np.asarray(cv2.add(depth, noise, dtype=cv2.CV_16U), np.uint16)  # saturates
-    noisy |= noisy == 0  # a third of the time of np.maximum
+    noisy |= noisy == 0  # what was measured stays measured
     noisy *= depth > 0
     return noisy
 

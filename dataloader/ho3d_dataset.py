@@ -39,7 +39,7 @@ from dataloader.prepare import prepare
 from dataloader.samplers import SampleKey
 from dataloader.split import Split, SplitName, divide, motion_of, read_held_out, whole_list
 from dataloader.truth import PUBLISHED, EvaluationTruth, missing_truth, open_truth
-from dataloader.turned_view import is_measured, turn, turned_crop, view_about
+from dataloader.turned_view import turn, turned_crop, view_about
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
 from src.schema import HandSample, LabelTable, RawSample
@@ -358,17 +358,14 @@ class HO3DDataset:
         rgb: NDArray[np.uint8],
         depth: NDArray[np.uint16],
     ) -> tuple[Labels, CropCamera] | None:
-        """As `_pixels`, of the scene turned about the hand; None where its depth is not measured."""
+        """As `_pixels`, of the scene turned about the hand; None where `turned_crop` is."""
         source = self._camera(index, labels, widest(change, self.config.augmentation))
         require_overlap(source, frame.size, self.frame_id(index))
         window = footprint(source, frame.size)
-        measured = frame.depth(window)
-        if not is_measured(measured, source, window):
-            return None
         view = view_about(labels, change.view_rad)
         labels = turn(labels, view)
         camera = self._camera(index, labels, change)
-        made = turned_crop(frame.rgb(window), measured, window, source, camera, view)
+        made = turned_crop(frame.rgb(window), frame.depth(window), window, source, camera, view)
         if made is None:
             return None
         rgb[:], depth[:] = made

@@ -80,21 +80,6 @@ def turn(labels: Labels, view: View) -> Labels:
     )
 
 
-def is_measured(depth: NDArray[np.uint16], source: CropCamera, window: Window) -> bool:
-    """Whether the sensor saw enough around the crop's centre.
-
-    Args:
-        depth: (h, w) the picture's depth inside `window`.
-        source: the crop.
-        window: its footprint.
-    """
-    crop = warp_depth(depth, source, window)
-    height, width = source.size
-    half = int(min(height, width) * CENTRE_SHARE / 2)
-    centre = crop[height // 2 - half : height // 2 + half, width // 2 - half : width // 2 + half]
-    return bool(np.count_nonzero(centre) >= MIN_MEASURED * centre.size)
-
-
 def turned_crop(
     rgb: NDArray[np.uint8],
     depth: NDArray[np.uint16],
@@ -119,13 +104,16 @@ def turned_crop(
         view: the turn.
 
     Returns:
-        (H, W, 3) uint8 and (H, W) uint16, image camera's z of the turned scene; None where no point lies in
-        the crop: what was measured is not what is labelled.
+        (H, W, 3) uint8 and (H, W) uint16, image camera's z of the turned scene; None where there is nothing
+        to turn: the middle of `source` is not measured, or no point lies in the crop, because what was
+        measured is not what is labelled.
     """
     height, width = camera.size
     # Where the turned crop is enlarged its points must lie closer.
     density = DENSITY * max(1.0, float(camera.intrinsics_px[0, 0] / source.intrinsics_px[0, 0]))
     grid = _grid_depth(depth, window, source, density)
+    if not _is_measured(grid):
+        return None
     far = float(view.pivot_m[2]) + HAND_REACH_M
     there = inverse(source.intrinsics_px @ source.rot_crop_from_img)  # source pixel -> ray
     here = camera.intrinsics_px @ camera.rot_crop_from_img
@@ -190,6 +178,14 @@ def _grid_depth(
     return warp_depth(depth, dense, window) * np.float32(DEPTH_UNIT_M)
 
 
+def _is_measured(grid: NDArray[np.float32]) -> bool:
+    """Whether the sensor saw enough around the middle."""
+    height, width = grid.shape
+    half = int(min(height, width) * CENTRE_SHARE / 2)
+    centre = grid[height // 2 - half : height // 2 + half, width // 2 - half : width // 2 + half]
+    return bool(np.count_nonzero(centre) >= MIN_MEASURED * centre.size)
+
+
 def _solid(grid: NDArray[np.float32], far: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """A depth for every point, so that its colour moves with something.
 
@@ -224,15 +220,11 @@ def _splat(
     at = (row[inside] * np.float32(width) + column[inside]).astype(np.intp)
     buffer = np.full(height * width, np.inf, np.float32)
     np.minimum.at(buffer, at, z[inside])
-    # What came nearer has cracks, a pixel wide.
-    whole = _opened(buffer.reshape(size))
-    # Beside a gap a pixel's centre may miss the surface that was projected into it.
-    whole[cv2.dilate(np.isinf(whole).view(np.uint8), _square(3)) > 0] = np.inf
-    return whole
+    return _opened(buffer.reshape(size))
 
 
 def _opened(buffer: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(H, W) depths; gaps and far slits up to two pixels wide take the depth of what is nearest."""
+    """(H, W) depths without cracks: gaps up to two pixels wide take the depth of what is nearest."""
     nearest = cv2.erode(buffer, _square(3), borderType=_BORDER)
     return np.asarray(cv2.dilate(nearest, _square(3), borderType=_BORDER), np.float32)
 

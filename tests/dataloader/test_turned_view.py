@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from dataloader.turned_view import View, turned_crop
 from src.config import AugmentationConfig
 from src.hand.mano import ManoLayer
 from src.render.rasterizer import rasterize
-from src.schema import DEPTH_CLIP, DEPTH_RANGE_M
+from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, DEPTH_UNIT_M
 from tests.dataloader.posed import NO_PIXEL_CHANGE, write_rendered_hands
 from tests.dataloader.tree import FanHand, run_config, write_pictures, write_tree
 
@@ -101,6 +102,50 @@ def test_a_turn_by_nothing_is_the_plain_crop(root: Path, standin: ManoLayer) -> 
     assert known.mean() > 0.9  # the rim of the hand is taken as not measured
     off = np.abs(turned_depth.astype(int) - plain_depth)[known]
     assert np.percentile(off, 95) <= 16  # 2 mm
+
+
+def test_beyond_the_source_is_its_mirror_image_without_depth() -> None:
+    """Black bars would say by how much a scene is turned; a depth there was measured by nobody."""
+    k = np.array([[600.0, 0, 320], [0, 600.0, 240], [0, 0, 1]])
+    source = crop_camera(k, np.array([270.0, 190, 370, 290]), (128, 96), 1.5)
+    window = footprint(source, (480, 640))
+    height, width = window.y1 - window.y0, window.x1 - window.x0
+    rgb, depth = np.full((height, width, 3), 90, np.uint8), np.full((height, width), 4800, np.uint16)
+    angle = np.radians(35)
+    about_y = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    view = View(about_y, np.array([0.0, 0.0, 4800 * DEPTH_UNIT_M]))
+    made = turned_crop(rgb, depth, window, source, source, view)
+    assert made is not None
+    assert (made[0] == 90).all()
+    z = made[1] * DEPTH_UNIT_M
+    x = (np.arange(96) - 48) / source.intrinsics_px[0, 0]
+    plane = 4800 * DEPTH_UNIT_M * np.cos(angle) / (np.cos(angle) + x * np.sin(angle))
+    known = z > 0
+    assert 0.6 < known.mean() < 0.95
+    assert not known[:, [0, -1]].all()
+    assert np.abs(z - plane)[known].max() < 3e-3
+
+
+@pytest.mark.parametrize("lost_px", [0, 1])
+def test_the_rim_that_the_sensor_loses_goes_with_the_hand(lost_px: int) -> None:
+    """A pixel of skin with the wall's depth would stay behind: a thin second outline beside every finger."""
+    k = np.array([[600.0, 0, 320], [0, 600.0, 240], [0, 0, 1]])
+    source = crop_camera(k, np.array([270.0, 190, 370, 290]), (128, 128), 1.5)
+    window = footprint(source, (480, 640))
+    middle, radius = (320 - window.x0, 240 - window.y0), 30
+    rgb = np.full((window.y1 - window.y0, window.x1 - window.x0, 3), 40, np.uint8)
+    depth = np.full(rgb.shape[:2], 6000, np.uint16)
+    cv2.circle(rgb, middle, radius, (200, 200, 200), -1)
+    cv2.circle(depth, middle, radius - lost_px, 4800, -1)
+    view = View(cv2.Rodrigues(np.array([0.0, 0.35, 0.0]))[0], np.array([0.0, 0.0, 4800 * DEPTH_UNIT_M]))
+    made = turned_crop(rgb, depth, window, source, source, view)
+    assert made is not None
+    skin = (made[0][..., 0] > 120).astype(np.uint8)
+    skin[:, :20] = 0  # beyond the source crop: its mirror image
+    count, _, stats, _ = cv2.connectedComponentsWithStats(skin)
+    assert count == 2  # the wall and one disc
+    scale = source.intrinsics_px[0, 0] / 600
+    assert stats[1, cv2.CC_STAT_AREA] == pytest.approx(np.pi * (radius * scale) ** 2 * np.cos(0.35), rel=0.1)
 
 
 def test_labels_far_from_what_was_measured_turn_nothing(root: Path, standin: ManoLayer) -> None:
