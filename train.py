@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from dataloader.augment import calm_from
+from dataloader.augment import epoch_notes
 from dataloader.build import DeviceLoader, build_eval_loader, build_splits, build_train_loader
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.leaks import FrameNames, find_leaks
@@ -305,12 +305,8 @@ def train_epoch(run: Run) -> float | None:
     config, position, loader = run.config, run.progress, run.train_loader
     loader.set_epoch(position.epoch, position.step_in_epoch)
     steps = len(loader) // config.training.accumulation
-    epochs = config.training.num_epochs
-    if config.augmentation.enabled and calm_from(config.augmentation, epochs) <= position.epoch:
-        _log.info(
-            f"Epoch {position.epoch} of {epochs} is calm: augmentation's ranges and probabilities x "
-            f"{config.augmentation.calm_strength:g}, so its training loss is lower"
-        )
+    for note in epoch_notes(config.augmentation, position.epoch, config.training.num_epochs):
+        _log.info(note)
     batches = iter(loader)
     bar = progress(range(steps), total=steps, desc=f"epoch {position.epoch}", enabled=run.context.is_main)
     show = None

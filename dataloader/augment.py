@@ -81,8 +81,15 @@ def calm_from(config: AugmentationConfig, num_epochs: int) -> int:
 
 
 def in_epoch(config: AugmentationConfig, epoch: int, num_epochs: int) -> AugmentationConfig:
-    """What holds in one epoch of a run: the ranges as configured, or calm ones."""
+    """What holds in one epoch of a run: the ranges as configured or calm ones, views turned or not yet."""
+    if epoch < config.view_from_epoch and config.view_deg:
+        config = _not_turned(config)
     return config if epoch < calm_from(config, num_epochs) else _calm(config)
+
+
+@functools.lru_cache(maxsize=8)
+def _not_turned(config: AugmentationConfig) -> AugmentationConfig:
+    return dataclasses.replace(config, view_deg=0.0)
 
 
 @functools.lru_cache(maxsize=8)
@@ -98,6 +105,27 @@ def _calm(config: AugmentationConfig) -> AugmentationConfig:
         p_occluder=config.p_occluder * config.calm_strength,
         p_depth_holes=config.p_depth_holes * config.calm_strength,
     )
+
+
+def epoch_notes(config: AugmentationConfig, epoch: int, num_epochs: int) -> list[str]:
+    """What the log says of a training epoch whose samples differ in kind from the epoch before it."""
+    notes: list[str] = []
+    if not config.enabled:
+        return notes
+    if config.view_deg and epoch == 0 and config.view_from_epoch >= num_epochs:
+        notes.append(
+            f"No scene is turned: augmentation.view_from_epoch is {config.view_from_epoch}, "
+            f"and epochs 0 to {num_epochs - 1} are trained"
+        )
+    if config.view_deg and epoch == config.view_from_epoch:
+        degrees = in_epoch(config, epoch, num_epochs).view_deg
+        notes.append(f"From epoch {epoch} of {num_epochs} on scenes are turned by up to {degrees:g} degrees")
+    if epoch >= calm_from(config, num_epochs):
+        notes.append(
+            f"Epoch {epoch} of {num_epochs} is calm: augmentation's ranges and probabilities x "
+            f"{config.calm_strength:g}, so its training loss is lower"
+        )
+    return notes
 
 
 def draw(config: AugmentationConfig, seed: int, epoch: int, sample_index: int) -> Augmentation:

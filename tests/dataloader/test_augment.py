@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, in_epoch, paint_rgb
+from dataloader.augment import (
+    UNCHANGED,
+    Augmentation,
+    disturb_depth,
+    draw,
+    epoch_notes,
+    in_epoch,
+    paint_rgb,
+)
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.samplers import SampleKey
 from src.config import AugmentationConfig
@@ -150,6 +158,36 @@ def test_the_last_epochs_are_calm() -> None:
     assert after[0].depth_noise_m == before[0].depth_noise_m
     off = in_epoch(dataclasses.replace(config, calm_strength=0.0), 9, 10)
     assert draw(off, 0, 9, 3).roll_rad == 0
+
+
+def test_scenes_turn_from_their_epoch_on() -> None:
+    """Turned too early, a short run pays for variety of no use to it; never, a long one does not gain."""
+    config = dataclasses.replace(CONFIG, view_deg=20.0, view_from_epoch=3, calm_share=0.2)
+    degrees = [in_epoch(config, e, 10).view_deg for e in range(10)]
+    assert degrees == [0.0] * 3 + [20.0] * 5 + [20.0 * config.calm_strength] * 2
+    assert [in_epoch(config, e, 3).view_deg for e in range(3)] == [0.0] * 3
+    for epoch, turned in ((2, False), (3, True)):
+        views = [draw(in_epoch(config, epoch, 10), 0, epoch, i).view_rad for i in range(20)]
+        assert all(any(view) == turned for view in views)
+    before = dataclasses.replace(CONFIG, view_deg=0.0)
+    rolls = [[draw(c, 0, 2, i).roll_rad for i in range(20)] for c in (before, in_epoch(config, 2, 10))]
+    assert rolls[0] == rolls[1]
+
+
+def test_the_log_says_what_an_epoch_shows() -> None:
+    """A loss that jumps between two epochs is looked for in the model if nothing says what changed."""
+    config = dataclasses.replace(CONFIG, view_deg=20.0, view_from_epoch=2, calm_share=0.25)
+    notes = [epoch_notes(config, e, 4) for e in range(4)]
+    assert [len(lines) for lines in notes] == [0, 0, 1, 1]
+    assert "From epoch 2 of 4 on scenes are turned by up to 20 degrees" in notes[2][0]
+    assert "Epoch 3 of 4 is calm" in notes[3][0]
+    late = epoch_notes(config, 0, 2)
+    assert len(late) == 1
+    assert "view_from_epoch is 2" in late[0]
+    first_is_calm = dataclasses.replace(config, view_from_epoch=3)
+    assert "up to 5 degrees" in epoch_notes(first_is_calm, 3, 4)[0]
+    for silent in (dataclasses.replace(config, enabled=False), CONFIG):
+        assert not any(epoch_notes(silent, e, 2) for e in range(2))
 
 
 def test_a_sample_of_a_calm_epoch_is_calm(tmp_path: Path) -> None:
