@@ -44,8 +44,8 @@ from src.runtime.lock import file_lock
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
 
-FORMAT = 3
-"""Raised whenever the files' layout, the windows or the meaning of a pixel changes."""
+FORMATS = {"raw": 3, "compact": 4}
+"""By dataset.cache_format; raised when the files' layout, the windows or the meaning of a pixel changes."""
 
 _PROBES = 8
 _PROBE_BYTES = 8 << 20
@@ -117,7 +117,7 @@ def _fingerprint(
     made_from = json.loads(index_path.read_text(encoding="utf-8"))["fingerprint"]
     data = {key: value for key, value in made_from.items() if key not in ("truth_sha256", "max_unreadable")}
     return {
-        "format": FORMAT,
+        "format": FORMATS[config.dataset.cache_format],
         "margin_px": MARGIN_PX,
         "kind": config.dataset.cache_format,
         "data": {"index": index.sha256, "rows": len(index.rows), **data},

@@ -228,6 +228,16 @@ def test_the_codec_keeps_its_promise_on_hard_pictures(kind: str) -> None:
     assert decode_rgb(encode_rgb(rgb[:0], kind), (0, 91), "compact").shape == (0, 91, 3)
 
 
+def test_every_step_of_depth_comes_back() -> None:
+    """A step at the edge of what one byte holds, read with the wrong sign, lifts all pixels below it."""
+    every = np.stack([np.zeros(1 << 16, np.uint16), np.arange(1 << 16, dtype=np.uint16)])
+    for picture in (every, every[::-1], np.cumsum(every, axis=1, dtype=np.uint16)):
+        packed = encode_depth(picture, "compact")
+        assert np.array_equal(decode_depth(packed, picture.shape, "compact"), picture)
+        cut = (slice(1, 2), slice(32_000, 33_000))
+        assert np.array_equal(decode_depth(packed, picture.shape, "compact", cut), picture[cut])
+
+
 @pytest.mark.parametrize("change", ["data", "format", "augmentation", "truncated", "missing", "marker"])
 def test_a_cache_that_does_not_fit_is_written_anew_with_a_line(
     tmp_path: Path, change: str, lines: Any, monkeypatch: Any
@@ -241,7 +251,7 @@ def test_a_cache_that_does_not_fit_is_written_anew_with_a_line(
     if change == "data":
         (root / "train/MC1/rgb/x").touch()
     elif change == "format":
-        monkeypatch.setattr(cache_build, "FORMAT", cache_build.FORMAT + 1)
+        monkeypatch.setitem(cache_build.FORMATS, "raw", cache_build.FORMATS["raw"] + 1)
     elif change == "augmentation":
         config = config_of(root, place)
     elif change == "truncated":
