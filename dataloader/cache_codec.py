@@ -63,7 +63,7 @@ def encode_rgb(
     own = () if quality is None else ((quality, _HALF), (quality, _FULL))
     for step, sampling in (*own, *_LADDER):
         options = [cv2.IMWRITE_JPEG_QUALITY, step, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
-        ok, data = cv2.imencode(".jpg", bgr, options)
+        ok, data = cv2.imencode(".jpg", bgr, [*options, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
         assert ok
         shown = cv2.imdecode(data, cv2.IMREAD_COLOR)
         if shown is not None and cv2.PSNR(shown[seen], wanted) >= MIN_PSNR_DB:
