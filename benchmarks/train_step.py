@@ -78,9 +78,11 @@ class DenseGraph(nn.Module):
 class TimmViT(nn.Module):
     """timm's blocks and norm on our sequence of tokens, with our weights."""
 
-    def __init__(self, vit: ViT, width: int, heads: int) -> None:
+    def __init__(self, vit: ViT, width: int, heads: int, drop_path: float) -> None:
         super().__init__()
-        made = timm.models.VisionTransformer(embed_dim=width, depth=len(vit.blocks), num_heads=heads)
+        made = timm.models.VisionTransformer(
+            embed_dim=width, depth=len(vit.blocks), num_heads=heads, drop_path_rate=drop_path
+        )
         self.blocks, self.norm = made.blocks, made.norm
         self.load_state_dict(vit.state_dict())
 
@@ -100,7 +102,8 @@ def _of_libraries(scene: Scene, where: torch.device) -> TrainStep:
     model.refiner.graph = DenseGraph(model.refiner.graph)
     first = model.vit.blocks[0]
     width, heads = first.norm1.normalized_shape[0], first.attn.heads
-    model.vit = TimmViT(model.vit, width, heads).to(where)  # type: ignore[assignment]
+    drop_path = scene.config.model.drop_path
+    model.vit = TimmViT(model.vit, width, heads, drop_path).to(where)  # type: ignore[assignment]
     step.optimizer = _Plain(model, scene)  # type: ignore[assignment]
     return step
 
@@ -121,7 +124,8 @@ class _Plain:
 
 
 def _first_loss(step: TrainStep, batch: HandBatch) -> float:
-    """Before any step."""
+    """Before any step, and with no branch left out."""
+    step.model.eval()
     with torch.no_grad():
         return float(step.loss(step.model(batch), batch).total)
 

@@ -47,14 +47,15 @@ def trainer(
     clip: float = 1e6,
     optimizer: Literal["adamw", "muon"] = "adamw",
     lag: int | None = None,
+    drop_path: float = 0.0,
 ) -> TrainStep:
     config = RunConfig(
-        model=MODEL,
+        model=dataclasses.replace(MODEL, drop_path=drop_path),
         training=TrainingConfig(accumulation=accumulation, clip_grad_norm=clip, ema_decay=0.9),
         optimizer=OptimizerConfig(name=optimizer, lr=lr),
     )
     torch.manual_seed(3)
-    model = UTNet(MODEL, hand_model())
+    model = UTNet(config.model, hand_model())
     return TrainStep(model, HandLoss(config.loss, hand_model()), config, context, total_steps=10, lag=lag)
 
 
@@ -244,7 +245,7 @@ def test_same_seed_same_weights(name: Literal["adamw", "muon"]) -> None:
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_step_never_waits_for_the_device(name: Literal["adamw", "muon"]) -> None:
     """Each value asked for empties the queue of a GPU, which then idles until the next kernels come."""
-    step, raws = trainer(ALONE, optimizer=name, lag=9), [raw(k) for k in range(2)]
+    step, raws = trainer(ALONE, optimizer=name, lag=9, drop_path=0.5), [raw(k) for k in range(2)]
     step([prepare(raws[0])])  # what is made once may wait
     with AsksTheDevice():
         step([prepare(raws[1])])
