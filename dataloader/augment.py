@@ -112,14 +112,15 @@ def epoch_notes(config: AugmentationConfig, epoch: int, num_epochs: int) -> list
     notes: list[str] = []
     if not config.enabled:
         return notes
-    if config.view_deg and epoch == 0 and config.view_from_epoch >= num_epochs:
-        notes.append(
-            f"No scene is turned: augmentation.view_from_epoch is {config.view_from_epoch}, "
-            f"and epochs 0 to {num_epochs - 1} are trained"
-        )
-    if config.view_deg and epoch == config.view_from_epoch:
+    turned = [e for e in range(num_epochs) if in_epoch(config, e, num_epochs).view_deg]
+    if turned and epoch == turned[0]:
         degrees = in_epoch(config, epoch, num_epochs).view_deg
         notes.append(f"From epoch {epoch} of {num_epochs} on scenes are turned by up to {degrees:g} degrees")
+    if config.view_deg and not turned:
+        notes.append(
+            f"No scene is turned in any of the {num_epochs} epochs: augmentation.view_from_epoch is "
+            f"{config.view_from_epoch}, calm_strength {config.calm_strength:g}"
+        )
     if epoch >= calm_from(config, num_epochs):
         notes.append(
             f"Epoch {epoch} of {num_epochs} is calm: augmentation's ranges and probabilities x "

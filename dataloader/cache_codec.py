@@ -156,11 +156,13 @@ def decode_depth(
     rows, columns = (slice(*part.indices(side)) for part, side in zip(cut, shape, strict=True))
     first = rows.start // BAND * BAND
     step = small.reshape(shape)[first : rows.stop, : columns.stop].astype(np.int16)
-    if num_large:
-        large = np.frombuffer(plain, "<i2", num_large, 2 * num_values)
-        row, column = np.divmod(np.flatnonzero(small == _ELSEWHERE), shape[1])
-        inside = (row >= first) & (row < rows.stop) & (column < columns.stop)
-        step[row[inside] - first, column[inside]] = large[inside]
+    places = np.flatnonzero(small == _ELSEWHERE)
+    if len(places) != num_large:
+        raise DataError(f"stored depth: {len(places):,} large steps, want {num_large:,}")
+    row, column = np.divmod(places, shape[1])
+    inside = (row >= first) & (row < rows.stop) & (column < columns.stop)
+    large = np.frombuffer(plain, "<i2", num_large, 2 * num_values)
+    step[row[inside] - first, column[inside]] = large[inside]
     numbers = step.view(np.uint16)
     heads = numbers[::BAND]
     np.cumsum(heads, axis=1, dtype=np.uint16, out=heads)
@@ -168,7 +170,12 @@ def decode_depth(
         here = numbers[k::BAND]
         here += numbers[k - 1 :: BAND][: len(here)]
     numbers = numbers[rows.start - first :, columns]
-    return np.frombuffer(plain, "<u2", num_values).take(numbers) if num_values else numbers
+    if not num_values:
+        return numbers
+    try:
+        return np.frombuffer(plain, "<u2", num_values).take(numbers)
+    except IndexError as error:
+        raise DataError(f"stored depth: a rank among {num_values:,} values is too high") from error
 
 
 @functools.cache

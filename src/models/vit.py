@@ -98,8 +98,8 @@ class Block(nn.Module):
     """Pre-norm transformer block.
 
     While training, each residual branch is left out for whole samples with probability `drop_path`, and
-    scaled up where it is not (stochastic depth, Huang et al. 2016). It is computed for the other samples
-    alone, as DINOv2 does: at the 0.3 of `huge` a seventh of the transformer's work is saved.
+    scaled up where it is not (stochastic depth, Huang et al. 2016). Unless compiled, it is computed for the
+    other samples alone, as DINOv2 does: at the 0.3 of `huge` that is a seventh less arithmetic.
     """
 
     def __init__(self, width: int, heads: int, drop_path: float) -> None:
@@ -126,7 +126,10 @@ class Block(nn.Module):
             masked: Tensor = x + branch(norm(x)) * (shown.to(x.dtype) / keep)
             return masked
         rows, weight = _drawn(len(x), keep)
-        index = torch.tensor(rows).to(x.device, non_blocking=True)
+        if len(rows) == len(x):
+            all_kept: Tensor = x + branch(norm(x)) * weight
+            return all_kept
+        index = torch.tensor(rows, pin_memory=x.is_cuda).to(x.device, non_blocking=True)
         change = branch(norm(x.index_select(0, index)))
         return x.index_add(0, index, change.to(x.dtype), alpha=weight)
 

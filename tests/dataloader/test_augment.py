@@ -181,9 +181,13 @@ def test_the_log_says_what_an_epoch_shows() -> None:
     assert [len(lines) for lines in notes] == [0, 0, 1, 1]
     assert "From epoch 2 of 4 on scenes are turned by up to 20 degrees" in notes[2][0]
     assert "Epoch 3 of 4 is calm" in notes[3][0]
-    late = epoch_notes(config, 0, 2)
-    assert len(late) == 1
-    assert "view_from_epoch is 2" in late[0]
+    for epoch in range(2):  # a resumed run says it too
+        late = epoch_notes(config, epoch, 2)
+        assert len(late) == 1
+        assert "No scene is turned" in late[0]
+        assert "view_from_epoch is 2" in late[0]
+    still = dataclasses.replace(config, view_from_epoch=3, calm_strength=0.0)
+    assert ["No scene is turned" in note for note in epoch_notes(still, 3, 4)] == [True, False]
     first_is_calm = dataclasses.replace(config, view_from_epoch=3)
     assert "up to 5 degrees" in epoch_notes(first_is_calm, 3, 4)[0]
     for silent in (dataclasses.replace(config, enabled=False), CONFIG):

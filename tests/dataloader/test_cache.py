@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import zstandard
 
 from dataloader import build, cache_build, cache_codec, cache_part, decode
 from dataloader.cache import CropCache, open_cache
@@ -236,6 +238,49 @@ def test_every_step_of_depth_comes_back() -> None:
         assert np.array_equal(decode_depth(packed, picture.shape, "compact"), picture)
         cut = (slice(1, 2), slice(32_000, 33_000))
         assert np.array_equal(decode_depth(packed, picture.shape, "compact", cut), picture[cut])
+
+
+def test_a_new_layout_needs_a_new_format_number() -> None:
+    """A cache written before the change would pass its checksums and be read as other depths."""
+    y, x = np.mgrid[:40, :30].astype(np.uint16)
+    packed = encode_depth((y * 37 + x * x * 11) % 3000, "compact").tobytes()
+    stored = packed[:8] + zstandard.ZstdDecompressor().decompress(packed[8:])
+    assert cache_build.FORMATS == {"raw": 3, "compact": 4}
+    assert hashlib.sha256(stored).hexdigest()[:16] == "40edd5546314c41d"
+
+
+def test_damaged_counts_of_depth_are_an_error() -> None:
+    """A loader process that ends in an IndexError names neither the file nor what to do."""
+    few = np.random.default_rng(0).choice(np.array([0, 9000, 60000], np.uint16), (40, 30))
+    packed = encode_depth(few, "compact")
+    assert np.array_equal(decode_depth(packed, few.shape, "compact"), few)
+    swapped = packed.copy()
+    swapped[:4], swapped[4:8] = packed[4:8], packed[:4]
+    plain = bytearray(zstandard.ZstdDecompressor().decompress(packed[8:].tobytes()))
+    plain[-1] ^= 0x40
+    stepped = np.frombuffer(
+        packed[:8].tobytes() + zstandard.ZstdCompressor().compress(bytes(plain)), np.uint8
+    )
+    for bad in (swapped, stepped):
+        with pytest.raises(DataError, match="stored depth"):
+            decode_depth(bad, few.shape, "compact")
+
+
+@pytest.mark.parametrize("kind", ["raw", "compact"])
+def test_a_kind_is_written_anew_for_its_own_format_alone(
+    tree: Tree, tmp_path: Path, kind: str, monkeypatch: Any
+) -> None:
+    """Decoded by other code, a kept cache is wrong; written anew for another kind's sake, it costs hours."""
+    config = config_of(tree[0], tmp_path, dataset={"cache_format": kind})
+    folder = dataset_of(config)._cache.folder
+    written = (folder / "crops.json").stat().st_mtime_ns
+    other = "raw" if kind == "compact" else "compact"
+    monkeypatch.setitem(cache_build.FORMATS, other, 99)
+    dataset_of(config)
+    assert (folder / "crops.json").stat().st_mtime_ns == written
+    monkeypatch.setitem(cache_build.FORMATS, kind, 99)
+    dataset_of(config)
+    assert json.loads((folder / "crops.json").read_text())["fingerprint"]["format"] == 99
 
 
 @pytest.mark.parametrize("change", ["data", "format", "augmentation", "truncated", "missing", "marker"])
