@@ -3,8 +3,8 @@
 The reference is this network with its hand layer replaced by smplx's MANO layer, its graph by a dense
 adjacency that is normalised in every call, its transformer by timm's blocks and its optimiser by
 torch.optim.AdamW as it comes. Both start from the same weights and give the same features and the same loss,
-which is checked before anything is timed. Parts are timed alone, forward and backward, on the inputs that they
-have in a step.
+which is checked before anything is timed. Parts are timed alone, forward and backward, on the inputs
+that they have in a step.
 
     python -m benchmarks train_step
 """

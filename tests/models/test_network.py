@@ -297,7 +297,7 @@ def test_huge_makes_one_training_step():
     assert torch.isfinite(terms.total)
 
 
-@pytest.mark.parametrize("drop_path", [0.01, 0.5, 0.999])
+@pytest.mark.parametrize("drop_path", [0.001, 0.5, 0.999])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_branch_is_left_out_for_whole_samples(drop_path, compiled):
     """Left out in part or not scaled up, features shift between training and scoring; where no sample keeps a
