@@ -25,6 +25,7 @@ from src.models.utnet import UTNet
 from src.runtime.distributed import DistContext
 from src.tools import export_submission
 from src.training import checkpoint as ckpt
+from src.training.setup import backbone_dtype
 from src.training.step import TrainStep
 from tests.dataloader.test_truth import meshes
 from tests.dataloader.tree import run_config, write_tree
@@ -57,6 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     )
     torch.manual_seed(0)
     model = UTNet(config.model, hand)
+    model.backbone_dtype = backbone_dtype(config, torch.device("cpu"))
     trainer = TrainStep(model, HandLoss(config.loss, hand), config, ALONE, 10)
     with torch.no_grad():  # the present weights are not the averaged ones
         for weight in model.parameters():

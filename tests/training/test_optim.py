@@ -13,7 +13,7 @@ from torch import nn
 from src.config import OptimizerConfig, SchedulerConfig
 from src.config_file import load_config
 from src.errors import AssetError
-from src.runtime.machine import has_bf16
+from src.training import optim
 from src.training.muon import ADAMW_RMS, orthogonal
 from src.training.optim import (
     Ema,
@@ -84,8 +84,10 @@ def _learn(model: nn.Module, optimizer: Optimizer, steps: int, rate: float = 1e-
         optimizer.step(rate)
 
 
-def test_muon_moves_matrices_and_adamw_the_rest() -> None:
+def test_muon_moves_matrices_and_adamw_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel left out, or moved as a copy, stays as it was drawn: the run learns with half a network."""
+    # bf16 rounds the directions that a gradient of few samples lacks to anything, one by one or together.
+    monkeypatch.setattr(optim, "has_bf16", lambda _: False)
     model, config = _layers(), OptimizerConfig(name="muon", weight_decay=0.0)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     _learn(model, Optimizer(model, config, torch.device("cpu")), 1)
@@ -94,7 +96,7 @@ def test_muon_moves_matrices_and_adamw_the_rest() -> None:
         if name in ("0.weight", "2.weight"):
             assert parameter.grad is not None
             gradient = parameter.grad.flatten(1)
-            want = orthogonal([gradient], torch.bfloat16 if has_bf16(torch.device("cpu")) else torch.float32)
+            want = orthogonal([gradient], torch.float32)
             size = 1e-2 * ADAMW_RMS * max(gradient.shape) ** 0.5
             assert torch.allclose(step.flatten(1), -size * want[0], atol=1e-6), name
             # One speed in all directions: no singular value stands out as it does in the gradient.
