@@ -9,6 +9,7 @@ Legend: B batch, N tokens, D channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+_Map = Callable[[Tensor], Tensor]
 
 NORM_EPS = 1e-6
 """eps of the backbone's LayerNorms; pretrained ViTs use it, PyTorch's default of 1e-5 shifts features."""
@@ -115,20 +118,17 @@ class Block(nn.Module):
         x = self._with_branch(x, self.norm1, self.attn)
         return self._with_branch(x, self.norm2, self.mlp)
 
-    def _with_branch(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
+    def _with_branch(self, x: Tensor, norm: _Map, branch: _Map) -> Tensor:
         """x + branch(norm(x)), for the samples that are not left out."""
         if not self.training or self.drop_path == 0.0:
-            kept: Tensor = x + branch(norm(x))
-            return kept
+            return x + branch(norm(x))
         keep = 1.0 - self.drop_path
         if torch.compiler.is_compiling():  # compiled code wants one shape, however many samples are kept
             shown = torch.rand(len(x), 1, 1, device=x.device) < keep
-            masked: Tensor = x + branch(norm(x)) * (shown.to(x.dtype) / keep)
-            return masked
+            return x + branch(norm(x)) * (shown.to(x.dtype) / keep)
         rows, weight = _drawn(len(x), keep)
         if len(rows) == len(x):
-            all_kept: Tensor = x + branch(norm(x)) * weight
-            return all_kept
+            return x + branch(norm(x)) * weight
         index = torch.tensor(rows, pin_memory=x.is_cuda).to(x.device, non_blocking=True)
         change = branch(norm(x.index_select(0, index)))
         return x.index_add(0, index, change.to(x.dtype), alpha=weight)

@@ -192,6 +192,9 @@ def test_a_window_along_the_blocks_takes_fewer_bytes() -> None:
     quality = decode.jpeg_quality(file.tobytes())
     along, across = (encode_rgb(shown[s : s + 192, s : s + 192], "compact", quality) for s in (16, 21))
     assert len(along) < 0.8 * len(across)
+    window = np.ascontiguousarray(shown[16:208, 16:208, ::-1])
+    usual = cv2.imencode(".jpg", window, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+    assert len(along) < 0.99 * len(usual)  # its own Huffman tables
     assert cv2.PSNR(decode_rgb(along, (192, 192), "compact"), shown[16:208, 16:208].copy()) > 50
 
 
