@@ -27,8 +27,9 @@ THROUGH = 0.08
 UNEXPLAINED = 0.15
 """The same where no transform leaves fewer and the joints lie on skin.
 
-Turned scenes show 0.035 on the mean and up to 0.11: where a turn uncovers a joint that the camera did not see, there is no measured
-hand, but what lies behind it. The defects planted in tests/diagnosis that no transform explains show more.
+Turned scenes show 0.035 on the mean and up to 0.11: where a turn uncovers a joint that the camera did not
+see, there is no measured hand, but what lies behind it. The defects planted in tests/diagnosis that no
+transform explains show more.
 """
 REDDER = 0.035
 """A transform whose joints lie on redder ground than the labelled ones by this much is the better one.
