@@ -148,14 +148,15 @@ def _parts(step: TrainStep, batch: HandBatch) -> dict[str, Callable[[], object]]
     """Forward and backward pass of each part, on the inputs of a real step."""
     model = step.model
     assert isinstance(model, UTNet)
-    assert model.refiner is not None
+    refiner = model.refiner
+    assert refiner is not None
     named = {
         "tokens and stem": model.embed,
         "transformer": model.vit,
         "feature maps": model.pyramid,
         "read-out": model.readout,
         "coarse head": model.coarse,
-        "refinement": model.refiner,
+        "refinement": refiner,
         "hand model (one of two)": model.decoder,
     }
     seen: dict[str, tuple[Any, ...]] = {}
@@ -175,7 +176,9 @@ def _parts(step: TrainStep, batch: HandBatch) -> dict[str, Callable[[], object]]
     assert maps.features.requires_grad
     points = torch.cat([prediction.coarse.vertices_cam_m, prediction.coarse.joints_cam_m], dim=1)
     levels = _levels(model, seen["feature maps"])
-    parts["sampling under vertices"] = _pass(lambda *m: sample_points(m, points.detach(), batch), levels)
+    parts["sampling under vertices"] = _pass(
+        lambda *m: sample_points(refiner.project(m), points.detach(), batch), levels
+    )
     parts["loss"] = _pass(lambda p: step.loss(p, batch).total, (prediction,))
 
     def optimise() -> None:

@@ -10,6 +10,7 @@ Legend: B batch, V vertices, C channels of a node, S 16 rotations in MANO16 orde
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ class MeshRefiner(nn.Module):
 
     Args:
         mano: gives faces and skinning weights.
-        seen: channels of all sampled maps together.
+        seen: channels of each map.
         summary: R, features of the whole crop.
         width: C.
         layers: graph convolutions.
@@ -128,7 +129,14 @@ class MeshRefiner(nn.Module):
     to_mano: Tensor
 
     def __init__(
-        self, mano: ManoLayer, *, seen: int, summary: int, width: int, layers: int, depth_residual: bool
+        self,
+        mano: ManoLayer,
+        *,
+        seen: Sequence[int],
+        summary: int,
+        width: int,
+        layers: int,
+        depth_residual: bool,
     ) -> None:
         super().__init__()
         skin = mano.lbs_weights.detach().float()
@@ -138,7 +146,8 @@ class MeshRefiner(nn.Module):
         self.register_buffer("readout", (skin / skin.sum(dim=0)).T.contiguous(), persistent=False)
         to_mano = torch.tensor(permutation(OPENPOSE21, MANO16))
         self.register_buffer("to_mano", to_mano, persistent=False)
-        self.enter = nn.Linear(seen + 6, width)
+        self.seen = list(seen)
+        self.enter = nn.Linear(sum(seen) + 6, width)
         self.enter_depth = nn.Linear(2, width, bias=False) if depth_residual else None
         self.enter_summary = nn.Linear(summary, width)
         self.vertex_identity = nn.Linear(_ROTATIONS, width, bias=False)
@@ -154,6 +163,28 @@ class MeshRefiner(nn.Module):
         if self.enter_depth is not None:
             nn.init.zeros_(self.enter_depth.weight)
 
+    def project(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What points are to see of each map, once for all passes.
+
+        A linear layer on samples of a map is a sample of the layer on the map, and tiny's maps have as many
+        elements as the hand has points, but four times as many channels as the graph.
+
+        Args:
+            maps: (B, seen[i], h, w) each.
+
+        Returns:
+            (B, C, h, w) each; samples of all added up are what the layer `enter` makes of them.
+        """
+        weights = torch.split(self.enter.weight[:, :-6], self.seen, dim=1)
+        return tuple(
+            (weight @ level.flatten(2)).view(-1, len(weight), *level.shape[2:])
+            for weight, level in zip(weights, maps, strict=True)
+        )
+
+    def enter_places(self, places: Tensor) -> Tensor:
+        """(B, P, 6) in the crop and about the wrist -> (B, P, C): the rest of the layer `enter`."""
+        return F.linear(places, self.enter.weight[:, -6:], self.enter.bias)
+
     def forward(
         self, state: HandState, estimate: HandEstimate, sampled: Sampled, summary: Tensor
     ) -> HandState:
@@ -162,7 +193,7 @@ class MeshRefiner(nn.Module):
         Args:
             state: the hand now.
             estimate: what it decodes to; read without gradient.
-            sampled: under its V vertices followed by its 21 joints.
+            sampled: what `project` made of the maps, under its V vertices followed by its 21 joints.
             summary: (B, R).
 
         Returns:
@@ -170,7 +201,7 @@ class MeshRefiner(nn.Module):
         """
         b, v = summary.shape[0], self.num_vertices
         place = torch.cat([estimate.vertices_root_m, estimate.joints_root_m], dim=1).detach() / JOINT_STEP_M
-        points = self.enter(torch.cat([sampled.features, sampled.place, place], dim=-1))
+        points = sampled.features + self.enter_places(torch.cat([sampled.place, place], dim=-1))
         points = points + self.enter_summary(summary)[:, None]
         if self.enter_depth is not None:
             points = points + self.enter_depth(sampled.depth)

@@ -78,7 +78,7 @@ class UTNet(nn.Module):
         if self.refine_iterations:
             self.refiner = MeshRefiner(
                 mano,
-                seen=sum(sizes.map_channels),
+                seen=sizes.map_channels,
                 summary=sizes.readout_width,
                 width=sizes.graph_width,
                 layers=sizes.graph_layers,
@@ -118,10 +118,11 @@ class UTNet(nn.Module):
         coarse = hand = self.decoder(state, batch.intrinsics_crop_px, batch.z_ref_m)
         if self.direct:
             coarse = hand = replace(hand, joints_root_m=readout.joints_root_m)
+        seen = () if self.refiner is None else self.refiner.project(maps)
         for _ in range(self.refine_iterations):
             points = torch.cat([hand.vertices_cam_m, hand.joints_cam_m], dim=1)
             assert self.refiner is not None
-            state = self.refiner(state, hand, sample_points(maps, points, batch), readout.summary)
+            state = self.refiner(state, hand, sample_points(seen, points, batch), readout.summary)
             hand = self.decoder(state, batch.intrinsics_crop_px, batch.z_ref_m)
         return Prediction(
             hand=hand,

@@ -96,6 +96,20 @@ def test_a_map_of_coordinates_returns_the_projection(stride, size):
     assert torch.equal(sampled.place[..., 2] == 1, inside)
 
 
+def test_projected_maps_add_up_to_the_layer_on_all_samples():
+    """Projecting before sampling is for speed alone: points must see what the whole layer makes of them."""
+    torch.manual_seed(0)
+    refiner = UTNet(ModelConfig(preset="tiny", image_size=(64, 64)), hand_model()).refiner
+    batch = make_batch(2, 64, 64, noise=True)
+    points = batch.joints_cam_m * torch.tensor([1.5, 1.5, 1.0])  # some lie beyond the crop
+    maps = [torch.randn(2, c, 64 // s, 64 // s) for c, s in zip(refiner.seen, (16, 8, 4), strict=True)]
+    apart = [sample_points((level,), points, batch) for level in maps]
+    places = torch.cat([apart[0].place, batch.joints_root_m], dim=-1)
+    whole = refiner.enter(torch.cat([*(one.features for one in apart), places], dim=-1))
+    projected = sample_points(refiner.project(maps), points, batch)
+    torch.testing.assert_close(projected.features + refiner.enter_places(places), whole, atol=1e-5, rtol=0)
+
+
 def test_upsampling_keeps_coordinates():
     """A pyramid that shifts by half an element moves every sample by up to 8 pixels."""
     fine = double(coordinate_map(128, 96, 16))
