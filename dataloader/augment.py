@@ -81,20 +81,10 @@ def calm_from(config: AugmentationConfig, num_epochs: int) -> int:
 
 
 def in_epoch(config: AugmentationConfig, epoch: int, num_epochs: int) -> AugmentationConfig:
-    """What holds in one epoch of a run: the ranges as configured or smaller ones, views turned or not yet."""
+    """What holds in one epoch of a run: the ranges as configured or calm ones, views turned or not yet."""
     if epoch < config.view_from_epoch and config.view_deg:
         config = _not_turned(config)
-    factor = strength(config, epoch, num_epochs)
-    return config if factor == 1.0 else _weaker(config, factor)
-
-
-def strength(config: AugmentationConfig, epoch: int, num_epochs: int) -> float:
-    """Factor on ranges and probabilities in one epoch of a run: growing, then 1, then calm."""
-    if epoch >= calm_from(config, num_epochs):
-        return config.calm_strength
-    if epoch >= config.grow_epochs:
-        return 1.0
-    return config.calm_strength + (1.0 - config.calm_strength) * epoch / config.grow_epochs
+    return config if epoch < calm_from(config, num_epochs) else _calm(config)
 
 
 @functools.lru_cache(maxsize=8)
@@ -103,17 +93,17 @@ def _not_turned(config: AugmentationConfig) -> AugmentationConfig:
 
 
 @functools.lru_cache(maxsize=8)
-def _weaker(config: AugmentationConfig, factor: float) -> AugmentationConfig:
-    """Ranges and probabilities times `factor`; the sensor's noise stays."""
+def _calm(config: AugmentationConfig) -> AugmentationConfig:
+    """Ranges and probabilities times calm_strength; the sensor's noise stays."""
     return dataclasses.replace(
         config,
-        roll_deg=config.roll_deg * factor,
-        scale=config.scale * factor,
-        shift=config.shift * factor,
-        view_deg=config.view_deg * factor,
-        colour=config.colour * factor,
-        p_occluder=config.p_occluder * factor,
-        p_depth_holes=config.p_depth_holes * factor,
+        roll_deg=config.roll_deg * config.calm_strength,
+        scale=config.scale * config.calm_strength,
+        shift=config.shift * config.calm_strength,
+        view_deg=config.view_deg * config.calm_strength,
+        colour=config.colour * config.calm_strength,
+        p_occluder=config.p_occluder * config.calm_strength,
+        p_depth_holes=config.p_depth_holes * config.calm_strength,
     )
 
 
@@ -135,11 +125,6 @@ def epoch_notes(config: AugmentationConfig, epoch: int, num_epochs: int) -> list
         notes.append(
             f"Epoch {epoch} of {num_epochs} is calm: augmentation's ranges and probabilities x "
             f"{config.calm_strength:g}, so its training loss is lower"
-        )
-    elif epoch < config.grow_epochs:
-        notes.append(
-            f"Epoch {epoch} of {num_epochs}: augmentation's ranges and probabilities x "
-            f"{strength(config, epoch, num_epochs):.3g}, growing up to epoch {config.grow_epochs}"
         )
     return notes
 

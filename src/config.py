@@ -236,8 +236,6 @@ class AugmentationConfig:
     """Share of the epochs, the last ones, in whole epochs, whose samples look more like those scored."""
     calm_strength: float = _number(0.25, ge=0.0, le=1.0)
     """Factor on ranges and probabilities in them."""
-    grow_epochs: int = _number(0, ge=0)
-    """First epochs, in which that factor grows evenly from calm_strength to 1: variety with repetition."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ from dataloader.augment import (
     epoch_notes,
     in_epoch,
     paint_rgb,
-    strength,
 )
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.samplers import SampleKey
@@ -159,23 +158,6 @@ def test_the_last_epochs_are_calm() -> None:
     assert after[0].depth_noise_m == before[0].depth_noise_m
     off = in_epoch(dataclasses.replace(config, calm_strength=0.0), 9, 10)
     assert draw(off, 0, 9, 3).roll_rad == 0
-
-
-def test_ranges_grow_with_the_passes_over_the_data() -> None:
-    """Full variety in a first pass costs samples; none in a fifth lets the motions be known by heart."""
-    config = dataclasses.replace(CONFIG, calm_share=0.2, calm_strength=0.4, grow_epochs=3)
-    factors = [strength(config, e, 10) for e in range(10)]
-    assert factors == pytest.approx([0.4, 0.6, 0.8] + [1.0] * 5 + [0.4] * 2)
-    assert [strength(config, e, 2) for e in range(2)] == pytest.approx(
-        [0.4, 0.6]
-    )  # none is calm: 0.2 x 2 < 1
-    full, half = (draw(in_epoch(c, 1, 10), 0, 1, 5) for c in (CONFIG, config))
-    assert half.roll_rad == pytest.approx(0.6 * full.roll_rad)
-    assert in_epoch(config, 1, 10).p_occluder == pytest.approx(0.6 * CONFIG.p_occluder)
-    assert in_epoch(config, 3, 10) is config
-    notes = [epoch_notes(config, e, 10) for e in range(10)]
-    assert [len(lines) for lines in notes] == [1] * 3 + [0] * 5 + [1] * 2
-    assert "x 0.6, growing up to epoch 3" in notes[1][0]
 
 
 def test_scenes_turn_from_their_epoch_on() -> None:
