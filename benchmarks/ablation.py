@@ -86,10 +86,22 @@ def main(argv: Sequence[str] = ()) -> None:
     seconds = interleaved(
         {name: _step(load_config(CONFIG, (*shared, *ARMS[name]))) for name in names}, TIMED_ROUNDS
     )
+    batch = RANKS * load_config(CONFIG, shared).training.batch_size
+    steps = {
+        name: max(1, round(arguments.samples * seconds[FULL] / seconds[name] / (batch * EPOCHS)))
+        for name in names
+    }
+    there = _epoch_steps(shared, batch)
+    most = max(steps, key=steps.__getitem__)
+    if steps[most] > there:
+        # An epoch would end early, and the arm with the cheapest step would get less time than the others.
+        parser.error(
+            f"--samples {arguments.samples}: '{most}' needs {steps[most]} steps in each of {EPOCHS} epochs, "
+            f"{data} has {there}. Take at most {arguments.samples * there // steps[most]}"
+        )
     scores: dict[str, Score] = {}
     for name in names:
-        samples = arguments.samples * seconds[FULL] / seconds[name]
-        scores[name] = _train(name, shared, samples)
+        scores[name] = _train(name, shared, steps[name])
         print(f"{name}: {scores[name]}", flush=True)
     _table(names, seconds, scores)
     full = scores[FULL]
@@ -127,10 +139,16 @@ def _step(config: RunConfig) -> Callable[[], object]:
     return lambda: step([batch])
 
 
-def _train(name: str, shared: tuple[str, ...], samples: float) -> Score:
-    """Train an arm in two processes unless its run is there, and read its scores."""
+def _epoch_steps(shared: tuple[str, ...], batch: int) -> int:
+    """Steps of `batch` samples in one pass over the training split."""
     config = load_config(CONFIG, shared)
-    steps = max(1, round(samples / (RANKS * config.training.batch_size * EPOCHS)))
+    hand = ManoLayer.from_file(config.mano.model_path)
+    return len(build_dataset(config, "train", hand, show_progress=False)) // batch
+
+
+def _train(name: str, shared: tuple[str, ...], steps: int) -> Score:
+    """Train an arm in two processes, `steps` an epoch, unless its run is there, and read its scores."""
+    config = load_config(CONFIG, shared)
     label = f"ablation-{config.seed}-{steps}-" + name.replace(" ", "-").replace(",", "")
     overrides = [
         *shared,
