@@ -68,6 +68,22 @@ def test_refinement_starts_as_nothing(config):
     )
 
 
+def test_refinement_teaches_the_maps_that_it_reads():
+    """Maps that the read-out alone teaches do not learn what the surface under a vertex looks like."""
+    net = build(TINY)
+    torch.nn.init.normal_(net.refiner.whole_out.weight, std=0.1)
+    leaves = []
+
+    def cut(_module, _inputs, maps):
+        leaves.extend(level.detach().requires_grad_() for level in maps)
+        return tuple(leaves)
+
+    net.pyramid.register_forward_hook(cut)
+    net(make_batch(2, 64, 64, noise=True)).hand.joints_root_m.square().sum().backward()
+    # The read-out sees the finest map alone: the others' gradients are the refinement's.
+    assert all(level.grad is not None and level.grad.abs().max() > 0 for level in leaves)
+
+
 @pytest.mark.parametrize("shown", [[True, True], [False, False], [True, False]])
 @pytest.mark.parametrize("config", [TINY, PATCHES])
 def test_every_parameter_takes_part_in_every_step(config, shown):
