@@ -173,7 +173,7 @@ def _parts(step: TrainStep, batch: HandBatch) -> dict[str, Callable[[], object]]
         for name, module in named.items()
     }
     maps = seen["refinement"][2]
-    assert maps.features.requires_grad
+    assert maps.features[0].requires_grad
     points = torch.cat([prediction.coarse.vertices_cam_m, prediction.coarse.joints_cam_m], dim=1)
     levels = _levels(model, seen["feature maps"])
     parts["sampling under vertices"] = _pass(

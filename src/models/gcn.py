@@ -23,7 +23,7 @@ from src.hand.joints import MANO16, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
 from src.models.heads import NUM_BETAS, HandState
 from src.models.layers import SmallLinear
-from src.models.readout import JOINT_STEP_M
+from src.models.readout import JOINT_STEP_M, NUM_JOINTS
 from src.models.vertex_sampling import Sampled
 from src.schema import HandEstimate
 
@@ -120,6 +120,7 @@ class MeshRefiner(nn.Module):
     Args:
         mano: gives faces and skinning weights.
         seen: channels of each map.
+        elements: h w of each map.
         summary: R, features of the whole crop.
         width: C.
         layers: graph convolutions.
@@ -133,6 +134,7 @@ class MeshRefiner(nn.Module):
         mano: ManoLayer,
         *,
         seen: Sequence[int],
+        elements: Sequence[int],
         summary: int,
         width: int,
         layers: int,
@@ -147,6 +149,7 @@ class MeshRefiner(nn.Module):
         to_mano = torch.tensor(permutation(OPENPOSE21, MANO16))
         self.register_buffer("to_mano", to_mano, persistent=False)
         self.seen = list(seen)
+        self.early = [count <= self.num_vertices + NUM_JOINTS for count in elements]
         self.enter = nn.Linear(sum(seen) + 6, width)
         self.enter_depth = nn.Linear(2, width, bias=False) if depth_residual else None
         self.enter_summary = nn.Linear(summary, width)
@@ -164,26 +167,33 @@ class MeshRefiner(nn.Module):
             nn.init.zeros_(self.enter_depth.weight)
 
     def project(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What points are to see of each map, once for all passes.
+        """The layer `enter` on those maps that have fewer elements than the hand has points.
 
-        A linear layer on samples of a map is a sample of the layer on the map, and tiny's maps have as many
-        elements as the hand has points, but four times as many channels as the graph.
+        A linear layer on samples of a map is a sample of the layer on the map: it is computed where there is
+        less to compute, and once for all passes.
 
         Args:
             maps: (B, seen[i], h, w) each.
 
         Returns:
-            (B, C, h, w) each; samples of all added up are what the layer `enter` makes of them.
+            Of each map (B, C, h, w), or the map itself, whose samples `forward` takes through the layer.
         """
-        weights = torch.split(self.enter.weight[:, :-6], self.seen, dim=1)
         return tuple(
-            (weight @ level.flatten(2)).view(-1, len(weight), *level.shape[2:])
-            for weight, level in zip(weights, maps, strict=True)
+            (weight @ level.flatten(2)).view(-1, len(weight), *level.shape[2:]) if early else level
+            for weight, level, early in zip(self._weights()[:-1], maps, self.early, strict=True)
         )
 
-    def enter_places(self, places: Tensor) -> Tensor:
-        """(B, P, 6) in the crop and about the wrist -> (B, P, C): the rest of the layer `enter`."""
-        return F.linear(places, self.enter.weight[:, -6:], self.enter.bias)
+    def _weights(self) -> tuple[Tensor, ...]:
+        """(C, seen[i]) of each map and, last, (C, 6) of the places: the columns of `enter`."""
+        return torch.split(self.enter.weight, [*self.seen, 6], dim=1)
+
+    def _enter(self, features: Sequence[Tensor], places: Tensor) -> Tensor:
+        """Samples of what `project` returned and (B, P, 6) places -> (B, P, C) of the layer `enter`."""
+        *weights, of_places = self._weights()
+        points = F.linear(places, of_places, self.enter.bias)
+        for feature, weight, early in zip(features, weights, self.early, strict=True):
+            points = points + (feature if early else F.linear(feature, weight))
+        return points
 
     def forward(
         self, state: HandState, estimate: HandEstimate, sampled: Sampled, summary: Tensor
@@ -201,7 +211,7 @@ class MeshRefiner(nn.Module):
         """
         b, v = summary.shape[0], self.num_vertices
         place = torch.cat([estimate.vertices_root_m, estimate.joints_root_m], dim=1).detach() / JOINT_STEP_M
-        points = sampled.features + self.enter_places(torch.cat([sampled.place, place], dim=-1))
+        points = self._enter(sampled.features, torch.cat([sampled.place, place], dim=-1))
         points = points + self.enter_summary(summary)[:, None]
         if self.enter_depth is not None:
             points = points + self.enter_depth(sampled.depth)

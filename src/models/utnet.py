@@ -79,6 +79,7 @@ class UTNet(nn.Module):
             self.refiner = MeshRefiner(
                 mano,
                 seen=sizes.map_channels,
+                elements=[(grid[0] << i) * (grid[1] << i) for i in range(len(sizes.map_channels))],
                 summary=sizes.readout_width,
                 width=sizes.graph_width,
                 layers=sizes.graph_layers,

@@ -27,8 +27,8 @@ _NEAR_M = 0.02
 class Sampled:
     """What a set of points sees."""
 
-    features: Tensor
-    """(B, P, C) summed over all maps, zero beyond the crop."""
+    features: tuple[Tensor, ...]
+    """(B, P, C) of each map, zero beyond the crop."""
     place: Tensor
     """(B, P, 3) x and y in the crop ([-0.5, 0.5] inside) clipped to [-1, 1], and 1 where inside, else 0."""
     depth: Tensor
@@ -39,7 +39,7 @@ def sample_points(maps: tuple[Tensor, ...], points_cam_m: Tensor, batch: HandBat
     """Sample maps and depth under points.
 
     Args:
-        maps: (B, C, h, w) each, all spanning the crop, of the same C.
+        maps: (B, C, h, w) each, all spanning the crop.
         points_cam_m: (B, P, 3) crop camera. No gradient flows to them: where a hand is looked at is not
             learned through how the picture changes there.
         batch: gives intrinsics, depth and z_ref.
@@ -53,7 +53,7 @@ def sample_points(maps: tuple[Tensor, ...], points_cam_m: Tensor, batch: HandBat
     pixels = project(in_front, batch.intrinsics_crop_px)
     spot = torch.stack([(pixels[..., 0] + 0.5) / width, (pixels[..., 1] + 0.5) / height], dim=-1) - 0.5
     inside = (spot.abs().amax(dim=-1, keepdim=True) <= 0.5).to(spot.dtype)
-    features = torch.stack([sample_map(features, spot) for features in maps]).sum(dim=0)
+    features = tuple(sample_map(level, spot) for level in maps)
     depth = depth_residual(batch, points[..., 2], spot)
     return Sampled(features, torch.cat([spot.clamp(-1.0, 1.0), inside], dim=-1), depth)
 

@@ -91,23 +91,32 @@ def test_a_map_of_coordinates_returns_the_projection(stride, size):
     # The outer half element of a map fades into zero: the crop's rim is judged by the flag alone.
     inner = ((pixels > stride) & (pixels < limit - stride)).all(dim=-1)
     assert inner.float().mean() > 0.9
-    assert (sampled.features - pixels).abs()[inner].max() < 0.5
+    assert (sampled.features[0] - pixels).abs()[inner].max() < 0.5
     inside = ((pixels >= -0.5) & (pixels <= limit - 0.5)).all(dim=-1)
     assert torch.equal(sampled.place[..., 2] == 1, inside)
 
 
-def test_projected_maps_add_up_to_the_layer_on_all_samples():
-    """Projecting before sampling is for speed alone: points must see what the whole layer makes of them."""
+@pytest.mark.parametrize("size", [(128, 96), (256, 192)])
+def test_projecting_early_is_the_layer_on_all_samples(size):
+    """Where the layer is computed is a matter of speed: what points see, and what learns from it, stays."""
     torch.manual_seed(0)
-    refiner = UTNet(ModelConfig(preset="tiny", image_size=(64, 64)), hand_model()).refiner
-    batch = make_batch(2, 64, 64, noise=True)
+    refiner = UTNet(ModelConfig(preset="tiny", image_size=size), hand_model()).refiner
+    assert refiner.early == [True, True, size == (128, 96)]
+    batch = make_batch(2, *size, noise=True)
     points = batch.joints_cam_m * torch.tensor([1.5, 1.5, 1.0])  # some lie beyond the crop
-    maps = [torch.randn(2, c, 64 // s, 64 // s) for c, s in zip(refiner.seen, (16, 8, 4), strict=True)]
-    apart = [sample_points((level,), points, batch) for level in maps]
-    places = torch.cat([apart[0].place, batch.joints_root_m], dim=-1)
-    whole = refiner.enter(torch.cat([*(one.features for one in apart), places], dim=-1))
-    projected = sample_points(refiner.project(maps), points, batch)
-    torch.testing.assert_close(projected.features + refiner.enter_places(places), whole, atol=1e-5, rtol=0)
+    maps = [
+        torch.randn(2, c, size[0] // s, size[1] // s, requires_grad=True)
+        for c, s in zip(refiner.seen, (16, 8, 4), strict=True)
+    ]
+    learns = [*maps, refiner.enter.weight, refiner.enter.bias]
+    plain = sample_points(tuple(maps), points, batch)
+    places = torch.cat([plain.place, batch.joints_root_m], dim=-1)
+    whole = refiner.enter(torch.cat([*plain.features, places], dim=-1))
+    early = refiner._enter(sample_points(refiner.project(maps), points, batch).features, places)
+    torch.testing.assert_close(early, whole, atol=1e-5, rtol=0)
+    weight = torch.randn_like(whole)
+    mine, true = (torch.autograd.grad((x * weight).sum(), learns) for x in (early, whole))
+    torch.testing.assert_close(mine, true, atol=1e-4, rtol=1e-4)
 
 
 def test_upsampling_keeps_coordinates():
