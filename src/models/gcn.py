@@ -167,7 +167,7 @@ class MeshRefiner(nn.Module):
             nn.init.zeros_(self.enter_depth.weight)
 
     def project(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The layer `enter` on those maps that have fewer elements than the hand has points.
+        """The layer `enter` on those maps that have no more elements than the hand has points.
 
         A linear layer on samples of a map is a sample of the layer on the map: it is computed where there is
         less to compute, and once for all passes.
