@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,28 +80,20 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--data", type=Path, default=None, help="default: data/learn/seed<seed>")
     arguments = parser.parse_args(argv)
     data = arguments.data or Path(f"data/learn/seed{arguments.seed}")
-    _write_data(data, arguments.seed)
     shared = (f"seed={arguments.seed}", f"dataset.root_dir={data}")
+    batch = RANKS * load_config(CONFIG, shared).training.batch_size
+    if arguments.samples < batch * EPOCHS:
+        parser.error(f"--samples {arguments.samples}: want at least {batch * EPOCHS}, a step in each epoch")
+    _write_data(data, arguments.seed)
     names = list(dict.fromkeys([FULL, *arguments.arms]))
     torch.set_num_threads(1)
     seconds = interleaved(
         {name: _step(load_config(CONFIG, (*shared, *ARMS[name]))) for name in names}, TIMED_ROUNDS
     )
-    batch = RANKS * load_config(CONFIG, shared).training.batch_size
-    steps = {
-        name: max(1, round(arguments.samples * seconds[FULL] / seconds[name] / (batch * EPOCHS)))
-        for name in names
-    }
-    there = _epoch_steps(shared, batch)
-    most = max(steps, key=steps.__getitem__)
-    if steps[most] > there:
-        # An epoch would end early, and the arm with the cheapest step would get less time than the others.
-        # The next timing may find that step cheaper still.
-        few = arguments.samples * there * 95 // steps[most] // 100
-        parser.error(
-            f"--samples {arguments.samples}: '{most}' needs {steps[most]} steps in each of {EPOCHS} epochs, "
-            f"{data} has {there}. Take at most {few}"
-        )
+    try:
+        steps = steps_of_arms(seconds, arguments.samples, batch, _epoch_steps(shared, batch))
+    except ValueError as error:
+        parser.error(str(error))
     scores: dict[str, Score] = {}
     for name in names:
         scores[name] = _train(name, shared, steps[name])
@@ -122,6 +114,32 @@ def main(argv: Sequence[str] = ()) -> None:
         )
     ]
     report("ablation", rows)
+
+
+def steps_of_arms(seconds: Mapping[str, float], samples: int, batch: int, there: int) -> dict[str, int]:
+    """Steps of each arm in one of EPOCHS epochs, so that all train for the same time.
+
+    Args:
+        seconds: of a step, by arm.
+        samples: that the full network sees in all epochs.
+        batch: samples of a step.
+        there: steps in one pass over the data.
+
+    Raises:
+        ValueError: an arm needs more than the data give: its epochs would end early, and it would get less
+            time than the others.
+    """
+    steps = {
+        name: max(1, round(samples * seconds[FULL] / s / (batch * EPOCHS))) for name, s in seconds.items()
+    }
+    most = max(steps, key=steps.__getitem__)
+    if steps[most] > there:
+        few = samples * there * 95 // steps[most] // 100  # the next timing may find that step cheaper still
+        raise ValueError(
+            f"--samples {samples}: '{most}' needs {steps[most]} steps in each of {EPOCHS} epochs, the data "
+            f"give {there}. Take at most {few}"
+        )
+    return steps
 
 
 def _write_data(data: Path, seed: int) -> None:
