@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks import ablation
 from benchmarks.ablation import EPOCHS, FULL, main, steps_of_arms
 
 SECONDS = {FULL: 1.0, "cheap": 0.8, "dear": 1.25}
@@ -24,8 +25,11 @@ def test_more_than_the_data_give_is_refused() -> None:
     assert max(steps_of_arms(SECONDS, few, batch=32, there=124).values()) <= 124
 
 
-def test_no_samples_are_refused_before_anything_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_samples_are_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A negative number would train one step an epoch, after minutes of writing data."""
+    monkeypatch.setattr(ablation, "_write_data", lambda *_: pytest.fail("data were written"))
     with pytest.raises(SystemExit) as stopped:
         main(["--samples", "-5"])
     assert stopped.value.code == 2
