@@ -5,7 +5,7 @@
 Each arm is `config/learn.yaml` with one part changed, the same data, seed and ranks. An arm whose step is
 cheaper gets more steps: steps are timed side by side, in turns, before anything is trained. Writes the data
 if they are not there; prints RGB-D and RGB-only scores on the held-out motions and their ratios to the full
-network's; arms that have finished are kept in runs/ and not trained again.
+network's; an arm that has finished with the very same settings is kept in runs/ and not trained again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataloader.collate import collate
 from dataloader.prepare import prepare
 from dataloader.samplers import SampleKey
 from src.config import RunConfig
-from src.config_file import load_config
+from src.config_file import config_to_yaml, load_config
 from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
@@ -180,7 +180,8 @@ def _train(name: str, shared: tuple[str, ...], steps: int) -> Score:
         f"validation.every_epochs={EPOCHS}",
         "runtime.threads=1",
     ]
-    found = _finished(label)
+    arm = load_config(CONFIG, overrides)
+    found = finished(arm)
     if found is None:
         torchrun = [
             sys.executable,
@@ -195,14 +196,21 @@ def _train(name: str, shared: tuple[str, ...], steps: int) -> Score:
             timeout=TIMEOUT_S,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        found = _finished(label)
+        found = finished(arm)
     assert found is not None, f"{label}: the run ended without its last validation"
     return found
 
 
-def _finished(label: str) -> Score | None:
-    """Scores of the newest finished run of this name."""
-    for folder in sorted(Path("runs").glob(f"*-{label}"), reverse=True):
+def finished(arm: RunConfig, runs: Path = Path("runs")) -> Score | None:
+    """Scores of the newest finished run of this name and of these settings, to the last key.
+
+    A run from before the recipe changed has the same name: its scores would stand beside those of another
+    recipe. It is passed over.
+    """
+    for folder in sorted(runs.glob(f"*-{arm.name}"), reverse=True):
+        settings = folder / "config.yaml"
+        if not settings.is_file() or settings.read_text(encoding="utf-8") != config_to_yaml(arm):
+            continue
         path = folder / "scalars.jsonl"
         rows = (
             [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -212,6 +220,7 @@ def _finished(label: str) -> Score | None:
         last = {name: value for row in rows for name, value in row.items()}
         trained = [row["minutes"] for row in rows if "Train/epoch_loss" in row]
         if len(trained) == EPOCHS and "Val/RGB-only/PA-MPJPE" in last:
+            print(f"{arm.name}: scores of {folder}", flush=True)
             return Score(
                 last["Val/MPJPE"],
                 last["Val/PA-MPJPE"],
