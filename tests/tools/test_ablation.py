@@ -62,8 +62,8 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> No
 
     write("20260101-000000-ablation-0-9-full", pa_mm=9.0)
     write("20260102-000000-ablation-0-9-full", pa_mm=10.0)
-    write("20260103-000000-ablation-0-9-full", "dataset.p_drop_depth=0.9")
-    write("20260104-000000-ablation-0-9-full", epochs=EPOCHS - 1)
+    write("20260103-000000-ablation-0-9-full", "dataset.p_drop_depth=0.9", pa_mm=7.0)
+    write("20260104-000000-ablation-0-9-full", epochs=EPOCHS - 1, pa_mm=8.0)
     (tmp_path / "20260105-000000-ablation-0-9-full").mkdir()
     found = finished(arm, tmp_path)
     assert found is not None
