@@ -28,6 +28,15 @@ def coordinate_map(height: int, width: int, stride: int) -> torch.Tensor:
     return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1])[None].float()
 
 
+def with_depth_joined(net):
+    """Layers by which depth comes in, and which start at zero, with some weight."""
+    with torch.no_grad():
+        for name in ("depth", "join4", "join8", "join16"):
+            if hasattr(net.embed.stem, name) and not getattr(net.embed.stem, name).weight.any():
+                getattr(net.embed.stem, name).weight.normal_(std=0.1)
+    return net
+
+
 @given(rows=st.integers(1, 20), cols=st.integers(1, 20))
 @settings(max_examples=30, deadline=None)
 def test_token_r_c_lands_at_row_r_column_c(rows, cols):
@@ -55,14 +64,36 @@ def test_tokens_of_another_grid_are_refused():
 )
 def test_a_bright_patch_lights_its_own_token(config):
     """The stem, too, must keep rows and columns: whatever stands in patch (r, c) changes that token most."""
+    change = {"rgb": torch.zeros(6, 3), "depth": torch.zeros(6, 3)}
+    for seed in range(
+        6
+    ):  # a norm over the picture carries some of the change: one first weight does not tell
+        torch.manual_seed(seed)
+        stem = with_depth_joined(UTNet(config, hand_model())).embed
+        batch = make_batch(1, 96, 48, noise=True)
+        for field, total in change.items():
+            picture = getattr(batch, field).clone()
+            picture[:, :, 64:80, 16:32] += 3.0
+            lit = stem(dataclasses.replace(batch, **{field: picture})).image
+            total += tokens_to_map(lit - stem(batch).image, (6, 3)).norm(dim=1)[0].detach()
+    for total in change.values():
+        assert divmod(int(total.argmax()), 3) == (4, 1)
+
+
+@pytest.mark.parametrize("stem", ["conv", "patch"])
+def test_depth_does_not_change_how_loud_the_picture_is(stem):
+    """Where a norm stood over picture and depth together, samples without depth took over the gradient."""
     torch.manual_seed(0)
-    net = UTNet(config, hand_model())
-    batch = make_batch(1, 96, 48, noise=True)
-    rgb = batch.rgb.clone()
-    rgb[:, :, 64:80, 16:32] += 3.0
-    before, after = net.embed(batch).image, net.embed(dataclasses.replace(batch, rgb=rgb)).image
-    change = tokens_to_map(after - before, (6, 3)).norm(dim=1)[0]
-    assert divmod(int(change.argmax()), 3) == (4, 1)
+    net = with_depth_joined(UTNet(ModelConfig(preset="tiny", image_size=(64, 64), stem=stem), hand_model()))
+    batch = make_batch(2, 64, 64, noise=True)
+    other = dataclasses.replace(batch, rgb=batch.rgb + 0.5 * torch.randn_like(batch.rgb))
+    told = []
+    for one, two in ((batch, other), (batch.without_depth(), other.without_depth())):
+        a, b = net.embed(one), net.embed(two)
+        told.append([b.image - a.image, *(y - x for x, y in zip(a.skips, b.skips, strict=True))])
+    for shown, hidden in zip(*told, strict=True):
+        torch.testing.assert_close(shown, hidden, atol=1e-5, rtol=0)
+    assert not torch.allclose(net.embed(batch).image, net.embed(batch.without_depth()).image, atol=1e-2)
 
 
 def test_positions_have_amplitude_one_and_tell_all_tokens_apart():
@@ -125,7 +156,11 @@ def test_upsampling_keeps_coordinates():
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     torch.testing.assert_close(fine[inner], coordinate_map(128, 96, 8)[inner])
     stem = UTNet(ModelConfig(preset="tiny", image_size=(64, 64)), hand_model()).embed.stem
-    for layer, stride in ((stem.rgb, 4), (stem.stage8[0], 2), (stem.stage16[0], 2)):
+    convolutions = [
+        *((stem.rgb, 4), (stem.stage8[0], 2), (stem.stage16[0], 2)),
+        *((stem.depth, 4), (stem.depth8[0], 2), (stem.depth16[0], 2)),
+    ]
+    for layer, stride in convolutions:
         # Output i reads pixels s i - p ... s i - p + k - 1; their centre must be s i + (s - 1) / 2.
         assert -layer.padding[0] + (layer.kernel_size[0] - 1) / 2 == (stride - 1) / 2
         assert layer.stride[0] == stride
