@@ -5,7 +5,8 @@
 Each arm is `config/learn.yaml` with one part changed, the same data, seed and ranks. An arm whose step is
 cheaper gets more steps: steps are timed side by side, in turns, before anything is trained. Writes the data
 if they are not there; prints RGB-D and RGB-only scores on the held-out motions and their ratios to the full
-network's; an arm that has finished with the very same settings is kept in runs/ and not trained again.
+network's; an arm that has finished at this commit with the very same settings is kept in runs/ and not
+trained again. "no depth" computes its depth branch all the same.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.runtime.distributed import DistContext
+from src.training.checkpoint import commit
 from src.training.setup import backbone_dtype
 from src.training.step import TrainStep
 
@@ -180,8 +182,9 @@ def _train(name: str, shared: tuple[str, ...], steps: int) -> Score:
         f"validation.every_epochs={EPOCHS}",
         "runtime.threads=1",
     ]
-    arm = load_config(CONFIG, overrides)
-    found = finished(arm)
+    arm, now = load_config(CONFIG, overrides), commit()
+    changed = now == "unknown" or now.endswith("+")
+    found = None if changed else finished(arm, now)
     if found is None:
         torchrun = [
             sys.executable,
@@ -201,15 +204,22 @@ def _train(name: str, shared: tuple[str, ...], steps: int) -> Score:
     return found
 
 
-def finished(arm: RunConfig, runs: Path = Path("runs")) -> Score | None:
-    """Scores of the newest finished run of this name and of these settings, to the last key.
+def finished(arm: RunConfig, code: str | None = None, runs: Path = Path("runs")) -> Score | None:
+    """Scores of the newest finished run of this name and of these settings to the last key.
 
-    A run from before the recipe changed has the same name: its scores would stand beside those of another
-    recipe. It is passed over.
+    A run from before the recipe or the network changed has the same name: its scores would stand beside those
+    of another one.
+
+    Args:
+        arm: the run's whole configuration.
+        code: commit that the run must be of; None: any.
+        runs: folder of run folders.
     """
     for folder in sorted(runs.glob(f"*-{arm.name}"), reverse=True):
-        settings = folder / "config.yaml"
+        settings, meta = folder / "config.yaml", folder / "meta.json"
         if not settings.is_file() or settings.read_text(encoding="utf-8") != config_to_yaml(arm):
+            continue
+        if not meta.is_file() or code not in (None, json.loads(meta.read_text(encoding="utf-8"))["commit"]):
             continue
         path = folder / "scalars.jsonl"
         rows = (

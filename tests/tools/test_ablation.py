@@ -40,31 +40,74 @@ def test_no_samples_are_refused_before_anything_is_written(
     assert "want at least 160" in capsys.readouterr().err
 
 
-def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    """After a change of the recipe, an old run of the same name would be compared with new ones."""
-    arm = load_config(CONFIG, ("name=ablation-0-9-full",))
-    assert finished(arm, tmp_path) is None
+def write_run(
+    runs: Path, folder: str, *settings: str, epochs: int = EPOCHS, pa_mm: float = 10.0, code: str = "aaaa"
+) -> None:
+    """A run folder as train.py leaves it, as far as the ablation reads it."""
+    (runs / folder).mkdir(parents=True)
+    config = load_config(CONFIG, settings)
+    (runs / folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    (runs / folder / "meta.json").write_text(json.dumps({"commit": code}), encoding="utf-8")
+    rows = [{"minutes": float(k + 1), "Train/epoch_loss": 1.0} for k in range(epochs)]
     scores = {
         "Val/MPJPE": 20.0,
-        "Val/PA-MPJPE": 10.0,
+        "Val/PA-MPJPE": pa_mm,
         "Val/RGB-only/MPJPE": 30.0,
         "Val/RGB-only/PA-MPJPE": 12.0,
     }
+    lines = "\n".join(map(json.dumps, [*rows, {"minutes": float(epochs), **scores}]))
+    (runs / folder / "scalars.jsonl").write_text(lines, encoding="utf-8")
 
-    def write(folder: str, *settings: str, epochs: int = EPOCHS, pa_mm: float = 10.0) -> None:
-        (tmp_path / folder).mkdir()
-        text = config_to_yaml(load_config(CONFIG, ("name=ablation-0-9-full", *settings)))
-        (tmp_path / folder / "config.yaml").write_text(text, encoding="utf-8")
-        rows = [{"minutes": float(k + 1), "Train/epoch_loss": 1.0} for k in range(epochs)]
-        rows.append({"minutes": float(epochs), **scores, "Val/PA-MPJPE": pa_mm})
-        lines = "\n".join(map(json.dumps, rows))
-        (tmp_path / folder / "scalars.jsonl").write_text(lines, encoding="utf-8")
 
-    write("20260101-000000-ablation-0-9-full", pa_mm=9.0)
-    write("20260102-000000-ablation-0-9-full", pa_mm=10.0)
-    write("20260103-000000-ablation-0-9-full", "dataset.p_drop_depth=0.9", pa_mm=7.0)
-    write("20260104-000000-ablation-0-9-full", epochs=EPOCHS - 1, pa_mm=8.0)
-    (tmp_path / "20260105-000000-ablation-0-9-full").mkdir()
-    found = finished(arm, tmp_path)
+def test_a_run_of_another_recipe_or_another_code_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    """After a change, an old run of the same name would be compared with new ones."""
+    name, label = "name=ablation-0-9-full", "-ablation-0-9-full"
+    arm = load_config(CONFIG, (name,))
+    assert finished(arm, "aaaa", tmp_path) is None
+    write_run(tmp_path, "20260101-000000" + label, name, pa_mm=9.0)
+    write_run(tmp_path, "20260102-000000" + label, name, pa_mm=10.0)
+    write_run(tmp_path, "20260103-000000" + label, name, "dataset.p_drop_depth=0.9", pa_mm=7.0)
+    write_run(tmp_path, "20260104-000000" + label, name, epochs=EPOCHS - 1, pa_mm=8.0)
+    write_run(tmp_path, "20260105-000000" + label, name, code="bbbb", pa_mm=6.0)
+    write_run(tmp_path, "20260106-000000" + label, name)
+    (tmp_path / ("20260106-000000" + label) / "scalars.jsonl").unlink()
+    (tmp_path / ("20260107-000000" + label)).mkdir()
+    found = finished(arm, "aaaa", tmp_path)
     assert found is not None
     assert (found.rgbd_pa, found.rgb_mpjpe, found.minutes) == (10.0, 30.0, EPOCHS)
+    newest = finished(arm, None, tmp_path)
+    assert newest is not None
+    assert newest.rgbd_pa == 6.0
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "kept"),
+    [
+        ("aaaa", "aaaa", True),
+        ("bbbb", "aaaa", False),
+        ("aaaa+", "aaaa+", False),
+        ("unknown", "unknown", False),
+    ],
+)
+def test_an_arm_is_trained_once_for_each_code(
+    now: str, before: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that differ from their commit may be another network; a run that is not found is hours lost."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").symlink_to(Path(__file__).resolve().parents[2] / "config")
+    monkeypatch.setattr(ablation, "commit", lambda: now)
+    trained = []
+
+    def train(command: list[str], **_: object) -> None:
+        settings = command[command.index(str(CONFIG)) + 1 :]
+        label = next(s for s in settings if s.startswith("name=")).removeprefix("name=")
+        trained.append(label)
+        write_run(
+            Path("runs"), f"2026010{len(trained)}-000000-{label}", *settings, pa_mm=len(trained), code=before
+        )
+
+    monkeypatch.setattr(ablation.subprocess, "run", train)
+    arm = "no modality sampling"
+    assert ablation._train(arm, ("seed=3",), 9).rgbd_pa == 1
+    assert ablation._train(arm, ("seed=3",), 9).rgbd_pa == (1 if kept else 2)
+    assert trained == ["ablation-3-9-no-modality-sampling"] * (1 if kept else 2)
