@@ -79,7 +79,7 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
 
     Args:
         model: changed in place: picture projection, positions, class token, blocks, last norm. From a
-            checkpoint of UTNet also depth projection and queries.
+            checkpoint of UTNet also the layers of depth and the queries.
         path: written by torch.save; read with weights_only=True, so nothing in it runs.
 
     Returns:
@@ -169,6 +169,7 @@ def _only_ours(name: str) -> bool:
             "embed.camera",
             "embed.intrinsics",
             "embed.stem.depth",
+            "embed.stem.join",
             "embed.stem.placeholder",
         )
     )

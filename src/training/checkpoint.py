@@ -155,7 +155,7 @@ def load_weights(
     Raises:
         AssetError: names or shapes differ from the model's.
     """
-    _load_model(model, state["model"], path)
+    _load_model(model, state, path)
     if averaged and state["ema"] is not None:
         average = state["ema"]["average"]
         parameters = dict(model.named_parameters())
@@ -183,7 +183,7 @@ def restore(
     progress = Progress(**state["progress"])
     _check_batch(state, config, context, progress, path)
     log_changes(state["config"], config)
-    _load_model(trainer.model, state["model"], path)
+    _load_model(trainer.model, state, path)
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.step = state["step"]
     if state["total_steps"] != trainer.total_steps:
@@ -248,13 +248,14 @@ def commit() -> str:
     return texts[0] + ("+" if texts[1] else "")
 
 
-def _load_model(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+def _load_model(model: torch.nn.Module, state: Mapping[str, Any], path: Path) -> None:
     try:
-        model.load_state_dict(weights, strict=True)
+        model.load_state_dict(state["model"], strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:400]
         raise AssetError(
-            f"checkpoint {path} is of another network than the model section builds: {reason}"
+            f"checkpoint {path} is of another network than the model section builds; it was written by code "
+            f"{state['commit'][:12]}, this is {commit()[:12]}: {reason}"
         ) from None
 
 

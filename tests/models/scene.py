@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -103,4 +104,13 @@ def _paint(vertices_m: Tensor, faces: Tensor, k: Tensor, height: int, width: int
         depth.append(z.reshape(height, width))
     return torch.tensor(np.stack(rgb), dtype=torch.float32), torch.tensor(
         np.stack(depth), dtype=torch.float32
+    )
+
+
+def with_presence(batch: HandBatch, shown: list[bool]) -> HandBatch:
+    """The batch with depth hidden where a sample is not `shown`."""
+    present = torch.tensor(shown)
+    mask = present[:, None, None, None].float()
+    return dataclasses.replace(
+        batch, depth=batch.depth * mask, depth_valid=batch.depth_valid * mask, depth_present=present
     )

@@ -18,7 +18,7 @@ from src.models.upsample import double, from_windows, to_windows
 from src.models.utnet import UTNet
 from src.models.vertex_sampling import RESIDUAL_CLIP, gather_map, sample_map, sample_points
 from src.schema import DEPTH_RANGE_M
-from tests.models.scene import hand_model, make_batch
+from tests.models.scene import hand_model, make_batch, with_presence
 
 
 def coordinate_map(height: int, width: int, stride: int) -> torch.Tensor:
@@ -73,11 +73,11 @@ def test_a_bright_patch_lights_its_own_token(config):
         batch = make_batch(1, 96, 48, noise=True)
         for field, total in change.items():
             picture = getattr(batch, field).clone()
-            picture[:, :, 64:80, 16:32] += 3.0
+            picture[:, :, 64:80, 0:16] += 3.0
             lit = stem(dataclasses.replace(batch, **{field: picture})).image
             total += tokens_to_map(lit - stem(batch).image, (6, 3)).norm(dim=1)[0].detach()
     for total in change.values():
-        assert divmod(int(total.argmax()), 3) == (4, 1)
+        assert divmod(int(total.argmax()), 3) == (4, 0)
 
 
 @pytest.mark.parametrize("stem", ["conv", "patch"])
@@ -94,6 +94,42 @@ def test_depth_does_not_change_how_loud_the_picture_is(stem):
     for shown, hidden in zip(*told, strict=True):
         torch.testing.assert_close(shown, hidden, atol=1e-5, rtol=0)
     assert not torch.allclose(net.embed(batch).image, net.embed(batch.without_depth()).image, atol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stem", ["conv", "patch"])
+def test_each_sample_has_its_depth_or_the_placeholder(stem):
+    """A batch mixes both: what a sample does not show must not reach it, and what it shows must."""
+    torch.manual_seed(0)
+    embed = UTNet(ModelConfig(preset="tiny", image_size=(64, 64), stem=stem), hand_model()).embed
+    batch = with_presence(make_batch(2, 64, 64, noise=True), [True, False])
+    picture = embed(batch)  # what depth enters through is zero at the start
+    for name, parameter in embed.stem.named_parameters():
+        if name.startswith(("depth", "join", "placeholder")):
+            parameter.normal_(std=0.3)
+    told = embed(batch)
+    torch.testing.assert_close(told.image[1], picture.image[1] + embed.stem.placeholder)
+    for with_depth, without in zip(told.skips, picture.skips, strict=True):
+        assert torch.equal(with_depth[1], without[1])
+        assert not torch.allclose(with_depth[0], without[0], atol=1e-2)
+    embed.stem.placeholder += 1.0
+    assert torch.equal(embed(batch).image[0], told.image[0])
+    unmeasured = dataclasses.replace(batch, depth_valid=torch.zeros_like(batch.depth_valid))
+    assert not torch.allclose(embed(unmeasured).image[0], told.image[0], atol=1e-2)
+
+
+@torch.no_grad()
+def test_depth_lights_its_own_place_in_the_skips():
+    """Features of depth that are mirrored against the picture's tell vertices of other pixels."""
+    embed = with_depth_joined(UTNet(ModelConfig(preset="tiny", image_size=(96, 48)), hand_model())).embed
+    batch = make_batch(1, 96, 48, noise=True)
+    depth = batch.depth.clone()
+    depth[:, :, 64:80, 0:16] += 3.0
+    lit = embed(dataclasses.replace(batch, depth=depth)).skips
+    for stride, before, after in zip((8, 4), embed(batch).skips, lit, strict=True):
+        row, column = divmod(int((after - before).norm(dim=1)[0].argmax()), 48 // stride)
+        assert 64 <= stride * row < 80
+        assert 0 <= stride * column < 16
 
 
 def test_positions_have_amplitude_one_and_tell_all_tokens_apart():

@@ -12,8 +12,8 @@ from src.losses.loss import HandLoss
 from src.models.upsample import WindowStep
 from src.models.utnet import UTNet
 from src.models.vit import Block
-from src.schema import HandBatch, Prediction
-from tests.models.scene import hand_model, make_batch
+from src.schema import Prediction
+from tests.models.scene import hand_model, make_batch, with_presence
 
 TINY = ModelConfig(preset="tiny", image_size=(64, 64))
 PATCHES = ModelConfig(
@@ -37,14 +37,6 @@ def tensors(prediction: Prediction) -> dict[str, torch.Tensor]:
             for field in dataclasses.fields(hand)
         },
     }
-
-
-def with_presence(batch: HandBatch, shown: list[bool]) -> HandBatch:
-    present = torch.tensor(shown)
-    mask = present[:, None, None, None].float()
-    return dataclasses.replace(
-        batch, depth=batch.depth * mask, depth_valid=batch.depth_valid * mask, depth_present=present
-    )
 
 
 @pytest.mark.parametrize("config", [TINY, PATCHES])
@@ -104,6 +96,8 @@ def test_depth_reaches_the_output_after_two_steps():
         optimiser.zero_grad()
         loss(net(batch), batch).total.backward()
         optimiser.step()
+    for name in ("depth", "join4", "join8", "join16"):
+        assert net.embed.get_parameter(f"stem.{name}.weight").abs().max() > 0, name
     for name in ("stem.depth.weight", "intrinsics.0.weight"):
         assert net.embed.get_parameter(name).grad.abs().max() > 0, name
     assert net.refiner.enter_depth.weight.grad.abs().max() > 0

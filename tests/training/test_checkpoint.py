@@ -98,7 +98,8 @@ def test_another_hand_network_split_or_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AssetError, match="global batches of 2 samples, this run makes 3"):
         ckpt.restore(path, fresh(), bigger, hand, "abc", ALONE)
     larger = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, stem="patch"))
-    with pytest.raises(AssetError, match="another network"):
+    here = ckpt.commit()[:12]
+    with pytest.raises(AssetError, match=f"another network.* written by code {here}, this is {here}: "):
         ckpt.restore(path, fresh(larger), larger, hand, "abc", ALONE)
 
 
