@@ -95,9 +95,9 @@ class ConvStem(nn.Module):
     network. Even kernels keep every output centred on its pixels, so maps and projections share coordinates.
 
     Depth has half the channels and meets the picture as finished features, through projections that start at
-    zero. Where both shared a first layer, a norm over their sum made the picture loud in samples without
-    depth and faint in the others: the gradient of samples without depth was three times that of the others,
-    and the network saw depth worse.
+    zero. Where both shared the first layer, a norm stood over their sum, so how loud the picture was depended
+    on whether depth was shown, and learning both modalities cost RGB-D more
+    (records/2026-11-26-depth-stem.md).
     """
 
     def __init__(self, width: int, channels: tuple[int, int, int]) -> None:
