@@ -177,9 +177,10 @@ def test_every_term_is_of_order_one_at_the_start():
     batch = make_batch(8, 64, 64, noise=True)
     terms = HandLoss(LossConfig(), hand_model())(net(batch), batch)
     for name, value in terms.values.items():
-        # The prior starts at the mean hand, where it is 0 by definition.
+        # The prior starts at the mean hand, where it is 0 by definition; fingers with the wrist's rotation
+        # undone start near it, at 0.10.
         if not name.endswith("prior"):
-            assert 0.1 < float(value.detach()) < 10.0, name
+            assert 0.05 < float(value.detach()) < 10.0, name
     assert float(terms.total.detach()) == pytest.approx(
         sum(terms.weights[n] * float(v.detach()) for n, v in terms.values.items()), rel=1e-5
     )
