@@ -94,7 +94,7 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
     wanted = {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if name.startswith(_OWN) and (own or not _only_ours(name))
+        if name.startswith(_OWN) and (own or not only_ours(name))
     }
     _fit_positions(found, wanted, path)
     loaded = {
@@ -160,7 +160,7 @@ def _rename(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _only_ours(name: str) -> bool:
+def only_ours(name: str) -> bool:
     """True for what pretrained ViTs do not have."""
     return name.startswith(
         (

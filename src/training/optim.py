@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from src.config import OptimizerConfig, RunConfig, SchedulerConfig
 from src.errors import AssetError
+from src.models.pretrained import only_ours
 from src.runtime.machine import has_bf16
 from src.training.muon import Muon, Share
 
@@ -21,7 +22,7 @@ MUON_SIDE = 8
 
 MUON_MOMENTUM = 0.95
 _BELOW_THE_BLOCKS = ("embed.stem.", "embed.positions", "embed.class_token")
-"""What pretrained weights bring beside the blocks; the queries are ours."""
+"""What pretrained weights bring beside the blocks, less what is only ours: the queries, and all of depth."""
 
 
 class Optimizer:
@@ -136,7 +137,13 @@ def _groups(parameters: Mapping[float, list[nn.Parameter]], weight_decay: float)
 
 
 def _layers_above(name: str, model: nn.Module) -> int:
-    """Blocks of the backbone between a parameter and its output, plus one in blocks and below; 0 outside."""
+    """Blocks of the backbone between a parameter and its output, plus one in blocks and below; 0 outside.
+
+    0 also for what no pretrained ViT has: below 32 blocks the layers of depth, which start at zero, would
+    learn at 0.75^33 of the rate, that is never.
+    """
+    if only_ours(name):
+        return 0
     blocks = sum(1 for key, _ in model.named_modules() if re.fullmatch(r"vit\.blocks\.\d+", key))
     if name.startswith(_BELOW_THE_BLOCKS):
         return blocks + 1

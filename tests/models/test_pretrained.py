@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from src.config import ModelConfig
 from src.errors import AssetError
-from src.models.pretrained import _only_ours, load_backbone
+from src.models.pretrained import load_backbone, only_ours
 from src.models.tokens import map_to_tokens
 from src.models.utnet import UTNet
 from src.models.vit import PRESETS
@@ -72,7 +72,7 @@ def test_timm_features_are_reproduced(tmp_path: Path):
 def test_no_layer_of_depth_is_missed_in_a_file_of_pictures():
     """What no other ViT has would count against the share that must be found, and be listed as missing."""
     net = UTNet(ModelConfig(preset="tiny", image_size=(64, 64), stem="conv"), hand_model())
-    wanted = {n for n, _ in net.embed.stem.named_parameters() if not _only_ours(f"embed.stem.{n}")}
+    wanted = {n for n, _ in net.embed.stem.named_parameters() if not only_ours(f"embed.stem.{n}")}
     assert {name.split(".")[0] for name in wanted} == {"rgb", "stage4", "stage8", "stage16", "project"}
 
 

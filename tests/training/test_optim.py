@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import OptimizerConfig, SchedulerConfig
+from src.config import ModelConfig, OptimizerConfig, SchedulerConfig
 from src.config_file import load_config
 from src.errors import AssetError
+from src.models.utnet import UTNet
 from src.training import optim
 from src.training.muon import ADAMW_RMS, orthogonal
 from src.training.optim import (
@@ -22,6 +23,7 @@ from src.training.optim import (
     learning_rate,
     peak_rate,
 )
+from tests.models.scene import hand_model
 from tests.rooms.sources import ROOT
 
 
@@ -144,6 +146,18 @@ def test_pretrained_blocks_move_less_the_deeper_they_lie(name: Literal["adamw", 
     shares = {"embed.stem": 0.125, "vit.blocks.0": 0.25, "vit.blocks.1": 0.5, "embed.shape": 1.0, "head": 1.0}
     for part, share in shares.items():
         assert got[f"{part}.weight"] == got[f"{part}.bias"] == pytest.approx(0.1 * share), part
+
+
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_depth_is_fine_tuned_at_the_full_rate(stem: Literal["patch", "conv"]) -> None:
+    """At the first layer's share, 0.75^33 for huge, depth would stay the zeros that it starts with."""
+    model = UTNet(ModelConfig(preset="tiny", image_size=(64, 64), stem=stem), hand_model())
+    optimizer = Optimizer(model, OptimizerConfig(layer_decay=0.5), torch.device("cpu"))
+    shares = {p: g["share"] for g in optimizer.adamw.param_groups for p in g["params"]}
+    got = {name: shares[p] for name, p in model.embed.stem.named_parameters()}
+    fresh = {name for name in got if name.startswith(("depth", "join", "placeholder"))}
+    assert {got[name] for name in fresh} == {1.0}
+    assert {got[name] for name in got.keys() - fresh} == {0.5**4}
 
 
 def test_optimiser_of_another_name_is_refused() -> None:
