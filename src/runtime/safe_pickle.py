@@ -324,7 +324,7 @@ def load_tensors(path: Path, what: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (*_FAILURES, RuntimeError, OSError) as reason:
         # torch's restricted reader fails on foreign bytes with whatever its parser trips over.
-        first = str(reason).partition("\n")[0] or type(reason).__name__
+        first = re.split(r"\.\s|\n", str(reason), maxsplit=1)[0] or type(reason).__name__
         if isinstance(reason, pickle.UnpicklingError):
             first = "it is no pickle, or names more than plain tensors and values"
         message = f"{what} {path} cannot be read as plain tensors ({first}). Use another copy"
