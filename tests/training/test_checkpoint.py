@@ -111,9 +111,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     torn = tmp_path / "torn.pt"
     for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
         torn.write_bytes(content)
-        with pytest.raises(
-            AssetError, match=r"cannot be read as plain \w+ \(.{,90}\)\. Use another copy$"
-        ):
+        with pytest.raises(AssetError, match=r"cannot be read as plain \w+ \(.{,90}\)\. Use another copy$"):
             ckpt.load_checkpoint(torn)
     foreign = tmp_path / "foreign.pt"
     torch.save({"weights": torch.zeros(1)}, foreign)
