@@ -21,7 +21,8 @@ MUON_SIDE = 8
 """Rows and columns that a matrix must have for its directions to be worth telling apart."""
 
 MUON_MOMENTUM = 0.95
-_BELOW_THE_BLOCKS = ("embed.stem.", "embed.positions", "embed.class_token")
+_EMBEDDINGS = ("embed.positions", "embed.class_token")
+_BELOW_THE_BLOCKS = ("embed.stem.", *_EMBEDDINGS)
 """What pretrained weights bring beside the blocks, less what is only ours: the queries, and all of depth."""
 
 
@@ -33,9 +34,9 @@ class Optimizer:
     the size of AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"): one rate serves both.
 
     Args:
-        model: the weights of linear and convolutional layers decay, and are Muon's where both sides of the
-            matrix (outputs x all inputs) have MUON_SIDE rows; biases, norms and what is marked
-            `no_weight_decay` (tokens, positions) do not decay.
+        model: what has two axes or more decays, the queries too, and is Muon's where it is the weight of a
+            linear or convolutional layer and both sides of the matrix (outputs x all inputs) have MUON_SIDE
+            rows. Biases, norms, and a ViT's positions and class token do not decay.
         config: decay and moments; the rate comes with each step.
         device: where the parameters live.
         ranks: which hold the same gradients and share Muon's work; None: one.
@@ -51,7 +52,7 @@ class Optimizer:
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if parameter.ndim < 2 or getattr(parameter, "no_weight_decay", False):
+            if parameter.ndim < 2 or name in _EMBEDDINGS:
                 kind = free
             elif parameter in inside and min(parameter.flatten(1).shape) >= MUON_SIDE:
                 kind = matrices
@@ -66,10 +67,12 @@ class Optimizer:
             eps=config.eps,
             fused=device.type in ("cpu", "cuda"),
         )
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.muon: Muon | None = None
         # Muon takes two axes: a convolution's kernel is shown to it as a matrix in the same memory.
         shown = {p: nn.Parameter(p.detach().flatten(1)) for part in matrices.values() for p in part}
         self._shown = list(shown.items())
+        self._names |= {shown[p]: self._names[p] for p in shown}
         if matrices:
             views = {share: [shown[p] for p in part] for share, part in matrices.items()}
             self.muon = Muon(
@@ -103,16 +106,20 @@ class Optimizer:
             weight.grad = matrix.grad = None
         self.adamw.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, object]:
-        """Moments, by kind of optimiser."""
-        muon = None if self.muon is None else self.muon.state_dict()
-        return {"adamw": self.adamw.state_dict(), "muon": muon}
+    def state_dict(self) -> dict[str, Any]:
+        """Moments by kind of optimiser and name of the parameter; rates and decay are the configuration's."""
+        return {
+            "adamw": self._moments(self.adamw),
+            "muon": None if self.muon is None else self._moments(self.muon),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`'s value.
+        """Continue from `state_dict`'s moments, at the rates, shares and decay of the present configuration.
+
+        torch's own loading takes all of these from the file, and what was changed for the resume is lost.
 
         Raises:
-            AssetError: it is of the other `optimizer.name`.
+            AssetError: it is of the other `optimizer.name`, or of other parameters.
         """
         if (state["muon"] is None) != (self.muon is None):
             was, now = ("adamw", "muon") if state["muon"] is None else ("muon", "adamw")
@@ -120,9 +127,25 @@ class Optimizer:
                 f"optimiser state: got that of optimizer.name={was}, want {now}'s. Resume with the optimiser "
                 "that the run began with"
             )
-        self.adamw.load_state_dict(state["adamw"])
+        self._put_moments(self.adamw, state["adamw"])
         if self.muon is not None:
-            self.muon.load_state_dict(state["muon"])
+            self._put_moments(self.muon, state["muon"])
+
+    def _moments(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+        """Each parameter's, by its name; none before the first step."""
+        return {self._names[p]: dict(moments) for p, moments in optimizer.state.items()}
+
+    def _put_moments(self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Any]) -> None:
+        """The opposite of `_moments`."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        number = {self._names[p]: k for k, p in enumerate(parameters)}
+        if strange := sorted(moments.keys() - number.keys()):
+            raise AssetError(
+                f"optimiser state: got moments of {', '.join(strange[:4])}, want those of this network's "
+                "parameters. Resume with the code that wrote it, or start a new run"
+            )
+        state = {number[name]: values for name, values in moments.items()}
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
     def _all(self) -> list[torch.optim.Optimizer]:
         """Those that there are."""
@@ -240,7 +263,7 @@ class Ema:
             parameter.copy_(self._average[name])
             self._average[name].copy_(kept)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Average, decay and number of updates."""
         return {"average": dict(self._average), "updates": self.updates}
 

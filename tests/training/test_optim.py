@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -59,18 +59,31 @@ def test_recipes_say_the_rate_that_they_use(recipe: str, world: int, rate: str, 
     assert rate.startswith(f"{peak_rate(config, world):g} ")
 
 
-def test_only_matrices_decay() -> None:
-    """Decay on norms, biases and tokens pulls them to zero."""
-    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    token = nn.Parameter(torch.zeros(1, 4))
-    token.no_weight_decay = True  # type: ignore[attr-defined]
-    model.register_parameter("token", token)
-    decayed, free = Optimizer(
-        model, OptimizerConfig(weight_decay=0.1), torch.device("cpu")
-    ).adamw.param_groups
-    assert [tuple(p.shape) for p in decayed["params"]] == [(4, 4)]
-    assert len(free["params"]) == 4
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_norms_biases_positions_and_class_token_do_not_decay(stem: Literal["patch", "conv"]) -> None:
+    """Decay pulls what a pretrained ViT knows of places, and every norm's scale, to zero."""
+    model = UTNet(ModelConfig(preset="tiny", image_size=(64, 64), stem=stem), hand_model())
+    optimizer = Optimizer(model, OptimizerConfig(weight_decay=0.1), torch.device("cpu"))
+    decay = {p: g["weight_decay"] for g in optimizer.adamw.param_groups for p in g["params"]}
+    embeddings = {"embed.positions", "embed.class_token"} if stem == "patch" else set()
+    free = {n for n, p in model.named_parameters() if p.ndim < 2} | embeddings
+    assert {n: decay[p] for n, p in model.named_parameters()} == {
+        n: 0.0 if n in free else 0.1 for n, _ in model.named_parameters()
+    }
+
+
+class Blocks(nn.Module):
+    """Layers under the names of the network's parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.ModuleDict({"stem": nn.Linear(8, 8), "shape": nn.Linear(8, 8)})
+        self.vit = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(8, 8) for _ in range(2))})
+        self.head = nn.Linear(8, 8)
+
+
+def _all_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return [g for o in (optimizer.adamw, optimizer.muon) if o is not None for g in o.param_groups]
 
 
 def _layers() -> nn.Sequential:
@@ -125,23 +138,56 @@ def test_optimiser_goes_on_bit_for_bit(name: Literal["adamw", "muon"]) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_resume_takes_moments_from_the_file_and_settings_from_the_command(
+    name: Literal["adamw", "muon"],
+) -> None:
+    """A decay that was changed for the resume was logged as changed and stayed the old one; a changed
+    `layer_decay` makes other groups, and ended in a traceback.
+    """
+    torch.manual_seed(3)
+    model, cpu = Blocks(), torch.device("cpu")
+    before = Optimizer(model, OptimizerConfig(name=name, weight_decay=0.0), cpu)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before.step(1e-2)
+    changed = OptimizerConfig(name=name, weight_decay=0.5, betas=(0.8, 0.9), eps=1e-3, layer_decay=0.5)
+    after = Optimizer(model, changed, cpu)
+    want = [{k: v for k, v in g.items() if k != "params"} for g in _all_groups(after)]
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    assert [{k: v for k, v in g.items() if k != "params"} for g in _all_groups(after)] == want
+    assert {g["share"] for g in _all_groups(after)} == {0.125, 0.25, 0.5, 1.0}
+    old, new = before.state_dict(), after.state_dict()
+    assert len(old["adamw"]) + len(old["muon"] or ()) == len(list(model.parameters()))
+    for kind in ("adamw", "muon") if name == "muon" else ("adamw",):
+        assert old[kind].keys() == new[kind].keys()
+        for key, moments in old[kind].items():
+            for moment, value in moments.items():
+                assert torch.equal(value, new[kind][key][moment]), (key, moment)
+
+
+def test_moments_of_other_parameters_are_refused() -> None:
+    """Moments that find no parameter would be dropped, and the rest of the run goes on from half of them."""
+    model, cpu = Blocks(), torch.device("cpu")
+    optimizer = Optimizer(model, OptimizerConfig(), cpu)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(1e-2)
+    with pytest.raises(
+        AssetError, match=r"got moments of embed\.shape\.bias, embed\.shape\.weight, .*Resume"
+    ):
+        Optimizer(nn.Linear(8, 8), OptimizerConfig(), cpu).load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_pretrained_blocks_move_less_the_deeper_they_lie(name: Literal["adamw", "muon"]) -> None:
     """At one rate for all, a fresh head washes out what the first blocks were pretrained for."""
 
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed = nn.ModuleDict({"stem": nn.Linear(8, 8), "shape": nn.Linear(8, 8)})
-            self.vit = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(8, 8) for _ in range(2))})
-            self.head = nn.Linear(8, 8)
-
-    model = Network()
+    model = Blocks()
     optimizer = Optimizer(model, OptimizerConfig(name=name, layer_decay=0.5), torch.device("cpu"))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step(0.1)
-    groups = [g for o in (optimizer.adamw, optimizer.muon) if o is not None for g in o.param_groups]
-    rates = {p.data_ptr(): g["lr"] for g in groups for p in g["params"]}
+    rates = {p.data_ptr(): g["lr"] for g in _all_groups(optimizer) for p in g["params"]}
     got = {n: rates[p.data_ptr()] for n, p in model.named_parameters()}
     shares = {"embed.stem": 0.125, "vit.blocks.0": 0.25, "vit.blocks.1": 0.5, "embed.shape": 1.0, "head": 1.0}
     for part, share in shares.items():
