@@ -1,12 +1,13 @@
 """What each part of UTNet brings on motions that it has never seen, for equal time of training.
 
-    python -m benchmarks.ablation [--arms full no-depth ...] [--samples 36000] [--seed 0] [--data DIR]
+    python -m benchmarks.ablation [--arms "no depth" ...] [--samples 36000] [--seed 0] [--data DIR]
 
 Each arm is `config/learn.yaml` with one part changed, the same data, seed and ranks. An arm whose step is
 cheaper gets more steps: steps are timed side by side, in turns, before anything is trained. Writes the data
 if they are not there; prints RGB-D and RGB-only scores on the held-out motions and their ratios to the full
-network's; an arm that has finished at this commit with the very same settings is kept in runs/ and not
-trained again. "no depth" computes its depth branch all the same.
+network's. An arm that has finished at this commit with the very same settings, its number of steps among
+them, is kept in runs/ and not trained again; with uncommitted changes none is. "no depth" computes its depth
+branch all the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""HO3D's labels -> ours. The only place where HO3D's conventions are changed.
+"""HO3D's labels -> ours. The only place where HO3D's conventions are changed, but for its official truth
+(`ho3d_dataset.py`, with the constants of this file).
 
 HO3D labels are OpenGL (y up, the hand at z < 0), its joints in `HO3D21` order. Here, once:
     X = F X_gl,  R = F R_gl,  F = diag(1, -1, -1);  wrist = F (J0(betas) + handTrans);

@@ -45,7 +45,7 @@ class DatasetConfig:
     off: every picture is decoded each time; auto: beside the annotation index; else the folder to write in.
     """
     cache_format: Literal["raw", "compact"] = "raw"
-    """raw: the same pixels as without a cache. compact: JPEG (PSNR >= 42 dB) and lossless depth, a quarter of
+    """raw: the same pixels as without a cache. compact: JPEG (PSNR >= 42 dB) and lossless depth, a fifth of
     the space."""
     max_unreadable: int = _number(0, ge=0)
     """Frames whose annotation may be unreadable; they are left out and counted. More is an error."""
@@ -189,9 +189,12 @@ class OptimizerConfig:
     reference_batch: int | None = _number(None, ge=1)
     """Global batch that lr is meant for; a run's rate is in proportion to its own. Null: lr as given."""
     layer_decay: float = _number(1.0, gt=0.0, le=1.0)
-    """Factor on the rate from each block of the backbone to the one below it; below 1 if pretrained."""
+    """Factor on the rate from each block of the backbone to the one below it; below 1 if pretrained.
+
+    What no pretrained ViT has, the layers of depth and the queries, learns at the full rate.
+    """
     weight_decay: float = _number(0.05, ge=0.0, le=1.0)
-    """Decoupled decay of matrices; biases, norms and embeddings have none."""
+    """Decoupled decay of matrices and queries; biases, norms, a ViT's positions and class token have none."""
     betas: tuple[float, float] = _number((0.9, 0.999), ge=0.0, lt=1.0)
     """Decay of the two moments."""
     eps: float = _number(1e-8, gt=0.0)
@@ -203,9 +206,9 @@ class SchedulerConfig:
     """Learning rate by optimiser step: linear warm-up, then cosine."""
 
     warmup_fraction: float = _number(0.05, ge=0.0, lt=1.0)
-    """Share of all steps in which the rate rises from 0 to optimizer.lr."""
+    """Share of all steps in which the rate rises from near 0 to its peak."""
     final_lr_ratio: float = _number(0.01, ge=0.0, le=1.0)
-    """Rate of the last step over optimizer.lr."""
+    """Rate of the last step over the peak."""
 
 
 @dataclass(frozen=True, kw_only=True)

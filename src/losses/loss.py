@@ -1,4 +1,4 @@
-"""All loss terms: means over what is labelled, metres, each of order 1 when training starts.
+"""All loss terms: means over what is labelled, each of order 1 when training starts.
 
 A term is a mean over a sample's labelled entries, then over the samples that have any: duplicating the batch
 changes nothing, and a sample with few labelled joints counts as much as one with all. Units are divided out

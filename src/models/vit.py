@@ -41,7 +41,7 @@ class Preset:
     stem: Literal["conv", "patch"]
     """What `ModelConfig.stem = auto` means."""
     stem_channels: tuple[int, int, int]
-    """Channels of the convolutional stem at strides 4, 8 and 16."""
+    """Channels of the picture in the convolutional stem at strides 4, 8 and 16; depth has half of them."""
     map_channels: tuple[int, int, int]
     """Channels of the feature maps at strides 16, 8 and 4 that vertices sample."""
     readout_width: int

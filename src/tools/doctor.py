@@ -3,8 +3,9 @@
     python -m src.tools.doctor --config FILE [--checkpoint CKPT] [--steps 5] [section.key=value ...]
     python -m src.tools.doctor --config FILE --leaks [--within 1 5 25] [section.key=value ...]
 
-The first looks at set-up, training and validation batches, and a few training steps at the peak rate (nothing
-is written); with a checkpoint also at its predictions and its score on the first validation samples. The
+The first looks at set-up, training and validation batches, and a few training steps at the peak rate of one
+rank; with a checkpoint also at its predictions and its score on the first validation samples. No run folder
+and no weights are written; the annotation index and the crop cache are built if they are not there. The
 second counts how close the validation split is to training. One line per finding: OK, WARN or FAIL, what was
 looked at, what was seen and expected, and where to mend it.
 Exit status: 0, 1 after a FAIL, 2 with one line for what kept a check from being made.

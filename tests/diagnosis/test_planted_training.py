@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,10 @@ from src.schema import HandBatch, HandEstimate, LossTerms, Prediction
 from src.training.diagnosis.network import check_probe, probe
 from src.training.diagnosis.setting import check_setting
 from src.training.diagnosis.steps import check_clipped
+from tests.diagnosis import test_planted_data
 from tests.diagnosis.conftest import Clinic, names
 from tests.diagnosis.watched import Watched, causes, heard, watch
+from tests.rooms.sources import ROOT
 
 Plant = Callable[[Watched], None]
 
@@ -345,3 +348,30 @@ def test_healthy(seed: int, p_drop_depth: float, clinic: Clinic, monkeypatch: py
     assert ends[:2] == ["step 3)", "step 6)"]
     assert ends[2:] == (["validation)", "step 7)", "validation)"] if seed == 0 else [])
     assert all(line.startswith("Doctor: ") and " checks OK" in line for line in lines)
+
+
+def _written_causes() -> set[str]:
+    """Names of findings that are not OK, where the doctor's code has them as plain text."""
+    found = set()
+    for path in (*(ROOT / "src/training/diagnosis").glob("*.py"), ROOT / "src/tools/doctor.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+                continue
+            status = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else None
+            if call.func.id == "judge" or (call.func.id == "Finding" and status in ("WARN", "FAIL")):
+                what = call.args[1]
+                what = (
+                    what.orelse if isinstance(what, ast.IfExp) else what
+                )  # judge(good, "good" if good else "bad")
+                if isinstance(what, ast.Constant):
+                    found.add(str(what.value))
+    return found
+
+
+def test_the_guide_explains_every_cause() -> None:
+    """A name in the log that the guide does not know leaves its reader alone with it."""
+    causes_planted = {cause for cause, *_ in (*test_planted_data.DEFECTS.values(), *DEFECTS.values())}
+    written = _written_causes()
+    assert {"dead depth branch", "metric frozen", "labels exist"} <= written
+    guide = (ROOT / "records/TRAINING_DEBUG_GUIDE.md").read_text(encoding="utf-8")
+    assert not {cause for cause in causes_planted | written if f"`{cause}`" not in guide}

@@ -110,7 +110,7 @@ def check_probe(seen: Probe, *, steps: int, samples: int, rate_sum: float) -> It
     few = enough and share < CONSTANT
     yield judge(
         not (still or few),
-        "constant predictions" if still or few else "predictions vary",
+        "predictions vary" if not (still or few) else "constant predictions",
         f"joints spread {seen.spread_mm:.4g} mm over samples, labels {seen.label_spread_mm:.4g} mm; "
         f"another picture moves them {seen.by_rgb_mm:.4g} mm",
         f"above {CONSTANT:.0%} of the labels' after {ENOUGH_STEPS} steps" if enough else "above 0 mm",
