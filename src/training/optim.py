@@ -264,7 +264,7 @@ class Ema:
             self._average[name].copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """Average, decay and number of updates."""
+        """Average and number of updates; the decay is the configuration's."""
         return {"average": dict(self._average), "updates": self.updates}
 
     @torch.no_grad()
