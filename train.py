@@ -166,6 +166,8 @@ def run_training(config: RunConfig, context: DistContext, resume: str | None) ->
         )
         return 3
     best = f"best MPJPE {run.progress.best_mpjpe_mm:.3f} mm (epoch {run.progress.best_epoch})"
+    if run.progress.best_epoch < 0:
+        best = "no epoch was chosen as the best"
     _log.info(f"Finished {config.training.num_epochs} epochs, {best}. Run folder: {run_dir}")
     return 0
 
@@ -174,7 +176,7 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
     """Score a checkpoint on validation.split and write the per-sample file."""
     _, run_dir = open_run_folder(config, context, None)
     log.configure(rank=context.rank, log_file=run_dir / "log.txt")
-    hand, model, loss = build_model(config, context)
+    hand, model, loss = build_model(config, context, fresh=False)
     state = context.together("reading the checkpoint", lambda: ckpt.load_checkpoint(path))
     context.together("checking the hand model", lambda: ckpt.check_hand(state, hand, path))
     context.together("loading the weights", lambda: ckpt.load_weights(model, state, path))
@@ -227,7 +229,7 @@ def build_scoring(
 
 def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Path | None) -> Run:
     """Everything that training needs, in the state of the checkpoint if there is one."""
-    hand, model, loss = build_model(config, context)
+    hand, model, loss = build_model(config, context, fresh=source is None)
     train_set, val_set = build_splits(config, context, hand)
     rank, world, device = context.rank, context.world, context.device
     train_loader = build_train_loader(config, train_set, rank, world, device)
@@ -239,7 +241,9 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         position = context.together(
             "resuming", lambda: ckpt.restore(source, trainer, config, hand, train_set.split_id, context)
         )
+        position.best_mpjpe_mm, position.best_epoch = best_of_run(run_dir, val_set, context)
         _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
+    position.judged_by = val_set.split_id
     recorder = Recorder(run_dir, config, context, resume_step=trainer.step)
     parameters = sum(p.numel() for p in model.parameters())
     _log.info(
@@ -274,6 +278,16 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         stop=StopRequest(),
         doctor=doctor,
     )
+
+
+def best_of_run(run_dir: Path, val_set: HO3DDataset, context: DistContext) -> tuple[float, int]:
+    """What the run's own best.pt scored on these validation samples, read by rank 0."""
+
+    def read() -> tuple[float, int] | None:
+        return ckpt.best_so_far(run_dir / "checkpoints", val_set.split_id) if context.is_main else None
+
+    best: tuple[float, int] = context.broadcast_object(context.together("reading best.pt", read))
+    return best
 
 
 def run_epoch(run: Run) -> bool:

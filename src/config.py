@@ -194,7 +194,7 @@ class OptimizerConfig:
     What no pretrained ViT has, the layers of depth and the queries, learns at the full rate.
     """
     weight_decay: float = _number(0.05, ge=0.0, le=1.0)
-    """Decoupled decay of matrices and queries; biases, norms, a ViT's positions and class token have none."""
+    """Decoupled decay of all that has two axes or more, but a ViT's positions and class token."""
     betas: tuple[float, float] = _number((0.9, 0.999), ge=0.0, lt=1.0)
     """Decay of the two moments."""
     eps: float = _number(1e-8, gt=0.0)

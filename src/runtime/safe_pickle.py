@@ -308,12 +308,13 @@ def _resolve(value: Any, seen: set[int]) -> Any:
     return value
 
 
-def load_tensors(path: Path, what: str) -> Any:
+def load_tensors(path: Path, what: str, *, mapped: bool = False) -> Any:
     """Read a file that `torch.save` wrote, tensors and plain values only (`weights_only=True`), onto the CPU.
 
     Args:
         path: the file.
         what: its role, for messages ("checkpoint").
+        mapped: leave the tensors in the file until they are looked at.
 
     Raises:
         AssetError: no such file, torn or foreign bytes, or a file that names anything else than tensors.
@@ -321,7 +322,7 @@ def load_tensors(path: Path, what: str) -> Any:
     if not path.is_file():
         raise AssetError(f"{what} {path}: no such file. Give the path of an existing one")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (*_FAILURES, RuntimeError, OSError) as reason:
         # torch's restricted reader fails on foreign bytes with whatever its parser trips over.
         first = re.split(r"\.\s|\n", str(reason), maxsplit=1)[0] or type(reason).__name__

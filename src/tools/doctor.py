@@ -79,7 +79,7 @@ def examine(config: RunConfig, arguments: argparse.Namespace) -> Iterator[Findin
     configure_torch(config.runtime)
     # Loader processes would outlive the few batches that are wanted.
     config = dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, num_workers=0))
-    hand, model, loss = build_model(config, context)
+    hand, model, loss = build_model(config, context, fresh=arguments.checkpoint is None)
     state = None
     if (path := arguments.checkpoint) is not None:
         state = ckpt.load_checkpoint(path)

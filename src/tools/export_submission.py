@@ -111,7 +111,7 @@ def export(arguments: argparse.Namespace) -> Submission:
     config = run_config(state, arguments)
     context = setup_distributed(config.runtime.device)
     configure_torch(config.runtime)
-    hand, model, _ = build_model(config, context)
+    hand, model, _ = build_model(config, context, fresh=False)
     ckpt.check_hand(state, hand, arguments.checkpoint)
     ckpt.load_weights(model, state, arguments.checkpoint)
     dataset = open_evaluation(config, hand)
@@ -157,11 +157,7 @@ def run_config(state: Mapping[str, Any], arguments: argparse.Namespace) -> RunCo
     named = any(text.partition("=")[0].strip() == "validation.split" for text in arguments.overrides)
     if named and config.validation.split != "evaluation":
         raise ConfigError("a submission is of the official split: leave validation.split out")
-    return dataclasses.replace(
-        config,
-        validation=dataclasses.replace(config.validation, split="evaluation"),
-        model=dataclasses.replace(config.model, pretrained=None),
-    )
+    return dataclasses.replace(config, validation=dataclasses.replace(config.validation, split="evaluation"))
 
 
 def open_evaluation(config: RunConfig, hand: ManoLayer) -> HO3DDataset:

@@ -27,7 +27,9 @@ from src.runtime.log import get_logger
 from src.runtime.safe_pickle import load_tensors
 from src.training.step import StepReport, TrainStep
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, 3)
+"""Formats whose weights can be used; runs go on from FORMAT alone (2 has moments without names)."""
 _log = get_logger("checkpoint")
 
 
@@ -47,6 +49,8 @@ class Progress:
     """Best validation score so far."""
     best_epoch: int = -1
     """Epoch that reached it; -1: none."""
+    judged_by: str = ""
+    """Identity of the split that it is a score of."""
 
     def count(self, reports: Iterable[StepReport]) -> bool:
         """Add steps that were checked to the epoch's sums; True if a rank was asked to stop in one."""
@@ -87,6 +91,7 @@ def save_checkpoint(
             "ema": None if trainer.ema is None else trainer.ema.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "step": trainer.step,
+            "schedule_step": trainer.schedule_step,
             "total_steps": trainer.total_steps,
             "progress": vars(progress).copy(),
             "rng": states,
@@ -114,17 +119,21 @@ def _write(state: Mapping[str, Any], path: Path) -> UTNetError | None:
     return None
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint on the CPU.
+
+    Args:
+        path: the file.
+        mapped: leave the tensors in the file until they are looked at.
 
     Raises:
         AssetError: no such file, not a UTNet checkpoint, torn, or of a newer format.
     """
-    state = load_tensors(path, "checkpoint")
+    state = load_tensors(path, "checkpoint", mapped=mapped)
     if not isinstance(state, dict) or "format" not in state or "model" not in state:
         raise AssetError(f"checkpoint {path} is not a UTNet checkpoint (no 'format' and 'model' inside)")
-    if state["format"] != FORMAT:
-        raise AssetError(f"checkpoint {path} has format {state['format']}, this program reads {FORMAT}")
+    if state["format"] not in READABLE:
+        raise AssetError(f"checkpoint {path} has format {state['format']}, this program reads {READABLE}")
     return state
 
 
@@ -170,10 +179,16 @@ def restore(
     """Continue a run from a checkpoint: weights, average, optimiser, step, random states, position.
 
     Raises:
-        AssetError: other hand, other network, other training split, or a position inside an epoch that the
-            present global batch cannot continue.
+        AssetError: other hand, other network, other training split, an older format, nothing left to train,
+            or a position inside an epoch that the present global batch, seed or length of epochs cannot
+            continue.
     """
     state = load_checkpoint(path)
+    if state["format"] != FORMAT:
+        raise AssetError(
+            f"checkpoint {path} has format {state['format']}, runs go on from format {FORMAT}; it is "
+            f"by code {state['commit'][:12]}. Resume with that code, or score it with --evaluate"
+        )
     check_hand(state, hand, path)
     if state["split_hash"] != split_hash:
         raise AssetError(
@@ -181,15 +196,19 @@ def restore(
             f"{split_hash[:12]}). Use the data set and the split section that it was trained with"
         )
     progress = Progress(**state["progress"])
-    _check_batch(state, config, context, progress, path)
+    _check_position(state, config, context, progress, path)
     log_changes(state["config"], config)
     _load_model(trainer.model, state, path)
     trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.step = state["step"]
+    trainer.step, trainer.schedule_step = state["step"], state["schedule_step"]
+    epoch_was = state["total_steps"] / state["config"]["training"]["num_epochs"]
+    epoch_is = trainer.total_steps / config.training.num_epochs
+    if epoch_was != epoch_is:
+        trainer.schedule_step = round(progress.epoch * epoch_is) + progress.step_in_epoch
     if state["total_steps"] != trainer.total_steps:
         _log.info(
             f"Changed since the checkpoint: {state['total_steps']} -> {trainer.total_steps} steps in all; "
-            f"the learning rate goes on from step {trainer.step} of the new schedule"
+            f"the learning rate goes on from step {trainer.schedule_step} of the new schedule"
         )
     if trainer.ema is not None and state["ema"] is not None:
         trainer.ema.load_state_dict(state["ema"])
@@ -197,7 +216,9 @@ def restore(
         raise AssetError(
             f"checkpoint {path}: training.ema_decay was switched on or off since; use the same setting"
         )
-    if state["world"] == context.world:
+    if state["config"]["seed"] != config.seed:
+        _log.info("Random states are of another seed: drawn anew")
+    elif state["world"] == context.world:
         _set_rng_state(state["rng"][context.rank], context.device)
     else:
         _log.info(f"Random states are for {state['world']} ranks, this run has {context.world}: drawn anew")
@@ -259,18 +280,57 @@ def _load_model(model: torch.nn.Module, state: Mapping[str, Any], path: Path) ->
         ) from None
 
 
-def _check_batch(
+def best_so_far(folder: Path, judged_by: str) -> tuple[float, int]:
+    """Score (mm) and epoch of best.pt in a run's folder of checkpoints; (inf, -1) if the next is the best.
+
+    The checkpoint that a run goes on from may stand in another folder, or be older than best.pt.
+
+    Args:
+        folder: of the run that goes on.
+        judged_by: identity of the validation split. The score of another one says nothing.
+    """
+    path = folder / "best.pt"
+    if not path.is_file():
+        return float("inf"), -1
+    kept = Progress(**load_checkpoint(path, mapped=True)["progress"])
+    if kept.judged_by != judged_by:
+        _log.info(
+            f"{path} was chosen on other validation samples (MPJPE {kept.best_mpjpe_mm:.3f} mm, epoch "
+            f"{kept.best_epoch}): the next validation replaces it"
+        )
+        return float("inf"), -1
+    return kept.best_mpjpe_mm, kept.best_epoch
+
+
+def _check_position(
     state: Mapping[str, Any], config: RunConfig, context: DistContext, progress: Progress, path: Path
 ) -> None:
-    """A position inside an epoch counts global batches: their size must be the same."""
+    """Something is left to train; a position inside an epoch counts global batches of one permutation."""
     old = state["config"]["training"]
+    epochs, here = config.training.num_epochs, f"checkpoint {path} stands inside epoch {progress.epoch}"
+    if progress.epoch >= epochs and old["num_epochs"] > epochs:
+        raise AssetError(
+            f"checkpoint {path} has {progress.epoch} epochs and {progress.step_in_epoch} steps behind it, "
+            f"training.num_epochs is {epochs}: nothing is left to train. Raise it, or score the checkpoint "
+            "with --evaluate"
+        )
     before = old["batch_size"] * old["accumulation"] * state["world"]
     now = config.training.batch_size * config.training.accumulation * context.world
     if progress.step_in_epoch and before != now:
         raise AssetError(
-            f"checkpoint {path} stands inside epoch {progress.epoch} with global batches of {before} "
+            f"{here} with global batches of {before} "
             f"samples, this run makes {now}. Use as many ranks, or change training.batch_size or "
             "training.accumulation to match"
+        )
+    if progress.step_in_epoch and state["config"]["seed"] != config.seed:
+        raise AssetError(
+            f"{here}, whose order was drawn with seed {state['config']['seed']}, this run's seed is "
+            f"{config.seed}. Use the same seed, or a checkpoint from the end of an epoch"
+        )
+    most = config.training.max_steps_per_epoch
+    if most is not None and progress.step_in_epoch > most:
+        raise AssetError(
+            f"{here} after {progress.step_in_epoch} steps, training.max_steps_per_epoch is {most}. Raise it"
         )
 
 

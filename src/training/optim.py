@@ -36,7 +36,7 @@ class Optimizer:
     Args:
         model: what has two axes or more decays, the queries too, and is Muon's where it is the weight of a
             linear or convolutional layer and both sides of the matrix (outputs x all inputs) have MUON_SIDE
-            rows. Biases, norms, and a ViT's positions and class token do not decay.
+            rows. What has one axis, and a ViT's positions and class token, do not decay.
         config: decay and moments; the rate comes with each step.
         device: where the parameters live.
         ranks: which hold the same gradients and share Muon's work; None: one.
@@ -119,7 +119,7 @@ class Optimizer:
         torch's own loading takes all of these from the file, and what was changed for the resume is lost.
 
         Raises:
-            AssetError: it is of the other `optimizer.name`, or of other parameters.
+            AssetError: it is of the other `optimizer.name`, or of other parameters or shapes.
         """
         if (state["muon"] is None) != (self.muon is None):
             was, now = ("adamw", "muon") if state["muon"] is None else ("muon", "adamw")
@@ -132,24 +132,35 @@ class Optimizer:
             self._put_moments(self.muon, state["muon"])
 
     def _moments(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-        """Each parameter's, by its name; none before the first step."""
-        return {self._names[p]: dict(moments) for p, moments in optimizer.state.items()}
+        """Of each parameter by its name; empty where it has none yet."""
+        return {self._names[p]: dict(optimizer.state.get(p, {})) for p in _parameters(optimizer)}
 
     def _put_moments(self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Any]) -> None:
         """The opposite of `_moments`."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        number = {self._names[p]: k for k, p in enumerate(parameters)}
-        if strange := sorted(moments.keys() - number.keys()):
+        parameters = _parameters(optimizer)
+        names = [self._names[p] for p in parameters]
+        wrong = sorted(moments.keys() ^ set(names)) or [
+            name
+            for name, parameter in zip(names, parameters, strict=True)
+            if any(m.ndim and m.shape != parameter.shape for m in moments[name].values())
+        ]
+        if wrong:
             raise AssetError(
-                f"optimiser state: got moments of {', '.join(strange[:4])}, want those of this network's "
-                "parameters. Resume with the code that wrote it, or start a new run"
+                f"optimiser state: moments of {', '.join(wrong[:4])} ({len(wrong)} in all) are not "
+                "those of this network's parameters. Resume with the code and settings that wrote it, or "
+                "start a new run"
             )
-        state = {number[name]: values for name, values in moments.items()}
+        state = {k: moments[name] for k, name in enumerate(names) if moments[name]}
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
     def _all(self) -> list[torch.optim.Optimizer]:
         """Those that there are."""
         return [self.adamw] if self.muon is None else [self.adamw, self.muon]
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All of an optimiser's, in the order of its groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _groups(parameters: Mapping[float, list[nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:

@@ -17,12 +17,15 @@ from src.runtime.machine import has_bf16
 _log = get_logger("setup")
 
 
-def build_model(config: RunConfig, context: DistContext) -> tuple[ManoLayer, UTNet, HandLoss]:
+def build_model(
+    config: RunConfig, context: DistContext, *, fresh: bool = True
+) -> tuple[ManoLayer, UTNet, HandLoss]:
     """Hand, network and loss, with the same initial weights on every rank.
 
     Args:
         config: model, mano, loss and training.precision.
         context: ranks; rank 0 reads the hand first, so that only one of them writes its cache.
+        fresh: load model.pretrained if it is set; not where a checkpoint replaces all weights anyway.
 
     Raises:
         AssetError: the hand model or the pretrained weights are missing, unsafe or do not fit.
@@ -35,8 +38,7 @@ def build_model(config: RunConfig, context: DistContext) -> tuple[ManoLayer, UTN
     hand = ManoLayer.from_asset(asset).to(context.device)
     torch.manual_seed(config.seed)
     model = UTNet(config.model, hand).to(context.device)
-    if config.model.pretrained is not None:
-        pretrained = config.model.pretrained
+    if fresh and (pretrained := config.model.pretrained) is not None:
         found = context.together("loading pretrained weights", lambda: load_backbone(model, pretrained))
         _log.info(f"Pretrained backbone {pretrained}: {found}")
     model.backbone_dtype = backbone_dtype(config, context.device)

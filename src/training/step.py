@@ -144,6 +144,9 @@ class TrainStep:
     """Holds what changes from step to step: weights, optimiser, average, step counter.
 
     Attributes:
+        step: optimiser steps done.
+        schedule_step: where the learning rate stands, of `total_steps`: `step`, unless a resume changed how
+            many steps an epoch has.
         lag: steps by which the host's checks stay behind: 1 on a GPU, which goes on meanwhile, 0 elsewhere.
     """
 
@@ -180,6 +183,7 @@ class TrainStep:
         self.ema = Ema(model, config.training.ema_decay) if config.training.ema_decay > 0 else None
         self.peak_rate = peak_rate(config, context.world)
         self.step = 0
+        self.schedule_step = 0
         self.lag = int(context.device.type == "cuda") if lag is None else lag
         self._trace = trace_loss and context.is_main
         # 1 until a step is refused on the device.
@@ -218,6 +222,7 @@ class TrainStep:
         if self.ema is not None:
             self.ema.update()
         self.step += 1
+        self.schedule_step += 1
         if self.lag:
             self._waiting.append(report)
             while len(self._waiting) > self.lag:
@@ -250,7 +255,7 @@ class TrainStep:
         on_backward: Callable[[HandBatch, Prediction], None] | None,
     ) -> StepReport:
         """Forward and backward passes and clipping; the report of the step to come."""
-        rate = learning_rate(self.step, self.total_steps, self.peak_rate, self.config.scheduler)
+        rate = learning_rate(self.schedule_step, self.total_steps, self.peak_rate, self.config.scheduler)
         clip = self.config.training.clip_grad_norm
         self.wrapped.train()
         self.optimizer.zero_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,7 +78,28 @@ def test_killed_and_resumed_equals_uninterrupted(embedded: Embedded) -> None:
     assert curve(embedded.newest("whole")) == curve(run)
     again = embedded.main(*SETTINGS, "name=killed", "--resume", "auto")
     assert again.returncode == 0
-    assert "Finished 2 epochs" in again.stdout
+    finished = re.compile(r"Finished 2 epochs, best MPJPE [\d.]+ mm \(epoch \d\)")
+    best = finished.findall(whole.stdout)
+    assert len(best) == 1
+    assert finished.findall(again.stdout) == best
+    # From a copy elsewhere: a run folder of its own, which needs a best.pt of its own; and nothing that was
+    # read to begin the run.
+    copied = embedded.runs.parent / f"{embedded.runs.name}-copied.pt"
+    copied.write_bytes((run / "checkpoints" / "last.pt").read_bytes())
+    moved = embedded.main(
+        *SETTINGS, "name=moved", "training.num_epochs=3", "model.pretrained=gone.pt", "--resume", str(copied)
+    )
+    assert moved.returncode == 0, moved.stderr
+    assert re.search(r"Finished 3 epochs, best MPJPE [\d.]+ mm \(epoch 2\)", moved.stdout)
+    assert (embedded.newest("moved") / "checkpoints" / "best.pt").is_file()
+    # In place, judged by other samples: the score of the old ones must not keep the new ones from best.pt.
+    judged = embedded.main(
+        *SETTINGS, "name=killed", "training.num_epochs=3", "validation.split=evaluation",
+        "validation.select_on_evaluation=true", "--resume", "auto",
+    )  # fmt: skip
+    assert judged.returncode == 0, judged.stderr
+    assert "best.pt was chosen on other validation samples (MPJPE " in judged.stdout
+    assert re.search(r"Finished 3 epochs, best MPJPE [\d.]+ mm \(epoch 2\)", judged.stdout)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from src.errors import AssetError
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.training import checkpoint as ckpt
+from src.training.optim import learning_rate
 from src.training.step import TrainStep
 from tests.models.scene import hand_model
 from tests.training.test_step import ALONE, batch, weights
@@ -24,10 +26,14 @@ CONFIG = RunConfig(
 )
 
 
-def fresh(config: RunConfig = CONFIG, seed: int = 5) -> TrainStep:
+def fresh(config: RunConfig = CONFIG, seed: int = 5, total_steps: int = 8) -> TrainStep:
     torch.manual_seed(seed)
     model = UTNet(config.model, hand_model())
-    return TrainStep(model, HandLoss(config.loss, hand_model()), config, ALONE, total_steps=8)
+    return TrainStep(model, HandLoss(config.loss, hand_model()), config, ALONE, total_steps)
+
+
+def changed(config: RunConfig = CONFIG, **training: Any) -> RunConfig:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
 
 
 def saved(folder: Path, step: TrainStep, progress: ckpt.Progress | None = None) -> Path:
@@ -94,13 +100,96 @@ def test_another_hand_network_split_or_batch_is_refused(tmp_path: Path) -> None:
         ckpt.restore(path, fresh(), CONFIG, other_hand, "abc", ALONE)
     with pytest.raises(AssetError, match="another split"):
         ckpt.restore(path, fresh(), CONFIG, hand, "xyz", ALONE)
-    bigger = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, batch_size=3))
     with pytest.raises(AssetError, match="global batches of 2 samples, this run makes 3"):
-        ckpt.restore(path, fresh(), bigger, hand, "abc", ALONE)
+        ckpt.restore(path, fresh(), changed(batch_size=3), hand, "abc", ALONE)
+    with pytest.raises(AssetError, match=r"inside epoch 0, whose order was drawn with seed 0, .* seed is 1"):
+        ckpt.restore(path, fresh(), dataclasses.replace(CONFIG, seed=1), hand, "abc", ALONE)
+    with pytest.raises(AssetError, match=r"inside epoch 0 after 2 steps, training\.max_steps_per_epoch is 1"):
+        ckpt.restore(path, fresh(), changed(max_steps_per_epoch=1), hand, "abc", ALONE)
     larger = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, stem="patch"))
     here = ckpt.commit()[:12]
     with pytest.raises(AssetError, match=f"another network.* written by code {here}, this is {here}: "):
         ckpt.restore(path, fresh(larger), larger, hand, "abc", ALONE)
+
+
+def test_nothing_left_to_train_is_said(tmp_path: Path) -> None:
+    """A run that was cut short by its number of epochs ended as finished, its last epoch never validated."""
+    path = saved(tmp_path, fresh(), ckpt.Progress(epoch=2))
+    with pytest.raises(
+        AssetError, match=r"2 epochs and 0 steps behind it, training\.num_epochs is 2: nothing"
+    ):
+        ckpt.restore(path, fresh(), changed(num_epochs=2), hand_model(), "abc", ALONE)
+    assert ckpt.restore(path, fresh(), changed(num_epochs=3), hand_model(), "abc", ALONE).epoch == 2
+
+
+def test_the_rate_goes_on_where_it_stood_when_an_epoch_has_other_steps(tmp_path: Path) -> None:
+    """On twice the ranks half the steps are left: counted in old steps, the rate was at its end for all of
+    them, 0.01 of the peak.
+    """
+    config = changed(num_epochs=4)
+    run = fresh(config, total_steps=16)
+    for k in range(8):
+        run([batch(k)])
+    path = tmp_path / "checkpoints" / "last.pt"
+    ckpt.save_checkpoint(path, run, ckpt.Progress(epoch=2), config, hand_model(), "abc", ALONE)
+    rates = [run([batch(0)]).learning_rate for _ in range(2)]
+    for total, epochs, schedule_step in ((16, 4, 8), (8, 4, 4), (32, 4, 16), (24, 6, 8)):
+        other_config = changed(num_epochs=epochs)
+        other = fresh(other_config, total_steps=total)
+        ckpt.restore(path, other, other_config, hand_model(), "abc", ALONE)
+        assert (other.step, other.schedule_step) == (8, schedule_step)
+        rate = other([batch(0)]).learning_rate
+        assert rate == learning_rate(schedule_step, total, other.peak_rate, CONFIG.scheduler)
+        if epochs == 4:
+            assert rate == pytest.approx(rates[0], rel=0.2)
+    # And once more from what the resumed run wrote.
+    ckpt.save_checkpoint(
+        path, other, ckpt.Progress(epoch=2, step_in_epoch=1), other_config, hand_model(), "abc", ALONE
+    )
+    again = fresh(other_config, total_steps=24)
+    ckpt.restore(path, again, other_config, hand_model(), "abc", ALONE)
+    assert (again.step, again.schedule_step) == (9, 9)
+
+
+def test_best_so_far_is_what_best_pt_scored_on_these_samples(tmp_path: Path) -> None:
+    """A score of another split, folder or older file kept best.pt as it was, or let a worse epoch have it."""
+    folder = tmp_path / "checkpoints"
+    assert ckpt.best_so_far(folder, "val") == (float("inf"), -1)
+    last = saved(tmp_path, fresh(), ckpt.Progress(epoch=3, best_mpjpe_mm=31.0, best_epoch=2, judged_by="val"))
+    assert ckpt.best_so_far(folder, "val") == (float("inf"), -1)
+    ckpt.link(last, folder / "best.pt")
+    assert ckpt.best_so_far(folder, "val") == (31.0, 2)
+    assert ckpt.best_so_far(folder, "evaluation") == (float("inf"), -1)
+
+
+def test_another_seed_draws_anew(tmp_path: Path) -> None:
+    """At an epoch's end another seed is another order of samples; dropped paths must follow it."""
+    path = saved(tmp_path, fresh(), ckpt.Progress(epoch=1))
+    before = torch.get_rng_state()
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    other = fresh()
+    torch.set_rng_state(state)
+    ckpt.restore(path, other, dataclasses.replace(CONFIG, seed=1), hand_model(), "abc", ALONE)
+    assert torch.equal(torch.get_rng_state(), state)
+    ckpt.restore(path, other, CONFIG, hand_model(), "abc", ALONE)
+    assert not torch.equal(torch.get_rng_state(), state)
+    torch.set_rng_state(before)
+
+
+def test_a_checkpoint_of_the_format_before_is_scored_but_not_resumed(tmp_path: Path) -> None:
+    """Its moments have no names: put on parameters by their order they would be others'."""
+    path = saved(tmp_path, fresh())
+    state = torch.load(path, weights_only=True) | {"format": 2, "commit": "0123456789abcdef"}
+    torch.save(state, path)
+    ckpt.load_weights(UTNet(CONFIG.model, hand_model()), ckpt.load_checkpoint(path), path)
+    with pytest.raises(
+        AssetError, match=r"format 2, runs go on from format 3; .* 0123456789ab\. Resume with"
+    ):
+        ckpt.restore(path, fresh(), CONFIG, hand_model(), "abc", ALONE)
+    torch.save(state | {"format": 9}, path)
+    with pytest.raises(AssetError, match="format 9"):
+        ckpt.load_checkpoint(path)
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
