@@ -186,8 +186,8 @@ def restore(
     state = load_checkpoint(path)
     if state["format"] != FORMAT:
         raise AssetError(
-            f"checkpoint {path} has format {state['format']}, runs go on from format {FORMAT}; it is "
-            f"by code {state['commit'][:12]}. Resume with that code, or score it with --evaluate"
+            f"checkpoint {path} has format {state['format']}, runs go on from format {FORMAT}. Code "
+            f"{state['commit'][:12]} wrote it: resume with that, or score the checkpoint with --evaluate"
         )
     check_hand(state, hand, path)
     if state["split_hash"] != split_hash:

@@ -184,7 +184,7 @@ def test_a_checkpoint_of_the_format_before_is_scored_but_not_resumed(tmp_path: P
     torch.save(state, path)
     ckpt.load_weights(UTNet(CONFIG.model, hand_model()), ckpt.load_checkpoint(path), path)
     with pytest.raises(
-        AssetError, match=r"format 2, runs go on from format 3; .* 0123456789ab\. Resume with"
+        AssetError, match=r"format 2, runs go on from format 3\. Code 0123456789ab wrote it: resume"
     ):
         ckpt.restore(path, fresh(), CONFIG, hand_model(), "abc", ALONE)
     torch.save(state | {"format": 9}, path)
