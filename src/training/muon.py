@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
         self.momentum = momentum
         self.dtype = dtype
         self.share = share
-        for parameter in self._parameters():
+        for parameter in parameters_of(self):
             if parameter.ndim != 2:
                 raise ValueError(f"Muon: got a parameter of shape {tuple(parameter.shape)}, want a matrix")
 
@@ -77,7 +77,7 @@ class Muon(torch.optim.Optimizer):
             closure: not used; torch's optimisers have it.
             alive: () on the device, 1 or 0; at 0 no matrix changes, whatever its gradient is. None: 1.
         """
-        moving = [p for p in self._parameters() if p.grad is not None]
+        moving = [p for p in parameters_of(self) if p.grad is not None]
         wanted = [self._averaged(p) for p in moving]
         updates = orthogonal(wanted, self.dtype, self.share)
         rates = {p: (g["lr"], g["weight_decay"]) for g in self.param_groups for p in g["params"]}
@@ -99,9 +99,10 @@ class Muon(torch.optim.Optimizer):
         average = state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
         return gradient.lerp(average, self.momentum)
 
-    def _parameters(self) -> list[nn.Parameter]:
-        """All of them, in the order of the groups."""
-        return [p for group in self.param_groups for p in group["params"]]
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All of an optimiser's, in the order of its groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def orthogonal(

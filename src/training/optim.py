@@ -15,7 +15,7 @@ from src.config import OptimizerConfig, RunConfig, SchedulerConfig
 from src.errors import AssetError
 from src.models.pretrained import only_ours
 from src.runtime.machine import has_bf16
-from src.training.muon import Muon, Share
+from src.training.muon import Muon, Share, parameters_of
 
 MUON_SIDE = 8
 """Rows and columns that a matrix must have for its directions to be worth telling apart."""
@@ -133,11 +133,11 @@ class Optimizer:
 
     def _moments(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
         """Of each parameter by its name; empty where it has none yet."""
-        return {self._names[p]: dict(optimizer.state.get(p, {})) for p in _parameters(optimizer)}
+        return {self._names[p]: dict(optimizer.state.get(p, {})) for p in parameters_of(optimizer)}
 
     def _put_moments(self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Any]) -> None:
         """The opposite of `_moments`."""
-        parameters = _parameters(optimizer)
+        parameters = parameters_of(optimizer)
         names = [self._names[p] for p in parameters]
         wrong = sorted(moments.keys() ^ set(names)) or [
             name
@@ -156,11 +156,6 @@ class Optimizer:
     def _all(self) -> list[torch.optim.Optimizer]:
         """Those that there are."""
         return [self.adamw] if self.muon is None else [self.adamw, self.muon]
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All of an optimiser's, in the order of its groups."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _groups(parameters: Mapping[float, list[nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
