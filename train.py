@@ -241,7 +241,8 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         position = context.together(
             "resuming", lambda: ckpt.restore(source, trainer, config, hand, train_set.split_id, context)
         )
-        position.best_mpjpe_mm, position.best_epoch = best_of_run(run_dir, val_set, context)
+        best = ckpt.best_so_far(run_dir / "checkpoints", val_set.split_id, context)
+        position.best_mpjpe_mm, position.best_epoch = best
         _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
     position.judged_by = val_set.split_id
     recorder = Recorder(run_dir, config, context, resume_step=trainer.step)
@@ -278,16 +279,6 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         stop=StopRequest(),
         doctor=doctor,
     )
-
-
-def best_of_run(run_dir: Path, val_set: HO3DDataset, context: DistContext) -> tuple[float, int]:
-    """What the run's own best.pt scored on these validation samples, read by rank 0."""
-
-    def read() -> tuple[float, int] | None:
-        return ckpt.best_so_far(run_dir / "checkpoints", val_set.split_id) if context.is_main else None
-
-    best: tuple[float, int] = context.broadcast_object(context.together("reading best.pt", read))
-    return best
 
 
 def run_epoch(run: Run) -> bool:

@@ -280,7 +280,7 @@ def _load_model(model: torch.nn.Module, state: Mapping[str, Any], path: Path) ->
         ) from None
 
 
-def best_so_far(folder: Path, judged_by: str) -> tuple[float, int]:
+def best_so_far(folder: Path, judged_by: str, context: DistContext) -> tuple[float, int]:
     """Score (mm) and epoch of best.pt in a run's folder of checkpoints; (inf, -1) if the next is the best.
 
     The checkpoint that a run goes on from may stand in another folder, or be older than best.pt.
@@ -288,18 +288,24 @@ def best_so_far(folder: Path, judged_by: str) -> tuple[float, int]:
     Args:
         folder: of the run that goes on.
         judged_by: identity of the validation split. The score of another one says nothing.
+        context: ranks; rank 0 reads, all get the same.
     """
-    path = folder / "best.pt"
-    if not path.is_file():
-        return float("inf"), -1
-    kept = Progress(**load_checkpoint(path, mapped=True)["progress"])
-    if kept.judged_by != judged_by:
+    path, none = folder / "best.pt", (float("inf"), -1)
+
+    def read() -> tuple[float, int]:
+        if not context.is_main or not path.is_file():
+            return none
+        kept = Progress(**load_checkpoint(path, mapped=True)["progress"])
+        if kept.judged_by == judged_by:
+            return kept.best_mpjpe_mm, kept.best_epoch
         _log.info(
             f"{path} was chosen on other validation samples (MPJPE {kept.best_mpjpe_mm:.3f} mm, epoch "
             f"{kept.best_epoch}): the next validation replaces it"
         )
-        return float("inf"), -1
-    return kept.best_mpjpe_mm, kept.best_epoch
+        return none
+
+    best: tuple[float, int] = context.broadcast_object(context.together("reading best.pt", read))
+    return best
 
 
 def _check_position(

@@ -154,12 +154,12 @@ def test_the_rate_goes_on_where_it_stood_when_an_epoch_has_other_steps(tmp_path:
 def test_best_so_far_is_what_best_pt_scored_on_these_samples(tmp_path: Path) -> None:
     """A score of another split, folder or older file kept best.pt as it was, or let a worse epoch have it."""
     folder = tmp_path / "checkpoints"
-    assert ckpt.best_so_far(folder, "val") == (float("inf"), -1)
+    assert ckpt.best_so_far(folder, "val", ALONE) == (float("inf"), -1)
     last = saved(tmp_path, fresh(), ckpt.Progress(epoch=3, best_mpjpe_mm=31.0, best_epoch=2, judged_by="val"))
-    assert ckpt.best_so_far(folder, "val") == (float("inf"), -1)
+    assert ckpt.best_so_far(folder, "val", ALONE) == (float("inf"), -1)
     ckpt.link(last, folder / "best.pt")
-    assert ckpt.best_so_far(folder, "val") == (31.0, 2)
-    assert ckpt.best_so_far(folder, "evaluation") == (float("inf"), -1)
+    assert ckpt.best_so_far(folder, "val", ALONE) == (31.0, 2)
+    assert ckpt.best_so_far(folder, "evaluation", ALONE) == (float("inf"), -1)
 
 
 def test_another_seed_draws_anew(tmp_path: Path) -> None:
