@@ -289,13 +289,19 @@ def best_so_far(folder: Path, judged_by: str, context: DistContext) -> tuple[flo
         folder: of the run that goes on.
         judged_by: identity of the validation split. The score of another one says nothing.
         context: ranks; rank 0 reads, all get the same.
+
+    Raises:
+        AssetError: there is a best.pt that cannot be read.
     """
     path, none = folder / "best.pt", (float("inf"), -1)
 
     def read() -> tuple[float, int]:
         if not context.is_main or not path.is_file():
             return none
-        kept = Progress(**load_checkpoint(path, mapped=True)["progress"])
+        try:
+            kept = Progress(**load_checkpoint(path, mapped=True)["progress"])
+        except AssetError as error:
+            raise AssetError(f"{error}, or move it away: the next validation then makes a new one") from None
         if kept.judged_by == judged_by:
             return kept.best_mpjpe_mm, kept.best_epoch
         _log.info(

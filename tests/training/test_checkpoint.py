@@ -160,6 +160,12 @@ def test_best_so_far_is_what_best_pt_scored_on_these_samples(tmp_path: Path) -> 
     ckpt.link(last, folder / "best.pt")
     assert ckpt.best_so_far(folder, "val", ALONE) == (31.0, 2)
     assert ckpt.best_so_far(folder, "evaluation", ALONE) == (float("inf"), -1)
+    (folder / "best.pt").unlink()  # the second name of last.pt
+    (folder / "best.pt").write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(
+        AssetError, match=r"best\.pt cannot be read .*Use another copy, or move it away: the next"
+    ):
+        ckpt.best_so_far(folder, "val", ALONE)
 
 
 def test_another_seed_draws_anew(tmp_path: Path) -> None:
