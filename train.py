@@ -212,8 +212,8 @@ def build_scoring(
     def baselines() -> BaselineRows | None:
         if not context.is_main:
             return None
-        train, val, folder = train_set.labels(), val_set.labels(), val_set.index_path.parent
-        return cached_baselines(train, val, hand, cache_dir=folder, show_progress=True)
+        train, val, place = train_set.labels(), val_set.labels(), val_set.index.derived.place
+        return cached_baselines(train, val, hand, cache_dir=place, show_progress=True)
 
     shown: tuple[Shown, ...] = ("rgbd", "rgb") if config.validation.rgb_only else ("rgbd",)
     rank, world, device = context.rank, context.world, context.device

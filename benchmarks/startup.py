@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.common import Row, report
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.index import ensure_index
+from dataloader.index import open_index
 from dataloader.synthetic.writer import Parameters, write_tree
 from src.config import DatasetConfig, RunConfig
 from src.hand.mano import ManoLayer
@@ -81,21 +81,19 @@ def _link(source: Path, target: Path) -> None:
 
 def _open(config: RunConfig, hand: ManoLayer) -> tuple[HO3DDataset, HO3DDataset]:
     """Both splits, as a rank opens them."""
-    return (
-        HO3DDataset(config, "train", hand, show_progress=False),
-        HO3DDataset(config, "val", hand, show_progress=False),
-    )
+    train_set = HO3DDataset(config, "train", hand, show_progress=False)
+    return train_set, HO3DDataset(config, "val", hand, index=train_set.index, show_progress=False)
 
 
 def _annotations_kib(index: Path, private_before: float) -> float:
     """This process's share of the mapped index and the growth of its own memory, KiB."""
     text = Path("/proc/self/smaps").read_text(encoding="utf-8")
     blocks = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", text)
-    shared = sum(_field(b, "Pss") for b in blocks if index.name in b.partition("\n")[0])
+    shared = sum(_field(b, "Pss") for b in blocks if str(index) in b.partition("\n")[0])
     own = sum(
         _field(b, "Private_Clean") + _field(b, "Private_Dirty")
         for b in blocks
-        if index.name not in b.partition("\n")[0]
+        if str(index) not in b.partition("\n")[0]
     )
     return shared + max(0.0, own - private_before)
 
@@ -123,7 +121,7 @@ def _worker(dataset: HO3DDataset, number: int, begin: Any, pipe: Any) -> None:
 
 def _array_of(dataset: HO3DDataset) -> Path:
     """The mapped file of an index."""
-    return max(dataset.index_path.parent.glob("train-*.npy"), key=lambda p: p.stat().st_size)
+    return dataset.index.derived.path("rows.npy")
 
 
 def _rank(context: DistContext, config: RunConfig) -> float:
@@ -161,7 +159,7 @@ def main() -> None:
         hand = ManoLayer.from_asset(build_standin())
         began = time.perf_counter()
         cpu = _cpu_s()
-        ensure_index(data, "train", show_progress=False)
+        open_index(data, "train", hand, show_progress=False)
         build_s, wall_s = _cpu_s() - cpu, time.perf_counter() - began
         starts = []
         for _ in range(REPEATS):

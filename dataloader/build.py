@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from dataloader.cache_build import ensure_cache
 from dataloader.collate import collate
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.index import ensure_index, open_index
+from dataloader.index import AnnotationIndex, open_index
 from dataloader.label_check import require_hand_fits
 from dataloader.labels import hands_of
 from dataloader.meta import ListName
@@ -46,14 +46,20 @@ PREFETCH = 2
 
 
 def build_dataset(
-    config: RunConfig, split: SplitName, hand: ManoLayer | None = None, *, show_progress: bool = True
+    config: RunConfig,
+    split: SplitName,
+    hand: ManoLayer | None = None,
+    *,
+    index: AnnotationIndex | None = None,
+    show_progress: bool = True,
 ) -> HO3DDataset:
     """The dataset of a split; its items are `HandSample`.
 
     Args:
         config: the run.
         split: train, val or evaluation.
-        hand: the hand model, whose wrist at rest the labels need; None reads config.mano.model_path.
+        hand: the hand model that the labels were made with; None reads config.mano.model_path.
+        index: as for `HO3DDataset`.
         show_progress: draw a bar while the annotation index is built.
 
     Raises:
@@ -62,7 +68,7 @@ def build_dataset(
     """
     if hand is None:
         hand = ManoLayer.from_file(config.mano.model_path)
-    return HO3DDataset(config, split, hand, show_progress=show_progress)
+    return HO3DDataset(config, split, hand, index=index, show_progress=show_progress)
 
 
 def build_splits(config: RunConfig, context: DistContext, hand: ManoLayer) -> tuple[HO3DDataset, HO3DDataset]:
@@ -76,13 +82,15 @@ def build_splits(config: RunConfig, context: DistContext, hand: ManoLayer) -> tu
     cpu_hand = ManoLayer.from_asset(load_hand_asset(config.mano.model_path)) if hand.faces.is_cuda else hand
 
     def build() -> tuple[HO3DDataset, HO3DDataset]:
-        train_set = build_dataset(config, "train", cpu_hand, show_progress=context.is_main)
-        val_set = build_dataset(config, config.validation.split, cpu_hand, show_progress=context.is_main)
+        show = context.is_main
+        train_set = build_dataset(config, "train", cpu_hand, show_progress=show)
+        split = config.validation.split
+        val_set = build_dataset(config, split, cpu_hand, index=train_set.index, show_progress=show)
         val_set.require_truth()
         require_hand_fits(train_set, cpu_hand)
         return train_set, val_set
 
-    _write_caches(config, context)
+    _write_caches(config, context, cpu_hand)
     train_set, val_set = context.together("opening the data set", build, main_first=True)
     for dataset in (train_set, val_set):
         _log.info(dataset.describe())
@@ -91,7 +99,7 @@ def build_splits(config: RunConfig, context: DistContext, hand: ManoLayer) -> tu
     return train_set, val_set
 
 
-def _write_caches(config: RunConfig, context: DistContext) -> None:
+def _write_caches(config: RunConfig, context: DistContext, cpu_hand: ManoLayer) -> None:
     """Rank 0 writes the crop caches of both splits in slices, so that no wait of the others runs out."""
     if config.dataset.cache == "off":
         return
@@ -103,9 +111,8 @@ def _write_caches(config: RunConfig, context: DistContext) -> None:
         """Whether it is done; ranks other than 0 just wait."""
         if not context.is_main:
             return True
-        path = ensure_index(config.dataset, name)
-        index = open_index(path, name)
-        return bool(ensure_cache(config, index, path, lambda: hands_of(index.rows), budget_s=slice_s))
+        index = open_index(config.dataset, name, cpu_hand)
+        return ensure_cache(config, index, lambda: hands_of(index.rows), budget_s=slice_s) is not None
 
     slice_s = min(CACHE_SLICE_S, config.runtime.timeout_s / 4)
     for name in lists:

@@ -1,16 +1,15 @@
 """Crop cache, reading: the pixels around each hand, decoded once and memory-mapped.
 
-A cache of one list is a folder with `crops.json` (what it was made from, written last), one table with a row
-per row of the annotation index, and parts that hold the frames one after another. Loader processes map the
-parts when they first need them; all processes share the pages. `dataloader/cache_build.py` writes it.
+A cache of one list (`src/runtime/derived.py`) holds one table with a row per row of the annotation index, and
+parts that hold the frames one after another. Loader processes map the parts when they first need them; all
+processes share the pages. `dataloader/cache_build.py` writes it.
 """
 
 from __future__ import annotations
 
-import json
+import functools
 import mmap
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from dataloader.cache_codec import decode_depth, decode_rgb
 from dataloader.crop import Window
 from src.errors import DataError
+from src.runtime.derived import Derived
 
-MARKER = "crops.json"
+TABLE = "table.npy"
 MAGIC = b"UTNetCrops"
 HEADER_BYTES = 64
 """A part begins with MAGIC and the name of its fingerprint; then its rows of the table, then pixels."""
@@ -38,16 +38,48 @@ TABLE_DTYPE = np.dtype(
 
 
 class CropCache:
-    """An opened cache; see `open_cache`."""
+    """An opened cache; a copy in another process maps the very same parts.
 
-    def __init__(self, folder: Path, info: dict[str, Any], table: NDArray[np.void]) -> None:
-        self.folder = folder
-        self.key: str = info["key"]
-        self.kind: str = info["fingerprint"]["kind"]
-        self._parts: list[tuple[str, int]] = [(p["name"], p["bytes"]) for p in info["parts"]]
-        self._table = table
+    Args:
+        derived: the cache's files, see `dataloader.cache_build.ensure_cache`.
+        rows: rows of the annotation index.
+
+    Raises:
+        DataError: its table is not that of so many rows.
+    """
+
+    def __init__(self, derived: Derived, rows: int) -> None:
+        self.derived = derived
+        self.kind: str = derived.fingerprint["kind"]
+        self._parts: list[str] = derived.facts["parts"]
+        self._rows = rows
+        self._forget()
+        assert len(self._table) == rows  # looked at here, in the process that opens it
+
+    def _forget(self) -> None:
+        """Nothing is mapped or checked."""
         self._maps: dict[int, NDArray[np.uint8]] = {}
-        self._checked = np.zeros((len(table), 2), np.bool_)
+        self._checked = np.zeros((self._rows, 2), np.bool_)
+
+    @functools.cached_property
+    def _table(self) -> NDArray[np.void]:
+        """(N,) records of TABLE_DTYPE, memory-mapped."""
+        table = np.asarray(self.derived.array(TABLE))
+        if table.dtype != TABLE_DTYPE or table.shape != (self._rows,):
+            raise DataError(
+                f"crop cache: {self.derived.path(TABLE)} does not fit the annotations. Delete "
+                f"{self.derived.folder}; it is written anew."
+            )
+        return table
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without pixels and table, which would be copied whole."""
+        mapped = ("_maps", "_checked", "_table")
+        return {name: value for name, value in self.__dict__.items() if name not in mapped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
 
     def frame(self, row: int, where: str) -> CachedFrame:
         """The pixels of one row of the index.
@@ -68,8 +100,8 @@ class CropCache:
         if not self._checked[row, kind]:
             if len(block) != count or zlib.crc32(block.data) != crc:
                 raise DataError(
-                    f"crop cache: {self.folder / self._parts[part][0]} is damaged (row {row} does not "
-                    f"fit its checksum). Delete {self.folder}; it is written anew."
+                    f"crop cache: {self.derived.path(self._parts[part])} is damaged (row {row} does not "
+                    f"fit its checksum). Delete {self.derived.folder}; it is written anew."
                 )
             self._checked[row, kind] = True
         return block
@@ -78,17 +110,8 @@ class CropCache:
         """A part, memory-mapped read-only."""
         found = self._maps.get(part)
         if found is None:
-            name, size = self._parts[part]
-            try:
-                with (self.folder / name).open("rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-            except (OSError, ValueError) as error:
-                raise DataError(
-                    f"crop cache: {self.folder / name} cannot be read ({error}). Another run may "
-                    "have written the cache anew; start again."
-                ) from error
-            if len(mapped) != size:
-                raise DataError(f"crop cache: {self.folder / name} has {len(mapped):,} bytes, want {size:,}.")
+            with self.derived.open(self._parts[part]) as file:
+                mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
             found = self._maps[part] = np.frombuffer(mapped, np.uint8)
         return found
 
@@ -134,41 +157,3 @@ class CachedFrame:
             )
         rows = slice(window.y0 - mine.y0, window.y1 - mine.y0)
         return rows, slice(window.x0 - mine.x0, window.x1 - mine.x0)
-
-
-def read_marker(folder: Path) -> dict[str, Any] | None:
-    """What a finished cache says about itself; None where there is none, or its files are not whole."""
-    try:
-        info = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        whole = all((folder / part["name"]).stat().st_size == part["bytes"] for part in info["parts"])
-        whole &= (folder / info["table"]).is_file() and isinstance(info["fingerprint"]["kind"], str)
-        return dict(info) if whole and isinstance(info["key"], str) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def open_cache(folder: Path, rows: int, key: str | None = None) -> CropCache:
-    """Open a cache that `dataloader.cache_build.ensure_cache` wrote.
-
-    Args:
-        folder: its folder.
-        rows: rows of the annotation index.
-        key: which cache it must be, where a process opens what another one has chosen; None: any.
-
-    Raises:
-        DataError: it is missing, damaged or another one.
-    """
-    info = read_marker(folder)
-    if info is None:
-        raise DataError(f"crop cache: {folder} is missing or damaged. Delete it; it is written anew.")
-    if key is not None and info["key"] != key:
-        raise DataError(f"crop cache: another run has written {folder} anew meanwhile. Start again.")
-    try:
-        table = np.load(folder / info["table"], mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"crop cache: {folder / info['table']} is damaged ({error}). Delete {folder}."
-        ) from error
-    if table.dtype != TABLE_DTYPE or table.shape != (rows,):
-        raise DataError(f"crop cache: {folder} does not fit its table. Delete it; it is written anew.")
-    return CropCache(folder, info, np.asarray(table))

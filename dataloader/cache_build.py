@@ -1,16 +1,14 @@
 """Crop cache, writing: once, in parallel, resumable, never half.
 
 Each part (a run of rows of the index) is written by one process of a pool and moved into place when it is
-whole; the marker comes last. After a kill, finished parts are kept. A lock admits one writer; whoever waited
-for it finds the cache made.
+whole. After a kill, finished parts are kept. The store (`src/runtime/derived.py`) admits one writer; whoever
+waited for it finds the cache made.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.cache import MARKER, TABLE_DTYPE, read_marker
+from dataloader.cache import TABLE, TABLE_DTYPE, CropCache
 from dataloader.cache_part import (
     ALIGN,
     Plan,
@@ -36,11 +34,13 @@ from dataloader.cache_part import (
     write_part_in_pool,
 )
 from dataloader.cache_window import MARGIN_PX, Geometry, geometry_of, reach
-from dataloader.index import AnnotationIndex
+from dataloader.index import AnnotationIndex, index_store, root_digest
+from dataloader.layout import file_stamp, read_list
+from dataloader.meta import ListName
 from src.config import RunConfig
 from src.errors import DataError
+from src.runtime.derived import Derived, Store
 from src.runtime.files import atomic_write
-from src.runtime.lock import file_lock
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
 
@@ -57,30 +57,36 @@ Hands = Callable[[], tuple[NDArray[np.float64], NDArray[np.float64]]]
 """Gives K (N, 3, 3) and hand boxes (N, 4) of all rows of the index, pixels; asked only to build."""
 
 
-def cache_folder(config: RunConfig, index_path: Path) -> Path:
-    """Folder of the cache that belongs to an index; a shared folder may serve several data sets."""
+def cache_store(config: RunConfig, name: ListName) -> Store:
+    """Where the cache of a list is kept."""
     data = config.dataset
+    place, stem = Path(data.cache).expanduser(), f"{name}-{root_digest(data)}"
     if data.cache == "auto":
-        return index_path.parent / f"{index_path.stem}-crops-{data.cache_format}"
-    root = hashlib.sha256(str(data.root_dir.resolve()).encode()).hexdigest()[:8]
-    return Path(data.cache).expanduser() / f"{index_path.stem.split('-')[0]}-{root}-crops-{data.cache_format}"
+        beside = index_store(data, name)
+        place, stem = beside.place, beside.name
+    return Store(
+        place,
+        f"{stem}-crops-{data.cache_format}",
+        "crop cache",
+        mend="Set dataset.cache=PATH to a folder",
+        checked=False,  # each block has a checksum of its own
+        resumable=True,
+    )
 
 
 def ensure_cache(
     config: RunConfig,
     index: AnnotationIndex,
-    index_path: Path,
     hands: Hands,
     *,
     budget_s: float | None = None,
     show_progress: bool = True,
-) -> Path | None:
-    """Folder of an up-to-date crop cache, written if need be by one process while others wait.
+) -> CropCache | None:
+    """An up-to-date crop cache, written if need be by one process while others wait.
 
     Args:
         config: the run; dataset.cache is not `off`.
-        index: the opened annotation index, and
-        index_path: its file.
+        index: the opened annotation index.
         hands: K and boxes of all its rows.
         budget_s: about the longest time to write, seconds; None: until it is done.
         show_progress: draw a progress bar while writing.
@@ -91,55 +97,54 @@ def ensure_cache(
     Raises:
         DataError: a picture is missing or unreadable, the disk is too small, or no place to write.
     """
-    folder = cache_folder(config, index_path)
-    geometry = geometry_of(config, index.name)
-    wanted = _fingerprint(config, index, index_path, geometry)
-    if _why_not(folder, wanted, geometry) is None:
-        return folder
-    lock = folder.with_name(f"{folder.name}.lock")
-    with file_lock(lock, "crop cache", mend="Set dataset.cache=PATH to a folder"), disk_errors(folder):
-        reason = _why_not(folder, wanted, geometry)  # another process may have written it meanwhile
-        if reason is None:
-            return folder
-        if (folder / MARKER).exists():
-            _log.info(f"Crop cache: {folder} cannot be used ({reason}); writing it anew.")
-            (folder / MARKER).unlink()
+    store, geometry = cache_store(config, index.name), geometry_of(config, index.name)
+    wanted = _fingerprint(config, index, geometry)
+
+    def find(say: bool) -> Derived | None:
+        """One that reaches far enough, whatever it was written for."""
+        reason = None
+        for found in store.all(say=say):
+            reason = _why_not(found, wanted, geometry)
+            if reason is None:
+                return found
+        if say and reason is not None:
+            _log.info(f"Crop cache: what {store.place} holds cannot be used ({reason}); writing it anew.")
+        return None
+
+    def make(folder: Path) -> dict[str, Any] | None:
         seen_by = hands()
         plan = Plan(config, index, folder, wanted, reach(*seen_by, geometry), seen_by, geometry)
-        done = _write(plan, budget_s, show_progress)
-    return folder if done else None
+        return _write(plan, budget_s, show_progress)
+
+    derived = store.ensure(wanted, make, find=find)
+    return None if derived is None else CropCache(derived, len(index.rows))
 
 
-def _fingerprint(
-    config: RunConfig, index: AnnotationIndex, index_path: Path, geometry: Geometry
-) -> dict[str, Any]:
+def _fingerprint(config: RunConfig, index: AnnotationIndex, geometry: Geometry) -> dict[str, Any]:
     """Everything that a cache depends on. Ground truth that comes later changes no picture and no box."""
-    made_from = json.loads(index_path.read_text(encoding="utf-8"))["fingerprint"]
-    data = {key: value for key, value in made_from.items() if key not in ("truth_sha256", "max_unreadable")}
+    pictures = file_stamp(config.dataset, read_list(config.dataset, index.name), ["rgb", "depth"])
     return {
         "format": FORMATS[config.dataset.cache_format],
         "margin_px": MARGIN_PX,
         "kind": config.dataset.cache_format,
-        "data": {"index": index.sha256, "rows": len(index.rows), **data},
+        "data": {
+            "version": config.dataset.version,
+            "frames": index.sha256,
+            "hands": index.hands_sha256,
+            "pictures": pictures,
+        },
         "geometry": geometry.as_dict(),
     }
 
 
-def _why_not(folder: Path, wanted: dict[str, Any], geometry: Geometry) -> str | None:
-    """Why the cache at `folder` does not serve; None if it does."""
-    info = read_marker(folder)
-    if info is None:
-        return "its files are damaged or incomplete"
-    found = info["fingerprint"]
+def _why_not(cache: Derived, wanted: dict[str, Any], geometry: Geometry) -> str | None:
+    """Why a cache does not serve; None if it does."""
+    found = cache.fingerprint
     if any(found.get(key) != wanted[key] for key in ("format", "margin_px", "kind")):
         return "it was written by another version of this program"
-    if found.get("data") != wanted["data"]:
+    if found["data"] != wanted["data"]:
         return "the data set has changed since"
-    try:
-        covered = Geometry(**found["geometry"]).covers(geometry)
-    except (KeyError, TypeError):
-        return "its files are damaged or incomplete"
-    if not covered:
+    if not Geometry(**found["geometry"]).covers(geometry):
         return (
             "its crops reach less far than model.image_size, dataset.box_scale and augmentation.{roll_deg, "
             f"scale, shift}} now ask for: {found['geometry']}, want {geometry.as_dict()}"
@@ -147,9 +152,8 @@ def _why_not(folder: Path, wanted: dict[str, Any], geometry: Geometry) -> str | 
     return None
 
 
-def _write(plan: Plan, budget_s: float | None, show: bool) -> bool:
-    """Write the parts that are missing, then the table, then the marker; False: out of time."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
+def _write(plan: Plan, budget_s: float | None, show: bool) -> dict[str, Any] | None:
+    """Write the parts that are missing, then the table; None: out of time."""
     parts = plan.parts()
     _remove_leftovers(plan)
     missing = [k for k in range(len(parts)) if part_table(plan, k, parts[k]) is None]
@@ -174,50 +178,38 @@ def _write(plan: Plan, budget_s: float | None, show: bool) -> bool:
             ):
                 done += 1
                 if budget_s is not None and done < len(missing) and time.monotonic() - began > budget_s:
-                    return False
+                    return None
         except BrokenProcessPool as error:
             raise DataError(
                 "crop cache: a writing process died (out of memory?). Finished parts are kept; lower "
                 "dataset.index_workers and start again."
             ) from error
-    _finish(plan, parts)
+    facts = _finish(plan, parts)
     size = sum(path.stat().st_size for path in plan.folder.iterdir())
     _log.info(
-        f"Crop cache: {len(plan.windows):,} frames, {size / 2**30:.2f} GiB written to {plan.folder} "
+        f"Crop cache: {len(plan.windows):,} frames, {size / 2**30:.2f} GiB written to {plan.folder.parent} "
         f"in {time.monotonic() - began:.0f} s."
     )
-    return True
+    return facts
 
 
-def _finish(plan: Plan, parts: list[range]) -> None:
-    """Gather the parts' tables and write the marker."""
+def _finish(plan: Plan, parts: list[range]) -> dict[str, Any]:
+    """Gather the parts' tables."""
     table = np.empty(len(plan.windows), TABLE_DTYPE)
     for part, rows in enumerate(parts):
         rows_of_part = part_table(plan, part, rows)
         if rows_of_part is None:
             raise DataError(f"crop cache: {plan.part_path(part)} vanished while it was made. Start again.")
         table[rows.start : rows.stop] = rows_of_part
-    name = f"table-{plan.key}.npy"
-    info = {
-        "key": plan.key,
-        "table": name,
-        "parts": [
-            {"name": path.name, "bytes": path.stat().st_size}
-            for path in map(plan.part_path, range(len(parts)))
-        ],
-        "fingerprint": plan.fingerprint,
-    }
-    with disk_errors(plan.folder):
-        with atomic_write(plan.folder / name) as file:
-            np.save(file, table)
-        with atomic_write(plan.folder / MARKER) as file:
-            file.write(json.dumps(info, indent=1).encode())
+    with disk_errors(plan.folder), atomic_write(plan.folder / TABLE) as file:
+        np.save(file, table)
+    return {"parts": [plan.part_path(part).name for part in range(len(parts))]}
 
 
 def _remove_leftovers(plan: Plan) -> None:
-    """Files of another fingerprint, and what a killed writer left half; the lock is held."""
+    """What a killed writer left half; the lock is held."""
     for path in plan.folder.iterdir():
-        if path.name.endswith(".part") or plan.key not in path.name:
+        if path.name.endswith(".part"):
             path.unlink(missing_ok=True)
 
 

@@ -45,6 +45,7 @@ class Plan:
     config: RunConfig
     index: AnnotationIndex
     folder: Path
+    """Where it is made."""
     fingerprint: dict[str, Any]
     windows: NDArray[np.int64]
     """(N, 4) not clipped to the pictures."""
@@ -71,7 +72,7 @@ class Plan:
 
     def part_path(self, part: int) -> Path:
         """File of a part."""
-        return self.folder / f"part-{part:05d}-{self.key}.bin"
+        return self.folder / f"part-{part:05d}.bin"
 
     def frame(self, row: int) -> PictureFrame:
         """The files of a row."""

@@ -6,17 +6,16 @@ Legend: N rows, J 21 joints, H W crop. Metres, radians, pixels.
 from __future__ import annotations
 
 import copy
-import functools
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, in_epoch, paint_rgb, widest
-from dataloader.cache import CachedFrame, CropCache, open_cache
+from dataloader.cache import CachedFrame, CropCache
 from dataloader.cache_build import ensure_cache
 from dataloader.collate import collate
 from dataloader.crop import (
@@ -30,7 +29,7 @@ from dataloader.crop import (
     z_ref_from_depth,
 )
 from dataloader.decode import PictureFrame
-from dataloader.index import AnnotationIndex, ensure_index, open_index
+from dataloader.index import AnnotationIndex, index_store, open_index
 from dataloader.labels import CV_FROM_GL, TO_OPENPOSE, Labels, assemble, convert, hands_of, rest_roots
 from dataloader.layout import frame_path
 from dataloader.meta import ListName
@@ -54,28 +53,34 @@ class HO3DDataset:
     Args:
         config: root, release, split, crop, augmentation and seeds.
         split: train or val (both from train.txt), or evaluation.
-        hand: gives J0(betas); it is not kept.
+        hand: what the labels were made with; it is not kept.
+        index: of the split's list, where it is open already, for another split; None opens it.
 
     Raises:
-        DataError: what `ensure_index` raises, an impossible division, or labels with the hand behind the
-            camera.
+        DataError: what `open_index` raises, or an impossible division.
     """
 
     def __init__(
-        self, config: RunConfig, split: SplitName, hand: ManoLayer, *, show_progress: bool = True
+        self,
+        config: RunConfig,
+        split: SplitName,
+        hand: ManoLayer,
+        *,
+        index: AnnotationIndex | None = None,
+        show_progress: bool = True,
     ) -> None:
         if split not in ("train", "val", "evaluation"):
             raise ConfigError(f"dataset split: got {split!r}, want train, val or evaluation")
         name: ListName = "evaluation" if split == "evaluation" else "train"
         self.config = config
-        self.index_path = ensure_index(config.dataset, name, show_progress=show_progress)
         self._name: ListName = name
-        self._index: AnnotationIndex = open_index(self.index_path, name)
+        if index is None or index.name != name:
+            index = open_index(config.dataset, name, hand, show_progress=show_progress)
+        self.index: AnnotationIndex = index
         self.split: Split = self._divide(split)
         self.modality: Modality = "train" if split == "train" else "rgbd"
         self.augmented = split == "train" and config.augmentation.enabled
-        self._rest_root_m = rest_roots(hand, self._index.rows["betas"][self.split.rows])
-        self._require_in_front()
+        self._rest_root_m = rest_roots(hand, self.index.rows["betas"][self.split.rows])
         self._truth = self._open_truth(show_progress)
         if self._truth is not None:
             self.split = self.split.scored_by(self._truth.sha256)
@@ -144,18 +149,19 @@ class HO3DDataset:
 
     def frame_id(self, index: int) -> str:
         """`train/ABF10/0042`: list, sequence and frame of a sample."""
-        return self._index.frame_id(int(self.split.rows[index]))
+        return self.index.frame_id(int(self.split.rows[index]))
 
     def frames(self) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
         """Sequence name (N,) and frame number (N,) of every sample."""
-        rows = self._index.rows
+        rows = self.index.rows
         sequence, frame = rows["sequence"][self.split.rows], rows["frame"][self.split.rows]
-        return np.array(self._index.sequences, np.str_)[sequence], frame.astype(np.int64)
+        return np.array(self.index.sequences, np.str_)[sequence], frame.astype(np.int64)
 
     def labels(self) -> LabelTable:
         """Labels of the whole split in the image camera; nothing is decoded."""
         labels = self._labels(slice(None))
-        return LabelTable(**{field.name: getattr(labels, field.name) for field in fields(LabelTable)})
+        wanted = [field.name for field in dataclasses.fields(LabelTable)]
+        return LabelTable(**{name: getattr(labels, name) for name in wanted})
 
     def labels_at(self, rows: NDArray[np.int64]) -> Labels:
         """Labels of some samples, in the image camera; nothing is decoded."""
@@ -175,7 +181,7 @@ class HO3DDataset:
     @property
     def has_truth(self) -> bool:
         """Every sample has all its joints labelled."""
-        return bool(self._index.rows["joints_known"][self.split.rows].all())
+        return bool(self.index.rows["joints_known"][self.split.rows].all())
 
     def require_truth(self) -> None:
         """Refuse to score what cannot be scored.
@@ -227,50 +233,34 @@ class HO3DDataset:
 
     def describe(self) -> str:
         """One line for the log: split, numbers of frames, sequences and motions, how it was divided."""
-        used = np.unique(self._index.rows["sequence"][self.split.rows])
-        motions = {motion_of(self._index.sequences[int(k)]) for k in used}
-        left_out = f"; {self._index.left_out:,} unreadable frames left out" if self._index.left_out else ""
+        used = np.unique(self.index.rows["sequence"][self.split.rows])
+        motions = {motion_of(self.index.sequences[int(k)]) for k in used}
+        left_out = f"; {self.index.left_out:,} unreadable frames left out" if self.index.left_out else ""
         return (
             f"HO3D {self.config.dataset.version} {self.split.name}: {len(self):,} frames, "
             f"{len(used)} sequences, {len(motions)} motions "
             f"({self.split.note}{left_out}; split {self.split.id[:12]})"
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A loader process maps index and pixels itself: a pickled memory map would be copied whole."""
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_index", "_truth", "_cache")}
-        return state | {"_opened": self._cache and (self._cache.folder, self._cache.key)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        opened = state.pop("_opened")
-        self.__dict__.update(state)
-        self._index = open_index(self.index_path, self._name)
-        self._cache = open_cache(opened[0], len(self._index.rows), opened[1]) if opened else None
-
-    @functools.cached_property
-    def _truth(self) -> EvaluationTruth | None:
-        """The official ground truth; a loader process, which never asks, does not open it."""
-        return self._open_truth(show_progress=False)
-
     def _open_truth(self, show_progress: bool) -> EvaluationTruth | None:
         """None on a split of the training list, and where there is no ground truth."""
         if self._name != "evaluation":
             return None
-        wrists = self._index.rows["joints"][:, 0]
+        data, index = self.config.dataset, index_store(self.config.dataset, self._name)
         return open_truth(
-            self.config.dataset, self.index_path, self._index.sha256, wrists, show_progress=show_progress
+            data,
+            dataclasses.replace(index, name=f"{index.name}-truth", what="HO3D ground truth", keep=0),
+            self.index.sha256,
+            self.index.rows["joints"][:, 0],
+            show_progress=show_progress,
         )
 
     def _open_cache(self, show_progress: bool) -> CropCache | None:
         """The crop cache, written if need be; None where dataset.cache is off."""
         if self.config.dataset.cache == "off":
             return None
-        index = self._index
-        folder = ensure_cache(
-            self.config, index, self.index_path, lambda: hands_of(index.rows), show_progress=show_progress
-        )
-        assert folder is not None  # no time limit was given
-        return open_cache(folder, len(index.rows))
+        index = self.index
+        return ensure_cache(self.config, index, lambda: hands_of(index.rows), show_progress=show_progress)
 
     def _truth_rows(self, sample_index: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Rows of the ground truth's arrays."""
@@ -279,29 +269,19 @@ class HO3DDataset:
     def _divide(self, split: SplitName) -> Split:
         """Rows of the index that belong to this split."""
         if split == "evaluation":
-            return whole_list(len(self._index.rows), self._index.sha256)
-        rows, sequences = self._index.rows["sequence"], self._index.sequences
+            return whole_list(len(self.index.rows), self.index.sha256)
+        rows, sequences = self.index.rows["sequence"], self.index.sequences
         named = self.config.split.held_out_list
         names = None if named is None else read_held_out(self.config.dataset.root_dir / named)
-        return divide(split, self.config.split, rows, sequences, self._index.sha256, names)
+        return divide(split, self.config.split, rows, sequences, self.index.sha256, names)
 
     def _labels(self, part: slice | NDArray[np.int64]) -> Labels:
         """Labels of some samples of the split."""
-        return convert(self._index.rows[self.split.rows[part]], self._rest_root_m[part])
-
-    def _require_in_front(self) -> None:
-        """A hand behind the camera means axes that were flipped twice or never."""
-        z_gl = self._index.rows["joints"][:, 0, 2][self.split.rows]
-        behind = np.flatnonzero(z_gl * CV_FROM_GL[2] <= 0)
-        if behind.size:
-            raise DataError(
-                f"HO3D {self.split.name}: {behind.size:,} of {len(self):,} hands stand behind the camera "
-                f"(first: {self.frame_id(int(behind[0]))}). handJoints3D must be OpenGL: z < 0 in front."
-            )
+        return convert(self.index.rows[self.split.rows[part]], self._rest_root_m[part])
 
     def _path(self, index: int, kind: str) -> Path:
         """One file of a sample."""
-        sequence, frame = self._index.sequence_frame(int(self.split.rows[index]))
+        sequence, frame = self.index.sequence_frame(int(self.split.rows[index]))
         data = self.config.dataset
         return frame_path(data.root_dir, self._name, sequence, frame, kind, data.version)
 

@@ -1,37 +1,51 @@
-"""Packed annotation index: every listed frame's labels in one memory-mapped array, built once.
+"""Packed annotation index: every listed frame's labels in one memory-mapped array, made and checked once.
 
 Reading 83,325 pickles takes tens of seconds, mapping the array takes none, and all processes share its pages.
 Records hold what the files say (`dataloader/meta.py`): OpenGL axes, HO3D order, metres. The index stands in
-`<root>/.utnet`, or in dataset.index_dir, as a .json (what it was made from) that names its .npy. It is made
-anew when the list file, a folder's content, the release or the format changed.
+`<root>/.utnet`, or in dataset.index_dir (`src/runtime/derived.py`). It is made anew when the list, an
+annotation, the pictures' folders, the hand model, the release or the format changed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dataloader.layout import FrameList, check_files, folder_stamp, frame_name, frame_path, read_list
+from dataloader.labels import hands_of
+from dataloader.layout import (
+    FrameList,
+    file_stamp,
+    folder_stamp,
+    frame_name,
+    frame_path,
+    read_list,
+    require_count,
+)
 from dataloader.meta import META_DTYPE, ListName, read_meta
 from dataloader.truth import read_evaluation_joints, truth_digest
 from src.config import DatasetConfig
 from src.errors import DataError
 from src.geometry.rotation import rotation_from_aa
+from src.runtime.derived import Derived, Store
 from src.runtime.files import atomic_write
-from src.runtime.lock import file_lock
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from src.hand.mano import ManoLayer
 
 INDEX_DTYPE = np.dtype(
     [
@@ -41,11 +55,14 @@ INDEX_DTYPE = np.dtype(
 )
 """One row: META_DTYPE with rotation matrices for axis-angle, so that no sample has to convert them."""
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever INDEX_DTYPE or the meaning of a field changes."""
 
 _CHUNK = 250
 _ROTATION_CHUNK = 4096
+_ROWS, _UNUSABLE = "rows.npy", "unusable.json"
+_KEPT = 2
+"""Unused indices that stay: two hand models, tried in turn, each need their own."""
 _SMALL = 2000
 """Below so many frames a process pool costs more than it saves."""
 _log = get_logger(__name__)
@@ -53,17 +70,44 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class AnnotationIndex:
-    """An opened index."""
+    """An opened index; a copy in another process maps the very same array."""
 
     name: ListName
-    rows: NDArray[np.void]
-    """(N,) records of INDEX_DTYPE, memory-mapped read-only, in the order of the list."""
-    sequences: tuple[str, ...]
-    """Names by the number in `sequence`."""
-    sha256: str
-    """Hex digest of which frames it holds."""
-    left_out: int
-    """Listed frames whose annotation was unreadable, as dataset.max_unreadable allowed."""
+    derived: Derived
+
+    @functools.cached_property
+    def rows(self) -> NDArray[np.void]:
+        """(N,) records of INDEX_DTYPE, memory-mapped read-only: the usable frames in the order of the list.
+
+        Raises:
+            DataError: the array was replaced since the index was opened.
+        """
+        return self.derived.array(_ROWS)
+
+    @functools.cached_property
+    def sequences(self) -> tuple[str, ...]:
+        """Names by the number in `sequence`."""
+        return tuple(self.derived.facts["sequences"])
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of which frames it holds."""
+        return str(self.derived.facts["frames_sha256"])
+
+    @property
+    def labels_sha256(self) -> str:
+        """Hex digest of what their labels say."""
+        return str(self.derived.facts["labels_sha256"])
+
+    @property
+    def hands_sha256(self) -> str:
+        """Hex digest of where the hands stand in the pictures: K and boxes."""
+        return str(self.derived.facts["hands_sha256"])
+
+    @property
+    def left_out(self) -> int:
+        """Listed frames that cannot be used, as dataset.max_unusable allowed."""
+        return int(self.derived.facts["listed"]) - len(self.rows)
 
     def sequence_frame(self, row: int) -> tuple[str, int]:
         """Sequence name and frame number of a row."""
@@ -75,115 +119,98 @@ class AnnotationIndex:
         sequence, frame = self.sequence_frame(row)
         return f"{self.name}/{sequence}/{frame_name(frame)}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the mapped array, which would be copied whole."""
+        return {"name": self.name, "derived": self.derived}
 
-def ensure_index(config: DatasetConfig, name: ListName, *, show_progress: bool = True) -> Path:
-    """Path of an up-to-date index, built if need be by one process while others wait.
+
+def open_index(
+    config: DatasetConfig, name: ListName, hand: ManoLayer, *, show_progress: bool = True
+) -> AnnotationIndex:
+    """The index of a list, made if need be by one process while others wait.
 
     Args:
         config: root, release, where the index goes, worker processes, tolerance.
         name: train or evaluation.
-        show_progress: draw a progress bar while building.
-
-    Returns:
-        path of the .json.
+        hand: must decode the labels of the training list.
+        show_progress: draw a progress bar while it is made.
 
     Raises:
-        DataError: what `read_list` and `check_files` raise; too many unreadable annotations; no place to
-            write.
+        DataError: what `read_list` and `require_count` raise; more unusable frames than dataset.max_unusable;
+            no place to write.
     """
     frames = read_list(config, name)
-    wanted = _fingerprint(config, frames)
-    path = _index_path(config, name)
-    if _is_current(path, wanted):
-        return path
-    with file_lock(path.with_suffix(".lock"), "HO3D index"):
-        if not _is_current(path, wanted):  # another process may have built it meanwhile
-            if path.exists():
-                _log.info(f"HO3D index: {path} does not fit the data any more; building it anew.")
-            _build(config, frames, wanted, path, show_progress)
-    return path
+    store = index_store(config, name)
+    fingerprint = _fingerprint(config, frames, hand)
+
+    def make(folder: Path) -> dict[str, Any]:
+        require_count(config, frames, len(frames.frames))
+        if any(store.all()):
+            _log.info(f"HO3D index: what stands in {store.place} does not fit the data; making it anew.")
+        return _make(config, frames, hand, folder, show_progress)
+
+    derived = store.ensure(fingerprint, make)
+    assert derived is not None  # it is made in one go
+    require_count(config, frames, derived.facts["listed"])
+    with derived.open(_UNUSABLE) as file:
+        failures = json.load(file)
+    _check_failures(failures, frames, config.max_unreadable if name == "train" else 0)
+    return AnnotationIndex(name, derived)
 
 
-def open_index(path: Path, name: ListName) -> AnnotationIndex:
-    """Memory-map an index that `ensure_index` made.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        rows = np.load(path.parent / info["array"], mmap_mode="r")
-        sequences, digest, left_out = tuple(info["sequences"]), info["sha256"], len(info["left_out"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"HO3D index: {path} is missing or damaged ({error}). Delete it; it is built anew."
-        ) from error
-    if rows.dtype != INDEX_DTYPE or rows.shape != (info["fingerprint"]["listed"] - left_out,):
-        raise DataError(f"HO3D index: {path} does not fit its array. Delete it; it is built anew.")
-    return AnnotationIndex(name, rows, sequences, digest, left_out)
-
-
-def _index_path(config: DatasetConfig, name: ListName) -> Path:
-    """Where the index of a list stands; a shared index_dir may serve several data sets."""
+def index_store(config: DatasetConfig, name: ListName) -> Store:
+    """Where the index of a list is kept."""
     if config.index_dir is None:
-        return config.root_dir / ".utnet" / f"{name}.json"
-    root = hashlib.sha256(str(config.root_dir.resolve()).encode()).hexdigest()[:8]
-    return config.index_dir / f"{name}-{root}.json"
+        return Store(config.root_dir / ".utnet", name, "HO3D index", keep=_KEPT)
+    return Store(config.index_dir, f"{name}-{root_digest(config)}", "HO3D index", keep=_KEPT)
 
 
-def _fingerprint(config: DatasetConfig, frames: FrameList) -> dict[str, Any]:
+def root_digest(config: DatasetConfig) -> str:
+    """8 hex digits of a data set's place: a folder may hold what is derived from several of them."""
+    return hashlib.sha256(os.fsencode(config.root_dir.resolve())).hexdigest()[:8]
+
+
+def _fingerprint(config: DatasetConfig, frames: FrameList, hand: ManoLayer) -> dict[str, Any]:
     """Everything that an index depends on."""
+    evaluation = frames.name == "evaluation"
     return {
         "format": FORMAT,
         "version": config.version,
-        "listed": len(frames.frames),
         "list_sha256": frames.sha256,
-        "folders_sha256": folder_stamp(config, frames),
-        "truth_sha256": truth_digest(config) if frames.name == "evaluation" else None,
-        # A tolerance that is lowered must be checked again.
-        "max_unreadable": config.max_unreadable if frames.name == "train" else 0,
+        "annotations": file_stamp(config, frames, ["meta"]),
+        "pictures": folder_stamp(config, frames, ["rgb", "depth"]),
+        # The evaluation list has no parameters to decode.
+        "hand": None if evaluation else hand.fingerprint,
+        "truth_sha256": truth_digest(config) if evaluation else None,
     }
 
 
-def _is_current(path: Path, wanted: dict[str, Any]) -> bool:
-    """Whether a readable index with this fingerprint stands at `path`."""
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        return bool(info["fingerprint"] == wanted) and (path.parent / info["array"]).is_file()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _build(
-    config: DatasetConfig, frames: FrameList, fingerprint: dict[str, Any], path: Path, show: bool
-) -> None:
-    """Read all annotations and write the index: the array first, then the .json that names it."""
-    check_files(config, frames)
+def _make(
+    config: DatasetConfig, frames: FrameList, hand: ManoLayer, folder: Path, show: bool
+) -> dict[str, Any]:
+    """Read and check all annotations; write the array of the usable frames and the names of the others."""
     rows, failures = _read_all(config, frames, show)
-    _check_failures(failures, frames, fingerprint["max_unreadable"])
-    if frames.name == "evaluation":
+    if frames.name == "evaluation" and not failures:
         joints = read_evaluation_joints(config, rows["joints"][:, 0])
         if joints is not None:
             rows["joints"], rows["joints_known"] = joints, True
     packed = _pack(np.delete(rows, [row for row, _ in failures]))
     left_out = [f"{frames.frames[row][0]}/{frame_name(frames.frames[row][1])}" for row, _ in failures]
     digest = hashlib.sha256(json.dumps([frames.name, frames.sha256, left_out]).encode()).hexdigest()
-    array = f"{path.stem}-{hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()[:12]}.npy"
-    info = {
-        "array": array,
-        "fingerprint": fingerprint,
-        "sha256": digest,
-        "sequences": list(frames.sequences),
-        "left_out": left_out,
-    }
-    with atomic_write(path.parent / array) as file:
+    with atomic_write(folder / _ROWS) as file:
         np.save(file, packed)
-    with atomic_write(path) as file:
-        file.write(json.dumps(info, indent=1).encode())
-    for old in path.parent.glob(f"{path.stem}-????????????.npy"):
-        if old.name != array:
-            old.unlink(missing_ok=True)
-    _log.info(f"HO3D index: {len(packed):,} frames of {len(frames.sequences)} sequences written to {path}.")
+    with atomic_write(folder / _UNUSABLE) as file:
+        file.write(json.dumps(failures).encode())
+    _log.info(
+        f"HO3D index: {len(packed):,} frames of {len(frames.sequences)} sequences written to {folder.parent}."
+    )
+    return {
+        "listed": len(frames.frames),
+        "sequences": list(frames.sequences),
+        "frames_sha256": digest,
+        "labels_sha256": hashlib.sha256(packed.tobytes()).hexdigest(),
+        "hands_sha256": hashlib.sha256(b"".join(part.tobytes() for part in hands_of(packed))).hexdigest(),
+    }
 
 
 def _pack(rows: NDArray[np.void]) -> NDArray[np.void]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,7 @@ _SUFFIX = {
     "v2": {"rgb": ".png", "depth": ".png", "meta": ".pkl"},
     "v3": {"rgb": ".jpg", "depth": ".png", "meta": ".pkl"},
 }
+_STAMP_THREADS = 4
 _LINE = re.compile(r"^(?P<sequence>[^/\s]+)/(?P<frame>\d{4,9})$")
 _GET_DATA = (
     "Put HO3D there (README), write a synthetic tree with `python -m dataloader.synthetic --out DIR`, "
@@ -24,17 +28,33 @@ _GET_DATA = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FrameList:
     """A list file: the frames that count, in its order. Others on disk are never read."""
 
     name: ListName
-    frames: tuple[tuple[str, int], ...]
-    """(sequence, frame number) of each line."""
-    sequences: tuple[str, ...]
-    """Sequence names in order of appearance."""
-    sha256: str
-    """Hex digest of the frames listed."""
+    path: Path
+    content: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the file's content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @functools.cached_property
+    def frames(self) -> tuple[tuple[str, int], ...]:
+        """(sequence, frame number) of each line.
+
+        Raises:
+            DataError: the list is empty or malformed, or names a frame twice.
+        """
+        return _parse(self.content, self.path)
+
+    @functools.cached_property
+    def sequences(self) -> tuple[str, ...]:
+        """Sequence names in order of appearance; read without a look at the rest of a line."""
+        lines = map(str.strip, _text(self.content).splitlines())
+        return tuple(dict.fromkeys(line.partition("/")[0] for line in lines if line))
 
 
 def frame_name(frame: int) -> str:
@@ -56,8 +76,7 @@ def read_list(config: DatasetConfig, name: ListName) -> FrameList:
     """Read train.txt or evaluation.txt.
 
     Raises:
-        DataError: no data set, no list, an empty or malformed list, a frame listed twice, or not the number
-            of training frames that dataset.expected_train_frames asks for.
+        DataError: no data set, or no list.
     """
     root = config.root_dir
     path = root / f"{name}.txt"
@@ -67,62 +86,79 @@ def read_list(config: DatasetConfig, name: ListName) -> FrameList:
         raise DataError(
             f"HO3D: {root} holds no {path.name}, so it is not the root of an HO3D release. {_GET_DATA}"
         )
-    content = path.read_bytes()
-    frames = _parse(content, path)
-    want = config.expected_train_frames
-    if name == "train" and want is not None and len(frames) != want:
-        raise DataError(
-            f"HO3D: {path} lists {len(frames):,} frames, want {want:,} (dataset.expected_train_frames). "
-            "Check the release and the download, or set dataset.expected_train_frames=null."
-        )
-    sequences = tuple(dict.fromkeys(sequence for sequence, _ in frames))
-    return FrameList(name, frames, sequences, hashlib.sha256(content).hexdigest())
+    return FrameList(name, path, path.read_bytes())
 
 
-def check_files(config: DatasetConfig, frames: FrameList) -> None:
-    """Every listed frame has its picture and its depth on disk; one listing per folder, no file is opened.
+def require_count(config: DatasetConfig, listed: FrameList, count: int) -> None:
+    """The training list has as many frames as dataset.expected_train_frames asks for.
 
     Raises:
-        DataError: a file is missing, naming the first and counting all.
+        DataError: it has not.
     """
-    missing: list[Path] = []
-    wanted: dict[str, list[int]] = {}
-    for sequence, frame in frames.frames:
-        wanted.setdefault(sequence, []).append(frame)
-    for sequence, numbers in wanted.items():
-        for kind in ("rgb", "depth"):
-            folder = config.root_dir / frames.name / sequence / kind
-            present = _names(folder)
-            end = suffix(kind, config.version)
-            missing += [
-                folder / f"{frame_name(n)}{end}" for n in numbers if f"{frame_name(n)}{end}" not in present
-            ]
-    if not missing:
-        return
-    raise DataError(
-        f"HO3D {frames.name}: {len(missing):,} files of listed frames are missing (first: {missing[0]}). "
-        + _missing_advice(missing[0], config.version)
-    )
+    want = config.expected_train_frames
+    if listed.name == "train" and want is not None and count != want:
+        raise DataError(
+            f"HO3D: {listed.path} lists {count:,} frames, want {want:,} (dataset.expected_train_frames). "
+            "Check the release and the download, or set dataset.expected_train_frames=null."
+        )
 
 
-def folder_stamp(config: DatasetConfig, frames: FrameList) -> str:
-    """Hex digest of the listed folders' modification times: changes when a file comes or goes.
+def folder_stamp(config: DatasetConfig, frames: FrameList, kinds: Sequence[str]) -> str:
+    """Hex digest of the times of the listed sequences' folders.
 
-    A file edited in place does not change it: after that, delete the index folder.
+    It changes when a file comes, goes or is replaced; for one rewritten in place it takes `file_stamp`.
     """
     digest = hashlib.sha256()
-    for sequence in frames.sequences:
-        for kind in KINDS:
-            folder = config.root_dir / frames.name / sequence / kind
-            stamp = folder.stat().st_mtime_ns if folder.is_dir() else -1
-            digest.update(f"{sequence}/{kind}:{stamp};".encode())
+    for folder in _folders(config, frames, kinds):
+        stamp = folder.stat().st_mtime_ns if folder.is_dir() else -1
+        digest.update(f"{folder.parent.name}/{folder.name}:{stamp};".encode())
     return digest.hexdigest()
+
+
+def file_stamp(config: DatasetConfig, frames: FrameList, kinds: Sequence[str]) -> str:
+    """Hex digest of names, sizes and times of all files in the listed sequences' folders.
+
+    Four times as dear as all else that a second start does, so the folders are read by several threads.
+    """
+    folders = _folders(config, frames, kinds)
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(_STAMP_THREADS) as pool:
+        for folder, stamp in zip(folders, pool.map(_file_stamp, folders), strict=True):
+            digest.update(f"{folder.parent.name}/{folder.name}:{stamp};".encode())
+    return digest.hexdigest()
+
+
+def _folders(config: DatasetConfig, frames: FrameList, kinds: Sequence[str]) -> list[Path]:
+    """Folders of the listed sequences."""
+    root = config.root_dir / frames.name
+    return [root / sequence / kind for sequence in frames.sequences for kind in kinds]
+
+
+def _file_stamp(folder: Path) -> str:
+    """Number of files, sums of sizes and of times (a swap of two changes the folder's own), and that."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return "none"
+    times = sizes = 0
+    try:
+        names = os.listdir(descriptor)  # noqa: PTH208  (of the folder that stays open)
+        for name in names:
+            try:
+                status = os.stat(name, dir_fd=descriptor)
+            except OSError:
+                continue  # a link to nowhere
+            times += status.st_mtime_ns
+            sizes += status.st_size
+        return f"{len(names)} {sizes} {times} {os.fstat(descriptor).st_mtime_ns}"
+    finally:
+        os.close(descriptor)
 
 
 def _parse(content: bytes, path: Path) -> tuple[tuple[str, int], ...]:
     """(sequence, frame) of each line, each once."""
     frames: dict[tuple[str, int], None] = {}
-    for number, raw in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), start=1):
+    for number, raw in enumerate(_text(content).splitlines(), start=1):
         line = raw.strip()
         if not line:
             continue
@@ -140,12 +176,9 @@ def _parse(content: bytes, path: Path) -> tuple[tuple[str, int], ...]:
     return tuple(frames)
 
 
-def _names(folder: Path) -> set[str]:
-    """File names inside a folder; empty where it does not exist."""
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries}
+def _text(content: bytes) -> str:
+    """A list's text; a byte order mark is no part of it."""
+    return content.decode("utf-8-sig", errors="replace")
 
 
 def _missing_advice(path: Path, version: str) -> str:

@@ -2,13 +2,14 @@
 
 `evaluation_xyz.json`: N x 21 x 3 joints in HO3D's order, `evaluation_verts.json`: N x 778 x 3 vertices; rows
 in the order of evaluation.txt, OpenGL axes, metres, as in a submission. The second is about 1 GB of text, so
-both are turned once into memory-mapped arrays beside the annotation index, which all processes share. They
-keep float64, the precision in which the text is read: scores are those of the text itself (376 MB at
-N = 20,137).
+both are turned once into memory-mapped arrays beside the annotation index (`src/runtime/derived.py`), which
+all processes share. They keep float64, the precision in which the text is read: scores are those of the text
+itself (376 MB at N = 20,137).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -23,9 +24,9 @@ from dataloader.joint_order import require_ho3d_order
 from src.config import DatasetConfig
 from src.errors import DataError
 from src.hand.joints import HO3D21, TIP_VERTICES
+from src.runtime.derived import Derived, Store
 from src.runtime.files import atomic_write
 from src.runtime.json_rows import Readable, point_rows
-from src.runtime.lock import file_lock
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
 
@@ -36,7 +37,7 @@ PUBLISHED = (
     "public since November 2024, on the HO-3D page linked at https://github.com/shreyashampali/ho3d; put it "
     "beside evaluation.txt"
 )
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the arrays' meaning, or what they were checked for, changes."""
 
 _WRIST_TOLERANCE_M = 0.005
@@ -45,19 +46,35 @@ _TIP_TOLERANCE_M = 0.01
 """The tips are vertices of the mesh; other choices of vertex are up to 6 mm away, other frames more."""
 _FARTHEST_M = 0.03
 """Either of them in any one frame: farther is a row of another frame."""
+_JOINTS, _VERTICES = "joints.npy", "vertices.npy"
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationTruth:
-    """Ground truth of the evaluation split as the files have it, memory-mapped read-only."""
+    """Ground truth of the evaluation split as the files have it; a copy in another process maps the same."""
 
-    joints_gl_m: NDArray[np.float64]
-    """(N, 21, 3) HO3D21, OpenGL axes, metres."""
-    vertices_gl_m: NDArray[np.float64] | None
-    """(N, 778, 3) OpenGL axes, metres; None where `evaluation_verts.json` is absent."""
-    sha256: str
-    """Hex digest of the text of the files that are there."""
+    derived: Derived
+
+    @functools.cached_property
+    def joints_gl_m(self) -> NDArray[np.float64]:
+        """(N, 21, 3) HO3D21, OpenGL axes, metres, memory-mapped read-only."""
+        return self.derived.array(_JOINTS)
+
+    @functools.cached_property
+    def vertices_gl_m(self) -> NDArray[np.float64] | None:
+        """(N, 778, 3) OpenGL axes, metres, likewise; None where `evaluation_verts.json` is absent."""
+        return self.derived.array(_VERTICES) if self.derived.facts["vertices_sha256"] else None
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the text of the files that are there."""
+        texts = (self.derived.fingerprint["joints_sha256"], self.derived.facts["vertices_sha256"])
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the mapped arrays, which would be copied whole."""
+        return {"derived": self.derived}
 
 
 def truth_digest(config: DatasetConfig) -> str | None:
@@ -106,20 +123,20 @@ def read_evaluation_joints(
 
 def open_truth(
     config: DatasetConfig,
-    index_path: Path,
+    store: Store,
     frames_sha256: str,
     wrists_m: NDArray[np.float32],
     *,
     show_progress: bool = True,
 ) -> EvaluationTruth | None:
-    """Ground truth of the evaluation split; its arrays are built if need be by one process while others wait.
+    """Ground truth of the evaluation split; its arrays are made if need be by one process while others wait.
 
     Args:
         config: where the data set stands.
-        index_path: the annotation index; the arrays are put beside it.
+        store: where the arrays are kept.
         frames_sha256: which frames the index holds.
         wrists_m: (N, 3) wrists from the metas, OpenGL, list order.
-        show_progress: draw a progress bar while building.
+        show_progress: draw a progress bar while they are made.
 
     Returns:
         joints, and vertices where their file is there; None without joints.
@@ -129,18 +146,12 @@ def open_truth(
     """
     if not (config.root_dir / FILE).is_file():
         return None
-    wanted = _fingerprint(config, frames_sha256)
-    path = index_path.with_name(f"{index_path.stem}-truth.json")
-    truth = _open_current(path, wanted)
-    if truth is not None:
-        return truth
-    with file_lock(path.with_suffix(".lock"), "HO3D ground truth"):
-        if _open_current(path, wanted) is None:  # another process may have built it meanwhile
-            _build(config, path, wanted, wrists_m, show_progress)
-    truth = _open_current(path, wanted)
-    if truth is None:
-        raise DataError(f"HO3D ground truth: {path} was removed while it was opened. Start again.")
-    return truth
+    fingerprint = _fingerprint(config, frames_sha256)
+    derived = store.ensure(
+        fingerprint, lambda folder: _make(config, fingerprint, wrists_m, folder, show_progress)
+    )
+    assert derived is not None  # they are made in one go
+    return EvaluationTruth(derived)
 
 
 def _fingerprint(config: DatasetConfig, frames_sha256: str) -> dict[str, Any]:
@@ -156,48 +167,27 @@ def _fingerprint(config: DatasetConfig, frames_sha256: str) -> dict[str, Any]:
     }
 
 
-def _open_current(path: Path, wanted: dict[str, Any]) -> EvaluationTruth | None:
-    """The arrays that `path` names, if they stand there whole and were made from what is `wanted`."""
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        if info["fingerprint"] != wanted:
-            return None
-        joints = np.load(path.parent / info["joints"], mmap_mode="r")
-        vertices = info["vertices"] and np.load(path.parent / info["vertices"], mmap_mode="r")
-        texts = (wanted["joints_sha256"], info["vertices_sha256"] if info["vertices"] else None)
-        digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return EvaluationTruth(joints, vertices, digest)
-
-
-def _build(
-    config: DatasetConfig, path: Path, wanted: dict[str, Any], wrists_m: NDArray[np.float32], show: bool
-) -> None:
-    """Write the arrays, then the .json that names them."""
+def _make(
+    config: DatasetConfig,
+    fingerprint: dict[str, Any],
+    wrists_m: NDArray[np.float32],
+    folder: Path,
+    show: bool,
+) -> dict[str, Any]:
+    """Write the arrays."""
     joints = read_evaluation_joints(config, wrists_m)
     if joints is None:
         raise DataError(f"{config.root_dir / FILE} was removed while it was read. Put it back.")
-    mark = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]
-    info: dict[str, Any] = {
-        "fingerprint": wanted,
-        "joints": f"{path.stem}-joints-{mark}.npy",
-        "vertices": None,
-    }
-    with atomic_write(path.parent / info["joints"]) as file:
+    with atomic_write(folder / _JOINTS) as file:
         np.save(file, joints)
-    if wanted["vertices_size"] is not None:
-        info["vertices"] = f"{path.stem}-vertices-{mark}.npy"
-        info["vertices_sha256"] = _build_vertices(config, path.parent / info["vertices"], joints, show)
-    with atomic_write(path) as file:
-        file.write(json.dumps(info, indent=1).encode())
-    for old in path.parent.glob(f"{path.stem}-*.npy"):
-        if old.name not in (info["joints"], info["vertices"]):
-            old.unlink(missing_ok=True)
-    _log.info(f"HO3D ground truth: {len(joints):,} frames written to {path}.")
+    vertices = None
+    if fingerprint["vertices_size"] is not None:
+        vertices = _make_vertices(config, folder / _VERTICES, joints, show)
+    _log.info(f"HO3D ground truth: {len(joints):,} frames written to {folder.parent}.")
+    return {"vertices_sha256": vertices}
 
 
-def _build_vertices(config: DatasetConfig, array: Path, joints: NDArray[np.float64], show: bool) -> str:
+def _make_vertices(config: DatasetConfig, array: Path, joints: NDArray[np.float64], show: bool) -> str:
     """Turn the vertices' file into an array, a row at a time; hex digest of what was read."""
     path = config.root_dir / VERTICES_FILE
     tips = [HO3D21.index(name) for name in TIP_VERTICES]

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ from src.evaluation.nearest_pose import nearest_pose_mm
 from src.geometry.procrustes import fit_rotation
 from src.hand.joints import OPENPOSE21
 from src.hand.mano import ManoLayer
-from src.runtime.files import atomic_write, read_npz
+from src.runtime.derived import Store
+from src.runtime.files import atomic_write
 from src.runtime.log import get_logger
 from src.schema import LabelTable
 
@@ -38,6 +40,9 @@ VERSION = 1
 NAMES = ("zero_mpjpe_mm", "zero_pa_mm", "mean_pose_mpjpe_mm", "mean_pose_pa_mm", "nearest_pose_pa_mm")
 """What `BaselineRows.rows` holds."""
 
+_FILE = "rows.npy"
+_KEPT = 8
+"""Unused ones that stay: each split, and each way to divide, has its own."""
 _log = get_logger(__name__)
 
 
@@ -131,8 +136,8 @@ def cached_baselines(
         train: as there.
         val: as there.
         hand: as there.
-        cache_dir: folder of the `baselines-<fingerprint>.npz`; None keeps none. One that cannot be written is
-            said in the log and does no harm.
+        cache_dir: where they are kept (`src/runtime/derived.py`); None keeps none. A folder that cannot be
+            written is said in the log and does no harm.
         show_progress: as there.
 
     Raises:
@@ -140,25 +145,25 @@ def cached_baselines(
         DataError: as there.
     """
     _check(train, val)
-    key = fingerprint(train, val, hand)
+    wanted = {"version": VERSION, "sha256": fingerprint(train, val, hand)}
     usable = metrics.usable_rows(val.joints_cam_m, val.joints_conf)
-    path = None if cache_dir is None else cache_dir / f"baselines-{key[:16]}.npz"
-    if path is not None:
-        found = _read(path, key, usable)
-        if found is not None:
-            return found
+    store = None if cache_dir is None else Store(cache_dir, "baselines", "Baselines", keep=_KEPT)
+    if store is not None and (kept := store.find(wanted, say=True)) is not None:
+        return BaselineRows(dict(zip(NAMES, np.array(kept.array(_FILE)), strict=True)), usable)
     began = time.monotonic()
     result = compute_baselines(train, val, hand, show_progress=show_progress)
     took = f"{int(usable.sum()):,} rows in {time.monotonic() - began:.1f} s"
-    if path is None:
+    if store is None:
         _log.info(f"Baselines: {took}.")
         return result
-    try:
-        with atomic_write(path) as file:
-            np.savez(file, allow_pickle=False, key=np.array(key), **dict(result.rows))
-        _log.info(f"Baselines: {took}, kept in {path}.")
-    except OSError as error:
-        _log.info(f"Baselines: {took}; not kept, {path.parent} cannot be written ({error.strerror}).")
+
+    def make(folder: Path) -> dict[str, Any]:
+        with atomic_write(folder / _FILE) as file:
+            np.save(file, np.stack([result.rows[name] for name in NAMES]))
+        return {}
+
+    reason = store.offer(wanted, make)
+    _log.info(f"Baselines: {took}{'.' if reason is None else f'; not kept: {reason}.'}")
     return result
 
 
@@ -167,31 +172,11 @@ def fingerprint(train: LabelTable, val: LabelTable, hand: ManoLayer) -> str:
 
     A list keeps its name when its annotations or its ground truth are replaced.
     """
-    digest = hashlib.sha256(f"{VERSION}:{hand.fingerprint}:{len(train.betas)}:{len(val.betas)}".encode())
+    digest = hashlib.sha256(f"{hand.fingerprint}:{len(train.betas)}:{len(val.betas)}".encode())
     arrays = [getattr(train, field.name) for field in fields(LabelTable)]
     for array in (*arrays, val.joints_cam_m, val.joints_conf):
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _read(path: Path, key: str, usable: NDArray[np.bool_]) -> BaselineRows | None:
-    """What a cache holds; None, and a line in the log, where it cannot be trusted."""
-    try:
-        stored = read_npz(path)
-        if str(stored["key"]) != key:
-            raise ValueError("it belongs to other labels")
-        rows = {name: stored[name] for name in NAMES}
-        for name, values in rows.items():
-            if values.dtype != np.float64 or values.shape != usable.shape:
-                raise ValueError(f"{name} is {values.dtype} {values.shape}, want float64 {usable.shape}")
-            if not np.array_equal(np.isfinite(values), usable):
-                raise ValueError(f"{name} is not finite where rows are scored and nan elsewhere")
-    except FileNotFoundError:
-        return None
-    except (DataError, OSError, ValueError, KeyError) as error:
-        _log.warning(f"Baselines: {path} is not used ({error}); computing them anew.")
-        return None
-    return BaselineRows(rows, usable)
 
 
 def _known_rows(train: LabelTable) -> NDArray[np.bool_]:

@@ -8,9 +8,8 @@ frame: the model's own rest frame.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from src.errors import AssetError
 from src.hand.joints import MANO16, MANO_PARENTS
 from src.runtime import safe_pickle
+from src.runtime.derived import Derived, Store
 from src.runtime.files import atomic_write
 from src.runtime.log import get_logger
 from src.runtime.safe_pickle import MANO_GLOBALS, ChRecord, CscMatrixRecord, Record, SelectRecord
@@ -32,7 +32,9 @@ Index = NDArray[np.int64]
 STANDIN_KEY = "utnet_standin_version"
 """Key in a file's dictionary that marks the stand-in."""
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
+_KEPT = 2
+"""Arrays of other files in the same folder that stay."""
 _WHERE_TO_GET = (
     "Register at https://mano.is.tue.mpg.de, download the models and put MANO_RIGHT.pkl at "
     "data/mano/MANO_RIGHT.pkl (or set mano.model_path). Without it, config/demo.yaml runs on the stand-in "
@@ -91,8 +93,8 @@ _FILE_KEYS = {
 def load_hand_asset(path: Path | str) -> HandAsset:
     """Read a right-hand model in MANO's pickle format.
 
-    The converted arrays are kept beside the file as `<name>.<hash of its content>.npz` where the folder is
-    writable; a cache of another content is never read.
+    The converted arrays are kept beside the file, in `.utnet`, where the folder can be written
+    (`src/runtime/derived.py`); those of another content are never read.
 
     Args:
         path: `MANO_RIGHT.pkl` or the stand-in.
@@ -112,11 +114,13 @@ def load_hand_asset(path: Path | str) -> HandAsset:
         raise AssetError(
             f"hand model {path}: cannot be read ({reason.strerror}). {_WHERE_TO_GET}"
         ) from reason
-    cache = path.with_name(f"{path.name}.{hashlib.sha256(content).hexdigest()[:16]}.npz")
-    asset = _read_cache(cache)
-    if asset is None:
-        asset = _from_pickle(path)
-        _write_cache(cache, asset)
+    store = Store(path.parent / ".utnet", "hand", "hand model", keep=_KEPT)
+    wanted = {"format": _CACHE_FORMAT, "file_sha256": hashlib.sha256(content).hexdigest()}
+    if (kept := store.find(wanted, say=True)) is not None:
+        return _kept_asset(kept)
+    asset = _from_pickle(path)
+    if (lost := store.offer(wanted, functools.partial(_keep, asset))) is not None:
+        _log.info(f"hand model {path}: its arrays are not kept ({lost}); it is converted at each start")
     return asset
 
 
@@ -289,31 +293,15 @@ def _dense(fields: Mapping[str, Any]) -> Array:
     return out
 
 
-def _read_cache(path: Path) -> HandAsset | None:
-    """The converted arrays, or None when there is no usable cache."""
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if int(stored["format"]) != _CACHE_FORMAT:
-                return None
-            arrays = {name: stored[name] for name in _SHAPES}
-            asset = _checked(arrays, is_standin=bool(stored["is_standin"]), where=f"hand model cache {path}")
-            return asset if asset.fingerprint == str(stored["fingerprint"]) else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AssetError) as reason:
-        _log.warning("hand model cache %s is unusable (%s); it is written anew", path, reason)
-        return None
+def _kept_asset(kept: Derived) -> HandAsset:
+    """The converted arrays, checked as those of a file are."""
+    arrays = {name: np.array(kept.array(f"{name}.npy")) for name in _SHAPES}
+    return _checked(arrays, is_standin=bool(kept.facts["is_standin"]), where=f"{kept.folder}")
 
 
-def _write_cache(path: Path, asset: HandAsset) -> None:
-    """Keep the converted arrays; a folder that cannot be written to is fine."""
-    content = {name: getattr(asset, name) for name in _SHAPES}
-    extra = {"format": _CACHE_FORMAT, "is_standin": asset.is_standin, "fingerprint": asset.fingerprint}
-    assert set(content) | {"is_standin", "fingerprint"} == {f.name for f in dataclasses.fields(HandAsset)}
-    try:
-        with atomic_write(path) as file:
-            np.savez(file, allow_pickle=False, **content, **{k: np.asarray(v) for k, v in extra.items()})
-    except OSError as reason:
-        _log.info(
-            "hand model cache %s was not written (%s); the file is converted at each start", path, reason
-        )
+def _keep(asset: HandAsset, folder: Path) -> dict[str, Any]:
+    """Write the converted arrays."""
+    for name in _SHAPES:
+        with atomic_write(folder / f"{name}.npy") as file:
+            np.save(file, getattr(asset, name))
+    return {"is_standin": asset.is_standin}

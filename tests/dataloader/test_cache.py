@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import functools
 import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -25,7 +23,7 @@ import torch
 import zstandard
 
 from dataloader import build, cache_build, cache_codec, cache_part, decode
-from dataloader.cache import CropCache, open_cache
+from dataloader.cache import CropCache
 from dataloader.cache_codec import decode_depth, decode_rgb, encode_depth, encode_rgb
 from dataloader.cache_window import geometry_of, within_reach
 from dataloader.decode import PictureFrame
@@ -36,7 +34,6 @@ from src.config import RunConfig
 from src.config_file import load_config
 from src.errors import DataError
 from src.runtime.distributed import DistContext
-from src.runtime.lock import file_lock
 from src.schema import RawSample
 from tests.dataloader.tree import FanHand, Frame, run_config, write_tree
 
@@ -95,7 +92,7 @@ def test_raw_gives_the_bytes_of_no_cache(tree: Tree, tmp_path: Path, size: tuple
             for epoch in range(4):
                 key = SampleKey(i, epoch)
                 assert not differing(plain.raw(key), cached.raw(key)), (split, key)
-    assert len(list(tmp_path.glob("*-crops-raw"))) == 2  # train and val share one
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2  # train and val share one
 
 
 def test_a_loader_process_reads_the_same_cache(tree: Tree, tmp_path: Path) -> None:
@@ -103,9 +100,18 @@ def test_a_loader_process_reads_the_same_cache(tree: Tree, tmp_path: Path) -> No
     dataset = dataset_of(config_of(tree[0], tmp_path))
     copy = pickle.loads(pickle.dumps(dataset))
     assert not differing(copy.raw(SampleKey(3, 1)), dataset.raw(SampleKey(3, 1)))
-    assert "_cache" not in dataset.__getstate__()
-    with pytest.raises(DataError, match="another run has written"):
-        open_cache(dataset._cache.folder, 24, "0123456789ab")
+    assert len(pickle.dumps(dataset)) < 20_000
+    late = pickle.loads(pickle.dumps(dataset))
+    other = FORK.Process(target=_ensure, args=(config_of(tree[0], tmp_path, dataset={"box_scale": 2.0}),))
+    other.start()
+    other.join(JOIN_S)
+    assert other.exitcode == 0
+    assert not differing(late.raw(SampleKey(3, 1)), dataset.raw(SampleKey(3, 1)))
+    late = pickle.loads(pickle.dumps(dataset))
+    part = dataset._cache.derived.path("part-00000.bin")
+    part.write_bytes(part.read_bytes())
+    with pytest.raises(DataError, match=r"part-00000\.bin is not the file that this run opened"):
+        [late.raw(SampleKey(i, 1)) for i in range(len(late))]
     assert pickle.loads(pickle.dumps(dataset_of(config_of(tree[0], "off"))))._cache is None
 
 
@@ -136,7 +142,7 @@ def test_compact_is_small_faithful_and_lossless_in_depth(tree: Tree, tmp_path: P
     raw = dataset_of(config_of(tree[0], tmp_path))
     compact = dataset_of(config_of(tree[0], tmp_path, dataset={"cache_format": "compact"}))
     geometry = geometry_of(raw.config, "train")
-    records = raw._index.rows[raw.split.rows]
+    records = raw.index.rows[raw.split.rows]
     for i in range(len(raw)):
         b = compact._cache.frame(int(compact.split.rows[i]), "")
         seen = within_reach(*(part[i] for part in hands_of(records)), geometry, b._window)
@@ -275,18 +281,19 @@ def test_a_kind_is_written_anew_for_its_own_format_alone(
 ) -> None:
     """Decoded by other code, a kept cache is wrong; written anew for another kind's sake, it costs hours."""
     config = config_of(tree[0], tmp_path, dataset={"cache_format": kind})
-    folder = dataset_of(config)._cache.folder
-    written = (folder / "crops.json").stat().st_mtime_ns
+    written = dataset_of(config)._cache.derived.folder
     other = "raw" if kind == "compact" else "compact"
     monkeypatch.setitem(cache_build.FORMATS, other, 99)
-    dataset_of(config)
-    assert (folder / "crops.json").stat().st_mtime_ns == written
+    assert dataset_of(config)._cache.derived.folder == written
     monkeypatch.setitem(cache_build.FORMATS, kind, 99)
-    dataset_of(config)
-    assert json.loads((folder / "crops.json").read_text())["fingerprint"]["format"] == 99
+    again = dataset_of(config)._cache.derived
+    assert again.folder != written
+    assert again.fingerprint["format"] == 99
 
 
-@pytest.mark.parametrize("change", ["data", "format", "augmentation", "truncated", "missing", "marker"])
+@pytest.mark.parametrize(
+    "change", ["data", "picture", "format", "augmentation", "truncated", "missing", "marker"]
+)
 def test_a_cache_that_does_not_fit_is_written_anew_with_a_line(
     tmp_path: Path, change: str, lines: Any, monkeypatch: Any
 ) -> None:
@@ -294,10 +301,12 @@ def test_a_cache_that_does_not_fit_is_written_anew_with_a_line(
     root, place = tmp_path / "HO3D", tmp_path / "cache"
     write_tree(root, {"MC1": 20})
     config = config_of(root, place, augmentation={"shift": 0.05})
-    folder = dataset_of(config)._cache.folder
-    part = next(folder.glob("part-00000*"))
+    folder = dataset_of(config)._cache.derived.folder
+    part = folder / "part-00000.bin"
     if change == "data":
         (root / "train/MC1/rgb/x").touch()
+    elif change == "picture":
+        cv2.imwrite(str(root / "train/MC1/rgb/0005.jpg"), np.full((480, 640, 3), 7, np.uint8))
     elif change == "format":
         monkeypatch.setitem(cache_build.FORMATS, "raw", cache_build.FORMATS["raw"] + 1)
     elif change == "augmentation":
@@ -307,19 +316,18 @@ def test_a_cache_that_does_not_fit_is_written_anew_with_a_line(
     elif change == "missing":
         part.unlink()
     else:
-        (folder / "crops.json").write_text("{")
+        (folder / "derived.json").write_text("{")
     assert "cannot be used" not in lines()
     dataset = dataset_of(config)
     reason = {
-        "data": "data set has changed",
-        "format": "another version",
-        "augmentation": "reach less far",
+        "data": "cannot be used (the data set has changed",
+        "picture": "cannot be used (the data set has changed",
+        "format": "cannot be used (it was written by another version",
+        "augmentation": "cannot be used (its crops reach less far",
     }.get(change, "damaged or incomplete")
-    assert f"cannot be used ({'its crops ' if change == 'augmentation' else ''}" in lines()
     assert reason in lines()
     plain = dataset_of(dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, cache="off")))
     assert not any(differing(plain.raw(SampleKey(i, 2)), dataset.raw(SampleKey(i, 2))) for i in range(15))
-    json.loads((folder / "crops.json").read_text())
 
 
 def test_a_cache_with_more_margin_is_used_again(tree: Tree, tmp_path: Path, encoded: list[int]) -> None:
@@ -351,9 +359,9 @@ def test_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
     root = tmp_path / "HO3D"
     write_tree(root, {"MC1": 4})
     config = config_of(root, "auto")
-    folder = dataset_of(config)._cache.folder
+    folder = dataset_of(config)._cache.derived.folder
     assert folder.parent == root / ".utnet"
-    part = next(folder.glob("part-00000*"))
+    part = folder / "part-00000.bin"
     size = part.stat().st_size
     with part.open("r+b") as file:
         file.seek(size - 5)
@@ -394,7 +402,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(
         dataset_of(config_of(tree[0], tmp_path))
     assert "24 frames to decode once" in lines()
     assert "0.1 GiB free" in lines()
-    assert not list(tmp_path.glob("*/part-*"))
+    assert not list(tmp_path.glob("*/*"))
 
 
 def test_a_disk_that_fills_up_is_one_line(
@@ -412,8 +420,8 @@ def test_a_disk_that_fills_up_is_one_line(
     monkeypatch.setattr(cache_part, "_append", append)
     with pytest.raises(DataError, match=r"No space left.*Finished parts are kept"):
         dataset_of(config_of(tree[0], tmp_path))
-    (folder,) = tmp_path.glob("*-crops-raw")
-    assert [path.name[:10] for path in folder.iterdir()] == ["part-00000"]
+    (folder,) = tmp_path.glob("*-crops-raw-*.part")
+    assert [path.name for path in folder.iterdir()] == ["part-00000.bin"]
     monkeypatch.setattr(cache_part, "_append", original)
     encoded.clear()
     dataset_of(config_of(tree[0], tmp_path))
@@ -440,7 +448,7 @@ def test_a_killed_writer_leaves_what_it_finished(
 
     def kill_parent(plan: Any, part: int) -> None:
         if part == 1:
-            while not list(tmp_path.glob("*/part-00000-*.bin")):
+            while not list(tmp_path.glob("*/part-00000.bin")):
                 time.sleep(0.01)
             os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(JOIN_S)
@@ -454,12 +462,11 @@ def test_a_killed_writer_leaves_what_it_finished(
     assert process.exitcode == -signal.SIGKILL
     monkeypatch.setattr(cache_part, "write_part", original)
     monkeypatch.setattr(cache_build, "_workers", lambda plan: 1)
-    monkeypatch.setattr(cache_build, "file_lock", functools.partial(file_lock, wait_s=JOIN_S / 4))
-    (folder,) = tmp_path.glob("*-crops-raw")
+    (folder,) = tmp_path.glob("*-crops-raw-*.part")
     (folder / ".part-00001.bin.1.2.part").touch()  # as a writer killed inside a part leaves it
     dataset_of(config_of(tree[0], tmp_path))
     assert set(encoded) == set(range(16, 24))
-    assert not list(folder.glob("*.part")) + list(folder.glob(".*.part"))
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_two_runs_at_once_write_one_cache(tree: Tree, tmp_path: Path, monkeypatch: Any) -> None:

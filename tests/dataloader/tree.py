@@ -36,6 +36,7 @@ COLOURS = {
 class FanHand:
     """Stands in for the hand model: all the loader asks of it is the wrist at rest."""
 
+    fingerprint = "fan"
     base = np.array([0.09, 0.01, 0.005])
     directions = np.linspace(-0.002, 0.002, 30).reshape(3, 10)
 

@@ -219,7 +219,7 @@ def test_cache_is_used_replaced_and_optional(
     """The second start reads arrays only; a broken or foreign cache never decides what is loaded."""
     path = _save(tmp_path / "MANO_RIGHT.pkl", _fields(asset))
     first = load_hand_asset(path)
-    (cache,) = tmp_path.glob("*.npz")
+    (cache,) = tmp_path.glob(".utnet/hand-*/posedirs.npy")
 
     def unexpected(*_: object, **__: object) -> object:
         raise AssertionError("the pickle was read again")
@@ -230,24 +230,24 @@ def test_cache_is_used_replaced_and_optional(
     for field in dataclasses.fields(HandAsset):
         np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name))
 
-    cache.write_bytes(cache.read_bytes()[:5000])
-    assert load_hand_asset(path).fingerprint == first.fingerprint
-    assert cache.stat().st_size > 5000
+    for damaged in (
+        cache.read_bytes()[:5000],
+        bytes([cache.read_bytes()[-1] ^ 1]).rjust(cache.stat().st_size),
+    ):
+        next(tmp_path.glob(".utnet/hand-*/posedirs.npy")).write_bytes(damaged)
+        assert load_hand_asset(path).fingerprint == first.fingerprint
 
     moved = {**_fields(asset), "v_template": asset.v_template + 0.001}
     _save(path, moved)
     assert load_hand_asset(path).v_template[0, 0] == moved["v_template"][0, 0]
 
-    # A folder where the cache cannot be put: a folder of its name is in the way.
-    blocked = _save(tmp_path / "sub_RIGHT.pkl", _fields(asset))
-    monkeypatch.setattr(mano_assets, "atomic_write", _refuses)
+    # A folder where the arrays cannot be put: a file of its name is in the way.
+    (tmp_path / "sub").mkdir()
+    blocked = _save(tmp_path / "sub/MANO_RIGHT.pkl", _fields(asset))
+    (tmp_path / "sub/.utnet").touch()
     with caplog.at_level(logging.INFO):
         assert load_hand_asset(blocked).fingerprint == first.fingerprint
-    assert list(tmp_path.glob("sub_RIGHT.pkl.*.npz")) == []
-
-
-def _refuses(path: Path) -> Any:
-    raise PermissionError(13, "Permission denied", str(path))
+    assert "are not kept (hand model: cannot write to" in caplog.text
 
 
 def test_standin_is_recognised(asset: HandAsset, standin_path: Path) -> None:

@@ -1,0 +1,460 @@
+"""The store of what is derived: made once from inputs that have a fingerprint, opened by its identity.
+
+Annotation index, official ground truth, crops, baselines and the hand's arrays can all be made again from
+their inputs. Each is a folder of files that never change:
+
+    <place>/<name>-<key>-<mark>/    key: digest of the fingerprint; mark: drawn anew at each making
+        derived.json                fingerprint, facts, size and CRC-32 of each file; written last
+        ...
+
+It is made in `<name>-<key>.part/`, by one process at a time, and gets its name when it is whole. Whoever has
+it open holds a shared lock on its derived.json. It is removed under an exclusive one, so never while a
+process of any run has it open. A copy that travels to another process is its identity: there it opens the
+very same files, or raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.errors import DataError
+from src.runtime.files import atomic_write, sync_folder
+from src.runtime.log import get_logger
+
+WAIT_S = 1800.0
+"""Longest wait for another process that makes the same thing, seconds."""
+
+MARKER = "derived.json"
+_OFFER_WAIT_S = 20.0
+_BLOCK_BYTES = 1 << 22
+_log = get_logger(__name__)
+
+Fingerprint = Mapping[str, Any]
+"""What a thing is made from: plain values that JSON holds."""
+FileState = tuple[int, int, int]
+"""Inode, size and time of change (ns) of a file: whether it is still the same one, unchanged."""
+
+
+class Derived:
+    """One derived thing, open: its files cannot be removed while this object or a copy of it is in use.
+
+    A pickled copy opens the files when it is first asked for one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        what: str,
+        content: Mapping[str, Any],
+        held: BinaryIO,
+        states: dict[str, FileState],
+    ) -> None:
+        self.folder = folder
+        self.what = what
+        self.fingerprint: dict[str, Any] = content["fingerprint"]
+        """What it was made from."""
+        self.facts: dict[str, Any] = content["facts"]
+        """What its maker noted."""
+        self._checksums: dict[str, int | None] = {name: crc for name, (_, crc) in content["files"].items()}
+        self._states = states
+        self._held: BinaryIO | None = held
+
+    @property
+    def place(self) -> Path:
+        """Folder of the store."""
+        return self.folder.parent
+
+    def path(self, name: str) -> Path:
+        """Where a file stands, for messages."""
+        return self.folder / name
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return self._states[name][1]
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading.
+
+        Raises:
+            DataError: it is no longer the file that was found when this thing was opened.
+        """
+        if self._held is None:
+            again = _open(self.folder, self.what)
+            if again is None:
+                raise self._gone(name)
+            self._held, again._held = again._held, None
+        try:
+            file = self.path(name).open("rb")
+        except OSError as error:
+            raise self._gone(name) from error
+        if _state(os.fstat(file.fileno())) != self._states[name]:
+            file.close()
+            raise self._gone(name)
+        return file
+
+    def array(self, name: str) -> NDArray[Any]:
+        """An array that `np.save` wrote, memory-mapped read-only.
+
+        Raises:
+            DataError: as `open`, or it is no such array.
+        """
+        with self.open(name) as file:
+            try:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header_2_0
+                shape, fortran, dtype = read(file)
+                order: Any = "F" if fortran else "C"
+                return np.memmap(file, dtype, "r", file.tell(), shape, order)
+            except ValueError as error:
+                raise DataError(f"{self.what}: {self.path(name)} is damaged ({error}).") from error
+
+    def is_whole(self) -> bool:
+        """Whether the content of every file has the checksum that was noted when it was made."""
+        for name, want in self._checksums.items():
+            with self.open(name) as file:
+                if want is not None and _crc32(file) != want:
+                    return False
+        return True
+
+    def close(self) -> None:
+        """Let go of the files; the object is of no further use."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_held": None}
+
+    def _gone(self, name: str) -> DataError:
+        return DataError(
+            f"{self.what}: {self.path(name)} is not the file that this run opened when it started: something "
+            "else removed, changed or replaced it. Start again (training: with --resume auto)."
+        )
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where things of one kind are kept.
+
+    A thing that is not there, not whole or made from something else is made anew; what is then no longer
+    used by any process is removed.
+    """
+
+    place: Path
+    """Folder; it is made."""
+    name: str
+    """First part of the folders' names."""
+    what: str
+    """What is made, for messages."""
+    mend: str = "Set dataset.index_dir to a folder"
+    """How to name a place that can be written."""
+    keep: int = 0
+    """Unused things of other fingerprints that stay, the newest: cheap to keep, dear to make."""
+    checked: bool = True
+    """Contents are compared with their checksums when a thing is found; false: they carry their own."""
+    resumable: bool = False
+    """A making that was interrupted goes on with the files that it finished."""
+
+    def find(self, fingerprint: Fingerprint, *, say: bool = False) -> Derived | None:
+        """The thing made from `fingerprint`, open and whole; None if there is none.
+
+        Args:
+            fingerprint: what it must be made from.
+            say: log what is there but damaged.
+        """
+        wanted = _plain(fingerprint)
+        for found in self.all(_key(wanted), say=say):
+            if found.fingerprint == wanted:
+                return found
+        return None
+
+    def all(self, key: str = "", *, say: bool = False) -> Iterator[Derived]:
+        """What stands here whole, open, the newest first.
+
+        Args:
+            key: of one fingerprint alone; empty: of any.
+            say: log what is there but damaged.
+        """
+        for folder in self._folders(key):
+            found = _open(folder, self.what)
+            if found is not None and (not self.checked or _is_whole(found)):
+                yield found
+                continue
+            if found is not None:
+                found.close()
+            if say:
+                _log.warning(f"{self.what}: {folder} is damaged or incomplete; it is made anew.")
+
+    def ensure(
+        self,
+        fingerprint: Fingerprint,
+        make: Callable[[Path], Mapping[str, Any] | None],
+        *,
+        find: Callable[[bool], Derived | None] | None = None,
+        wait_s: float = WAIT_S,
+    ) -> Derived | None:
+        """The thing made from `fingerprint`; made if need be, by one process while others wait.
+
+        Args:
+            fingerprint: what it is made from.
+            make: writes the files into the folder that it is given and returns facts to note, or None if it
+                is not done yet. Then, where the store is `resumable`, the files wait for the next call.
+            find: looks for one that serves, instead of `find` of the same fingerprint; its argument is `say`.
+            wait_s: longest wait for another process, seconds.
+
+        Returns:
+            None where `make` was not done.
+
+        Raises:
+            DataError: no place to write, or another process did not end in time; and what `make` raises.
+        """
+        look = find if find is not None else (lambda say: self.find(fingerprint, say=say))
+        if (found := look(False)) is not None:
+            return found
+        with self._lock(wait_s):
+            if (found := look(True)) is not None:  # another process has made it meanwhile
+                return found
+            return self._make(_plain(fingerprint), make)
+
+    def offer(self, fingerprint: Fingerprint, make: Callable[[Path], Mapping[str, Any]]) -> str | None:
+        """Keep a thing that can be had without: None if it was kept, else why it was not.
+
+        Args:
+            fingerprint: what it was made from.
+            make: writes its files, as in `ensure`.
+        """
+        try:
+            with self._lock(_OFFER_WAIT_S):
+                made = self.find(fingerprint) or self._make(_plain(fingerprint), make)
+        except OSError as error:
+            return error.strerror or str(error)
+        except DataError as error:
+            return str(error).rstrip(".")
+        if made is not None:
+            made.close()
+        return None
+
+    def staging(self, fingerprint: Fingerprint) -> Path:
+        """The folder in which the thing of this fingerprint is made."""
+        return self.place / f"{self.name}-{_key(_plain(fingerprint))}.part"
+
+    def _make(
+        self, fingerprint: dict[str, Any], make: Callable[[Path], Mapping[str, Any] | None]
+    ) -> Derived | None:
+        """Make it and give it its name; the lock is held, so whatever is half made has no maker."""
+        staging = self.staging(fingerprint)
+        for leftover in self.place.glob(f"{self.name}-*.part"):
+            if re.fullmatch(re.escape(self.name) + r"-[0-9a-f]{16}", leftover.stem):
+                _require_own_folder(leftover, self.what)
+                if leftover != staging or not self.resumable:
+                    _remove(leftover)
+        staging.mkdir(exist_ok=True)
+        try:
+            facts = make(staging)
+            if facts is None:
+                return None
+            self._seal(staging, fingerprint, facts)
+            folder = self.place / f"{staging.stem}-{secrets.token_hex(4)}"
+            staging.rename(folder)
+        finally:
+            if not self.resumable:
+                _remove(staging)
+        sync_folder(self.place)
+        made = _open(folder, self.what)
+        if made is None:
+            raise DataError(f"{self.what}: {folder} was removed while it was opened. Start again.")
+        self._retire(folder)
+        return made
+
+    def _seal(self, folder: Path, fingerprint: dict[str, Any], facts: Mapping[str, Any]) -> None:
+        """Write derived.json: from now on the folder is whole."""
+        files: dict[str, tuple[int, int | None]] = {}
+        for path in sorted(folder.iterdir()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                files[path.name] = os.fstat(file.fileno()).st_size, _crc32(file) if self.checked else None
+        with atomic_write(folder / MARKER) as file:
+            content = {"fingerprint": fingerprint, "facts": dict(facts), "files": files}
+            file.write(json.dumps(content, indent=1).encode())
+
+    def _retire(self, current: Path) -> None:
+        """Remove what no process has open, but for the newest `keep`."""
+        kept = 0
+        for folder in self._folders():
+            if folder == current:
+                continue
+            with contextlib.ExitStack() as stack:
+                try:
+                    marker = stack.enter_context((folder / MARKER).open("rb"))
+                    fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except FileNotFoundError:
+                    pass  # it never was whole
+                except OSError:
+                    continue  # in use; or no lock can be had here, so it may be
+                else:
+                    kept += 1
+                    if kept <= self.keep:
+                        continue
+                with contextlib.suppress(OSError):  # another process was faster, or may write here and not we
+                    _remove(folder.rename(folder.with_name(f"{folder.name}.old")))
+        for leftover in self.place.glob(f"{self.name}-*-*.old"):
+            _remove(leftover)
+
+    def _folders(self, key: str = "") -> list[Path]:
+        """Folders of this store, of one key or of all, the newest first."""
+        pattern = re.compile(re.escape(self.name) + "-" + (key or "[0-9a-f]{16}") + "-[0-9a-f]{8}")
+        try:
+            with os.scandir(self.place) as entries:
+                found = [
+                    (entry.stat(follow_symlinks=False).st_mtime_ns, entry.name)
+                    for entry in entries
+                    if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+                ]
+        except OSError:
+            return []
+        return [self.place / name for _, name in sorted(found, reverse=True)]
+
+    @contextlib.contextmanager
+    def _lock(self, wait_s: float) -> Iterator[None]:
+        """Hold the lock of this store, which dies with its process."""
+        path = self.place / f"{self.name}.lock"
+        try:
+            self.place.mkdir(parents=True, exist_ok=True)
+            descriptor = _open_lock(path)
+        except OSError as error:
+            raise DataError(
+                f"{self.what}: cannot write to {self.place} ({error.strerror}). {self.mend} that can be "
+                "written."
+            ) from error
+        with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor)
+            self._require_own(file, path)
+            deadline = time.monotonic() + wait_s
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise DataError(
+                            f"{self.what}: waited {wait_s:.0f} s for another process to make it ({path}). "
+                            "Make it with one process first, or end that process."
+                        ) from None
+                    time.sleep(0.05)
+            yield
+
+    def _require_own(self, file: BinaryIO, path: Path) -> None:
+        """A lock file of ours is a plain file without content and without a second name."""
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode) and status.st_size == 0 and status.st_nlink == 1:
+            return
+        raise DataError(
+            f"{self.what}: {path} is not a lock file of UTNet: want an empty plain file, got "
+            f"{stat.filemode(status.st_mode)}, {status.st_size:,} bytes, {status.st_nlink} names. It stays "
+            f"as it is. Move it away, or: {self.mend[0].lower()}{self.mend[1:]} of its own."
+        )
+
+
+def _open(folder: Path, what: str) -> Derived | None:
+    """What stands in a folder, held open; None if it is not whole or is being removed."""
+    marker = folder / MARKER
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(marker.open("rb"))
+            _share(held)
+            content = json.loads(held.read())
+            states = {name: _state((folder / name).stat()) for name in content["files"]}
+            whole = all(states[name][1] == size for name, (size, _) in content["files"].items())
+            if not whole or _state(marker.stat()) != _state(os.fstat(held.fileno())):
+                return None
+            found = Derived(folder, what, content, held, states)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        stack.pop_all()
+    return found
+
+
+def _share(file: BinaryIO) -> None:
+    """Take a shared lock.
+
+    Raises:
+        BlockingIOError: the folder is being removed.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass  # no locks on this file system: then nothing is removed either
+
+
+def _open_lock(path: Path) -> int:
+    """Descriptor of a lock file, made if need be; it follows no link and changes no content."""
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | flags)  # another user's: enough to lock it
+
+
+def _is_whole(found: Derived) -> bool:
+    """Whether all checksums hold; false also if it vanishes meanwhile."""
+    try:
+        return found.is_whole()
+    except (OSError, DataError):
+        return False
+
+
+def _require_own_folder(path: Path, what: str) -> None:
+    """A folder that is worked in must be one, not a link to somewhere else."""
+    if path.is_symlink() or not path.is_dir():
+        raise DataError(f"{what}: {path} is not a folder of UTNet. It was left as it is. Move it away.")
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, never what a link points to; what cannot be removed stays."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _plain(fingerprint: Fingerprint) -> dict[str, Any]:
+    """As it is read back from JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(fingerprint))
+    return plain
+
+
+def _key(fingerprint: dict[str, Any]) -> str:
+    """16 hex digits of a fingerprint."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _state(status: os.stat_result) -> FileState:
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _crc32(file: BinaryIO) -> int:
+    """CRC-32 of what is left of a file."""
+    crc, block = 0, bytearray(_BLOCK_BYTES)
+    while count := file.readinto(block):  # type: ignore[attr-defined]
+        crc = zlib.crc32(memoryview(block)[:count], crc)
+    return crc
+
+
+def _read_header_2_0(file: BinaryIO) -> tuple[Any, Any, Any]:
+    header: tuple[Any, Any, Any] = np.lib.format.read_array_header_2_0(file)
+    return header
