@@ -152,34 +152,20 @@ def crop_camera(
     return CropCamera(size, intrinsics, rotation, homography / homography[2, 2], angle)
 
 
-def require_overlap(camera: CropCamera, picture_size: tuple[int, int], where: str) -> None:
-    """The crop shows some of the picture.
-
-    Args:
-        camera: the crop.
-        picture_size: (H, W).
-        where: names the frame in the error.
-
-    Raises:
-        DataError: less than MIN_OVERLAP of the crop is covered by the picture.
-    """
+def covered_share(camera: CropCamera, picture_size: tuple[int, int]) -> float:
+    """Share of a crop that a picture of (H, W) covers, 0 to 1."""
     height, width = camera.size
     if _inside(camera, picture_size):
-        return
+        return 1.0
     edge_y, edge_x = picture_size[0] - 0.5, picture_size[1] - 0.5
     outline = np.array([[-0.5, -0.5], [edge_x, -0.5], [edge_x, edge_y], [-0.5, edge_y]])
     homogeneous = np.concatenate([outline, np.ones((4, 1))], 1) @ camera.crop_from_img.T
-    share = 0.0
-    if (homogeneous[:, 2] > 0).all():
-        picture = (homogeneous[:, :2] / homogeneous[:, 2:]).astype(np.float32)
-        crop = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-        area, _ = cv2.intersectConvexConvex(crop, picture)
-        share = area / (width * height)
-    if share < MIN_OVERLAP:
-        raise DataError(
-            f"{where}: empty crop, the picture covers {share:.1%} of it. The hand lies outside the picture: "
-            "check the annotation's axes and camMat, or lower augmentation.shift."
-        )
+    if (homogeneous[:, 2] <= 0).any():
+        return 0.0
+    picture = (homogeneous[:, :2] / homogeneous[:, 2:]).astype(np.float32)
+    crop = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    area, _ = cv2.intersectConvexConvex(crop, picture)
+    return float(area / (width * height))
 
 
 def _inside(camera: CropCamera, picture_size: tuple[int, int]) -> bool:
@@ -198,7 +184,7 @@ def footprint(camera: CropCamera, picture_size: tuple[int, int]) -> Window:
     from another rectangle a few pixels would round the other way.
 
     Args:
-        camera: the crop; it shows some of the picture, see `require_overlap`.
+        camera: the crop; it shows some of the picture, see `covered_share`.
         picture_size: (H, W).
     """
     outline = camera.outline_px

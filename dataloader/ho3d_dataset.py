@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +20,11 @@ from dataloader.cache import CachedFrame, CropCache
 from dataloader.cache_build import ensure_cache
 from dataloader.collate import collate
 from dataloader.crop import (
+    MIN_OVERLAP,
     CropCamera,
+    covered_share,
     crop_camera,
     footprint,
-    require_overlap,
     warp_depth,
     warp_rgb,
     z_ref_from_box,
@@ -84,6 +86,9 @@ class HO3DDataset:
         self._truth = self._open_truth(show_progress)
         if self._truth is not None:
             self.split = self.split.scored_by(self._truth.sha256)
+        elif split == "val":
+            labels = np.ascontiguousarray(self.index.rows[self.split.rows])
+            self.split = self.split.scored_by(hashlib.sha256(labels.tobytes()).hexdigest())
         self._cache = self._open_cache(show_progress)
 
     def view(self, *, modality: Modality, augmented: bool) -> HO3DDataset:
@@ -169,7 +174,7 @@ class HO3DDataset:
 
     @property
     def split_id(self) -> str:
-        """Which frames and published truth: checkpoints and per-sample files keep it, ranks compare it."""
+        """Which frames, and of what is scored which labels: files keep it, ranks compare it."""
         return self.split.id
 
     @property
@@ -296,6 +301,21 @@ class HO3DDataset:
         except DataError as error:
             raise DataError(f"{self.frame_id(index)}: {error}") from error
 
+    def _unmoved(self, index: int, labels: Labels, picture_size: tuple[int, int]) -> CropCamera:
+        """The crop camera without roll, scale and shift, for a hand at the edge that they would lose.
+
+        Raises:
+            DataError: it shows nothing of the picture either, which the index would have refused.
+        """
+        camera = self._camera(index, labels, UNCHANGED)
+        share = covered_share(camera, picture_size)
+        if share < MIN_OVERLAP:
+            raise DataError(
+                f"{self.frame_id(index)}: empty crop, the picture of {picture_size[1]} x {picture_size[0]} "
+                f"covers {share:.1%} of it. Was the picture replaced? Start again: its size is checked then."
+            )
+        return camera
+
     def _pixels(
         self,
         index: int,
@@ -320,7 +340,8 @@ class HO3DDataset:
             labels, camera = turned
         else:
             camera = self._camera(index, labels, change)
-            require_overlap(camera, frame.size, str(path))
+            if covered_share(camera, frame.size) < MIN_OVERLAP:
+                camera = self._unmoved(index, labels, frame.size)
             window = footprint(camera, frame.size)
             warp_rgb(frame.rgb(window), camera, window, rgb)
             if shown:
@@ -340,7 +361,8 @@ class HO3DDataset:
     ) -> tuple[Labels, CropCamera] | None:
         """As `_pixels`, of the scene turned about the hand; None where `turned_crop` is."""
         source = self._camera(index, labels, widest(change, self.config.augmentation))
-        require_overlap(source, frame.size, self.frame_id(index))
+        if covered_share(source, frame.size) < MIN_OVERLAP:
+            return None
         window = footprint(source, frame.size)
         view = view_about(labels, change.view_rad)
         labels = turn(labels, view)

@@ -31,7 +31,7 @@ class Split:
     rows: NDArray[np.int64]
     """(N,) rows of the index, ascending: sample `i` of the split is row `rows[i]` of the index."""
     sha256: str
-    """Hex digest of the list file's content, the division, the rows, and published truth if there is."""
+    """Hex digest of the list file's content, the division, the rows, and the labels that it is scored by."""
     note: str
     """How it was divided, for the log."""
     kind: str
@@ -42,9 +42,9 @@ class Split:
         """16 hex digits that name it wherever it is named: 63 bits of `sha256`."""
         return f"{int(self.sha256[:16], 16) >> 1:016x}"
 
-    def scored_by(self, truth_sha256: str) -> Split:
-        """The same rows with published ground truth of that content: other truth is another split."""
-        digest = hashlib.sha256(f"{self.sha256}:{truth_sha256}".encode()).hexdigest()
+    def scored_by(self, labels_sha256: str) -> Split:
+        """The same rows, scored by labels of that content: other labels make another split."""
+        digest = hashlib.sha256(f"{self.sha256}:{labels_sha256}".encode()).hexdigest()
         return dataclasses.replace(self, sha256=digest)
 
 

@@ -222,7 +222,10 @@ class AugmentationConfig:
     scale: float = _number(0.15, ge=0.0, lt=0.9)
     """Crop side times a factor uniform in [1 - scale, 1 + scale]."""
     shift: float = _number(0.1, ge=0.0, le=0.5)
-    """Crop centre moved by up to this share of the hand's box side, in x and in y."""
+    """Crop centre moved by up to this share of the hand's box side, in x and in y.
+
+    A crop that roll, scale and shift would leave with less than 2 % of the picture keeps its place.
+    """
     view_deg: float = _number(0.0, ge=0.0, le=45.0)
     """Scene turned about the hand, by means of its depth, by up to view_deg degrees."""
     view_from_epoch: int = _number(0, ge=0)

@@ -24,6 +24,7 @@ from tests.dataloader.tree import (
     FLIP,
     FanHand,
     Frame,
+    make_frame,
     run_config,
     train_meta,
     write_meta,
@@ -357,3 +358,43 @@ def test_a_dataset_travels_to_a_process_without_its_index(tree: Tree) -> None:
     copy = pickle.loads(pickle.dumps(dataset))
     assert equal(copy.raw(SampleKey(2, 1)), dataset.raw(SampleKey(2, 1)))
     assert "_index" not in dataset.__getstate__()
+
+
+def test_a_hand_at_the_edge_never_ends_an_epoch(tmp_path: Path) -> None:
+    """Roll, scale and shift may carry its crop out of the picture; the sample is then shown where it is."""
+    frame = make_frame(np.random.default_rng(0))
+    right = float(frame.pixels(OPENPOSE21)[:, 0].max())
+    shift = np.array([(40 - right) * frame.joints["wrist"][2] / frame.intrinsics[0, 0], 0.0, 0.0])
+    edge = dataclasses.replace(frame, joints={name: joint + shift for name, joint in frame.joints.items()})
+    assert 10 < edge.pixels(OPENPOSE21)[:, 0].max() < 70 < -edge.pixels(OPENPOSE21)[:, 0].min()
+    write_tree(tmp_path, {"MC1": 4})
+    write_meta(tmp_path / "train/MC1/meta/0001.pkl", train_meta(edge))
+    ranges = {"shift": 0.5, "scale": 0.6, "roll_deg": 180.0}
+    config = run_config(tmp_path, split={"val_percent": 25}, augmentation=ranges, dataset={"box_scale": 1.0})
+    sides = [dataset_of(config, split) for split in ("train", "val")]
+    dataset, i = next((d, i) for d in sides for i in range(len(d)) if d.frame_id(i) == "train/MC1/0001")
+    moved = dataset.view(modality="rgbd", augmented=True)
+    still = dataset.view(modality="rgbd", augmented=False).raw(SampleKey(i))
+    samples = [moved.raw(SampleKey(i, epoch)) for epoch in range(60)]
+    kept = [np.array_equal(sample.crop_from_img, still.crop_from_img) for sample in samples]
+    assert 3 <= sum(kept) < 60, f"{sum(kept)} of 60 draws would have left the picture"
+    for sample in samples:
+        assert sample.rgb_u8.any(), "a black crop"
+
+
+def test_other_labels_of_the_same_frames_are_another_validation(tmp_path: Path) -> None:
+    """Scores by old and by mended labels must not be taken for one another: of best.pt, of two files."""
+    frames = write_tree(tmp_path, {"MC1": 8})
+    config = run_config(tmp_path, split={"val_percent": 25})
+    before = {split: dataset_of(config, split) for split in ("train", "val")}
+    name = before["val"].frame_id(0)
+    mended = dataclasses.replace(frames[name], betas=frames[name].betas + 0.1)
+    write_meta(tmp_path / f"train/MC1/meta/{name[-4:]}.pkl", train_meta(mended))
+    after = {split: dataset_of(config, split) for split in ("train", "val")}
+    assert after["val"].split_id != before["val"].split_id
+    assert after["train"].split_id == before["train"].split_id
+    assert after["train"].index.labels_sha256 != before["train"].index.labels_sha256
+    for split in ("train", "val"):
+        assert [after[split].frame_id(i) for i in range(len(after[split]))] == [
+            before[split].frame_id(i) for i in range(len(before[split]))
+        ]
