@@ -65,9 +65,8 @@ class DenseGraph(nn.Module):
 
     def __init__(self, graph: MeshGraph) -> None:
         super().__init__()
-        size = (len(graph.crow) - 1,) * 2
-        known = torch.sparse_csr_tensor(graph.crow, graph.col, graph.values, size).to_dense()
-        self.register_buffer("adjacency", (known > 0).float() - torch.eye(len(known), device=known.device))
+        linked = (graph.matrix > 0).float()
+        self.register_buffer("adjacency", linked - torch.eye(len(linked), device=linked.device))
 
     def forward(self, nodes: Tensor) -> Tensor:
         """(V, B, C) -> (V, B, C)."""

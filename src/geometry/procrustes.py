@@ -1,4 +1,8 @@
-"""Closed-form alignment of corresponding point sets, batched, in float64.
+"""Alignment of corresponding point sets, batched, in float64.
+
+`fit_rotation` runs inside the network: plain products, nothing that a device reports back to the host.
+`fit_similarity` scores on the CPU, thousands of sets at a time, mirrored ones too: there a singular value
+decomposition is faster.
 
 Legend: B sets, J points. `x' = scale * R x + t` with column vectors. No gradients: these fits measure errors
 and start poses; they are not differentiated through.
@@ -12,6 +16,13 @@ import torch
 from torch import Tensor
 
 from src.errors import ShapeError
+from src.geometry.rotation import largest_row, quaternion_form, rotation_from_quaternion
+
+_SQUARINGS = 48
+"""Doublings that part two eigenvalues which differ by 1e-13 of the largest: float64 tells no more apart."""
+
+_SCALE_EVERY = 4
+"""Squarings between two rescalings: numbers below 3 stay below 1e8 on the way."""
 
 _FLAT = 1e-14
 """Sets whose mean squared spread, relative to their mean squared size, is below this have no shape."""
@@ -91,7 +102,8 @@ def fit_similarity(
 def fit_rotation(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Rotation about the origin that best turns each source set onto its target.
 
-    Minimises sum_j w_j |R source[j] - target[j]|^2 with det R = +1 (Kabsch 1976).
+    Minimises sum_j w_j |R source[j] - target[j]|^2 with det R = +1 (Kabsch 1976). No step depends on values:
+    a GPU's host goes on meanwhile, and the function can be traced and exported.
 
     Args:
         source: (B, J, 3), any unit; not centred here.
@@ -99,10 +111,14 @@ def fit_rotation(source: Tensor, target: Tensor, weights: Tensor | None = None) 
         weights: (B, J) or (J,), not negative; None: all 1.
 
     Returns:
-        (B, 3, 3) in the dtype of `source`, computed in float64, without gradient.
+        (B, 3, 3) in the dtype of `source`, computed in float64, without gradient. Where several rotations are
+        equally good (points on a line, mirror images with two equal spreads) it is one of them; where all
+        points are zero, the identity. A row with a non-finite number is NaN.
 
     Raises:
         ShapeError: shapes differ or are not (B, J, 3).
+
+    Source: Horn 1987: the best rotation's quaternion belongs to the largest eigenvalue of a 4 x 4 matrix.
     """
     if source.shape != target.shape or source.ndim != 3 or source.shape[-1] != 3:
         raise ShapeError(
@@ -112,8 +128,29 @@ def fit_rotation(source: Tensor, target: Tensor, weights: Tensor | None = None) 
     x, y = source.double(), target.double()
     if weights is not None:
         y = y * weights.double()[..., None]
-    rotation, _ = _best_rotation(y.transpose(1, 2) @ x, reflection=False)
-    return rotation.to(source.dtype)
+    covariance = y.transpose(1, 2) @ x
+    return rotation_from_quaternion(_top_quaternion(covariance)).to(source.dtype)
+
+
+def _top_quaternion(covariance: Tensor) -> Tensor:
+    """Unit quaternions (B, 4) of the rotations R that maximise trace(R^T covariance).
+
+    Squared again and again, a symmetric matrix becomes the projection on the space of the eigenvalue that is
+    largest in size. Horn's matrix of a covariance of norm 1 has its largest and its lowest eigenvalue at a
+    sum above -1.2, so with the identity added the largest one is the largest in size.
+
+    Args:
+        covariance: (B, 3, 3) sum_j target source^T, float64.
+    """
+    size = covariance.abs().amax((-2, -1), keepdim=True)
+    scaled = covariance / torch.where(size > 0, size, 1.0)
+    norm = scaled.square().sum((-2, -1), keepdim=True).sqrt()
+    power = quaternion_form(scaled / torch.where(norm > 0, norm, 1.0))
+    for k in range(1, _SQUARINGS + 1):
+        power = power @ power
+        if k % _SCALE_EVERY == 0:
+            power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    return largest_row(power)
 
 
 def _best_rotation(covariance: Tensor, reflection: bool) -> tuple[Tensor, Tensor]:

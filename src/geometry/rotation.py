@@ -96,24 +96,62 @@ def quaternion_from_rotation(rotation: Tensor) -> Tensor:
     Source: Shepperd 1978: divide by the largest of the four components.
     """
     _need(rotation, (3, 3), "rotation matrices")
-    r = rotation
-    m00, m11, m22 = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
-    a, b = r[..., 2, 1], r[..., 1, 2]
-    c, d = r[..., 0, 2], r[..., 2, 0]
-    e, f = r[..., 1, 0], r[..., 0, 1]
     # Row k is 4 q_k times the quaternion; the row with the largest q_k divides safely.
-    rows = torch.stack(
-        [
-            torch.stack([1 + m00 + m11 + m22, a - b, c - d, e - f], -1),
-            torch.stack([a - b, 1 + m00 - m11 - m22, e + f, c + d], -1),
-            torch.stack([c - d, e + f, 1 - m00 + m11 - m22, a + b], -1),
-            torch.stack([e - f, c + d, a + b, 1 - m00 - m11 + m22], -1),
-        ],
-        -2,
-    )
-    best = rows.diagonal(dim1=-2, dim2=-1).argmax(-1)
-    chosen = torch.take_along_dim(rows, best[..., None, None], dim=-2).squeeze(-2)
-    return torch.nn.functional.normalize(chosen, dim=-1)
+    return largest_row(quaternion_form(rotation))
+
+
+def rotation_from_quaternion(quaternion: Tensor) -> Tensor:
+    """(..., 4) unit quaternions as w, x, y, z -> (..., 3, 3); q and -q are one rotation.
+
+    Raises:
+        ShapeError: the last axis is not 4.
+    """
+    _need(quaternion, (4,), "quaternions")
+    w, x, y, z = quaternion.unbind(-1)
+    rows = [
+        torch.stack([w * w + x * x - y * y - z * z, 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
+        torch.stack([2 * (x * y + w * z), w * w - x * x + y * y - z * z, 2 * (y * z - w * x)], -1),
+        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), w * w - x * x - y * y + z * z], -1),
+    ]
+    return torch.stack(rows, -2)
+
+
+def quaternion_form(matrix: Tensor) -> Tensor:
+    """The identity plus the symmetric matrix K with q^T K q = trace(R(q)^T matrix) for unit quaternions q.
+
+    Of a rotation matrix it is 4 q q^T.
+
+    Args:
+        matrix: (..., 3, 3), any.
+
+    Returns:
+        (..., 4, 4); rows and columns are w, x, y, z.
+
+    Raises:
+        ShapeError: the last two axes are not (3, 3).
+
+    Source: Horn 1987, "Closed-form solution of absolute orientation using unit quaternions".
+    """
+    _need(matrix, (3, 3), "matrices")
+    m = matrix
+    m00, m11, m22 = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
+    a, b = m[..., 2, 1], m[..., 1, 2]
+    c, d = m[..., 0, 2], m[..., 2, 0]
+    e, f = m[..., 1, 0], m[..., 0, 1]
+    rows = [
+        torch.stack([1 + m00 + m11 + m22, a - b, c - d, e - f], -1),
+        torch.stack([a - b, 1 + m00 - m11 - m22, e + f, c + d], -1),
+        torch.stack([c - d, e + f, 1 - m00 + m11 - m22, a + b], -1),
+        torch.stack([e - f, c + d, a + b, 1 - m00 - m11 + m22], -1),
+    ]
+    return torch.stack(rows, -2)
+
+
+def largest_row(matrix: Tensor) -> Tensor:
+    """(..., N, N) -> (..., N) the row with the largest element on the diagonal, at length 1."""
+    best = matrix.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    row = torch.take_along_dim(matrix, best[..., None, None], dim=-2).squeeze(-2)
+    return torch.nn.functional.normalize(row, dim=-1)
 
 
 def rotation_about_z(angle_rad: Tensor) -> Tensor:
