@@ -15,7 +15,6 @@ from dataloader.cache_build import ensure_cache
 from dataloader.collate import collate
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.index import AnnotationIndex, open_index
-from dataloader.label_check import require_hand_fits
 from dataloader.labels import hands_of
 from dataloader.meta import ListName
 from dataloader.modality import Modality
@@ -77,7 +76,7 @@ def build_splits(config: RunConfig, context: DistContext, hand: ManoLayer) -> tu
     All ranks call it; rank 0 builds the index and the crop cache before the others read them.
 
     Raises:
-        DataError: see `HO3DDataset`, `HO3DDataset.require_truth` and `require_hand_fits`; on every rank.
+        DataError: see `HO3DDataset` and `HO3DDataset.require_truth`; on every rank.
     """
     cpu_hand = ManoLayer.from_asset(load_hand_asset(config.mano.model_path)) if hand.faces.is_cuda else hand
 
@@ -87,7 +86,6 @@ def build_splits(config: RunConfig, context: DistContext, hand: ManoLayer) -> tu
         split = config.validation.split
         val_set = build_dataset(config, split, cpu_hand, index=train_set.index, show_progress=show)
         val_set.require_truth()
-        require_hand_fits(train_set, cpu_hand)
         return train_set, val_set
 
     _write_caches(config, context, cpu_hand)

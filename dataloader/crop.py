@@ -37,6 +37,9 @@ HAND_SIDE_M = 0.122
 synthetic set. It varies by 27 % with the pose, so without depth z_ref is a start, not an answer.
 """
 
+_BEHIND = 0.01
+"""What is nearer to a crop camera's plane than this share of its centre's depth is not seen by it."""
+
 CENTRE_SHARE = 0.5
 """Part of the crop's shorter side, around its centre, in which depth is read for z_ref."""
 
@@ -159,13 +162,34 @@ def covered_share(camera: CropCamera, picture_size: tuple[int, int]) -> float:
         return 1.0
     edge_y, edge_x = picture_size[0] - 0.5, picture_size[1] - 0.5
     outline = np.array([[-0.5, -0.5], [edge_x, -0.5], [edge_x, edge_y], [-0.5, edge_y]])
-    homogeneous = np.concatenate([outline, np.ones((4, 1))], 1) @ camera.crop_from_img.T
-    if (homogeneous[:, 2] <= 0).any():
+    seen = _in_front(np.concatenate([outline, np.ones((4, 1))], 1) @ camera.crop_from_img.T, camera)
+    if not len(seen):
         return 0.0
-    picture = (homogeneous[:, :2] / homogeneous[:, 2:]).astype(np.float32)
+    picture = (seen[:, :2] / seen[:, 2:]).astype(np.float32)
     crop = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
     area, _ = cv2.intersectConvexConvex(crop, picture)
     return float(area / (width * height))
+
+
+def _in_front(corners: Array, camera: CropCamera) -> Array:
+    """The part of an outline, (n, 3) homogeneous crop pixels, that a crop camera has in front of it.
+
+    A wide picture may reach behind a camera that looks at its border.
+    """
+    height, width = camera.size
+    # A homography has no sign; the crop's own centre is in front.
+    ahead = 1 / float((inverse(camera.crop_from_img) @ np.array([width / 2, height / 2, 1.0]))[2])
+    depth = corners[:, 2] / ahead - _BEHIND
+    if (depth > 0).all():
+        return corners
+    kept = []
+    for k, after in enumerate(np.roll(np.arange(len(corners)), -1)):
+        if depth[k] > 0:
+            kept.append(corners[k])
+        if (depth[k] > 0) != (depth[after] > 0):
+            share = depth[k] / (depth[k] - depth[after])
+            kept.append(corners[k] + share * (corners[after] - corners[k]))
+    return np.array(kept)
 
 
 def _inside(camera: CropCamera, picture_size: tuple[int, int]) -> bool:

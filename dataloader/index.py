@@ -14,18 +14,20 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataloader.label_checks import find_faults
 from dataloader.labels import hands_of
 from dataloader.layout import (
+    KINDS,
     FrameList,
     file_stamp,
     folder_stamp,
@@ -35,7 +37,9 @@ from dataloader.layout import (
     require_count,
 )
 from dataloader.meta import META_DTYPE, ListName, read_meta
+from dataloader.picture_header import picture_size
 from dataloader.truth import read_evaluation_joints, truth_digest
+from dataloader.unusable import Fault, FrameError, Reason, UnusableFrames
 from src.config import DatasetConfig
 from src.errors import DataError
 from src.geometry.rotation import rotation_from_aa
@@ -60,7 +64,7 @@ FORMAT = 2
 
 _CHUNK = 250
 _ROTATION_CHUNK = 4096
-_ROWS, _UNUSABLE = "rows.npy", "unusable.json"
+_ROWS, _UNUSABLE, _LISTING = "rows.npy", "unusable.json", "unusable.txt"
 _KEPT = 2
 """Unused indices that stay: two hand models, tried in turn, each need their own."""
 _SMALL = 2000
@@ -153,8 +157,7 @@ def open_index(
     assert derived is not None  # it is made in one go
     require_count(config, frames, derived.facts["listed"])
     with derived.open(_UNUSABLE) as file:
-        failures = json.load(file)
-    _check_failures(failures, frames, config.max_unreadable if name == "train" else 0)
+        UnusableFrames.from_json(json.load(file)).require(config, derived.path(_LISTING))
     return AnnotationIndex(name, derived)
 
 
@@ -188,19 +191,23 @@ def _fingerprint(config: DatasetConfig, frames: FrameList, hand: ManoLayer) -> d
 def _make(
     config: DatasetConfig, frames: FrameList, hand: ManoLayer, folder: Path, show: bool
 ) -> dict[str, Any]:
-    """Read and check all annotations; write the array of the usable frames and the names of the others."""
-    rows, failures = _read_all(config, frames, show)
-    if frames.name == "evaluation" and not failures:
+    """Read and check all frames; write the array of the usable ones and the reasons of the others."""
+    found = _read_all(config, frames, show)
+    faults = find_faults(frames.name, found.records, found.rgb_hw, found.depth_hw, found.faults, hand)
+    unusable = UnusableFrames.of(frames, faults)
+    rows = np.delete(found.records, sorted(faults))
+    if frames.name == "evaluation" and not unusable:
         joints = read_evaluation_joints(config, rows["joints"][:, 0])
         if joints is not None:
             rows["joints"], rows["joints_known"] = joints, True
-    packed = _pack(np.delete(rows, [row for row, _ in failures]))
-    left_out = [f"{frames.frames[row][0]}/{frame_name(frames.frames[row][1])}" for row, _ in failures]
+    packed = _pack(rows)
+    left_out = [name.removeprefix(f"{frames.name}/") for name in unusable.faults]
     digest = hashlib.sha256(json.dumps([frames.name, frames.sha256, left_out]).encode()).hexdigest()
     with atomic_write(folder / _ROWS) as file:
         np.save(file, packed)
     with atomic_write(folder / _UNUSABLE) as file:
-        file.write(json.dumps(failures).encode())
+        file.write(json.dumps(unusable.to_json()).encode())
+    unusable.write(folder / _LISTING)
     _log.info(
         f"HO3D index: {len(packed):,} frames of {len(frames.sequences)} sequences written to {folder.parent}."
     )
@@ -226,60 +233,57 @@ def _pack(rows: NDArray[np.void]) -> NDArray[np.void]:
     return packed
 
 
-def _read_all(
-    config: DatasetConfig, frames: FrameList, show: bool
-) -> tuple[NDArray[np.void], list[tuple[int, str]]]:
-    """Records of all listed frames in list order, and (row, reason) of those that are unreadable."""
+class _Found(NamedTuple):
+    """What a run of frames says of itself."""
+
+    records: NDArray[np.void]
+    """(n,) of META_DTYPE; anything where a fault was met."""
+    rgb_hw: NDArray[np.int32]
+    """(n, 2) sizes of the pictures; 0, 0 where a fault was met."""
+    depth_hw: NDArray[np.int32]
+    """(n, 2) of their depths."""
+    faults: list[tuple[int, Fault]]
+    """Row in the list, and what was met; several of a row may be there."""
+
+
+def _read_all(config: DatasetConfig, frames: FrameList, show: bool) -> _Found:
+    """All listed frames, in list order."""
     starts = range(0, len(frames.frames), _CHUNK)
     number = {sequence: k for k, sequence in enumerate(frames.sequences)}
     jobs = [(config, frames.name, frames.frames[s : s + _CHUNK], s, number) for s in starts]
-    rows = np.zeros(len(frames.frames), META_DTYPE)
-    failures: list[tuple[int, str]] = []
     with contextlib.ExitStack() as stack:
         if config.index_workers == 1 or len(frames.frames) < _SMALL:
-            results: Iterator[Any] = map(_read_chunk, jobs)
+            results: Iterator[_Found] = map(_read_chunk, jobs)
         else:
             # fork: a worker only reads files with numpy, and would import torch for seconds otherwise.
             pool = ProcessPoolExecutor(config.index_workers, mp_context=multiprocessing.get_context("fork"))
             results = stack.enter_context(pool).map(_read_chunk, jobs)
-        bar = progress(results, total=len(jobs), desc=f"HO3D index ({frames.name})", enabled=show)
-        for start, (chunk, bad) in zip(starts, bar, strict=True):
-            rows[start : start + len(chunk)] = chunk
-            failures += bad
-    return rows, failures
+        title = f"HO3D index ({frames.name})"
+        chunks = list(progress(results, total=len(jobs), desc=title, enabled=show))
+    records, rgb_hw, depth_hw = (np.concatenate(parts) for parts in list(zip(*chunks, strict=True))[:3])
+    return _Found(records, rgb_hw, depth_hw, [fault for chunk in chunks for fault in chunk.faults])
 
 
-def _read_chunk(job: tuple[Any, ...]) -> tuple[NDArray[np.void], list[tuple[int, str]]]:
-    """Records of a run of frames; runs in a pool process."""
+def _read_chunk(job: tuple[Any, ...]) -> _Found:
+    """A run of frames; runs in a pool process."""
     config, name, frames, start, number = job
-    rows = np.zeros(len(frames), META_DTYPE)
-    failures: list[tuple[int, str]] = []
+    rgb_hw, depth_hw = np.zeros((2, len(frames), 2), np.int32)
+    found = _Found(np.zeros(len(frames), META_DTYPE), rgb_hw, depth_hw, [])
     for i, (sequence, frame) in enumerate(frames):
-        path = frame_path(config.root_dir, name, sequence, frame, "meta", config.version)
-        try:
-            rows[i] = read_meta(path, name)
-        except DataError as error:
-            failures.append((start + i, str(error)))
-        rows[i]["sequence"], rows[i]["frame"] = number[sequence], frame
-    return rows, failures
-
-
-def _check_failures(failures: list[tuple[int, str]], frames: FrameList, allowed: int) -> None:
-    """Count unreadable annotations against what the user allowed.
-
-    The evaluation list allows none: its rows are the rows of a submission.
-    """
-    if not failures:
-        return
-    row, reason = failures[0]
-    what = (
-        f"HO3D index: {len(failures):,} of {len(frames.frames):,} frames unreadable "
-        f"(first: {reason.removesuffix('.')})."
-    )
-    if len(failures) <= allowed:
-        _log.warning(f"{what} They are left out, as dataset.max_unreadable={allowed} allows.")
-        return
-    mend = f"Re-extract {frames.frames[row][0]}"
-    if frames.name == "train":
-        mend += f", or set dataset.max_unreadable={len(failures)} to go on"
-    raise DataError(f"{what} {mend}.")
+        rgb, depth, meta = (
+            frame_path(config.root_dir, name, sequence, frame, kind, config.version) for kind in KINDS
+        )
+        readers: tuple[tuple[NDArray[Any], Callable[[], Any]], ...] = (
+            (found.records, functools.partial(read_meta, meta, name)),
+            (found.rgb_hw, functools.partial(picture_size, rgb, "rgb")),
+            (found.depth_hw, functools.partial(picture_size, depth, "depth")),
+        )
+        for into, read in readers:
+            try:
+                into[i] = read()
+            except FrameError as error:
+                found.faults.append((start + i, error.fault))
+            except DataError as error:
+                found.faults.append((start + i, Fault(Reason.ANNOTATION, str(error))))
+        found.records[i]["sequence"], found.records[i]["frame"] = number[sequence], frame
+    return found

@@ -179,11 +179,3 @@ def _parse(content: bytes, path: Path) -> tuple[tuple[str, int], ...]:
 def _text(content: bytes) -> str:
     """A list's text; a byte order mark is no part of it."""
     return content.decode("utf-8-sig", errors="replace")
-
-
-def _missing_advice(path: Path, version: str) -> str:
-    """What to do about a missing picture."""
-    other = {"v2": "v3", "v3": "v2"}[version]
-    if path.parent.name == "rgb" and path.with_suffix(suffix("rgb", other)).exists():
-        return f"The folder holds {suffix('rgb', other)} pictures: set dataset.version={other}."
-    return f"Re-extract {path.parent.parent.name}, or take the frames out of the list file."

@@ -6,9 +6,25 @@ here, the YAML's `base`, the YAML, the command line. Paths are relative to the w
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
+
+from src.errors import ConfigError
+
+COUNT_OR_SHARE = "a whole number such as 26, at least 0, or a share such as 0.1%, at least 0 and below 100 %"
+_SHARE = re.compile(r"(?P<percent>[0-9]+(\.[0-9]+)?) ?%")
+
+
+def count_or_share(value: Any, of: int) -> int | None:
+    """How many of `of` things a setting means, a share rounded down; None: it is not COUNT_OR_SHARE."""
+    if isinstance(value, str):
+        match = _SHARE.fullmatch(value)
+        percent = Fraction(match["percent"]) if match else None
+        return int(of * percent / 100) if percent is not None and percent < 100 else None
+    return value if type(value) is int and value >= 0 else None  # bool is a subclass of int
 
 
 def _number(
@@ -47,12 +63,22 @@ class DatasetConfig:
     cache_format: Literal["raw", "compact"] = "raw"
     """raw: the same pixels as without a cache. compact: JPEG (PSNR >= 42 dB) and lossless depth, a fifth of
     the space."""
-    max_unreadable: int = _number(0, ge=0)
-    """Frames whose annotation may be unreadable; they are left out and counted. More is an error."""
+    max_unusable: int | str = field(default=0, metadata={"count_or_share": True})
+    """Training frames that may be unusable: a count such as 26, or a share of the listed frames such as 0.1%.
+
+    They are left out of every split and counted. More is an error. Share: at least 0 and below 100 %.
+    """
     p_drop_depth: float = _number(0.4, ge=0.0, le=1.0)
     """Probability that a training sample is shown without depth."""
     box_scale: float = _number(1.6, ge=1.0, le=4.0)
     """Side of the square crop over the longer side of the hand's box."""
+
+    def unusable_allowed(self, listed: int) -> int:
+        """How many of `listed` frames max_unusable lets a run leave out; a share is rounded down."""
+        allowed = count_or_share(self.max_unusable, listed)
+        if allowed is None:
+            raise ConfigError(f"dataset.max_unusable: want {COUNT_OR_SHARE}, got {self.max_unusable!r}")
+        return allowed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,27 @@ from typing import Any, Literal
 
 import yaml
 
-from src.config import RunConfig
+from src.config import COUNT_OR_SHARE, RunConfig, count_or_share
 from src.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class _Replaced:
+    """What became of a key that is no more."""
+
+    by: str | None
+    """The key that takes its value in a checkpoint's configuration; None: the value means nothing now."""
+    sentence: str
+    """For who still writes it."""
+
+
+_REPLACED = {
+    "dataset.max_unreadable": _Replaced(
+        "dataset.max_unusable",
+        "is replaced by dataset.max_unusable (a count, or a share such as 0.1%), which counts every frame "
+        "that cannot be used, not unreadable annotations alone",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +85,7 @@ def config_from_dict(tree: Mapping[str, Any], origin: str, overrides: Sequence[s
     """The configuration that `config_to_dict` wrote, e.g. into a checkpoint, checked like a file.
 
     Args:
-        tree: what was written.
+        tree: what was written, by this version or by one whose keys have been replaced.
         origin: names it in messages.
         overrides: as for `load_config`.
 
@@ -84,6 +103,10 @@ def config_from_dict(tree: Mapping[str, Any], origin: str, overrides: Sequence[s
                 leaves[f"{prefix}{key}"] = _Leaf(value, origin)
 
     walk(tree, "")
+    for key in _REPLACED.keys() & leaves.keys():
+        leaf, by = leaves.pop(key), _REPLACED[key].by
+        if by is not None:
+            leaves.setdefault(by, leaf)
     _override(leaves, overrides, faults)
     return _checked(leaves, faults)
 
@@ -197,7 +220,9 @@ def _build(cls: type, leaves: Mapping[str, _Leaf], prefix: str, faults: _Faults)
     for key, leaf in leaves.items():
         name = key[len(prefix) :].partition(".")[0] if key.startswith(prefix) else None
         if name is not None and name not in fields:
-            faults.add(leaf.origin, key, f"unknown key, {_suggest(prefix, name, fields)}")
+            replaced = _REPLACED.get(key)
+            rule = replaced.sentence if replaced else f"unknown key, {_suggest(prefix, name, fields)}"
+            faults.add(leaf.origin, key, rule)
     values: dict[str, Any] = {}
     for name, field in fields.items():
         key = f"{prefix}{name}"
@@ -213,10 +238,7 @@ def _build(cls: type, leaves: Mapping[str, _Leaf], prefix: str, faults: _Faults)
             faults.add(leaves[k].origin, k, f"{key} is a value, not a section")
         if key in leaves:
             leaf = leaves[key]
-            # YAML 1.1 reads the bare word off as false.
-            off = leaf.value is False and field.metadata.get("off", False)
-            problem, value = _coerce(hint, "off" if off else leaf.value)
-            problem = problem or _out_of_range(field.metadata, value)
+            problem, value = _value(hint, field.metadata, leaf.value)
             if problem:
                 faults.add(leaf.origin, key, f"{problem}, got {leaf.value!r}")
             else:
@@ -234,6 +256,16 @@ def _suggest(prefix: str, name: str, fields: Mapping[str, Any]) -> str:
         if dataclasses.is_dataclass(hint) and name in {f.name for f in dataclasses.fields(hint)}:
             return f"did you mean {section.name}.{name}?"
     return f"known here: {', '.join(fields)}"
+
+
+def _value(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[str, Any]:
+    """(problem or '', value of a field): its type, and the rule that its metadata states."""
+    if metadata.get("count_or_share"):
+        return ("", value) if count_or_share(value, 0) is not None else (f"must be {COUNT_OR_SHARE}", None)
+    if value is False and metadata.get("off"):  # YAML 1.1 reads the bare word off as false
+        value = "off"
+    problem, value = _coerce(hint, value)
+    return problem or _out_of_range(metadata, value), value
 
 
 def _coerce(hint: Any, value: Any) -> tuple[str, Any]:

@@ -125,32 +125,68 @@ class ManoLayer(nn.Module):
             ShapeError: a shape is not the documented one.
         """
         _check(global_orient, hand_pose, betas, translation_m)
-        inputs = (global_orient, hand_pose, betas, translation_m)
-        double = any(tensor.dtype == torch.float64 for tensor in inputs)
-        dtype = torch.float64 if double else torch.float32
         with torch.autocast(device_type=betas.device.type, enabled=False):
-            root, pose, shape, shift = (tensor.to(dtype) for tensor in inputs)
-            return self._pose(root, pose, shape, shift)
+            inputs = _in_one_dtype(global_orient, hand_pose, betas, translation_m)
+            arrays = self.v_template, self.directions, self.skinning
+            vertices, joints = self._pose(*inputs, arrays)
+            tips = vertices.index_select(1, self.tip_vertices)
+            return ManoOutput(vertices.contiguous(), self._named(joints, tips))
 
-    def _pose(self, root: Tensor, pose: Tensor, betas: Tensor, translation: Tensor) -> ManoOutput:
-        """`forward` with everything in one dtype."""
+    def joints_m(
+        self, global_orient: Tensor, hand_pose: Tensor, betas: Tensor, translation_m: Tensor
+    ) -> Tensor:
+        """`forward`'s joints without its mesh, of which only the five tips are posed.
+
+        Args:
+            global_orient, hand_pose, betas, translation_m: as `forward`.
+
+        Returns:
+            (B, J, 3) metres, frame of the inputs, OPENPOSE21 order.
+
+        Raises:
+            ShapeError: as `forward`.
+        """
+        _check(global_orient, hand_pose, betas, translation_m)
+        with torch.autocast(device_type=betas.device.type, enabled=False):
+            inputs = _in_one_dtype(global_orient, hand_pose, betas, translation_m)
+            arrays = self._of_tips(self.v_template), self._of_tips(self.directions)
+            tips, joints = self._pose(*inputs, (*arrays, self.skinning.index_select(1, self.tip_vertices)))
+            return self._named(joints, tips)
+
+    def _of_tips(self, of_vertices: Tensor) -> Tensor:
+        """The tips' columns of a (..., 3V) coordinate-major array, (..., 15)."""
+        columns = of_vertices.view(*of_vertices.shape[:-1], 3, self.skinning.shape[1])
+        return columns.index_select(-1, self.tip_vertices).flatten(-2)
+
+    def _named(self, joints: Tensor, tips: Tensor) -> Tensor:
+        """(B, K, 3) joints of the tree and (B, 5, 3) tips -> (B, J, 3) OPENPOSE21."""
+        return torch.cat([joints, tips], dim=1).index_select(1, self.openpose_from_ho3d)
+
+    def _pose(
+        self,
+        root: Tensor,
+        pose: Tensor,
+        betas: Tensor,
+        translation: Tensor,
+        arrays: tuple[Tensor, Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Some vertices (B, v, 3) and the joints of the tree (B, K, 3), everything in one dtype.
+
+        The vertices are those of `arrays`: (3v,) at rest, (145, 3v) directions, (K, v) skinning weights.
+        """
         batch, dtype = betas.shape[0], betas.dtype
+        template, directions, skinning = (array.to(dtype) for array in arrays)
+        count = skinning.shape[1]
         features = torch.cat([betas, (pose - self.identity.to(dtype)).reshape(batch, 135)], dim=1)
-        rest = torch.addmm(self.v_template.to(dtype), features, self.directions.to(dtype))
-        rest = rest.view(batch, 1, 3, self.skinning.shape[1])
+        rest = torch.addmm(template, features, directions).view(batch, 1, 3, count)
         rest_joints = self._rest_joints(betas)
         rotations, joints = _forward_kinematics(root, pose, rest_joints)
         # x -> R x + (joint - R rest_joint), blended per vertex with the skinning weights by one product.
         offset = joints - (rotations @ rest_joints[..., None])[..., 0]
         rows = torch.cat([rotations, offset[..., None]], dim=-1).permute(0, 2, 3, 1)
-        blended = (rows.reshape(batch * 12, 16) @ self.skinning.to(dtype)).view(
-            batch, 3, 4, self.skinning.shape[1]
-        )
+        blended = (rows.reshape(batch * 12, 16) @ skinning).view(batch, 3, 4, count)
         vertices = (blended[:, :, :3] * rest).sum(2) + blended[:, :, 3] + translation[..., None]
-        vertices = vertices.transpose(1, 2)
-        tips = vertices.index_select(1, self.tip_vertices)
-        ho3d = torch.cat([joints + translation[:, None], tips], dim=1)
-        return ManoOutput(vertices.contiguous(), ho3d.index_select(1, self.openpose_from_ho3d))
+        return vertices.transpose(1, 2), joints + translation[:, None]
 
     def rest_root_m(self, betas: Tensor) -> Tensor:
         """J0(betas): the wrist of the rest pose.
@@ -191,6 +227,13 @@ def _forward_kinematics(root: Tensor, pose: Tensor, rest_joints: Tensor) -> tupl
     all_rotations = torch.stack(rotations, dim=2).reshape(batch, _CHAINS * _LINKS, 3, 3)
     all_joints = torch.stack(joints, dim=2).reshape(batch, _CHAINS * _LINKS, 3)
     return torch.cat([root[:, None], all_rotations], dim=1), torch.cat([wrist, all_joints], dim=1)
+
+
+def _in_one_dtype(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four inputs of `ManoLayer.forward` in float32, or in float64 when one of them is."""
+    double = any(tensor.dtype == torch.float64 for tensor in inputs)
+    root, pose, betas, translation = (t.to(torch.float64 if double else torch.float32) for t in inputs)
+    return root, pose, betas, translation
 
 
 def _check(global_orient: Tensor, hand_pose: Tensor, betas: Tensor, translation_m: Tensor) -> None:

@@ -65,6 +65,16 @@ def test_all_faults_are_named_at_once_with_file_line_key_and_rule(tmp_path: Path
         ("validation: {timeout_s: 1e12}", "must be at most 604800"),  # torch cannot count that far
         ("model: {image_size: [128, 100]}", "multiples of 16"),
         ("name: a/b", "must be letters"),
+        ("dataset: {max_unusable: -1}", "must be a whole number such as 26, at least 0, or a share"),
+        ("dataset: {max_unusable: 1.5}", "a share such as 0.1%, at least 0 and below 100 %, got 1.5"),
+        ("dataset: {max_unusable: true}", "must be a whole number such as 26"),
+        ("dataset: {max_unusable: abc}", "must be a whole number such as 26"),
+        ("dataset: {max_unusable: null}", "must be a whole number such as 26"),
+        ("dataset: {max_unusable: '26'}", "must be a whole number such as 26"),
+        ("dataset: {max_unusable: 120%}", "below 100 %, got '120%'"),
+        ("dataset: {max_unusable: 100 %}", "below 100 %"),
+        ("dataset: {max_unusable: -1%}", "must be a whole number such as 26"),
+        ("dataset: {max_unusable: 1e1%}", "must be a whole number such as 26"),
         ("- 1", "must be a mapping of sections"),
         ("a: [", "not valid YAML"),
         ("base: none.yaml", "no such file"),
@@ -74,6 +84,44 @@ def test_bad_values_are_refused(tmp_path: Path, text: str, rule: str) -> None:
     """Each wrong value is refused with its rule."""
     with pytest.raises(ConfigError, match=rule):
         load_config(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "listed", "allowed"),
+    [
+        ("0", 83_325, 0),
+        ("26", 83_325, 26),
+        ("26", 3, 26),
+        ("0%", 83_325, 0),
+        ("0.1%", 83_325, 83),  # 83.3
+        ("2 %", 50, 1),
+        ("2 %", 49, 0),
+        ("0.3%", 1000, 3),  # in floating point 2.9999999999999996
+        ("99.99%", 83_325, 83_316),
+    ],
+)
+def test_a_count_or_a_share_of_the_frames(tmp_path: Path, text: str, listed: int, allowed: int) -> None:
+    """As a file and as the command line spell it; a share never lets one frame more go than it says."""
+    path = write(tmp_path, f"dataset:\n  max_unusable: {text}\n")
+    for config in (load_config(path), load_config(write(tmp_path, ""), [f"dataset.max_unusable={text}"])):
+        assert config.dataset.unusable_allowed(listed) == allowed
+        assert load_config(write(tmp_path, config_to_yaml(config))) == config
+
+
+def test_a_replaced_key_says_what_became_of_it(tmp_path: Path) -> None:
+    """Who upgrades reads the new key's name; a checkpoint of before is still opened, with its value."""
+    sentence = r"dataset.max_unreadable: is replaced by dataset.max_unusable \(a count, or a share"
+    with pytest.raises(ConfigError, match=rf"run.yaml:2: {sentence}"):
+        load_config(write(tmp_path, "dataset:\n  max_unreadable: 3\n"))
+    with pytest.raises(ConfigError, match=rf"command line: {sentence}"):
+        load_config(write(tmp_path, ""), ["dataset.max_unreadable=3"])
+    tree = config_to_dict(RunConfig())
+    del tree["dataset"]["max_unusable"]
+    tree["dataset"]["max_unreadable"] = 3
+    assert config_from_dict(tree, "checkpoint").dataset.max_unusable == 3
+    assert config_from_dict(tree, "checkpoint", ["dataset.max_unusable=1%"]).dataset.max_unusable == "1%"
+    with pytest.raises(ConfigError, match=rf"command line: {sentence}"):
+        config_from_dict(tree, "checkpoint", ["dataset.max_unreadable=4"])
 
 
 def test_order_of_sources(tmp_path: Path) -> None:

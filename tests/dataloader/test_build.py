@@ -208,7 +208,6 @@ def test_a_split_smaller_than_a_step_is_an_error(tree: Tree) -> None:
 def test_missing_official_meshes_are_said(tmp_path: Path, monkeypatch, caplog) -> None:
     """Whoever evaluates without the meshes' file must learn that half of the official scores is left out."""
     frames = write_tree(tmp_path, {"MC1": 2, "SM1": 2}, {"AP10": 2})
-    monkeypatch.setattr(build, "require_hand_fits", lambda *_: None)
     hand = FanHand()
     hand.faces = torch.zeros(1)  # type: ignore[attr-defined]
     config = config_of(tmp_path, split={"by": "sequence"}, validation={"split": "evaluation"})

@@ -376,13 +376,12 @@ def test_an_unreadable_picture_says_the_same_as_without(tmp_path: Path, kind: st
     """The frame to mend must be named, before hours of training and not after."""
     root = tmp_path / "HO3D"
     write_tree(root, {"MC1": 4})
-    if kind == "rgb":
-        (root / "train/MC1/rgb/0003.jpg").write_bytes(b"\xff\xd8")
-    elif kind == "depth":
-        (root / "train/MC1/depth/0003.png").write_bytes(b"")
-    else:
-        cv2.imwrite(str(root / "train/MC1/depth/0003.png"), np.zeros((100, 100, 3), np.uint8))
     sides = [dataset_of(config_of(root, "off"), split) for split in ("train", "val")]
+    path = root / f"train/MC1/{'rgb/0003.jpg' if kind == 'rgb' else 'depth/0003.png'}"
+    if kind == "size":
+        cv2.imwrite(str(path), np.zeros((100, 100, 3), np.uint8))
+    else:
+        path.write_bytes(path.read_bytes()[:-200])
     samples = [(side.view(modality="rgbd", augmented=False), i) for side in sides for i in range(len(side))]
     with pytest.raises(DataError) as without:
         [side.raw(SampleKey(i)) for side, i in samples]
@@ -497,7 +496,6 @@ def test_two_runs_at_once_write_one_cache(tree: Tree, tmp_path: Path, monkeypatc
 def test_ranks_wait_in_slices(tree: Tree, tmp_path: Path, monkeypatch: Any, encoded: list[int]) -> None:
     """One wait of hours would run into the collectives' time limit; a slice continues where one ended."""
     monkeypatch.setattr(build, "CACHE_SLICE_S", 0.0)
-    monkeypatch.setattr(build, "require_hand_fits", lambda *_: None)
     context = DistContext(0, 1, 0, torch.device("cpu"), None)
     calls, original = [], build.ensure_cache
     monkeypatch.setattr(build, "ensure_cache", lambda *a, **k: (calls.append(1), original(*a, **k))[1])

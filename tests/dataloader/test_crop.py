@@ -134,6 +134,19 @@ def test_an_empty_crop_is_seen() -> None:
             crop_camera(INTRINSICS, np.array(box), (128, 128), 1.6)
 
 
+def test_a_wide_pictures_border_is_in_the_picture() -> None:
+    """Of a camera that looks at one border of a wide picture the other one is behind: such hands ended a run
+    as outside the picture, in whatever epoch the draw came. What is outside still is.
+    """
+    wide = np.array([[200.0, 0, 320], [0, 200, 240], [0, 0, 1]])
+    for box in ([600.0, 150, 660, 250], [-20, 150, 40, 250], [590, 430, 680, 500], [0, 0, 640, 480]):
+        camera = crop_camera(wide, np.array(box), (128, 128), 1.6)
+        assert crop.covered_share(camera, (480, 640)) >= crop.MIN_OVERLAP, box
+    for box in ([900.0, 150, 990, 250], [-500, 150, -400, 250], [900, 900, 990, 990]):
+        camera = crop_camera(wide, np.array(box), (128, 128), 1.6)
+        assert crop.covered_share(camera, (480, 640)) == 0.0, box
+
+
 def test_a_camera_matrix_without_inverse_is_named() -> None:
     """OpenCV inverts it to zeros, and a crop of nothing would follow."""
     with pytest.raises(DataError, match="camMat"):

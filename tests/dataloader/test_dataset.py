@@ -13,6 +13,7 @@ import torch
 from dataloader import decode, ho3d_dataset
 from dataloader.collate import _stack
 from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.labels import convert, rest_roots
 from dataloader.samplers import SampleKey
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
@@ -80,25 +81,17 @@ def test_wrist_comes_from_the_hand_model(tree: Tree) -> None:
     np.testing.assert_allclose(sample.root_cam_m - sample.translation_m, rest, atol=1e-6)
 
 
-def test_root_does_not_follow_the_joints(tmp_path: Path) -> None:
+def test_root_does_not_follow_the_joints(tree: Tree) -> None:
     """`GT centered by root` compares two independent paths; a root read from the joints always says 0."""
-    frames = write_tree(tmp_path, {"MC1": 10})
-    key = "train/MC1/0001"
-    meta = train_meta(frames[key])
-    relative = np.asarray(meta["handJoints3D"]) - np.array([0, 0, 0.05])
-    config = run_config(tmp_path, split={"val_percent": 10}, augmentation={"enabled": False})
-    sides = [dataset_of(config, split) for split in ("train", "val")]
-    dataset, i = next((d, i) for d in sides for i in range(len(d)) if d.frame_id(i) == key)
-    good = dataset[i]
-    write_meta(tmp_path / f"{key.replace('MC1/', 'MC1/meta/')}.pkl", meta | {"handJoints3D": relative})
-    (tmp_path / "train/MC1/meta/x").touch()  # a change that the index notices
-    bad = dataset_of(config, dataset.split.name)[i]
-
-    def wrist_gap_mm(sample: HandSample) -> float:
-        return float((sample.joints_cam_m[0] - sample.root_cam_m).norm() * 1000)
-
-    assert wrist_gap_mm(good) < 1e-3
-    assert wrist_gap_mm(bad) == pytest.approx(50, abs=1e-2)
+    dataset = dataset_of(run_config(tree[0]), "train")
+    records = np.array(dataset.index.rows[dataset.split.rows[:4]])
+    rest = rest_roots(FanHand(), records["betas"])  # type: ignore[arg-type]
+    good = convert(records, rest)
+    records["joints"] -= np.array([0, 0, 0.05], np.float32)
+    bad = convert(records, rest)
+    for labels, gap_mm in ((good, 0.0), (bad, 50.0)):
+        gaps = np.linalg.norm(labels.joints_cam_m[:, 0] - labels.root_cam_m, axis=1) * 1000
+        np.testing.assert_allclose(gaps, gap_mm, atol=1e-2)
 
 
 @pytest.mark.parametrize("split", ["val", "train"])
@@ -194,7 +187,8 @@ def test_inputs_do_not_know_the_labels_depth(tmp_path: Path) -> None:
         for key, frame in frames.items():
             moved = dataclasses.replace(frame, joints={name: p * factor for name, p in frame.joints.items()})
             write_meta(root / f"train/MC1/meta/{key[-4:]}.pkl", train_meta(moved))
-        dataset = dataset_of(run_config(root, split={"val_percent": 50}), "val")
+        config, hand = run_config(root, split={"val_percent": 50}), FanHand(factor)
+        dataset = HO3DDataset(config, "val", hand, show_progress=False)  # type: ignore[arg-type]
         inputs.append(
             [dataset[i] for i in range(len(dataset))] + [dataset.view(modality="rgb", augmented=False)[0]]
         )
@@ -308,7 +302,7 @@ def test_labels_that_were_never_opengl_are_refused(tmp_path: Path) -> None:
         write_meta(
             tmp_path / f"train/MC1/meta/{key[-4:]}.pkl", meta | {"handJoints3D": meta["handJoints3D"] @ FLIP}
         )
-    with pytest.raises(DataError, match="behind the camera"):
+    with pytest.raises(DataError, match=r"2 hand not in front of the camera.*must be OpenGL"):
         dataset_of(run_config(tmp_path, split={"val_percent": 50}), "train")
 
 

@@ -59,6 +59,18 @@ def test_joints_are_the_ones_named(layer: ManoLayer, asset: HandAsset) -> None:
     assert across == sorted(across, reverse=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_joints_alone_are_those_of_the_mesh(layer: ManoLayer, dtype: torch.dtype) -> None:
+    """Labels are judged by the joints alone: they are the layer's own to 0.001 mm, tips included."""
+    inputs = _random(50, dtype, angle=2.0)
+    alone, whole = layer.joints_m(*inputs), layer(*inputs).joints_m
+    assert alone.shape == (50, 21, 3)
+    assert alone.dtype == dtype
+    assert (alone - whole).abs().max() < 1e-6
+    with pytest.raises(ShapeError, match="betas"):
+        layer.joints_m(inputs[0], inputs[1], inputs[2][:, :9], inputs[3])
+
+
 def test_pose_row_moves_its_own_joint(layer: ManoLayer) -> None:
     """Row j of hand_pose turns MANO16 joint j + 1: only the joints beyond it move."""
     for j, name in enumerate(MANO16[1:]):
