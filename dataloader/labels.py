@@ -119,7 +119,9 @@ def _boxes(records: NDArray[np.void], joints_cam_m: NDArray[np.float32]) -> NDAr
     return np.where(np.isfinite(box).all(-1, keepdims=True), box, projected)
 
 
-def joint_boxes(joints_cam_m: NDArray[np.float32], intrinsics_px: NDArray[np.float32]) -> NDArray[np.float64]:
+def joint_boxes(
+    joints_cam_m: NDArray[np.floating], intrinsics_px: NDArray[np.floating]
+) -> NDArray[np.float64]:
     """(N, 4) box around the projections of (N, J, 3) joints."""
     homogeneous = joints_cam_m.astype(np.float64) @ intrinsics_px.astype(np.float64).transpose(0, 2, 1)
     pixels = homogeneous[..., :2] / homogeneous[..., 2:]

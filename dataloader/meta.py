@@ -1,6 +1,7 @@
 """One HO3D annotation file -> one record, exactly as the file says: OpenGL axes, HO3D joint order, metres.
 
-Nothing is converted here; `dataloader/labels.py` is the door where conventions change.
+Nothing is converted here; `dataloader/labels.py` is the door where conventions change. Nor is it asked
+what the numbers mean: that is what `dataloader/label_checks.py` does.
 """
 
 from __future__ import annotations
@@ -51,8 +52,6 @@ def read_meta(path: Path, name: ListName) -> NDArray[np.void]:
         raise DataError(f"{path}: annotation is a {type(meta).__name__}, want a dict")
     record = np.zeros((), META_DTYPE)
     record["cam_mat"] = _numbers(meta, "camMat", (3, 3), path)
-    if not (record["cam_mat"][0, 0] > 0 and record["cam_mat"][1, 1] > 0):
-        raise DataError(f"{path}: camMat has no positive focal lengths")
     if name == "train":
         record["joints"] = _numbers(meta, "handJoints3D", (21, 3), path)
         record["pose_aa"] = _numbers(meta, "handPose", (48,), path).reshape(16, 3)

@@ -33,8 +33,18 @@ COLOURS = {
 """RGB of the disc of each joint; at least 100 apart in some channel."""
 
 
+FAN = {
+    f"{finger}_{k}": reach * np.array([np.sin(angle), np.cos(angle), 0.05 * k])
+    for finger, angle in zip(
+        ("thumb", "index", "middle", "ring", "pinky"), np.radians([-50, -25, 0, 25, 50]), strict=True
+    )
+    for k, reach in enumerate((0.07, 0.10, 0.125, 0.145), start=1)
+}
+"""Joints of the hand at rest relative to its wrist, metres; its fingers do not bend."""
+
+
 class FanHand:
-    """Stands in for the hand model: all the loader asks of it is the wrist at rest."""
+    """Stands in for the hand model: a fan of joints that the wrist's rotation and place move."""
 
     base = np.array([0.09, 0.01, 0.005])
     directions = np.linspace(-0.002, 0.002, 30).reshape(3, 10)
@@ -44,6 +54,18 @@ class FanHand:
         return (torch.from_numpy(self.base) + betas.double() @ torch.from_numpy(self.directions.T)).to(
             betas.dtype
         )
+
+    def joints_m(
+        self,
+        global_orient: torch.Tensor,
+        hand_pose: torch.Tensor,
+        betas: torch.Tensor,
+        translation: torch.Tensor,
+    ) -> torch.Tensor:
+        """(N, 21, 3) OPENPOSE21."""
+        rest = torch.from_numpy(np.stack([FAN.get(name, np.zeros(3)) for name in OPENPOSE21]))
+        turned = rest.to(betas.dtype) @ global_orient.transpose(1, 2)
+        return turned + (translation + self.rest_root_m(betas))[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +90,7 @@ class Frame:
 
 def make_frame(rng: np.random.Generator) -> Frame:
     """A fan hand somewhere in the picture."""
-    local = {"wrist": np.zeros(3)}
-    for f, finger in enumerate(("thumb", "index", "middle", "ring", "pinky")):
-        angle = np.radians(-50 + 25 * f)
-        for k, reach in enumerate((0.07, 0.10, 0.125, 0.145), start=1):
-            local[f"{finger}_{k}"] = reach * np.array([np.sin(angle), np.cos(angle), 0.05 * k])
+    local = {"wrist": np.zeros(3), **FAN}
     rotation = Rotation.from_euler("ZYX", [rng.uniform(-3, 3), *rng.uniform(-0.4, 0.4, 2)]).as_matrix()
     wrist = np.array([rng.uniform(-0.12, 0.12), rng.uniform(-0.08, 0.08), rng.uniform(0.55, 0.75)])
     intrinsics = np.array([[614.6, 0, 320.3], [0, 615.1, 241.7], [0, 0, 1]])
