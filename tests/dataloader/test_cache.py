@@ -368,13 +368,13 @@ def test_an_unreadable_picture_says_the_same_as_without(tmp_path: Path, kind: st
     """The frame to mend must be named, before hours of training and not after."""
     root = tmp_path / "HO3D"
     write_tree(root, {"MC1": 4})
-    if kind == "rgb":
+    sides = [dataset_of(config_of(root, "off"), split) for split in ("train", "val")]
+    if kind == "rgb":  # after the index was built, which looks at headers alone
         (root / "train/MC1/rgb/0003.jpg").write_bytes(b"\xff\xd8")
     elif kind == "depth":
         (root / "train/MC1/depth/0003.png").write_bytes(b"")
     else:
         cv2.imwrite(str(root / "train/MC1/depth/0003.png"), np.zeros((100, 100, 3), np.uint8))
-    sides = [dataset_of(config_of(root, "off"), split) for split in ("train", "val")]
     samples = [(side.view(modality="rgbd", augmented=False), i) for side in sides for i in range(len(side))]
     with pytest.raises(DataError) as without:
         [side.raw(SampleKey(i)) for side, i in samples]

@@ -122,17 +122,19 @@ def test_unreadable_annotations_are_counted(
     else:
         path.write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
     with pytest.raises(
-        DataError, match=r"1 of 7 frames unreadable \(first: .*train/MC1/meta/0003.pkl.*max_unreadable=1"
+        DataError,
+        match=r"1 of 7 frames are unusable.* 1 annotation unreadable: train/MC1/0003\. "
+        r"First: train/MC1/0003: .*train/MC1/meta/0003.pkl.*dataset\.max_unusable=1\.",
     ):
         build(tmp_path)
     assert not (tmp_path / "ran").exists()
     with caplog.at_level("WARNING", logger="utnet"):
-        index = build(tmp_path, max_unreadable=1)
+        index = build(tmp_path, max_unusable=1)
     assert len(index.rows) == 6
     assert index.left_out == 1
     assert "train/MC1/0003" not in [index.frame_id(i) for i in range(6)]
-    assert "1 of 7 frames unreadable" in caplog.text
-    with pytest.raises(DataError, match="unreadable"):  # the tolerance is taken back
+    assert "1 of 7 frames are unusable. They are left out of every split" in caplog.text
+    with pytest.raises(DataError, match="1 of 7 frames are unusable"):  # the tolerance is taken back
         build(tmp_path)
 
 
@@ -143,7 +145,7 @@ def test_a_listed_frame_without_its_picture_is_named(tmp_path: Path, kind: str) 
     build(tmp_path)
     path = next((tmp_path / "train/MC1" / kind).glob("0005.*"))
     path.unlink()
-    with pytest.raises(DataError, match=rf"1 files of listed frames are missing \(first: .*MC1/{kind}/0005"):
+    with pytest.raises(DataError, match=rf"1 of 7 .* 1 picture missing: train/MC1/0005.*MC1/{kind}/0005"):
         build(tmp_path)
 
 
