@@ -195,7 +195,7 @@ class UnusableFrames:
             Reason.EMPTY: "Its extraction ran out of space or was broken off: extract it again",
             Reason.SIZE: "HO3D aligns depth to its picture: same camera, same size",
             Reason.CAMERA: "camMat belongs to another resolution than the pictures', or is transposed",
-            Reason.BEHIND: "handJoints3D and handTrans must be OpenGL: y up, z < 0 in front of the camera",
+            Reason.BEHIND: "Hands stand behind the camera: handJoints3D must be OpenGL, z < 0 in front",
             Reason.HAND: "Labels must be in metres, joints in HO3D's order",
             Reason.OUTSIDE: "Axes (handJoints3D must be OpenGL) or camMat are not those of these pictures",
             Reason.DECODE: "mano.model_path is not the hand of these labels (the stand-in on real HO3D, or "

@@ -8,6 +8,7 @@ import json
 import pickle
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ from src.hand.mano import ManoLayer
 from src.runtime import json_rows
 from src.runtime.seed import stream
 from tests.dataloader import tree
-from tests.dataloader.tree import FLIP, FanHand, Frame, run_config, write_tree
+from tests.dataloader.tree import FLIP, SIZE, FanHand, Frame, run_config, write_tree
 from tests.hand_file import hand_file
 
 COUNT = 3
@@ -232,11 +233,12 @@ def test_a_few_rows_of_other_frames_are_refused(tmp_path: Path, monkeypatch) -> 
     """Ninety-nine right rows in a hundred hid two hundred wrong ones of the official split."""
 
     def empty(folder: Path, frame: str, *_: object) -> None:
-        """Nothing here looks at pictures."""
+        """Of pictures nothing but their size is looked at here."""
         for kind, end in (("rgb", ".jpg"), ("depth", ".png")):
             (folder / kind).mkdir(parents=True, exist_ok=True)
-            (folder / kind / f"{frame}{end}").touch()
+            (folder / kind / f"{frame}{end}").write_bytes(black[end])
 
+    black = {end: cv2.imencode(end, np.zeros((*SIZE, 3), np.uint8))[1].tobytes() for end in (".jpg", ".png")}
     monkeypatch.setattr(tree, "paint", lambda _: (None, None))
     monkeypatch.setattr(tree, "write_pictures", empty)
     frames = write_tree(tmp_path, {"MC1": 1}, {"SM1": 150})

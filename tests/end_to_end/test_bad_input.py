@@ -64,7 +64,7 @@ CASES: list[tuple[Callable[[Path], None] | None, list[str], list[str]]] = [
     (no_list, [], ["DataError", "train.txt"]),
     (empty_list, [], ["DataError", "train.txt"]),
     (torn_picture, [], ["DataError", ".jpg"]),
-    (torn_meta, [], ["DataError", "1 of 48", ".pkl", "dataset.max_unreadable"]),
+    (torn_meta, [], ["DataError", "1 of 48", ".pkl", "dataset.max_unusable=1"]),
     (hostile_meta, [], ["DataError", "getcwd"]),
     (missing_frame, [], ["DataError", ".jpg"]),
     (other_hand, [], ["DataError", "mm from what the hand model decodes", "mano.model_path is not the hand"]),
