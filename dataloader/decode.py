@@ -1,48 +1,49 @@
 """Picture files to arrays: RGB, and HO3D's 16-bit depth packed into an 8-bit PNG.
 
-A file that is missing, cut short or of the wrong kind is a `DataError` that names it: decoders otherwise fill
-what they miss with grey and go on.
+A file that is missing, damaged or of the wrong kind is a `DataError` that names it: decoders left to
+themselves fill what they miss with grey and go on. Bytes behind a picture's end are no damage.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+import struct
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
+from dataloader import jpeg_file
 from dataloader.crop import Window
 from src.errors import DataError
 
-_END_MARKERS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
-_TAIL_BYTES = 64
 _HEAD_BYTES = 1 << 16
-_TABLES, _SCAN = 0xDB, 0xDA
-"""JPEG's markers of quantisation tables and of the first pixels."""
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_CHUNK, _CHECKSUM = struct.Struct(">I4s"), struct.Struct(">I")
+"""Around a PNG's chunk: size and kind, then the checksum of kind and content."""
 _MEND = "Re-extract its sequence, or take the frame out of the list file."
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB picture.
+    """(H, W, 3) RGB picture of a JPEG or PNG.
 
     Raises:
-        DataError: missing, unreadable or cut short.
+        DataError: missing, unreadable or damaged.
     """
-    # The stored pixels belong to camMat; an orientation tag must not turn them.
-    return np.asarray(_decode(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION), np.uint8)
+    return _decode(path, _read(path), _decode_rgb)
 
 
 def read_depth_bytes(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) depth picture as stored, channels B, G, R; see `combine_depth`.
 
     Raises:
-        DataError: missing, unreadable, cut short, or not three channels of 8 bit.
+        DataError: missing, unreadable, damaged, or not a PNG of three channels of 8 bit.
     """
-    picture = _decode(path, cv2.IMREAD_UNCHANGED)
+    picture = _decode(path, _read(path), _decode_depth)
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise DataError(f"{path}: HO3D depth is a PNG of three 8-bit channels, got {picture.shape}. {_MEND}")
     return picture
@@ -79,16 +80,17 @@ class PictureFrame:
     """
 
     def __init__(self, rgb_path: Path, depth_path: Path) -> None:
-        self._rgb_path, self._depth_path = rgb_path, depth_path
-        self._picture = read_rgb(rgb_path)
+        self._depth_path = depth_path
+        data = _read(rgb_path)
+        self._head = data[:_HEAD_BYTES]
+        self._picture = _decode(rgb_path, data, _decode_rgb)
         self.size: tuple[int, int] = (self._picture.shape[0], self._picture.shape[1])
         """(H, W) of the whole picture."""
 
     @property
     def jpeg_quality(self) -> int | None:
         """Quality (1-100) at which the picture's file was written; None for a PNG or tables of its own."""
-        with self._rgb_path.open("rb") as file:
-            return jpeg_quality(file.read(_HEAD_BYTES))
+        return jpeg_file.jpeg_quality(self._head)
 
     def clip(self, rectangle: Sequence[int]) -> Window:
         """The part of x0, y0, x1, y1 inside the picture; empty (0 wide or high) where there is none."""
@@ -110,52 +112,59 @@ class PictureFrame:
         return combine_depth(picture[window.y0 : window.y1, window.x0 : window.x1])
 
 
-def jpeg_quality(data: bytes) -> int | None:
-    """Quality (1-100) of a JPEG by its luminance table, as OpenCV writes it at that quality; None: no such.
-
-    Args:
-        data: the file, or as much of it as holds its tables.
-    """
-    table = _luminance_table(data)
-    return None if table is None else _qualities().get(table)
-
-
-@functools.cache
-def _qualities() -> dict[bytes, int]:
-    """Quality by luminance table; the highest where several write the same."""
-    grey = np.zeros((8, 8), np.uint8)
-    made = {q: cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, q])[1].tobytes() for q in range(1, 101)}
-    return {table: q for q, data in made.items() if (table := _luminance_table(data)) is not None}
-
-
-def _luminance_table(data: bytes) -> bytes | None:
-    """The 64 numbers of quantisation table 0 (8 bits each), in the file's order."""
-    at = 2
-    if data[:at] != b"\xff\xd8":
-        return None
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
-        marker, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == _TABLES and data[at + 4] == 0:
-            table = data[at + 5 : at + 5 + 64]
-            return table if len(table) == 64 else None
-        if marker == _SCAN:
-            return None
-        at += 2 + size
-    return None
-
-
-def _decode(path: Path, flags: int) -> NDArray[Any]:
-    """Read and decode one file, refusing one that ends before its end marker."""
+def _read(path: Path) -> bytes:
+    """Content of a file."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: picture cannot be read ({error.strerror}). {_MEND}") from error
-    marker = _END_MARKERS.get(path.suffix)
-    if marker is not None and marker not in data[-_TAIL_BYTES:]:
-        raise DataError(
-            f"{path}: picture is cut short or not a {path.suffix} file ({len(data):,} bytes). {_MEND}"
-        )
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+
+
+def _decode(path: Path, data: bytes, decoder: Callable[[bytes], NDArray[Any]]) -> NDArray[Any]:
+    """What `decoder` makes of a file's content, which is whole or an error that names the file."""
+    try:
+        return decoder(data)
+    except (ValueError, cv2.error) as error:
+        raise DataError(f"{path}: picture is not whole: {error} ({len(data):,} bytes). {_MEND}") from error
+
+
+def _decode_rgb(data: bytes) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB of a JPEG or PNG."""
+    if data.startswith(jpeg_file.START):
+        picture = np.asarray(simplejpeg.decode_jpeg(data, "RGB"), np.uint8)
+        jpeg_file.require_no_holes(data)
+        return picture
+    # The stored pixels belong to camMat; an orientation tag must not turn them.
+    return np.asarray(_decode_png(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION), np.uint8)
+
+
+def _decode_depth(data: bytes) -> NDArray[Any]:
+    """The channels of a PNG as they are stored."""
+    return _decode_png(data, cv2.IMREAD_UNCHANGED)
+
+
+def _decode_png(data: bytes, flags: int) -> NDArray[Any]:
+    """A PNG whose checksums hold: all of them are looked at before OpenCV trusts a length."""
+    end = _png_end(data)
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8, end), flags)
     if picture is None:
-        raise DataError(f"{path}: picture cannot be decoded ({len(data):,} bytes). {_MEND}")
+        raise ValueError("its compressed rows are not whole")
     return picture
+
+
+def _png_end(data: bytes) -> int:
+    """Number of bytes up to the end of a PNG's last chunk; ValueError: it is not whole."""
+    if not data.startswith(_PNG_START):
+        raise ValueError(f"it begins with {data[:8]!r}, which no PNG does")
+    view, at = memoryview(data), len(_PNG_START)
+    while at + 12 <= len(data):
+        size, kind = _CHUNK.unpack_from(data, at)
+        stop: int = at + 8 + size
+        if stop + 4 > len(data):
+            break
+        if zlib.crc32(view[at + 4 : stop]) != _CHECKSUM.unpack_from(data, stop)[0]:
+            raise ValueError(f"the checksum of its chunk {kind!r} at byte {at:,} is wrong")
+        at = stop + 4
+        if kind == b"IEND":
+            return at
+    raise ValueError(f"it ends in the chunk at byte {at:,}")
