@@ -58,7 +58,14 @@ from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
 from src.training.setup import build_model
 from src.training.step import TrainStep
-from src.training.validation import Outcome, is_best, official_scores, report, require_selectable
+from src.training.validation import (
+    Outcome,
+    is_best,
+    official_scores,
+    report,
+    require_finite,
+    require_selectable,
+)
 
 _log = log.get_logger("train")
 
@@ -173,7 +180,11 @@ def run_training(config: RunConfig, context: DistContext, resume: str | None) ->
 
 
 def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
-    """Score a checkpoint on validation.split and write the per-sample file."""
+    """Score a checkpoint on validation.split and write the per-sample file.
+
+    Raises:
+        TrainingError: a score is not finite; all that is said of it is written by then.
+    """
     _, run_dir = open_run_folder(config, context, None)
     hand, model, loss = build_model(config, context, fresh=False)
     state = context.together(
@@ -202,6 +213,7 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
             _log.info(f"{label}: {file}")
         _log.info(f"Report: {run_dir / 'val' / 'per_sample.md'}")
     recorder.close()
+    require_finite(results, run_dir / "val")
     return 0
 
 
