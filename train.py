@@ -49,6 +49,7 @@ from src.runtime.seed import seed_everything
 from src.runtime.signals import StopRequest
 from src.schema import Shown
 from src.training import checkpoint as ckpt
+from src.training.checkpoint_folder import best_so_far, names_due, open_checkpoint, prune
 from src.training.diagnosis.doctor import Doctor
 from src.training.mesh_scorer import MeshScorer
 from src.training.optim import describe_rate, global_batch
@@ -57,7 +58,14 @@ from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
 from src.training.setup import build_model
 from src.training.step import TrainStep
-from src.training.validation import Outcome, is_best, official_scores, report, require_selectable
+from src.training.validation import (
+    Outcome,
+    is_best,
+    official_scores,
+    report,
+    require_finite,
+    require_selectable,
+)
 
 _log = log.get_logger("train")
 
@@ -150,7 +158,6 @@ def run_command(config: RunConfig, arguments: argparse.Namespace) -> int:
 def run_training(config: RunConfig, context: DistContext, resume: str | None) -> int:
     """Train from scratch or from a checkpoint; 0 when finished, 3 when a signal ended it after saving."""
     source, run_dir = open_run_folder(config, context, resume)
-    log.configure(rank=context.rank, log_file=run_dir / "log.txt")
     run = build_run(config, context, run_dir, source)
     run.stop.install()
     finished = True
@@ -173,11 +180,16 @@ def run_training(config: RunConfig, context: DistContext, resume: str | None) ->
 
 
 def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
-    """Score a checkpoint on validation.split and write the per-sample file."""
+    """Score a checkpoint on validation.split and write the per-sample file.
+
+    Raises:
+        TrainingError: a score is not finite; all that is said of it is written by then.
+    """
     _, run_dir = open_run_folder(config, context, None)
-    log.configure(rank=context.rank, log_file=run_dir / "log.txt")
     hand, model, loss = build_model(config, context, fresh=False)
-    state = context.together("reading the checkpoint", lambda: ckpt.load_checkpoint(path))
+    state = context.together(
+        "reading the checkpoint", lambda: open_checkpoint(path, look_around=context.is_main)
+    )
     context.together("checking the hand model", lambda: ckpt.check_hand(state, hand, path))
     context.together("loading the weights", lambda: ckpt.load_weights(model, state, path))
     train_set, val_set = build_splits(config, context, hand)
@@ -201,6 +213,7 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
             _log.info(f"{label}: {file}")
         _log.info(f"Report: {run_dir / 'val' / 'per_sample.md'}")
     recorder.close()
+    require_finite(results, run_dir / "val")
     return 0
 
 
@@ -241,7 +254,7 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         position = context.together(
             "resuming", lambda: ckpt.restore(source, trainer, config, hand, train_set.split_id, context)
         )
-        best = ckpt.best_so_far(run_dir / "checkpoints", val_set.split_id, context)
+        best = best_so_far(run_dir / "checkpoints", val_set.split_id, context)
         position.best_mpjpe_mm, position.best_epoch = best
         _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
     position.judged_by = val_set.split_id
@@ -440,19 +453,13 @@ def outcome_of(results: dict[Shown, CheckedResult], scoring: Scoring) -> Outcome
 
 
 def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
-    """Write last.pt, at the best epoch as a second name of best.pt; `epoch` is the one that just ended."""
+    """Write last.pt, and best.pt and epoch_<k>.pt where they are due; `epoch` is the one that just ended."""
     folder = run.run_dir / "checkpoints"
-    last = folder / "last.pt"
-    # best.pt first: a run that dies in between resumes from the older last.pt and comes here again.
-    written = folder / "best.pt" if best else last
-    ckpt.save_checkpoint(
-        written, run.trainer, run.progress, run.config, run.hand, run.train_set.split_id, run.context
-    )
+    path, *copies = (folder / name for name in names_due(run.config.training, best=best, epoch=epoch))
+    split = run.train_set.split_id
+    ckpt.save_checkpoint(path, run.trainer, run.progress, run.config, run.hand, split, run.context, copies)
     if run.context.is_main:
-        if best:
-            ckpt.link(written, last)
-        if epoch is not None:
-            ckpt.keep_epoch(last, run.config.training, epoch)
+        prune(folder, run.config.training)
 
 
 if __name__ == "__main__":

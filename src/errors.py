@@ -30,7 +30,7 @@ class CollectError(UTNetError):
 
 
 class TrainingError(UTNetError):
-    """A training step whose result must not reach the weights (a non-finite loss or gradient)."""
+    """A step that must not reach the weights, or a score that is none: numbers that are not finite."""
 
 
 class PeerError(UTNetError):

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from src.errors import AssetError
 from src.models.utnet import UTNet
-from src.runtime.safe_pickle import load_tensors
+from src.runtime.tensor_file import first_nonfinite, load_tensors
 
 MIN_LOADED = 0.9
 """Share of the backbone's tensors that a file must fill."""
@@ -86,8 +86,8 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
         What was loaded, missing and unexpected.
 
     Raises:
-        AssetError: no such file; not a file of weights; less than 90 % of the backbone found; blocks hold
-            tensors that this backbone has no place for.
+        AssetError: no such file; damaged, or not a file of weights; less than 90 % of the backbone found;
+            blocks hold tensors that this backbone has no place for; a number is not finite.
     """
     found = _rename(_read(path))
     own = any(name.startswith("embed.pose") for name in found)
@@ -119,6 +119,10 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
         raise AssetError(
             f"pretrained weights {path}: the file's backbone has {len(strange)} tensors that ours has no "
             f"place for ({_sample(strange)}); its features could not be reproduced. Use a plain ViT"
+        )
+    if (bad := first_nonfinite(loaded)) is not None:
+        raise AssetError(
+            f"pretrained weights {path}: numbers are not finite, first in {bad}. Use another copy"
         )
     with torch.no_grad():
         state = model.state_dict()

@@ -9,6 +9,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from src.errors import DataError
 
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+ZIP_FAILURES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What a damaged zip file can raise (RuntimeError: unknown compression, or encrypted by a flipped bit)."""
 
 
@@ -67,6 +68,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Give what is at `path`, a damaged file for one, a name of its own beside it; returns that."""
+    names = (path.with_name(f"{path.name}.damaged{k or ''}") for k in count())
+    free = next(name for name in names if not os.path.lexists(name))
+    path.rename(free)
+    return free
+
+
 def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, NDArray[Any]]:
     """Arrays of an .npz by name, without pickles.
 
@@ -86,7 +95,7 @@ def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> d
             return {name: stored[name] for name in stored.files if wanted(name)}
     except FileNotFoundError:
         raise
-    except _UNREADABLE as error:
+    except ZIP_FAILURES as error:
         raise DataError(f"{path} is torn, or no .npz of arrays: {error}") from error
 
 

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from src.errors import AssetError, UTNetError
@@ -249,7 +248,7 @@ def _load_bytes(content: bytes, allow: AllowList, where: str, error: type[UTNetE
     reader = _Unpickler(io.BytesIO(content), allow)
     try:
         return _resolve(reader.load(), set())
-    except _FAILURES as reason:
+    except FAILURES as reason:
         if reader.refused is not None:
             allowed = ", ".join(sorted({f"{module}.{name}" for module, name in allow}))
             raise error(
@@ -262,9 +261,10 @@ def _load_bytes(content: bytes, allow: AllowList, where: str, error: type[UTNetE
         ) from reason
 
 
-# Everything that a broken or hostile stream was seen to raise in the interpreter of pickles.
-_FAILURES = (
-    pickle.UnpicklingError,
+UnpicklingError = pickle.UnpicklingError
+
+FAILURES = (
+    UnpicklingError,
     EOFError,
     ValueError,
     KeyError,
@@ -277,6 +277,7 @@ _FAILURES = (
     RecursionError,
     AssertionError,
 )
+"""Everything that a broken or hostile stream was seen to raise in the interpreter of pickles."""
 
 
 def dumps(content: object) -> bytes:
@@ -306,27 +307,3 @@ def _resolve(value: Any, seen: set[int]) -> Any:
         value.state = _resolve(value.__dict__.get("state"), seen)
         value.arguments = _resolve(value.__dict__.get("arguments", ()), seen)
     return value
-
-
-def load_tensors(path: Path, what: str, *, mapped: bool = False) -> Any:
-    """Read a file that `torch.save` wrote, tensors and plain values only (`weights_only=True`), onto the CPU.
-
-    Args:
-        path: the file.
-        what: its role, for messages ("checkpoint").
-        mapped: leave the tensors in the file until they are looked at.
-
-    Raises:
-        AssetError: no such file, torn or foreign bytes, or a file that names anything else than tensors.
-    """
-    if not path.is_file():
-        raise AssetError(f"{what} {path}: no such file. Give the path of an existing one")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (*_FAILURES, RuntimeError, OSError) as reason:
-        # torch's restricted reader fails on foreign bytes with whatever its parser trips over.
-        first = re.split(r"\.\s|\n", str(reason), maxsplit=1)[0] or type(reason).__name__
-        if isinstance(reason, pickle.UnpicklingError):
-            first = "it is no pickle, or names more than plain tensors and values"
-        message = f"{what} {path} cannot be read as plain tensors ({first}). Use another copy"
-        raise AssetError(message) from reason

@@ -40,6 +40,7 @@ from src.runtime.distributed import DistContext, setup_distributed, teardown
 from src.runtime.machine import configure_torch, has_bf16
 from src.schema import HandBatch, LabelTable, Shown
 from src.training import checkpoint as ckpt
+from src.training.checkpoint_folder import open_checkpoint
 from src.training.diagnosis.doctor import check_data
 from src.training.diagnosis.finding import Finding, Status, summary
 from src.training.diagnosis.network import check_mean, check_output, check_probe, probe
@@ -82,7 +83,7 @@ def examine(config: RunConfig, arguments: argparse.Namespace) -> Iterator[Findin
     hand, model, loss = build_model(config, context, fresh=arguments.checkpoint is None)
     state = None
     if (path := arguments.checkpoint) is not None:
-        state = ckpt.load_checkpoint(path)
+        state = open_checkpoint(path)
         ckpt.check_hand(state, hand, path)
         ckpt.load_weights(model, state, path)
     cpu_hand = ManoLayer.from_file(config.mano.model_path)

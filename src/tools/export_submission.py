@@ -48,6 +48,7 @@ from src.runtime.distributed import DistContext, rank_from_environment, setup_di
 from src.runtime.machine import configure_torch
 from src.runtime.progress import progress
 from src.training import checkpoint as ckpt
+from src.training.checkpoint_folder import open_checkpoint
 from src.training.setup import build_model
 
 OFFICIAL_FRAMES = {"v2": 11_524, "v3": 20_137}
@@ -107,7 +108,7 @@ def export(arguments: argparse.Namespace) -> Submission:
     modality: Modality = "rgb" if arguments.without_depth else "rgbd"
     out = output_folder(arguments)
     require_free(out, arguments.overwrite)
-    state = ckpt.load_checkpoint(arguments.checkpoint)
+    state = open_checkpoint(arguments.checkpoint)
     config = run_config(state, arguments)
     context = setup_distributed(config.runtime.device)
     configure_torch(config.runtime)

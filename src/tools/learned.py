@@ -28,6 +28,7 @@ from src.geometry.camera import project
 from src.hand.mano import ManoLayer
 from src.render.pictures import grid, picture_from_network, truth_and_prediction, write_picture
 from src.runtime import log
+from src.runtime.files import read_npz
 from src.runtime.seed import stream
 from src.schema import Shown
 
@@ -38,6 +39,7 @@ _FILES: Mapping[Shown, str] = {"rgbd": "per_sample.npz", "rgb": "per_sample_rgb.
 _NAMES: Mapping[Shown, str] = {"rgbd": "RGB-D", "rgb": "RGB-only"}
 _METRICS = ("mpjpe_mm", "pa_mpjpe_mm")
 _COARSE = ("coarse_mpjpe_mm", "coarse_pa_mpjpe_mm")
+_FACTS = ("frame", "pred_joints_cam_m", "split_hash")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,14 +132,20 @@ def _line(what: str, mpjpe: float, pa: float) -> None:
 
 def _rows(folder: Path, shown: Shown) -> dict[str, Any]:
     """Columns of a per-sample file."""
-    path = folder / "val" / _FILES[shown]
+    path, wanted = folder / "val" / _FILES[shown], {*_METRICS, *_COARSE, *_FACTS}
     try:
-        with np.load(path) as file:
-            return {
-                name: file[name] for name in (*_METRICS, *_COARSE, "frame", "pred_joints_cam_m", "split_hash")
-            }
-    except (OSError, KeyError, ValueError) as error:
+        rows = read_npz(path, wanted.__contains__)
+    except (OSError, DataError) as error:
         raise DataError(f"{path}: not a per-sample file of train.py --evaluate ({error}).") from error
+    if missing := wanted - rows.keys():
+        raise DataError(f"{path}: not a per-sample file of train.py --evaluate (no {min(missing)}).")
+    for metric in _METRICS:
+        if (bad := np.flatnonzero(~np.isfinite(rows[metric]))).size:
+            frame = rows["frame"][bad[0]]
+            raise DataError(
+                f"{path}: {metric} of {bad.size} frames is not finite (first: {frame}): no score."
+            )
+    return rows
 
 
 def _trained_on(rows: dict[str, Any], held_out: set[str]) -> dict[str, Any]:

@@ -1,14 +1,12 @@
-"""Checkpoints: whole or not there, complete enough to go on bit for bit, free of licensed data.
+"""A checkpoint: whole or not there, complete enough to go on bit for bit, free of licensed data.
 
-A checkpoint is one dictionary of tensors and plain values, readable with `torch.load(weights_only=True)`. The
-hand model is not in it, only its fingerprint: evaluating with another hand is refused.
+It is one dictionary of tensors and plain values, readable with `torch.load(weights_only=True)`, with a
+checksum of every byte. The hand model is not in it, only its fingerprint: evaluating with another hand is
+refused. Which checkpoints a run keeps is `checkpoint_folder`'s matter.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +15,21 @@ from typing import Any
 
 import torch
 
-from src.config import RunConfig, TrainingConfig
+from src.config import RunConfig
 from src.config_file import config_to_dict
 from src.errors import AssetError, UTNetError
 from src.hand.mano import ManoLayer
 from src.runtime.distributed import DistContext
-from src.runtime.files import atomic_write
 from src.runtime.log import get_logger
-from src.runtime.safe_pickle import load_tensors
+from src.runtime.tensor_file import ADVICE, copy_tensors, first_nonfinite, load_tensors, save_tensors
 from src.training.step import StepReport, TrainStep
 
 FORMAT = 3
 READABLE = (2, 3)
 """Formats whose weights can be used; runs go on from FORMAT alone (2 has moments without names)."""
+_NEEDED = ("format", "model", "step", "progress")
+_NUMBERS = ("model", "ema", "optimizer")
+"""Parts that a network or an optimiser cannot work with if a number in them is not finite."""
 _log = get_logger("checkpoint")
 
 
@@ -70,6 +70,7 @@ def save_checkpoint(
     hand: ManoLayer,
     split_hash: str,
     context: DistContext,
+    copies: Sequence[Path] = (),
 ) -> None:
     """Write a checkpoint; all ranks call it, rank 0 writes, all raise if that fails.
 
@@ -81,6 +82,10 @@ def save_checkpoint(
         hand: its fingerprint and whether it is the stand-in are stored.
         split_hash: identity of the training split.
         context: ranks; each one's random state is stored.
+        copies: files that then get the same bytes, one after the other: damage to one is not damage to all.
+
+    Raises:
+        AssetError: a file could not be written; what was at its place is there still, and whole.
     """
     states = context.gather_objects(_rng_state(context.device))
     error: UTNetError | None = None
@@ -103,37 +108,55 @@ def save_checkpoint(
             "commit": commit(),
             "torch": str(torch.__version__),
         }
-        error = _write(state, path)
+        error = _write(state, path, copies)
     context.agree(error, f"writing {path}")
 
 
-def _write(state: Mapping[str, Any], path: Path) -> UTNetError | None:
+def _write(state: Mapping[str, Any], path: Path, copies: Sequence[Path]) -> UTNetError | None:
     """Write on rank 0; an error of the disk comes back as a value, for all ranks to raise together."""
+    target = path
     try:
-        with atomic_write(path) as file:
-            torch.save(state, file)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        save_tensors(state, path)
+        for target in copies:
+            copy_tensors(path, target)
+    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of the system's own
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
         return AssetError(
-            f"checkpoint {path} was not written: {error}. Free the disk; the previous file is whole"
+            f"checkpoint {target} was not written: {reason}. Free the disk; the previous file is whole"
         )
     return None
 
 
 def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
-    """Read a checkpoint on the CPU.
+    """Read a checkpoint that this program can use, on the CPU.
 
     Args:
-        path: the file.
-        mapped: leave the tensors in the file until they are looked at.
+        path: the file; all of it is read, to look at its checksum and numbers.
+        mapped: leave the tensors in the file until they are looked at again.
 
     Raises:
-        AssetError: no such file, not a UTNet checkpoint, torn, or of a newer format.
+        AssetError: as of `read_checkpoint`, or it has a newer format.
     """
-    state = load_tensors(path, "checkpoint", mapped=mapped)
-    if not isinstance(state, dict) or "format" not in state or "model" not in state:
-        raise AssetError(f"checkpoint {path} is not a UTNet checkpoint (no 'format' and 'model' inside)")
+    state = read_checkpoint(path, mapped=mapped)
     if state["format"] not in READABLE:
         raise AssetError(f"checkpoint {path} has format {state['format']}, this program reads {READABLE}")
+    return state
+
+
+def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint of any format; arguments as of `load_checkpoint`.
+
+    Raises:
+        AssetError: no such file, not a UTNet checkpoint, damaged, or with numbers that are not finite.
+    """
+    state: dict[str, Any] = load_tensors(path, "checkpoint", mapped=mapped)
+    missing = [name for name in _NEEDED if not isinstance(state, dict) or name not in state]
+    if missing:
+        raise AssetError(
+            f"checkpoint {path} is not a UTNet checkpoint (no {', '.join(missing)} inside){ADVICE}"
+        )
+    if (bad := first_nonfinite({part: state.get(part) for part in _NUMBERS})) is not None:
+        raise AssetError(f"checkpoint {path} holds numbers that are not finite, first in {bad}{ADVICE}")
     return state
 
 
@@ -225,35 +248,6 @@ def restore(
     return progress
 
 
-def find_last(runs_dir: Path, name: str) -> Path | None:
-    """Newest last.pt among the runs called `name`, or None."""
-    pattern = re.compile(r"\d{8}-\d{6}-" + re.escape(name))
-    runs = [p for p in runs_dir.glob("*") if pattern.fullmatch(p.name)] if runs_dir.is_dir() else []
-    found = [p / "checkpoints" / "last.pt" for p in sorted(runs, reverse=True)]
-    return next((p for p in found if p.is_file()), None)
-
-
-def keep_epoch(last: Path, config: TrainingConfig, epoch: int) -> None:
-    """Give last.pt at the end of an epoch its further name, if one is due, and prune old ones; on rank 0."""
-    every = config.keep_every_epochs
-    if every and (epoch + 1) % every == 0:
-        link(last, last.with_name(f"epoch_{epoch}.pt"))
-        numbered = sorted(last.parent.glob("epoch_*.pt"), key=lambda p: int(p.stem.removeprefix("epoch_")))
-        for path in numbered[: -config.keep_last_epochs]:
-            path.unlink(missing_ok=True)
-
-
-def link(source: Path, target: Path) -> None:
-    """A second name for a file, put in place at once; a copy where the file system has no hard links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
-
-
 def commit() -> str:
     """Commit of the source tree, with '+' if it was changed since; 'unknown' outside a checkout."""
     root = Path(__file__).resolve().parents[2]
@@ -278,40 +272,6 @@ def _load_model(model: torch.nn.Module, state: Mapping[str, Any], path: Path) ->
             f"checkpoint {path} is of another network than the model section builds; it was written by code "
             f"{state['commit'][:12]}, this is {commit()[:12]}: {reason}"
         ) from None
-
-
-def best_so_far(folder: Path, judged_by: str, context: DistContext) -> tuple[float, int]:
-    """Score (mm) and epoch of best.pt in a run's folder of checkpoints; (inf, -1) if the next is the best.
-
-    The checkpoint that a run goes on from may stand in another folder, or be older than best.pt.
-
-    Args:
-        folder: of the run that goes on.
-        judged_by: identity of the validation split. The score of another one says nothing.
-        context: ranks; rank 0 reads, all get the same.
-
-    Raises:
-        AssetError: there is a best.pt that cannot be read.
-    """
-    path, none = folder / "best.pt", (float("inf"), -1)
-
-    def read() -> tuple[float, int]:
-        if not context.is_main or not path.is_file():
-            return none
-        try:
-            kept = Progress(**load_checkpoint(path, mapped=True)["progress"])
-        except AssetError as error:
-            raise AssetError(f"{error}, or move it away: the next validation then makes a new one") from None
-        if kept.judged_by == judged_by:
-            return kept.best_mpjpe_mm, kept.best_epoch
-        _log.info(
-            f"{path} was chosen on other validation samples (MPJPE {kept.best_mpjpe_mm:.3f} mm, epoch "
-            f"{kept.best_epoch}): the next validation replaces it"
-        )
-        return none
-
-    best: tuple[float, int] = context.broadcast_object(context.together("reading best.pt", read))
-    return best
 
 
 def _check_position(

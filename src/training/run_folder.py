@@ -6,33 +6,47 @@ import time
 from pathlib import Path
 
 from src.config import RunConfig
-from src.errors import AssetError, ConfigError
+from src.errors import ConfigError
+from src.runtime import log
 from src.runtime.distributed import DistContext
-from src.runtime.log import get_logger
-from src.training.checkpoint import find_last
+from src.training.checkpoint_folder import FOLDER, find_last, to_go_on_from
 
-_log = get_logger("run folder")
+_log = log.get_logger("run folder")
 
 
 def open_run_folder(config: RunConfig, context: DistContext, resume: str | None) -> tuple[Path | None, Path]:
-    """(checkpoint to go on from or None, run folder): decided by rank 0, the same on every rank."""
+    """(checkpoint to go on from or None, run folder): decided by rank 0, the same on every rank.
 
-    def decide() -> tuple[Path | None, Path]:
-        source = None if resume in (None, "auto") else Path(str(resume))
+    From here on the log is also kept in the run folder.
+
+    Args:
+        config: of the run.
+        context: ranks.
+        resume: None, `auto`, or the path of a checkpoint.
+
+    Raises:
+        AssetError: the checkpoint cannot be read, and no other may take its place.
+        ConfigError: logging.runs_dir cannot be written to.
+    """
+
+    def decide() -> tuple[Path | None, Path, str | None]:
+        asked = None if resume is None else Path(resume)
         if resume == "auto":
-            source = find_last(config.logging.runs_dir, config.name)
-            if source is None:
+            asked = find_last(config.logging.runs_dir, config.name)
+            if asked is None:
                 _log.info(
                     f"--resume auto: no run called {config.name} in {config.logging.runs_dir}: a new one"
                 )
-        if source is not None and not source.is_file():
-            raise AssetError(f"--resume {source}: no such file. Give the path of a checkpoint, or auto")
-        if source is not None and source.parent.name == "checkpoints":
-            return source, source.parent.parent
-        return source, new_run_dir(config)
+        if asked is None:
+            return None, new_run_dir(config), None
+        source, warning = to_go_on_from(asked)
+        return source, source.parent.parent if source.parent.name == FOLDER else new_run_dir(config), warning
 
     decided = context.together("making the run folder", lambda: decide() if context.is_main else None)
-    source, run_dir = context.broadcast_object(decided)
+    source, run_dir, warning = context.broadcast_object(decided)
+    log.configure(rank=context.rank, log_file=run_dir / "log.txt")
+    if warning is not None and context.is_main:
+        _log.warning(warning)
     return source, run_dir
 
 

@@ -53,7 +53,7 @@ def is_best(results: Mapping[Shown, CheckedResult], position: Progress, config: 
         TrainingError: predictions of either modality are not finite and validation.on_nonfinite is stop; on
             every rank, because results are the same on every rank.
     """
-    broken = {shown: result for shown, result in results.items() if not result.is_finite}
+    broken = _broken(results)
     judge = results["rgbd"]
     if not broken and judge.mpjpe_mm < position.best_mpjpe_mm:
         position.best_mpjpe_mm, position.best_epoch = judge.mpjpe_mm, position.epoch
@@ -66,6 +66,34 @@ def is_best(results: Mapping[Shown, CheckedResult], position: Progress, config: 
             "earlier checkpoint with a lower optimizer.lr, or set validation.on_nonfinite=continue"
         )
     return False
+
+
+def require_finite(results: Mapping[Shown, CheckedResult], folder: Path) -> None:
+    """Refuse to call an evaluation a success whose score is not a number.
+
+    Args:
+        results: of every modality that was scored.
+        folder: where its files are, for the message.
+
+    Raises:
+        TrainingError: a score is not finite; on every rank, because results are the same on every rank.
+    """
+    if not (broken := _broken(results)):
+        return
+    texts = []
+    for shown, result in broken.items():
+        text = f"{MODALITY_NAMES[shown]} MPJPE {result.mpjpe_mm:.3f} mm, PA-MPJPE {result.pa_mpjpe_mm:.3f} mm"
+        cause = "not finite are predictions or losses of " + nonfinite_text(result)
+        texts.append(f"{text}: {cause if result.nonfinite_count else 'no sample could be scored'}")
+    raise TrainingError(
+        f"the score is not a finite number. {'; '.join(texts)}. The weights are finite: look at these frames "
+        f"({folder}), or evaluate with training.precision=fp32"
+    )
+
+
+def _broken(results: Mapping[Shown, CheckedResult]) -> dict[Shown, CheckedResult]:
+    """Results that are no score."""
+    return {shown: result for shown, result in results.items() if not result.is_finite}
 
 
 def report(

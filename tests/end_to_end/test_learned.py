@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -84,3 +85,26 @@ def test_folders_that_do_not_fit_are_refused(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("metric", ["mpjpe_mm", "pa_mpjpe_mm"])
+def test_a_score_that_is_not_finite_is_no_result(
+    folders: Folders, tmp_path: Path, metric: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`rgbd_mpjpe=nan` with status 0 went into tables as if it had been measured."""
+    run, held_out, random = folders
+    broken = tmp_path / "held-out"
+    shutil.copytree(held_out, broken)
+    path = broken / "val" / "per_sample_rgb.npz"
+    with np.load(path) as file:
+        rows = dict(file)
+    rows[metric][3] = np.nan
+    np.savez(path, **rows)
+    assert learned.main(arguments(run, broken, random)) == 2
+    out, error = capsys.readouterr()
+    assert "RESULT" not in out
+    assert f"per_sample_rgb.npz: {metric} of 1 frames is not finite (first: {rows['frame'][3]})" in error
+    content = path.read_bytes()
+    path.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
+    assert learned.main(arguments(run, broken, random)) == 2
+    assert "not a per-sample file" in capsys.readouterr().err

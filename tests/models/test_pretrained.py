@@ -181,5 +181,30 @@ def test_files_that_are_not_weights_are_refused(tmp_path: Path):
     with pytest.raises(AssetError, match="plain tensors"):
         load_backbone(net, tmp_path / "object.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(AssetError, match="plain tensors"):
+    with pytest.raises(AssetError, match=r"text\.pth is no whole file of torch\.save"):
         load_backbone(net, tmp_path / "text.pth")
+
+
+def test_damaged_weights_are_refused(tmp_path: Path):
+    """One flipped bit or NaN of a backbone that others trained spoils a run of days, and nothing shows it."""
+    path = tmp_path / "timm.pth"
+    weights = timm_model((64, 64)).state_dict()
+    torch.save(weights, path)
+    whole = path.read_bytes()
+    at = whole.index(weights["blocks.1.attn.qkv.weight"].numpy().tobytes()[:64]) + 40
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :])
+    net = network((64, 64))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(
+        AssetError, match=r"pretrained weights .*timm\.pth is no whole file of torch\.save: record"
+    ):
+        load_backbone(net, path)
+    weights["head.weight"][0] = torch.nan  # it is not loaded
+    torch.save(weights, path)
+    load_backbone(net, path)
+    net.load_state_dict(before)
+    weights["blocks.1.attn.qkv.weight"][5, 5] = torch.inf
+    torch.save(weights, path)
+    with pytest.raises(AssetError, match=r"not finite, first in vit\.blocks\.1\.attn\.qkv\.weight \(1 of "):
+        load_backbone(net, path)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
