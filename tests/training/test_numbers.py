@@ -83,7 +83,7 @@ def test_accumulated_batches_make_one_step_of_everything() -> None:
 
 
 def test_the_average_forgets_at_the_rate_that_was_set() -> None:
-    """After a long run the average moves by 1 - ema_decay of the gap a step; here 0.9, long after its start."""
+    """Long after its start the average moves by 1 - ema_decay of the gap in a step, a tenth here."""
     step = toy_trainer(total_steps=200)
     assert step.ema is not None
     step.ema.updates = 100_000
@@ -121,7 +121,7 @@ def test_a_gpu_takes_the_same_steps_with_decay(name: str) -> None:
 @BOTH
 @EACH_LAG
 def test_a_step_decays_matrices_by_rate_times_decay(name: str, lag: int) -> None:
-    """Without a gradient a matrix loses lr x weight_decay of itself, half a hundredth here; a bias nothing."""
+    """Without a gradient a matrix loses lr x weight_decay of itself, 0.5 % here, and a bias nothing."""
     step = toy_trainer(optimizer={"name": name, "weight_decay": 0.5})
     before = {n: p.detach().clone() for n, p in step.model.named_parameters()}
     for parameter in step.model.parameters():

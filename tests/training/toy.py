@@ -1,4 +1,4 @@
-"""A network of two layers and its loss: optimiser steps in milliseconds, where the network is not the point."""
+"""A network of two layers and its loss: optimiser steps in milliseconds for tests of the steps alone."""
 
 from __future__ import annotations
 
