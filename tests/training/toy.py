@@ -29,7 +29,7 @@ class Toy(nn.Module):
         seen = torch.cat([batch.betas, batch.root_cam_m], dim=1)
         joints = self.outside(self.inside(seen).tanh()).view(-1, 21, 3)
         none = torch.zeros(len(seen), 1)
-        hand = HandEstimate(none, none, none, none, joints, none)
+        hand = HandEstimate(none, none, none, batch.root_cam_m, joints, none)
         return Prediction(hand, hand, joints, none, none)
 
 
