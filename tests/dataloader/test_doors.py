@@ -95,8 +95,8 @@ def test_the_official_box_is_two_corners(tmp_path: Path, image_size: tuple[int, 
         pixels = frame.pixels(OPENPOSE21)
         low, high = np.trunc(pixels.min(0) - 9), np.trunc(pixels.max(0) + 9)  # as the annotation has it
         homography = dataset[i].crop_from_img.double().numpy()
-        middle, side = (low + high) / 2, (high - low).max()
-        ends = np.array([middle, middle - (side / 2, 0), middle + (side / 2, 0)])
+        middle, half = (low + high) / 2, np.array([(high - low).max() / 2, 0.0])
+        ends = np.array([middle, middle - half, middle + half])
         seen = np.concatenate([ends, np.ones((3, 1))], 1) @ homography.T
         seen = seen[:, :2] / seen[:, 2:]
         np.testing.assert_allclose(seen[0], [width / 2, height / 2], atol=0.01)
@@ -203,9 +203,9 @@ def test_frames_left_out_of_several_chunks_are_the_right_ones(
 def test_wrists_at_rest_of_many_shapes_are_each_ones_own(standin: ManoLayer) -> None:
     """8192 shapes are computed at a time; what is left over after that must not be forgotten or repeated."""
     rng = np.random.default_rng(0)
-    betas = rng.normal(0, 1, (8192 + 5, 10)).astype(np.float32)
+    betas = rng.normal(0, 1, (2 * 8192 + 5, 10)).astype(np.float32)
     found = rest_roots(standin, betas)
-    picked = [0, 8191, 8192, 8196]
+    picked = [0, 8191, 8192, 16383, 16384, 16388]
     alone = np.concatenate([rest_roots(standin, betas[k : k + 1]) for k in picked])
     np.testing.assert_allclose(found[picked], alone, atol=1e-7)
     assert np.isfinite(found).all()
