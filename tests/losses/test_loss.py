@@ -1,7 +1,6 @@
 """Loss terms against numbers worked out by hand, and against faults that keep a network from learning."""
 
 import dataclasses
-import logging
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ import torch
 from src.config import LossConfig, ModelConfig
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
-from src.runtime.log import get_logger
 from src.schema import HandBatch, HandEstimate, Prediction
 from tests.models.scene import hand_model, make_batch
 
@@ -286,19 +284,3 @@ def test_gradient_is_finite_where_errors_are_zero_and_behind_the_camera():
     assert torch.isfinite(terms.total)
     assert torch.isfinite(root.grad).all()
     assert torch.isfinite(joints.grad).all()
-
-
-def test_trace_writes_the_debug_lines(caplog):
-    """Users read these lines to tell a unit error from a model that does not move."""
-    batch = make_batch(1, noise=True)
-    loss = HandLoss(LossConfig(), hand_model())
-    logger = get_logger("debug")
-    logger.addHandler(caplog.handler)
-    logger.setLevel(logging.INFO)
-    try:
-        loss(truth(batch), batch, trace=True)
-    finally:
-        logger.removeHandler(caplog.handler)
-        logger.setLevel(logging.NOTSET)
-    assert "[Debug 3D Loss]" in caplog.text
-    assert "Per-element loss mean: 0.000" in caplog.text

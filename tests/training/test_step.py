@@ -214,12 +214,6 @@ def test_a_gradient_that_overflows_is_refused_too() -> None:
     assert step.ema.updates == 0
 
 
-def test_clipping_is_reported_and_bounds_the_update() -> None:
-    """A run whose every step is clipped learns at another rate than was asked: the share is counted."""
-    assert trainer(ALONE, clip=1e-3)([batch(0)]).clipped
-    assert not trainer(ALONE, clip=1e6)([batch(0)]).clipped
-
-
 @pytest.mark.parametrize("change", [lambda b: b, lambda b: b.without_depth()])
 def test_every_parameter_has_a_gradient(change: Callable[[HandBatch], HandBatch]) -> None:
     """DDP without find_unused_parameters hangs or fails on a parameter that a batch leaves out."""
