@@ -6,8 +6,6 @@ Nothing here waits for the device: no `.item()`, no boolean indexing, no shape t
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -94,7 +92,6 @@ def _ray_z(intrinsics_crop_px: Tensor, rot_crop_from_img: Tensor, height: int, w
     return axis[:, 0] * ray_x + axis[:, 1] * ray_y + axis[:, 2]
 
 
-@functools.lru_cache(maxsize=64)
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A small constant, copied to a device once."""
-    return torch.tensor(values, device=device)
+    """A small constant, filled in on the device: a copy from the host would wait for it."""
+    return torch.stack([torch.full((), value, device=device) for value in values])

@@ -195,7 +195,11 @@ class TrainingConfig:
     ema_decay: float = _number(0.999, ge=0.0, lt=1.0)
     """Decay per optimiser step of the averaged weights that are validated; 0: none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the backbone; auto: bf16 on GPUs and CPUs that compute it themselves, fp32 elsewhere."""
+    """Arithmetic of the backbone: tokens, transformer and feature maps.
+
+    auto: bf16 on GPUs and CPUs that compute it themselves, fp32 elsewhere. fp32 means all digits, never TF32,
+    as it does for the rest of the network whatever is set here.
+    """
     save_every_steps: int = _number(500, ge=0)
     """Optimiser steps between writes of last.pt inside an epoch; 0: at epoch ends only."""
     keep_every_epochs: int = _number(0, ge=0)
