@@ -82,7 +82,7 @@ def save_checkpoint(
         split_hash: identity of the training split.
         context: ranks; each one's random state is stored.
     """
-    states = context.gather_objects(_rng_state(context.device))
+    states = context.gather_objects(_rng_state(context.device), f"what comes before {path}")
     error: UTNetError | None = None
     if context.is_main:
         state = {
