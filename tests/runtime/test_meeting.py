@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,38 @@ def test_a_main_thread_that_does_not_run_is_stuck(monkeypatch: pytest.MonkeyPatc
     assert looks_until_lost(watch(monkeypatch, 1.0), lambda s: beats(s, ran=s // 500)) == (0, "nothing")
 
 
+class Heard:
+    """A store that keeps what the beats said."""
+
+    def __init__(self) -> None:
+        self.beats: list[Beat] = []
+
+    def set(self, key: str, text: str) -> None:
+        self.beats.append(Beat(*map(int, text.split())))
+
+
+def test_beats_tell_work_from_waiting() -> None:
+    """Only the main thread counts: a helper thread that polls would hide a deadlock for ever."""
+    heard = Heard()
+    pulse = meeting.Pulse(heard, 0, 1)
+    ended = threading.Event()
+    helper = threading.Thread(target=lambda: [sum(range(1000)) for _ in iter(ended.is_set, True)])
+    helper.start()
+    time.sleep(4 * meeting.BEAT_S)
+    waiting = heard.beats[-2:]
+    ended.set()
+    helper.join()
+    first = len(heard.beats)
+    while len(heard.beats) < first + 2:
+        sum(range(1000))
+    working = heard.beats[-2:]
+    pulse.stop()
+    assert not pulse.alive
+    assert waiting[1].count == waiting[0].count + 1
+    assert waiting[1].ran_ns == waiting[0].ran_ns
+    assert working[1].ran_ns > working[0].ran_ns
+
+
 def test_a_store_that_does_not_answer_is_not_the_others_death(monkeypatch: pytest.MonkeyPatch) -> None:
     """When rank 0 is stopped and holds the store, nobody's beats arrive: it is rank 0 that must be named."""
     seen = beats(7)
@@ -179,8 +212,8 @@ def test_one_rank_says_who_is_waited_for(
 def test_one_process_has_no_meetings() -> None:
     """python train.py needs no thread and no store."""
     alone = DistContext(0, 1, 0, torch.device("cpu"), None)
-    before = [thread.name for thread in meeting.threading.enumerate()]
+    before = [thread.name for thread in threading.enumerate()]
     alone.barrier()
     alone.finish()
     assert alone.together("building", lambda: 3, main_first=True) == 3
-    assert [thread.name for thread in meeting.threading.enumerate()] == before
+    assert [thread.name for thread in threading.enumerate()] == before
