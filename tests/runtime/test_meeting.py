@@ -199,7 +199,8 @@ def test_one_rank_says_who_is_waited_for(
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     for rank in (1, 2):
-        clock[0], watched = 0.0, watch(monkeypatch, 1800.0, rank)
+        clock[0] = 0.0
+        watched = watch(monkeypatch, 1800.0, rank)
         for second in range(150):
             clock[0] = float(second)
             watched.look(beats(second), 5)
