@@ -32,8 +32,9 @@ from src.errors import ConfigError, UTNetError
 from src.evaluation.collect import collect
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, report_lines
 from src.evaluation.seeded import MESH_COLUMNS, Samples, known_answers, make_samples, mesh_columns
-from src.runtime.distributed import DistContext, lost_peer, setup_distributed, spawn_ranks, teardown
+from src.runtime.distributed import DistContext, setup_distributed, spawn_ranks, teardown
 from src.runtime.link import Link
+from src.runtime.meeting import lost_peer
 from src.runtime.memory import PeakMemory
 
 KINDS = ("duplicate", "missing", "nan", "raise", "stall", "kill")

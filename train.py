@@ -37,12 +37,13 @@ from src.runtime.complaint import complaint
 from src.runtime.debug import DebugBatches, debug_loss_enabled, trace_enabled
 from src.runtime.distributed import (
     DistContext,
-    lost_peer,
+    abandon,
     rank_from_environment,
     setup_distributed,
     teardown,
 )
 from src.runtime.machine import configure_torch
+from src.runtime.meeting import lost_peer
 from src.runtime.pace import PaceMeter
 from src.runtime.progress import progress
 from src.runtime.seed import seed_everything
@@ -139,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if (text := complaint(error)) is not None:
             print(text, file=sys.stderr, flush=True)
+        abandon(status=2)
         status = 2
     teardown()
     return status
@@ -150,9 +152,13 @@ def run_command(config: RunConfig, arguments: argparse.Namespace) -> int:
         require_selectable(config.validation)
     context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.validation.timeout_s)
     configure_torch(config.runtime)
-    if arguments.evaluate:
-        return run_evaluation(config, context, arguments.evaluate)
-    return run_training(config, context, arguments.resume)
+    with context.naming_the_lost():
+        if arguments.evaluate:
+            status = run_evaluation(config, context, arguments.evaluate)
+        else:
+            status = run_training(config, context, arguments.resume)
+        context.finish()
+    return status
 
 
 def run_training(config: RunConfig, context: DistContext, resume: str | None) -> int:
@@ -328,8 +334,8 @@ def train_epoch(run: Run) -> float | None:
     batches = iter(loader)
     bar = progress(range(steps), total=steps, desc=f"epoch {position.epoch}", enabled=run.context.is_main)
     show = None
-    if run.context.is_main and position.epoch == 0:
-        show = DebugBatches(position.step_in_epoch * config.training.accumulation)
+    if position.epoch == 0:
+        show = DebugBatches(position.step_in_epoch * config.training.accumulation, run.context)
     save_every, meter = config.training.save_every_steps, PaceMeter()
     for _ in bar:
         with meter.waiting():
@@ -345,6 +351,7 @@ def train_epoch(run: Run) -> float | None:
             counted = position.step_in_epoch - run.trainer.unsettled
             share = position.clipped_steps / max(1, counted)
             run.recorder.step(run.trainer.step, report, share, meter.read())
+            run.context.barrier("recording a step")
         if asked:
             position.count(run.trainer.settled(everything=True))
             return None
@@ -414,6 +421,7 @@ def test(
         timeout_s=scoring.config.validation.timeout_s,
         baselines=scoring.baselines.scores() if scoring.baselines is not None else None,
         device_label=context.devices_label,
+        meet=context.barrier,
     )
 
 
@@ -439,6 +447,7 @@ def validate(run: Run) -> bool:
         path = folder / f"epoch_{epoch:04d}.jpg"
         if (picture := page.write(path)) is not None:
             run.recorder.picture(trainer.step, "Val/pictures", path, picture)
+    run.context.barrier("the validation's report and pictures")
     return is_best(results, run.progress, run.config.validation)
 
 
@@ -460,6 +469,7 @@ def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
     ckpt.save_checkpoint(path, run.trainer, run.progress, run.config, run.hand, split, run.context, copies)
     if run.context.is_main:
         prune(folder, run.config.training)
+    run.context.barrier("removing old checkpoints")
 
 
 if __name__ == "__main__":

@@ -289,7 +289,7 @@ class ValidationConfig:
     rgb_only: bool = True
     """Also score the network without depth, under Val/RGB-only."""
     timeout_s: float = _number(600.0, gt=0.0, le=604_800.0)
-    """Longest wait for one collective of the collection, seconds."""
+    """Longest wait for one message of the collection, once all ranks have come to it, seconds."""
     on_nonfinite: Literal["stop", "continue"] = "stop"
     """What training does when a prediction is not finite; the metric is nan either way."""
     pictures: int = _number(12, ge=0, le=64)
@@ -324,7 +324,10 @@ class RuntimeConfig:
     Sums depend on it in the last bit, so it does not follow the machine.
     """
     timeout_s: float = _number(1800.0, gt=0.0, le=604_800.0)
-    """Longest wait for a collective of training, seconds."""
+    """Longest wait for a collective of training, and for a sign of life of a rank, seconds.
+
+    A rank that lives and works alone may take longer: the others wait for it.
+    """
     deterministic: bool = True
     """Deterministic kernels: two runs on one machine give the same weights bit for bit."""
 

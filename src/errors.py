@@ -35,3 +35,7 @@ class TrainingError(UTNetError):
 
 class PeerError(UTNetError):
     """Another rank failed and has said why; this rank only leaves."""
+
+
+class LostRankError(UTNetError):
+    """Another rank ended, is stopped or is stuck."""

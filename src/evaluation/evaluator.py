@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ def evaluate(
     timeout_s: float = 600.0,
     baselines: Mapping[str, float] | None = None,
     device_label: str = "ranks",
+    meet: Callable[[str], None] | None = None,
 ) -> CheckedResult:
     """Score a split over every sample exactly once.
 
@@ -111,10 +112,11 @@ def evaluate(
         num_samples: N of the split.
         split_hash: fingerprint of the split; must be equal on every rank.
         group: gloo group of all ranks, or None in a run of one process.
-        timeout_s: longest wait for one message, seconds; at least the longest time by which one rank's loop
-            may end before another's. The group's own timeout should not be longer.
+        timeout_s: longest wait for one message, seconds; without `meet`, at least the longest time by which
+            one rank's loop may end before another's. The group's own timeout should not be longer.
         baselines: scores of constant predictors on this split (`src.evaluation.baselines`); rank 0's count.
         device_label: what the ranks are, for messages: `GPUs` or `CPU ranks`.
+        meet: `DistContext.barrier`, called before messages that a rank at work may be late for.
 
     Returns:
         the same result on every rank; `rows` on rank 0. Means are nan if any prediction is not finite, or if
@@ -125,6 +127,8 @@ def evaluate(
     """
     link = Link(group, timeout_s=timeout_s, where="Validation")
     link.where = f"Validation over {link.world} {device_label}"
+    if meet is not None:
+        meet("predicting validation samples")
     rows, receipt = collect(shard, link, num_samples=num_samples, split_hash=split_hash)
     scored: SampleRows | None = None
     message = None
@@ -135,6 +139,8 @@ def evaluate(
             message = json.dumps({"result": _summary(scored, dict(baselines or {}))})
         if guard.error is not None:
             message = json.dumps({"error": f"{type(guard.error).__name__}: {guard.error}"})
+    if meet is not None:
+        meet("scoring the validation")
     with link.step("broadcast"):
         answer = json.loads(link.broadcast(message, "result"))
     if "error" in answer:

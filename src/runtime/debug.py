@@ -10,6 +10,7 @@ import os
 import torch
 from torch import Tensor
 
+from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
 from src.schema import HandBatch, LossTerms, Prediction
 
@@ -72,20 +73,26 @@ def batch_lines(index: int, batch: HandBatch, prediction: Prediction) -> list[st
 
 
 class DebugBatches:
-    """Logs `batch_lines` of the first batches of epoch 0; called with each batch and its prediction."""
+    """Logs `batch_lines` of the first batches of epoch 0, on rank 0.
+
+    Every rank calls it with each batch and its prediction, and waits for the lines.
+    """
 
     COUNT = 3
     """Batches that are shown."""
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, context: DistContext) -> None:
         """Args: `first`, number of the next batch in the epoch (a resumed run does not start at 0)."""
         self._next = first
+        self._context = context
 
     def __call__(self, batch: HandBatch, prediction: Prediction) -> None:
         """Show this batch if it is one of the first."""
         if self._next < self.COUNT:
-            for line in batch_lines(self._next, batch, prediction):
-                _log.info(line)
+            if self._context.is_main:
+                for line in batch_lines(self._next, batch, prediction):
+                    _log.info(line)
+            self._context.barrier("the debug lines of a batch")
         self._next += 1
 
 

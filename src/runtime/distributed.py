@@ -1,21 +1,25 @@
 """Ranks: who am I, on which device, and how do ranks talk.
 
 One *main group* (NCCL on GPUs, gloo on the CPU) carries gradients. Two gloo groups carry what lives on the
-CPU: the *side group* the validation's rows, with the validation's own timeout, and the *wait group* small
-statuses, with the long timeout of a set-up (one rank may build an index while the others wait). With one
-process there is no group at all and every helper here is the identity.
+CPU: the *side group* the validation's rows, and the group of the *meetings* small statuses. Before each of
+these, ranks meet (`src.runtime.meeting`), so that no collective ever waits for a rank that is at work
+elsewhere: whatever one rank does alone must be followed by a `barrier`, or by a helper that holds one, before
+the next collective of the main or side group. With one process there is no group at all and every helper here
+is the identity.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -29,6 +33,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from src.errors import ConfigError, PeerError, UTNetError
+from src.runtime.meeting import Meetings, lost_peer
+from src.runtime.signals import end_helpers
 
 T = TypeVar("T")
 
@@ -47,8 +53,8 @@ class DistContext:
     """Where this rank computes."""
     side_group: dist.ProcessGroup | None
     """Gloo group of all ranks for the collection of a validation; None with one rank."""
-    wait_group: dist.ProcessGroup | None = None
-    """Gloo group of all ranks for small values and long waits; None with one rank."""
+    meetings: Meetings | None = None
+    """Where ranks wait for one another, with a gloo group for small values; None with one rank."""
 
     @property
     def is_main(self) -> bool:
@@ -60,32 +66,58 @@ class DistContext:
         """`GPUs` or `CPU ranks`, as the validation line says it."""
         return "GPUs" if self.device.type == "cuda" else "CPU ranks"
 
-    def barrier(self) -> None:
-        """Wait for all ranks, at most the wait group's timeout."""
-        if self.wait_group is not None:
-            dist.barrier(group=self.wait_group)
+    def barrier(self, what: str = "the next step") -> None:
+        """Wait until every rank has come here, however long one of them works.
+
+        Args:
+            what: the work that ranks come from, for messages.
+
+        Raises:
+            LostRankError: a rank ended, or gave no sign of life for the time limit; also from every method
+                below.
+        """
+        if self.meetings is not None:
+            self.meetings.meet(what)
+
+    def finish(self) -> None:
+        """The last thing that ranks do together: whoever is done waits for those that still work."""
+        if self.meetings is not None:
+            self.meetings.finish()
+
+    @contextlib.contextmanager
+    def naming_the_lost(self) -> Iterator[None]:
+        """Inside, a collective that fails because of another rank raises LostRankError, which names it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.meetings is None or not lost_peer(error):
+                raise
+            raise self.meetings.lost("a collective failed", error) from error
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum of a CPU tensor over ranks, the same on each; the argument is not changed."""
         total = values.clone()
-        if self.wait_group is not None:
-            dist.all_reduce(total, group=self.wait_group)
+        if self.meetings is not None:
+            self.meetings.meet("a sum")
+            dist.all_reduce(total, group=self.meetings.group)
         return total
 
-    def gather_objects(self, value: Any) -> list[Any]:
+    def gather_objects(self, value: Any, what: str = "the next step") -> list[Any]:
         """Small Python values of all ranks in rank order, on every rank (not for arrays of results)."""
-        if self.wait_group is None:
+        if self.meetings is None:
             return [value]
+        self.meetings.meet(what)
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value, group=self.wait_group)
+        dist.all_gather_object(values, value, group=self.meetings.group)
         return values
 
-    def broadcast_object(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any, what: str = "the next step") -> Any:
         """Rank 0's small Python value, on every rank."""
-        if self.wait_group is None:
+        if self.meetings is None:
             return value
+        self.meetings.meet(what)
         box = [value if self.is_main else None]
-        dist.broadcast_object_list(box, src=0, group=self.wait_group)
+        dist.broadcast_object_list(box, src=0, group=self.meetings.group)
         return box[0]
 
     def agree(self, error: UTNetError | None, what: str) -> None:
@@ -95,7 +127,7 @@ class DistContext:
             error: this rank's error, or None.
             what: the step that the ranks just did, for the message.
         """
-        texts = self.gather_objects(None if error is None else str(error))
+        texts = self.gather_objects(None if error is None else str(error), what)
         failed = [rank for rank, text in enumerate(texts) if text is not None]
         if not failed:
             return
@@ -134,8 +166,9 @@ def setup_distributed(
 
     Args:
         device: auto | cpu | cuda. auto takes GPUs if this machine has one for each of its ranks.
-        timeout_s: longest wait of a collective of the main and the wait group, seconds.
-        side_timeout_s: the same of the side group.
+        timeout_s: longest wait of a collective of the main group, and longest silence of a rank that others
+            wait for, seconds.
+        side_timeout_s: longest wait of a collective of the side group, seconds.
 
     Raises:
         ConfigError: cuda was asked for and there are fewer GPUs than ranks on this machine.
@@ -151,23 +184,23 @@ def setup_distributed(
         dist.init_process_group("nccl", timeout=timedelta(seconds=timeout_s), device_id=chosen)
     else:
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
-    return DistContext(rank, world, local_rank, chosen, _gloo_group(side_timeout_s), _gloo_group(timeout_s))
-
-
-def lost_peer(error: RuntimeError) -> bool:
-    """Whether a collective failed because another rank is gone or silent."""
-    if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
-        return True
-    text = str(error)
-    return "gloo" in text and any(
-        word in text for word in ("closed", "reset", "Broken pipe", "imed out", "refused")
-    )
+    side, meetings = _gloo_group(side_timeout_s), Meetings(_gloo_group(timeout_s), timeout_s)
+    return DistContext(rank, world, local_rank, chosen, side, meetings)
 
 
 def teardown() -> None:
     """Leave the groups; harmless without any."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def abandon(status: int) -> None:
+    """After a failure, end a process that has groups: one with a lost rank can block its own destructor."""
+    if dist.is_available() and dist.is_initialized():
+        end_helpers()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def rank_from_environment() -> int:
@@ -353,15 +386,18 @@ def _rank_main(
         meeting = dist.FileStore(store, world)  # type: ignore[attr-defined]  # exported, but not typed
         dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world, timeout=limit)
         side = _gloo_group(timeout_s) if world > 1 else None
+        meetings = None if side is None else Meetings(side, timeout_s)
         # Through the file, not the network: a rank may die as soon as all the others have their connections.
         meeting.set(f"utnet-ready/{rank}", "1")
         meeting.wait([f"utnet-ready/{other}" for other in range(world)], limit)
-        value = function(DistContext(rank, world, rank, torch.device("cpu"), side, side), *args)
+        value = function(DistContext(rank, world, rank, torch.device("cpu"), side, meetings), *args)
     error = capture.error
     writer.send((value, error, capture.brief))
     writer.poll(timeout_s)  # until the caller closes its end
     writer.close()
     if error is None:
+        if meetings is not None:
+            meetings.stop()
         teardown()
     else:
         # A broken group can block its own destructor; the result is sent, so leave at once.

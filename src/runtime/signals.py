@@ -23,7 +23,7 @@ def stop_signals_blocked() -> Iterator[None]:
     """
     # Its start, which a forkserver would do inside, unblocks signals again.
     resource_tracker.ensure_running()
-    Finalize(None, _end_helpers, exitpriority=0)
+    Finalize(None, end_helpers, exitpriority=0)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -31,8 +31,8 @@ def stop_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_helpers() -> None:
-    """At exit, end helpers by a signal that no mask stops: multiprocessing sends TERM and waits for ever."""
+def end_helpers() -> None:
+    """End helper processes by a signal that no mask stops: multiprocessing sends TERM and waits for ever."""
     # torch's handler would take their end for a fault.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():

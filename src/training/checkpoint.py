@@ -87,7 +87,7 @@ def save_checkpoint(
     Raises:
         AssetError: a file could not be written; what was at its place is there still, and whole.
     """
-    states = context.gather_objects(_rng_state(context.device))
+    states = context.gather_objects(_rng_state(context.device), f"what comes before {path}")
     error: UTNetError | None = None
     if context.is_main:
         state = {

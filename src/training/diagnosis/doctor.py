@@ -1,7 +1,7 @@
 """The doctor beside a training run: looks at few steps, says little, changes nothing.
 
 It looks at the first three batches, at step 50, after each validation and at the step that follows it; on
-rank 0 only, without a collective. Of its findings the log shows those that are not OK and one summary line.
+rank 0, for which the others wait. Of its findings the log shows those that are not OK and one summary line.
 """
 
 from __future__ import annotations
@@ -67,12 +67,13 @@ def check_data(batches: Sequence[HandBatch], hand: ManoLayer) -> list[Finding]:
 
 
 class Doctor:
-    """Watches one run; with `logging.doctor: false`, and on ranks other than 0, every method does nothing."""
+    """Watches one run, from rank 0; every rank calls it. With `logging.doctor: false` it does nothing."""
 
     def __init__(self, config: RunConfig, context: DistContext, hand: ManoLayer) -> None:
         self.stops: str | None = None
         """Why the run should end, where `logging.doctor_stops` asks for that; None: go on."""
         self._config = config
+        self._context = context
         self._active = config.logging.doctor and context.is_main
         self._table = debug_loss_enabled() and context.is_main
         self._world = context.world
@@ -81,6 +82,7 @@ class Doctor:
         self._batches: list[HandBatch] = []
         self._round: dict[str, Finding] = {}
         self._snapshot: Snapshot | None = None
+        self._due = False
         self._watched = 0
         self._after_validation = False
         self._norms: deque[Numbers] = deque(maxlen=LATER_STEP)
@@ -102,7 +104,8 @@ class Doctor:
 
     def before(self, trainer: TrainStep) -> None:
         """Call before each optimiser step: remembers some weights where the step is to be looked at."""
-        if self._active and self._is_due(trainer.step):
+        self._due = self._config.logging.doctor and self._is_due(trainer.step)
+        if self._due and self._active:
             self._snapshot = Snapshot.of(trainer.model)
 
     def after(self, trainer: TrainStep, report: StepReport, batches: Sequence[HandBatch]) -> None:
@@ -110,18 +113,29 @@ class Doctor:
         if self._table and trainer.step % self._config.logging.every == 0:
             for line in loss_table_lines(trainer.step, report.terms):
                 _log.info(line)
-        if not self._active:
-            return
-        self._norms.append(report.numbers)
-        self._rate_sum += report.learning_rate
-        if self._snapshot is None:
-            return
-        before, self._snapshot = self._snapshot, None
-        # On a GPU the next step refuses such a step; weights that stood still are only its consequence.
-        if not report.finite:
+        if self._active:
+            self._norms.append(report.numbers)
+            self._rate_sum += report.learning_rate
+        if not self._due:
             return
         self._watched += 1
         probed, self._after_validation = self._after_validation, False
+        before, self._snapshot = self._snapshot, None
+        # On a GPU the next step refuses such a step; weights that stood still are only its consequence.
+        if before is not None and report.finite:
+            self._look(trainer, before, report, batches, probed=probed)
+        self._context.barrier("the doctor's look at a step")
+
+    def _look(
+        self,
+        trainer: TrainStep,
+        before: Snapshot,
+        report: StepReport,
+        batches: Sequence[HandBatch],
+        *,
+        probed: bool,
+    ) -> None:
+        """Look at a step; `probed`: the network was looked at since the step before."""
         early = self._watched <= FIRST_STEPS
         self._batches = [*(self._batches if early else []), batches[-1]]
         self._add(check_data(self._batches, self._hand))
@@ -141,13 +155,13 @@ class Doctor:
 
     def validation(self, trainer: TrainStep, results: Mapping[Shown, CheckedResult]) -> None:
         """Call after each validation, with the trained weights back in the model."""
+        self._after_validation = True
         if not self._active:
             return
         samples = trainer.step * self._global_batch
         self._add(check_scores(results, self._rows, steps=trainer.step, samples=samples))
         self._rows = kept_rows(results["rgbd"])
         self._probe(trainer)
-        self._after_validation = True
         self._close("validation")
 
     def _is_due(self, steps_done: int) -> bool:
