@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,12 +10,9 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from dataloader.cache_build import ensure_cache
 from dataloader.collate import collate
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.index import AnnotationIndex, open_index
-from dataloader.labels import hands_of
-from dataloader.meta import ListName
+from dataloader.index import AnnotationIndex
 from dataloader.modality import Modality
 from dataloader.parcel import Parcel
 from dataloader.prepare import prepare
@@ -36,9 +32,6 @@ _log = get_logger("data")
 
 WORKER_TIMEOUT_S = 300.0
 """Longest wait for one batch of a loader process: longer means a hung file system or a dead process."""
-
-CACHE_SLICE_S = 240.0
-"""Longest time that ranks wait in one go while rank 0 writes the crop cache."""
 
 PREFETCH = 2
 """Batches that each loader process keeps ready."""
@@ -88,37 +81,12 @@ def build_splits(config: RunConfig, context: DistContext, hand: ManoLayer) -> tu
         val_set.require_truth()
         return train_set, val_set
 
-    _write_caches(config, context, cpu_hand)
     train_set, val_set = context.together("opening the data set", build, main_first=True)
     for dataset in (train_set, val_set):
         _log.info(dataset.describe())
     if (missing := val_set.missing_truth()) is not None:  # the joints are there, or nothing would be scored
         _log.warning(f"WARNING: no official mesh scores: {missing}")
     return train_set, val_set
-
-
-def _write_caches(config: RunConfig, context: DistContext, cpu_hand: ManoLayer) -> None:
-    """Rank 0 writes the crop caches of both splits in slices, so that no wait of the others runs out."""
-    if config.dataset.cache == "off":
-        return
-    lists: tuple[ListName, ...] = ("train",)
-    if config.validation.split == "evaluation":
-        lists = ("train", "evaluation")
-
-    def work(name: ListName) -> bool:
-        """Whether it is done; ranks other than 0 just wait."""
-        if not context.is_main:
-            return True
-        index = open_index(config.dataset, name, cpu_hand)
-        return ensure_cache(config, index, lambda: hands_of(index.rows), budget_s=slice_s) is not None
-
-    slice_s = min(CACHE_SLICE_S, config.runtime.timeout_s / 4)
-    for name in lists:
-        done = False
-        while not done:
-            done = context.broadcast_object(
-                context.together("writing the crop cache", functools.partial(work, name))
-            )
 
 
 class DeviceLoader:

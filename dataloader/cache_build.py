@@ -79,20 +79,15 @@ def ensure_cache(
     index: AnnotationIndex,
     hands: Hands,
     *,
-    budget_s: float | None = None,
     show_progress: bool = True,
-) -> CropCache | None:
+) -> CropCache:
     """An up-to-date crop cache, written if need be by one process while others wait.
 
     Args:
         config: the run; dataset.cache is not `off`.
         index: the opened annotation index.
         hands: K and boxes of all its rows.
-        budget_s: about the longest time to write, seconds; None: until it is done.
         show_progress: draw a progress bar while writing.
-
-    Returns:
-        None where budget_s was too short: what is finished is kept, call again.
 
     Raises:
         DataError: a picture is missing or unreadable, the disk is too small, or no place to write.
@@ -111,13 +106,13 @@ def ensure_cache(
             _log.info(f"Crop cache: what {store.place} holds cannot be used ({reason}); writing it anew.")
         return None
 
-    def make(folder: Path) -> dict[str, Any] | None:
+    def make(folder: Path) -> dict[str, Any]:
         seen_by = hands()
         plan = Plan(config, index, folder, wanted, reach(*seen_by, geometry), seen_by, geometry)
-        return _write(plan, budget_s, show_progress)
+        return _write(plan, show_progress)
 
     derived = store.ensure(wanted, make, find=find)
-    return None if derived is None else CropCache(derived, len(index.rows))
+    return CropCache(derived, len(index.rows))
 
 
 def _fingerprint(config: RunConfig, index: AnnotationIndex, geometry: Geometry) -> dict[str, Any]:
@@ -152,13 +147,13 @@ def _why_not(cache: Derived, wanted: dict[str, Any], geometry: Geometry) -> str 
     return None
 
 
-def _write(plan: Plan, budget_s: float | None, show: bool) -> dict[str, Any] | None:
-    """Write the parts that are missing, then the table; None: out of time."""
+def _write(plan: Plan, show: bool) -> dict[str, Any]:
+    """Write the parts that are missing, then the table."""
     parts = plan.parts()
     _remove_leftovers(plan)
     missing = [k for k in range(len(parts)) if part_table(plan, k, parts[k]) is None]
     _estimate(plan, [parts[k] for k in missing], kept=len(parts) - len(missing))
-    began, done = time.monotonic(), 0
+    began = time.monotonic()
     with contextlib.ExitStack() as stack:
         results: Iterator[None]
         if _workers(plan) == 1 or len(missing) < 2:
@@ -173,12 +168,9 @@ def _write(plan: Plan, budget_s: float | None, show: bool) -> dict[str, Any] | N
             )
             results = stack.enter_context(pool).map(write_part_in_pool, missing)
         try:
-            for _ in progress(
-                results, total=len(missing), desc=f"crop cache ({plan.index.name})", enabled=show
-            ):
-                done += 1
-                if budget_s is not None and done < len(missing) and time.monotonic() - began > budget_s:
-                    return None
+            title = f"crop cache ({plan.index.name})"
+            for _ in progress(results, total=len(missing), desc=title, enabled=show):
+                pass
         except BrokenProcessPool as error:
             raise DataError(
                 "crop cache: a writing process died (out of memory?). Finished parts are kept; lower "

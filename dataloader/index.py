@@ -154,7 +154,6 @@ def open_index(
         return _make(config, frames, hand, folder, show_progress)
 
     derived = store.ensure(fingerprint, make)
-    assert derived is not None  # it is made in one go
     require_count(config, frames, derived.facts["listed"])
     with derived.open(_UNUSABLE) as file:
         UnusableFrames.from_json(json.load(file)).require(config, derived.path(_LISTING))

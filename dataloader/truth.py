@@ -150,7 +150,6 @@ def open_truth(
     derived = store.ensure(
         fingerprint, lambda folder: _make(config, fingerprint, wrists_m, folder, show_progress)
     )
-    assert derived is not None  # they are made in one go
     return EvaluationTruth(derived)
 
 

@@ -205,22 +205,19 @@ class Store:
     def ensure(
         self,
         fingerprint: Fingerprint,
-        make: Callable[[Path], Mapping[str, Any] | None],
+        make: Callable[[Path], Mapping[str, Any]],
         *,
         find: Callable[[bool], Derived | None] | None = None,
         wait_s: float = WAIT_S,
-    ) -> Derived | None:
+    ) -> Derived:
         """The thing made from `fingerprint`; made if need be, by one process while others wait.
 
         Args:
             fingerprint: what it is made from.
-            make: writes the files into the folder that it is given and returns facts to note, or None if it
-                is not done yet. Then, where the store is `resumable`, the files wait for the next call.
+            make: writes the files into the folder that it is given and returns facts to note. If it raises
+                and the store is `resumable`, the files wait for the next call.
             find: looks for one that serves, instead of `find` of the same fingerprint; its argument is `say`.
             wait_s: longest wait for another process, seconds.
-
-        Returns:
-            None where `make` was not done.
 
         Raises:
             DataError: no place to write, or another process did not end in time; and what `make` raises.
@@ -247,17 +244,14 @@ class Store:
             return error.strerror or str(error)
         except DataError as error:
             return str(error).rstrip(".")
-        if made is not None:
-            made.close()
+        made.close()
         return None
 
     def staging(self, fingerprint: Fingerprint) -> Path:
         """The folder in which the thing of this fingerprint is made."""
         return self.place / f"{self.name}-{_key(_plain(fingerprint))}.part"
 
-    def _make(
-        self, fingerprint: dict[str, Any], make: Callable[[Path], Mapping[str, Any] | None]
-    ) -> Derived | None:
+    def _make(self, fingerprint: dict[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> Derived:
         """Make it and give it its name; the lock is held, so whatever is half made has no maker."""
         staging = self.staging(fingerprint)
         for leftover in self.place.glob(f"{self.name}-*.part"):
@@ -267,10 +261,7 @@ class Store:
                     _remove(leftover)
         staging.mkdir(exist_ok=True)
         try:
-            facts = make(staging)
-            if facts is None:
-                return None
-            self._seal(staging, fingerprint, facts)
+            self._seal(staging, fingerprint, make(staging))
             folder = self.place / f"{staging.stem}-{secrets.token_hex(4)}"
             staging.rename(folder)
         finally:

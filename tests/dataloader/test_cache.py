@@ -19,10 +19,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 import zstandard
 
-from dataloader import build, cache_build, cache_codec, cache_part, decode
+from dataloader import cache_build, cache_codec, cache_part, decode
 from dataloader.cache import CropCache
 from dataloader.cache_codec import decode_depth, decode_rgb, encode_depth, encode_rgb
 from dataloader.cache_window import geometry_of, within_reach
@@ -33,7 +32,6 @@ from dataloader.samplers import SampleKey
 from src.config import RunConfig
 from src.config_file import load_config
 from src.errors import DataError
-from src.runtime.distributed import DistContext
 from src.schema import RawSample
 from tests.dataloader.tree import FanHand, Frame, run_config, write_tree
 
@@ -491,22 +489,6 @@ def test_two_runs_at_once_write_one_cache(tree: Tree, tmp_path: Path, monkeypatc
     for process in (first, second):
         process.join(JOIN_S)
     assert (first.exitcode, second.exitcode) == (0, 0)
-
-
-def test_ranks_wait_in_slices(tree: Tree, tmp_path: Path, monkeypatch: Any, encoded: list[int]) -> None:
-    """One wait of hours would run into the collectives' time limit; a slice continues where one ended."""
-    monkeypatch.setattr(build, "CACHE_SLICE_S", 0.0)
-    context = DistContext(0, 1, 0, torch.device("cpu"), None)
-    calls, original = [], build.ensure_cache
-    monkeypatch.setattr(build, "ensure_cache", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
-    config = config_of(tree[0], tmp_path, validation={"split": "evaluation", "select_on_evaluation": True})
-    hand = FanHand()
-    hand.faces = torch.zeros(1)  # type: ignore[attr-defined]
-    train, evaluation = build.build_splits(config, context, hand)  # type: ignore[arg-type]
-    assert len(calls) == 3  # two parts of train, one of evaluation
-    assert train._cache is not None
-    assert evaluation._cache is not None
-    assert sorted(set(encoded)) == list(range(24))
 
 
 def test_off_is_a_word(tmp_path: Path) -> None:
