@@ -369,9 +369,9 @@ def test_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
         [damaged.view(modality="rgbd", augmented=True).raw(SampleKey(i)) for i in range(len(damaged))]
 
 
-@pytest.mark.parametrize("kind", ["rgb", "depth", "size"])
+@pytest.mark.parametrize("kind", ["rgb", "hole", "depth", "size"])
 def test_an_unreadable_picture_says_the_same_as_without(tmp_path: Path, kind: str) -> None:
-    """The frame to mend must be named, before hours of training and not after."""
+    """The frame to mend must be named, before hours of training and not after; a hole is not frozen in."""
     root = tmp_path / "HO3D"
     write_tree(root, {"MC1": 4})
     sides = [dataset_of(config_of(root, "off"), split) for split in ("train", "val")]
@@ -387,6 +387,7 @@ def test_an_unreadable_picture_says_the_same_as_without(tmp_path: Path, kind: st
         dataset_of(config_of(root, tmp_path / "cache"))
     assert str(caught.value) == str(without.value)
     assert "0003" in str(caught.value)
+    assert not list((tmp_path / "cache").rglob("part-*"))
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_written(
