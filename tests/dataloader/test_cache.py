@@ -27,6 +27,7 @@ from dataloader.cache_codec import decode_depth, decode_rgb, encode_depth, encod
 from dataloader.cache_window import geometry_of, within_reach
 from dataloader.decode import PictureFrame
 from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.jpeg_file import jpeg_quality
 from dataloader.labels import hands_of
 from dataloader.samplers import SampleKey
 from src.config import RunConfig
@@ -193,7 +194,7 @@ def test_a_window_along_the_blocks_takes_fewer_bytes() -> None:
     grey = np.repeat(cv2.GaussianBlur(drawn, (0, 0), 0.7)[..., :1], 3, axis=-1)
     file = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
     shown = cv2.imdecode(file, cv2.IMREAD_COLOR_RGB)
-    quality = decode.jpeg_quality(file.tobytes())
+    quality = jpeg_quality(file.tobytes())
     along, across = (encode_rgb(shown[s : s + 192, s : s + 192], "compact", quality) for s in (16, 21))
     assert len(along) < 0.8 * len(across)
     window = np.ascontiguousarray(shown[16:208, 16:208, ::-1])
