@@ -204,6 +204,7 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
         _log.warning(
             "WARNING: the checkpoint was trained on another training split: it may have seen these samples"
         )
+    ckpt.log_labels(state["progress"].get("labels_hash", ""), train_set.index.labels_sha256, path)
     _log.info(f"Evaluating {path} (step {state['step']}, {'averaged' if state['ema'] else 'plain'} weights)")
     scoring = build_scoring(config, context, train_set, val_set, hand)
     recorder = Recorder(run_dir, config, context)
@@ -263,7 +264,8 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         best = best_so_far(run_dir / "checkpoints", val_set.split_id, context)
         position.best_mpjpe_mm, position.best_epoch = best
         _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
-    position.judged_by = val_set.split_id
+        ckpt.log_labels(position.labels_hash, train_set.index.labels_sha256, source)
+    position.judged_by, position.labels_hash = val_set.split_id, train_set.index.labels_sha256
     recorder = Recorder(run_dir, config, context, resume_step=trainer.step)
     parameters = sum(p.numel() for p in model.parameters())
     _log.info(

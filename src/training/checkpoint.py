@@ -51,6 +51,8 @@ class Progress:
     """Epoch that reached it; -1: none."""
     judged_by: str = ""
     """Identity of the split that it is a score of."""
+    labels_hash: str = ""
+    """Identity of the labels of the training list, as the last process trained on them."""
 
     def count(self, reports: Iterable[StepReport]) -> bool:
         """Add steps that were checked to the epoch's sums; True if a rank was asked to stop in one."""
@@ -303,6 +305,21 @@ def _check_position(
     if most is not None and progress.step_in_epoch > most:
         raise AssetError(
             f"{here} after {progress.step_in_epoch} steps, training.max_steps_per_epoch is {most}. Raise it"
+        )
+
+
+def log_labels(before: str, now: str, path: Path) -> None:
+    """Say that a checkpoint was trained on other labels than those that the data set has now.
+
+    Args:
+        before: `labels_hash` of its `Progress`; empty in files of programs that did not keep it.
+        now: of the training list.
+        path: the checkpoint.
+    """
+    if before and before != now:
+        _log.warning(
+            f"WARNING: labels of the training list have changed since {path} was written (labels "
+            f"{before[:12]}, now {now[:12]}): its weights were trained on the old ones"
         )
 
 

@@ -156,8 +156,8 @@ def best_so_far(folder: Path, judged_by: str, context: DistContext) -> tuple[flo
         if kept.judged_by == judged_by:
             return kept.best_mpjpe_mm, kept.best_epoch
         _log.info(
-            f"{path} was chosen on other validation samples (MPJPE {kept.best_mpjpe_mm:.3f} mm, epoch "
-            f"{kept.best_epoch}): the next validation replaces it"
+            f"{path} was chosen on other validation samples or labels (MPJPE {kept.best_mpjpe_mm:.3f} mm, "
+            f"epoch {kept.best_epoch}): the next validation replaces it"
         )
         return none
 

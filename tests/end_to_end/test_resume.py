@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,7 +100,7 @@ def test_killed_and_resumed_equals_uninterrupted(embedded: Embedded) -> None:
         "validation.select_on_evaluation=true", "--resume", "auto",
     )  # fmt: skip
     assert judged.returncode == 0, judged.stderr
-    assert "best.pt was chosen on other validation samples (MPJPE " in judged.stdout
+    assert "best.pt was chosen on other validation samples or labels (MPJPE " in judged.stdout
     assert re.search(r"Finished 3 epochs, best MPJPE [\d.]+ mm \(epoch 2\)", judged.stdout)
 
 
@@ -127,3 +129,24 @@ def test_a_closed_terminal_saves_and_leaves(embedded: Embedded) -> None:
     position = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     assert f"--resume {run / 'checkpoints' / 'last.pt'}" in text
     assert position["step"] >= 4
+
+
+def test_other_labels_under_the_same_lists_are_said(embedded: Embedded, tmp_path: Path) -> None:
+    """Annotations were mended in place: the run goes on, and its log and best.pt know of it."""
+    root = tmp_path / "HO3D"
+    shutil.copytree(embedded.root, root)
+    settings = (*SETTINGS, f"dataset.root_dir={root}", "name=mended", "training.max_steps_per_epoch=2")
+    first = embedded.main(*settings, "training.num_epochs=1")
+    assert first.returncode == 0, first.stderr
+    for path in root.glob("train/*/meta/*.pkl"):
+        meta = pickle.loads(path.read_bytes())
+        for key in ("handTrans", "handJoints3D"):
+            meta[key] = meta[key] + [0.0, 0.0, -0.002]  # 2 mm farther away
+        path.write_bytes(pickle.dumps(meta))
+    second = embedded.main(*settings, "--resume", "auto")
+    assert second.returncode == 0, second.stderr
+    assert "WARNING: labels of the training list have changed since" in second.stdout
+    assert "best.pt was chosen on other validation samples or labels" in second.stdout
+    scored = embedded.main(*settings, "--evaluate", str(embedded.newest("mended") / "checkpoints/last.pt"))
+    assert scored.returncode == 0, scored.stderr
+    assert "have changed since" not in scored.stdout
