@@ -2,8 +2,8 @@
 
 Why this way round: orientation is the hard part of the task and comes first. A network finds joints sooner
 than rotations, but joints average into a shrunken hand; the hand model keeps the shape. So joints are voted,
-turned into rotations in closed form without gradient (no derivative of a singular value decomposition), and a
-residual rotation that the loss does reach corrects them. Everything here runs in float32.
+turned into rotations in closed form without gradient (which has no bound where two rotations fit equally
+well), and a residual rotation that the loss does reach corrects them. Everything here runs in float32.
 
 Legend: B batch, N image tokens, D channels, J 21 joints in OPENPOSE21, S 15 local rotations in MANO16 order.
 """

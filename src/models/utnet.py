@@ -3,8 +3,8 @@
     batch -> tokens (picture + depth, queries) -> ViT -> feature maps -> dense read-out -> coarse hand
           -> maps sampled under the coarse hand's vertices -> mesh refinement -> hand model -> hand
 
-All predictions are in the crop camera, metres. The backbone may run in bf16; everything after it, where
-rotations, skinning and projection are, runs in float32.
+All predictions are in the crop camera, metres. The backbone, that is tokens, ViT and feature maps, may run in
+bf16; everything after it, where rotations, skinning and projection are, runs in float32.
 
 Legend: B batch, N image tokens, Q queries, D channels.
 """
@@ -41,7 +41,7 @@ class UTNet(nn.Module):
         mano: hand model; shared, not learned, in no checkpoint of this module.
 
     Attributes:
-        backbone_dtype: arithmetic of tokens and ViT, float32 or bfloat16; the entry point sets it.
+        backbone_dtype: arithmetic of the backbone, float32 or bfloat16; the entry point sets it.
     """
 
     def __init__(self, config: ModelConfig, mano: ManoLayer) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from src.errors import ShapeError
@@ -104,6 +106,110 @@ def test_rotation_about_the_origin_with_weights() -> None:
     weights[0] = 0
     assert (fit_rotation(x, y, weights) - rotation).abs().max() < 1e-12
     assert (fit_rotation(x, y) - rotation).abs().max() > 1e-3
+
+
+def covariances(spreads: tuple[float, float, float], count: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrices with these singular values (the last with the sign of the determinant), and the best turns."""
+    rng = np.random.default_rng(7)
+    u, v = (torch.from_numpy(Rotation.random(count, rng=rng).as_matrix()) for _ in range(2))
+    return u @ torch.diag(torch.tensor(spreads, dtype=torch.float64)) @ v.transpose(1, 2), u @ v.transpose(
+        1, 2
+    )
+
+
+def turn_of(covariance: torch.Tensor) -> torch.Tensor:
+    """`fit_rotation` of three points whose covariance this is."""
+    return fit_rotation(torch.eye(3, dtype=torch.float64).expand_as(covariance), covariance.transpose(1, 2))
+
+
+def apart_rad(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest angle between rotations; |A - B| = 2 sqrt(2) sin(angle / 2), without an acos that rounds."""
+    return float(2 * torch.asin((a - b).square().sum((1, 2)).sqrt() / 8**0.5).max())
+
+
+def svd_rotation(covariance: torch.Tensor) -> torch.Tensor:
+    """Kabsch 1976."""
+    u, _, vt = torch.linalg.svd(covariance)
+    sign = torch.linalg.det(u) * torch.linalg.det(vt)
+    return (u * torch.stack([torch.ones_like(sign), torch.ones_like(sign), sign], -1)[:, None]) @ vt
+
+
+@pytest.mark.parametrize(
+    ("spreads", "limit_rad"),
+    [
+        ((1.0, 0.5, 0.1), 1e-12),
+        ((1.0, 1.0, 1.0), 1e-12),
+        ((1.0, 0.5, 0.0), 1e-12),  # a flat palm
+        ((1.0, 0.5, -0.1), 1e-12),  # a mirrored hand
+        ((1.0, 1e-4, 0.0), 1e-10),  # nearly a line
+        ((1.0, 0.5, -0.4999), 1e-9),  # nearly two answers
+        ((1.0, 0.5, -0.49999999), 1e-5),
+    ],
+)
+def test_the_fit_of_the_network_is_that_of_a_decomposition(
+    spreads: tuple[float, float, float], limit_rad: float
+) -> None:
+    """The start pose must not depend on how it is found, but for rounding over the gap of the best turns."""
+    covariance, best = covariances(spreads)
+    turn = turn_of(covariance)
+    assert apart_rad(turn, best) < limit_rad
+    assert apart_rad(turn, svd_rotation(covariance)) < limit_rad
+    same = turn_of(covariance).float() == svd_rotation(covariance).float()
+    assert limit_rad > 1e-12 or same.float().mean() > 0.999  # the network sees float32
+
+
+@pytest.mark.parametrize(
+    "spreads", [(1, 0, 0), (1, 1, -1), (-1, -1, -1), (1, 0.5, -0.5), (1, 0, -1e-20), (0, 0, 0)]
+)
+def test_where_turns_are_equally_good_it_is_one_of_them(spreads: tuple[float, float, float]) -> None:
+    """Fingers on one line, or a mirrored fan, at the start of training: never nan, never a reflection, and
+    nothing better exists.
+    """
+    covariance, _ = covariances(spreads)
+    turn = turn_of(covariance)
+    assert (torch.linalg.det(turn) - 1).abs().max() < 1e-12
+    assert (turn @ turn.transpose(1, 2) - torch.eye(3)).abs().max() < 1e-12
+    gain, best = ((r * covariance).sum((1, 2)) for r in (turn, svd_rotation(covariance)))
+    assert (gain - best).abs().max() < 1e-13
+    if not any(spreads):
+        assert torch.equal(turn, torch.eye(3, dtype=torch.float64).expand_as(turn))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    joints=st.integers(2, 21),
+    flat=st.sampled_from([(1, 1, 1), (1, 1, 0), (1, 0.1, 1e-3)]),
+    exponent=st.integers(-150, 150),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_size_and_shape_fits_as_scipy_says(
+    seed: int, joints: int, flat: tuple[float, ...], exponent: int
+) -> None:
+    """Weighted points of any unit, planar or few: the same turn as scipy's, and no size overflows."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(joints, 3)) * flat
+    y = x @ Rotation.random(rng=rng).as_matrix().T + 0.1 * rng.normal(size=x.shape)
+    weights = rng.uniform(0.1, 1.0, joints)
+    want = Rotation.align_vectors(y, x, weights=weights)[0].as_matrix()
+    covariance = (y * weights[:, None]).T @ x
+    first, second, third = np.linalg.svd(covariance)[1]
+    gap = (second + np.sign(np.linalg.det(covariance)) * third) / first
+    size = 10.0**exponent
+    sets = [torch.from_numpy(points[None] * size) for points in (x, y)]
+    turn = fit_rotation(*sets, torch.from_numpy(weights))
+    assert (turn[0] - torch.from_numpy(want)).abs().max() < 1e-13 / gap
+
+
+def test_a_fit_that_is_not_a_number_stays_one_and_alone() -> None:
+    """A nan or an infinite vote must reach the loss, in its own sample."""
+    x, y = sets(), sets(seed=2)
+    good = fit_rotation(x, y)
+    x[3, 4, 1], x[7, 0, 0] = torch.nan, torch.inf
+    turn = fit_rotation(x, y)
+    bad = torch.isnan(turn).all(-1).all(-1)
+    assert bad.nonzero().flatten().tolist() == [3, 7]
+    assert torch.equal(turn[~bad], good[~bad])
+    assert not fit_rotation(x.requires_grad_(), y).requires_grad
 
 
 def test_wrong_shapes_are_named() -> None:

@@ -13,10 +13,13 @@ from src.errors import ShapeError
 from src.geometry.rotation import (
     aa_from_rotation,
     geodesic_angle,
+    quaternion_form,
+    quaternion_from_rotation,
     rotation_about_z,
     rotation_between,
     rotation_from_6d,
     rotation_from_aa,
+    rotation_from_quaternion,
     sixd_from_rotation,
 )
 
@@ -82,6 +85,18 @@ def test_rotation_between_opposite_and_empty_directions() -> None:
     assert (turn[:2] @ a[:2, :, None])[..., 0].tolist() == [[-1, 0, 0], [0, 0, -2]]
     assert torch.equal(turn[2], torch.eye(3, dtype=torch.float64))
     assert (torch.linalg.det(turn) - 1).abs().max() < 1e-12
+
+
+def test_quaternions_are_w_x_y_z_and_come_back() -> None:
+    """Another order of the four, or the inverse turn, gives a rotation too, and the wrong one."""
+    rotations = random_rotations(50)
+    quaternions = torch.from_numpy(Rotation.from_matrix(rotations.numpy()).as_quat(scalar_first=True))
+    assert (rotation_from_quaternion(quaternions) - rotations).abs().max() < 1e-14
+    assert (rotation_from_quaternion(quaternion_from_rotation(rotations)) - rotations).abs().max() < 1e-14
+    # q^T (I + K) q = 1 + trace(R(q)^T M), of any matrix.
+    matrices = torch.randn(50, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    form = torch.einsum("bi,bij,bj->b", quaternions, quaternion_form(matrices), quaternions)
+    torch.testing.assert_close(form, 1 + (rotations * matrices).sum((1, 2)), rtol=0, atol=1e-13)
 
 
 def test_about_z_turns_x_towards_y() -> None:

@@ -263,19 +263,32 @@ def test_graph_is_normalised():
         normalised_adjacency(faces, 3)
 
 
-def test_graph_product_and_its_gradient():
-    """The sparse product has its own backward pass: it must be the dense one's."""
-    graph = MeshGraph(hand_model().faces, 778)
-    dense = normalised_adjacency(hand_model().faces, 778)
-    nodes = torch.randn(778, 2, 3, generator=torch.Generator().manual_seed(0))
-    pull = torch.randn(778, 2, 3, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("mesh", ["hand", "fan"])
+def test_graph_product_and_its_gradient(mesh):
+    """On a CPU neighbours are gathered, with a backward pass of their own: they must be the matrix's, also
+    where a vertex has many more than the others.
+    """
+    fan = torch.stack([torch.zeros(40), torch.arange(1, 41), torch.arange(2, 42)], dim=1).long()
+    faces, count = (hand_model().faces, 778) if mesh == "hand" else (fan, 43)
+    graph = MeshGraph(faces, count)
+    nodes = torch.randn(count, 2, 3, generator=torch.Generator().manual_seed(0))
+    pull = torch.randn(count, 2, 3, generator=torch.Generator().manual_seed(1))
     results = []
-    for product in (graph, lambda x: torch.einsum("uv,vbc->ubc", dense, x)):
+    for product in (graph, lambda x: torch.einsum("uv,vbc->ubc", normalised_adjacency(faces, count), x)):
         x = nodes.clone().requires_grad_()
         y = product(x)
         (y * pull).sum().backward()
         results.append((y.detach(), x.grad))
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_not_a_number_reaches_its_neighbours_alone():
+    """Rows of fewer neighbours are filled up: 0 times another vertex's nan would spread over the hand."""
+    graph = MeshGraph(hand_model().faces, 778)
+    linked = graph.matrix > 0
+    nodes = torch.zeros(778, 1, 1)
+    nodes[5] = torch.nan
+    assert torch.equal(torch.isnan(graph(nodes))[:, 0, 0], linked[5])
 
 
 def test_graph_is_normalised_once():

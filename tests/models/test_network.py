@@ -12,7 +12,7 @@ from src.losses.loss import HandLoss
 from src.models.upsample import WindowStep
 from src.models.utnet import UTNet
 from src.models.vit import Block
-from src.schema import Prediction
+from src.schema import HandBatch, Prediction, spread
 from tests.models.scene import hand_model, make_batch, with_presence
 
 TINY = ModelConfig(preset="tiny", image_size=(64, 64))
@@ -289,6 +289,28 @@ def test_heads_get_the_queries_they_are_named_for(config):
     assert torch.equal(image, net.embed(batch).image)
     assert torch.equal(queries[:, :18], torch.cat([net.embed.pose, net.embed.shape, net.embed.camera], dim=1))
     assert queries.shape[1] == 19
+
+
+def test_the_whole_network_can_be_exported():
+    """Traced with the plain operators that other runtimes have: no sparse product, no decomposition."""
+    net = build(dataclasses.replace(TINY, image_size=(32, 32))).eval()
+    torch.nn.init.normal_(net.refiner.whole_out.weight, std=0.05)
+    batch = make_batch(2, 32, 32, noise=True)
+
+    class Plain(torch.nn.Module):
+        def forward(self, *fields):
+            return spread(net(HandBatch(*fields)))
+
+    plain, fields = Plain(), tuple(getattr(batch, f.name) for f in dataclasses.fields(HandBatch))
+    plain.net = net
+    with torch.no_grad():
+        program = torch.export.export(plain, fields).run_decompositions()
+        for got, want in zip(program.module()(*fields), plain(*fields), strict=True):
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert {"aten.bmm.default", "aten.grid_sampler_2d.default"} <= names
+    assert [name for name in names if not name.startswith("aten.") and "getitem" not in name] == []
+    assert [name for name in names if "sparse" in name or "linalg" in name or "embedding" in name] == []
 
 
 @pytest.mark.slow

@@ -1,0 +1,114 @@
+"""Batches on their way to a GPU: page-locked, one ahead, on a stream of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from dataloader import build
+from dataloader.build import DeviceLoader, build_eval_loader, build_train_loader
+from dataloader.parcel import Parcel
+from src.config import ManoConfig, RunConfig
+from src.hand.mano import ManoLayer
+from src.runtime.distributed import DistContext
+from src.schema import HandBatch, RawBatch
+from src.tools import export_submission
+from tests.dataloader.test_build import config_of, dataset_of
+from tests.dataloader.tree import Frame
+from tests.fake_gpu import GPU, fake_gpu
+from tests.hand_file import hand_file
+from tests.training.test_step import raw
+from tests.waits import Waits
+
+FIELDS = len(dataclasses.fields(HandBatch))
+
+
+def test_batches_are_made_ahead_and_handed_over_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch read before its copy has ended, or whose memory is given away while it is read, is a wrong
+    batch; one that is not made ahead leaves the device idle.
+    """
+    made: list[int] = []
+    parcels = [Parcel.of(raw(k), shared=False) for k in range(3)]
+    with fake_gpu() as gpu:
+
+        def prepared(batch: RawBatch, inner: Any = build.prepare) -> HandBatch:
+            gpu.did(f"batch {len(made)} made on {gpu.stream.name}")
+            made.append(len(made))
+            result: HandBatch = inner(batch)
+            return result
+
+        monkeypatch.setattr(build, "prepare", prepared)
+        loader = DeviceLoader(None, (), GPU)  # type: ignore[arg-type]
+        monkeypatch.setattr(loader, "_parcels", lambda: (parcel.pin_memory() for parcel in parcels))
+        with Waits("cuda") as waits:
+            for k, batch in enumerate(loader):
+                gpu.did(f"batch {k} used on {gpu.stream.name}")
+                assert batch.rgb.device == GPU
+    assert waits.seen == []
+    assert [what for what in gpu.done if " reads " not in what] == [
+        "batch 0 made on side1",
+        "main waits for side1",
+        "batch 1 made on side1",
+        "batch 0 used on main",
+        "main waits for side1",
+        "batch 2 made on side1",
+        "batch 1 used on main",
+        "main waits for side1",
+        "batch 2 used on main",
+    ]
+    for k in range(3):  # told of every field, by the reader, before it is handed over
+        ready = [i for i, what in enumerate(gpu.done) if what == "main waits for side1"][k]
+        assert [what.partition(" (")[0] for what in gpu.done[ready + 1 :][:FIELDS]] == ["main reads"] * FIELDS
+
+
+def test_without_a_gpu_nothing_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no stream to make it on."""
+    loader = DeviceLoader(None, (), torch.device("cpu"))  # type: ignore[arg-type]
+    monkeypatch.setattr(loader, "_parcels", lambda: iter([Parcel.of(raw(0), shared=False)]))
+    with mock.patch("torch.cuda.Stream", side_effect=AssertionError("a stream on a CPU")):
+        assert len(list(loader)) == 1
+
+
+def test_loaders_of_a_gpu_pin_and_do_not_fork(tree: tuple[Path, dict[str, Frame]]) -> None:
+    """Copies from ordinary memory make the host wait; a process forked beside a GPU inherits its context."""
+    config = config_of(tree[0], workers=1)
+    train, val = dataset_of(config, "train"), dataset_of(config, "val")
+    for device, pins, starts in ((GPU, True, "forkserver"), (torch.device("cpu"), False, "fork")):
+        for made in (
+            build_train_loader(config, train, 0, 1, device),
+            build_eval_loader(config, val, 0, 1, device),
+        ):
+            loader = made._loader
+            assert loader.pin_memory is pins
+            assert loader.multiprocessing_context.get_start_method() == starts
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_labels_are_read_with_a_hand_on_the_cpu(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loader processes decode wrists with it, and have no GPU."""
+    config = RunConfig(mano=ManoConfig(model_path=hand_file()))
+    hand: Any = types.SimpleNamespace(faces=types.SimpleNamespace(is_cuda=on_gpu))
+    given: list[Any] = []
+
+    def dataset(_config: RunConfig, _split: str, with_hand: Any, **_: object) -> Any:
+        given.append(with_hand)
+        return mock.MagicMock(missing_truth=lambda: None)
+
+    monkeypatch.setattr(build, "build_dataset", dataset)
+    monkeypatch.setattr(export_submission, "build_dataset", dataset)
+    monkeypatch.setattr(build, "_write_caches", lambda *_: None)
+    monkeypatch.setattr(build, "require_hand_fits", lambda _, with_hand: given.append(with_hand))
+    build.build_splits(config, DistContext(0, 1, 0, torch.device("cpu"), None), hand)
+    export_submission.open_evaluation(config, hand)
+    assert len(given) == 4
+    for used in given:
+        assert (used is hand) is not on_gpu
+        if on_gpu:
+            assert isinstance(used, ManoLayer)
+            assert used.faces.device.type == "cpu"
