@@ -121,9 +121,11 @@ def _camera(x: float, y: float) -> Plant:
     return _set("cam_mat", lambda k: np.diag([x, y, 1]) @ k)
 
 
-def _focal(value: float, axis: int) -> Plant:
-    def plant(row: Records) -> None:
-        row["cam_mat"][axis, axis] = value
+def _element(row: int, column: int, value: float) -> Plant:
+    """One number of the camera matrix."""
+
+    def plant(record: Records) -> None:
+        record["cam_mat"][row, column] = value
 
     return plant
 
@@ -159,9 +161,11 @@ OPENPOSE_ORDER = list(permutation(HO3D21, OPENPOSE21))
 PLANTED: dict[str, tuple[Plant, Reason, str]] = {
     "camera identity": (_set("cam_mat", lambda k: np.eye(3)), Reason.CAMERA, r"lengths of 1\.0 and 1\.0 px"),
     "camera transposed": (_set("cam_mat", lambda k: k.T), Reason.CAMERA, r"want \[\[fx, 0, cx\]"),
-    "camera without fx": (_focal(0, 0), Reason.CAMERA, r"lengths of 0\.0 and 615\.1 px .* want 128 to 6400"),
-    "camera with -fy": (_focal(-615.1, 1), Reason.CAMERA, r"lengths of 614\.6 and -615\.1 px"),
-    "camera nan": (_focal(np.nan, 1), Reason.CAMERA, r"lengths of 614\.6 and nan px"),
+    "camera without fx": (_element(0, 0, 0), Reason.CAMERA, r"of 0\.0 and 615\.1 px .* want 128 to 6400"),
+    "camera with -fy": (_element(1, 1, -615.1), Reason.CAMERA, r"lengths of 614\.6 and -615\.1 px"),
+    "camera nan": (_element(1, 1, np.nan), Reason.CAMERA, r"lengths of 614\.6 and nan px"),
+    "camera skewed": (_element(0, 1, 30), Reason.CAMERA, r"want \[\[fx, 0, cx\]"),
+    "camera turned": (_element(1, 0, 2), Reason.CAMERA, r"want \[\[fx, 0, cx\]"),
     "camera of half": (_camera(0.5, 0.5), Reason.CAMERA, r"point \(160\.\d, 120\.\d\) of .* 640 x 480"),
     "camera of double": (_camera(2, 2), Reason.CAMERA, r"point \(640\.6, 483\.4\)"),
     "camera of 1280 x 720": (_camera(2, 1.5), Reason.CAMERA, r"point \(640\.6, 362\.\d\)"),
@@ -243,8 +247,9 @@ def test_the_most_basic_reason_is_given(posed: Records, standin: ManoLayer) -> N
     """Who repairs a frame begins with what makes the rest meaningless."""
     records = posed.copy()
     met = [
-        (0, Fault(Reason.EMPTY, "rgb")),
         (0, Fault(Reason.ANNOTATION, "meta")),
+        (0, Fault(Reason.EMPTY, "rgb")),
+        (1, Fault(Reason.FORMAT, "rgb")),
         (1, Fault(Reason.EMPTY, "depth")),
     ]
     rgb, depth = sizes(FRAMES), sizes(FRAMES)

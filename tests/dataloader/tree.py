@@ -46,6 +46,7 @@ FAN = {
 class FanHand:
     """Stands in for the hand model: a fan of joints that the wrist's rotation and place move."""
 
+    fingerprint = "fan"
     base = np.array([0.09, 0.01, 0.005])
     directions = np.linspace(-0.002, 0.002, 30).reshape(3, 10)
 
