@@ -12,7 +12,15 @@ from scipy.spatial.transform import Rotation
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
 from src.render.rasterizer import rasterize
-from tests.dataloader.tree import DEPTH_UNIT_M, SIZE, train_meta, write_meta, write_pictures, write_tree
+from tests.dataloader.tree import (
+    DEPTH_UNIT_M,
+    SIZE,
+    Frame,
+    train_meta,
+    write_meta,
+    write_pictures,
+    write_tree,
+)
 
 WALL_M = 0.15
 """From the farthest point of a rendered hand to the wall behind it."""
@@ -34,9 +42,16 @@ class PosedHand:
 
 def write_posed_hands(root: Path, hand: ManoLayer, count: int) -> dict[str, PosedHand]:
     """A tree of `count` frames of sequence MC1; pictures are those of `write_tree`."""
+    return pose_labels(root, hand, write_tree(root, {"MC1": count}))
+
+
+def pose_labels(root: Path, hand: ManoLayer, frames: dict[str, Frame]) -> dict[str, PosedHand]:
+    """Label the training frames of a tree, which `write_tree` made, with hands of `hand`."""
     rng = np.random.default_rng(0)
     made: dict[str, PosedHand] = {}
-    for key, frame in write_tree(root, {"MC1": count}).items():
+    for key, frame in frames.items():
+        if not key.startswith("train/"):
+            continue
         aa = np.concatenate([rng.normal(0, 1.5, 3), rng.normal(0, 0.3, 45)])
         rotations = torch.from_numpy(Rotation.from_rotvec(aa.reshape(16, 3)).as_matrix())
         betas, trans = torch.from_numpy(rng.normal(0, 1, 10)), torch.from_numpy(rng.uniform(-0.1, 0.1, 3))
@@ -50,9 +65,7 @@ def write_posed_hands(root: Path, hand: ManoLayer, count: int) -> dict[str, Pose
             "handTrans": trans.numpy(),
             "handJoints3D": joints,
         }
-        write_meta(
-            root / f"train/MC1/meta/{key[-4:]}.pkl", train_meta(frame) | labels | {"handJoints3D": joints}
-        )
+        write_meta(root / f"{key[:-4]}meta/{key[-4:]}.pkl", train_meta(frame) | labels)
         made[key] = PosedHand(posed.vertices_m[0].numpy(), frame.intrinsics)
     return made
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataloader.decode import read_depth_bytes, read_rgb
+from dataloader.decode import read_depth_bytes
 from dataloader.picture_header import PictureKind, picture_size
 from dataloader.unusable import FrameError, Reason
 
@@ -48,6 +48,10 @@ def png_of(bits: int, colour: int, extra: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + data + extra
 
 
+EDGES = range(4080, 4095, 2)
+"""Sizes of a first segment behind which the next one lies across the end of the first read."""
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -56,18 +60,28 @@ def png_of(bits: int, colour: int, extra: bytes = b"") -> bytes:
         encoded(".jpg", (48, 64)),
         encoded(".jpg") + b"\0" * 5000,
         jpeg_with(segment(0xE1, 3000)),
-        jpeg_with(segment(0xE1, 4080)),  # the size lies across the end of the first read
+        *(jpeg_with(segment(0xE1, size)) for size in EDGES),
+        jpeg_with(segment(0xC4, 300)),
         jpeg_with(segment(0xE1, 65_535) * 3 + segment(0xFE, 700)),
         jpeg_with(b"\xff\xff\xff"),
     ],
-    ids=["plain", "progressive", "grey", "trailing", "EXIF", "edge", "long EXIF", "filling"],
+    ids=[
+        "plain",
+        "progressive",
+        "grey",
+        "trailing",
+        "EXIF",
+        *map(str, EDGES),
+        "table",
+        "long EXIF",
+        "filling",
+    ],
 )
 def test_jpegs_of_all_kinds_have_their_size(tmp_path: Path, data: bytes) -> None:
     """A camera's EXIF thumbnail or colour profile must not hide the size, nor pass for it."""
     path = tmp_path / "0001.jpg"
     path.write_bytes(data)
     assert picture_size(path, "rgb") == (48, 64)
-    assert read_rgb(path).shape[:2] == (48, 64) if not data.endswith(b"\0\0") else True
 
 
 @pytest.mark.parametrize(("bits", "colour", "fits"), [

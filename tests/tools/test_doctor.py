@@ -11,8 +11,10 @@ import yaml
 from dataloader.leaks import LeakReport
 from src.config import RunConfig
 from src.errors import DataError
+from src.hand.mano import ManoLayer
 from src.tools import doctor
 from src.tools.doctor import Finding, leak_findings, main
+from tests.dataloader.posed import pose_labels
 from tests.dataloader.tree import write_tree
 from tests.hand_file import hand_file
 
@@ -21,7 +23,9 @@ from tests.hand_file import hand_file
 def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration over 48 frames of 2 motions x 2 cameras, and an evaluation view of the first motion."""
     folder = tmp_path_factory.mktemp("doctor")
-    write_tree(folder / "HO3D", {"ABF10": 12, "ABF11": 12, "MC10": 12, "MC11": 12}, {"ABF14": 4})
+    sequences = {"ABF10": 12, "ABF11": 12, "MC10": 12, "MC11": 12}
+    frames = write_tree(folder / "HO3D", sequences, {"ABF14": 4})
+    pose_labels(folder / "HO3D", ManoLayer.from_file(hand_file()), frames)
     path = folder / "run.yaml"
     dataset = {"root_dir": str(folder / "HO3D"), "index_workers": 1, "num_workers": 0}
     path.write_text(yaml.safe_dump({"dataset": dataset, "mano": {"model_path": str(hand_file())}}))
