@@ -121,8 +121,11 @@ def test_what_is_no_whole_file_is_refused(tmp_path: Path, damage: str, sealed: b
     path = tmp_path / "a.pt"
     save_tensors(STATE, path) if sealed else torch.save(STATE, path)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(AssetError, match=re.escape(f"thing {path} is no whole file of torch.save: ")):
+    with pytest.raises(
+        AssetError, match=re.escape(f"thing {path} is no whole file of torch.save: ")
+    ) as caught:
         load_tensors(path, "thing")
+    assert ("it does not end as one" in str(caught.value)) == damage.startswith(("cut", "longer", "half"))
 
 
 def test_what_is_no_file_is_said(tmp_path: Path) -> None:

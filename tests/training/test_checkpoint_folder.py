@@ -27,10 +27,11 @@ def write(
     step: int = 4,
     progress: Progress | None = None,
     weight: float = 1.0,
+    width: int = 2,
     context: DistContext = ALONE,
 ) -> Path:
-    """A checkpoint of a network of three numbers, by the code that writes those of a run."""
-    model = torch.nn.Linear(2, 1)
+    """A checkpoint of a network of a few numbers, by the code that writes those of a run."""
+    model = torch.nn.Linear(width, 1)
     torch.nn.init.constant_(model.weight, weight)
     trainer = SimpleNamespace(
         model=model, ema=None, optimizer=SimpleNamespace(state_dict=dict), step=step, schedule_step=step,
@@ -91,10 +92,10 @@ def run(tmp_path: Path) -> Path:
     checkpoints = tmp_path / "20260101-000000-demo" / "checkpoints"
     best = Progress(epoch=1, best_mpjpe_mm=31.0, best_epoch=0, judged_by="val")
     write(checkpoints / "best.pt", step=4, progress=best)
-    write(checkpoints / "epoch_1.pt", step=8, progress=Progress(epoch=2, best_mpjpe_mm=31.0, best_epoch=0))
-    write(checkpoints / "epoch_2.pt", step=12, progress=Progress(epoch=3, best_mpjpe_mm=31.0, best_epoch=0))
+    write(checkpoints / "epoch_9.pt", step=8, progress=Progress(epoch=2, best_mpjpe_mm=31.0, best_epoch=0))
+    write(checkpoints / "epoch_10.pt", step=12, progress=Progress(epoch=3, best_mpjpe_mm=31.0, best_epoch=0))
     write(checkpoints / "last.pt", step=14, progress=Progress(epoch=3, step_in_epoch=2, judged_by="val"))
-    for age, name in enumerate(("best.pt", "epoch_1.pt", "epoch_2.pt")):
+    for age, name in enumerate(("best.pt", "epoch_9.pt", "epoch_10.pt")):
         os.utime(checkpoints / name, (2e9 - age, 2e9 - age))
     return checkpoints
 
@@ -156,7 +157,7 @@ def test_a_file_that_does_not_fit_leaves_the_previous_one(tmp_path: Path) -> Non
         with pytest.raises(
             AssetError, match=r"last\.pt was not written: \[Errno 27\] File too large\. Free the"
         ):
-            write(last, step=8)
+            write(last, step=8, width=100_000)
         with pytest.raises(OSError, match="File too large"):
             ckpt.copy_tensors(last, copy)
     finally:
@@ -196,7 +197,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_aloud(run: Path, damage) -> No
     last = run / "last.pt"
     damage(last)
     source, warning = folder_of.to_go_on_from(last)
-    assert source == run / "epoch_2.pt"
+    assert source == run / "epoch_10.pt"
     assert warning is not None
     assert warning.startswith(f"WARNING: checkpoint {last}")
     assert f". Going on from {source} (epoch 3, step 12), the newest whole one there" in warning
@@ -212,7 +213,7 @@ def test_damaged_files_are_passed_over_one_after_the_other(run: Path) -> None:
     """The newest whole one, not the next name; and where none is whole, no older run and no new one."""
     last = run / "last.pt"
     for k, (name, expected) in enumerate(
-        (("last.pt", "epoch_2.pt"), ("epoch_2.pt", "epoch_1.pt"), ("epoch_1.pt", "best.pt"))
+        (("last.pt", "epoch_10.pt"), ("epoch_10.pt", "epoch_9.pt"), ("epoch_9.pt", "best.pt"))
     ):
         bit(run / name)
         assert folder_of.to_go_on_from(last)[0] == run / expected
@@ -222,34 +223,36 @@ def test_damaged_files_are_passed_over_one_after_the_other(run: Path) -> None:
         AssetError, match=r"No checkpoint of this run is whole, and no older run is taken"
     ) as caught:
         folder_of.to_go_on_from(last)
-    for name in ("last.pt", "best.pt", "epoch_1.pt", "epoch_2.pt"):
+    for name in ("last.pt", "best.pt", "epoch_9.pt", "epoch_10.pt"):
         assert f"checkpoint {run / name}" in str(caught.value)
     assert (run / "best.pt").exists()
 
 
 def test_two_checkpoints_of_one_step_are_told_apart(run: Path) -> None:
     """After the validation is later than before it; before an epoch's end is not after."""
-    write(run / "epoch_9.pt", step=14, progress=Progress(epoch=4))
-    (run / "last.pt").unlink()
-    assert folder_of.to_go_on_from(run / "last.pt")[0] == run / "epoch_9.pt"
+    (run / "last.pt").rename(run / "epoch_99.pt")
+    write(run / "best.pt", step=14, progress=Progress(epoch=4))
+    assert folder_of.to_go_on_from(run / "last.pt")[0] == run / "best.pt"
+    write(run / "best.pt", step=14, progress=Progress(epoch=3, step_in_epoch=1))
+    assert folder_of.to_go_on_from(run / "last.pt")[0] == run / "epoch_99.pt"
 
 
 @pytest.mark.parametrize("damage", [zeros, bit, torn, gone])
 def test_any_other_file_means_itself(run: Path, damage) -> None:
     """Whoever names best.pt wants those weights and no others; what else is whole is said."""
-    for name in ("best.pt", "epoch_2.pt"):
+    for name in ("best.pt", "epoch_10.pt"):
         damage(run / name)
     newest = (
-        f"Whole ones beside it, the newest first: {run / 'last.pt'} (epoch 3, step 14), {run / 'epoch_1.pt'}"
+        f"Whole ones beside it, the newest first: {run / 'last.pt'} (epoch 3, step 14), {run / 'epoch_9.pt'}"
     )
-    for name in ("best.pt", "epoch_2.pt"):
+    for name in ("best.pt", "epoch_10.pt"):
         with pytest.raises(AssetError, match=f"checkpoint .*{name}") as caught:
             folder_of.to_go_on_from(run / name)
         assert newest in str(caught.value)
         with pytest.raises(AssetError) as scored:  # what --evaluate and the tools read with
             folder_of.open_checkpoint(run / name)
         assert str(scored.value) == str(caught.value)
-    assert folder_of.to_go_on_from(run / "epoch_1.pt") == (run / "epoch_1.pt", None)
+    assert folder_of.to_go_on_from(run / "epoch_9.pt") == (run / "epoch_9.pt", None)
 
 
 def test_a_last_checkpoint_outside_a_run_means_itself(run: Path, tmp_path: Path) -> None:
@@ -334,14 +337,14 @@ def test_a_damaged_best_checkpoint_is_replaced_by_the_best_whole_one(run: Path, 
         position = Progress(epoch, steps, best_mpjpe_mm=score, best_epoch=best_epoch, judged_by=judge)
         write(run / name, step=4 * epoch, progress=position)
 
-    kept("epoch_1.pt", 2, 1, 29.0)
-    kept("epoch_2.pt", 3, 2, 27.0)
+    kept("epoch_9.pt", 2, 1, 29.0)
+    kept("epoch_10.pt", 3, 2, 27.0)
     kept("epoch_3.pt", 4, 2, 27.0)  # its own score is not the best
     kept("epoch_4.pt", 5, 4, 9.0, judge="evaluation")
     kept("last.pt", 6, 5, 8.0, steps=1)  # trained on since
     zeros(run / "best.pt")
     assert folder_of.best_so_far(run, "val", ALONE) == (27.0, 2)
-    assert (run / "best.pt").read_bytes() == (run / "epoch_2.pt").read_bytes()
-    assert f"best.pt is now a copy of {run / 'epoch_2.pt'} (epoch 3, step 12), MPJPE 27.000 mm" in said[0]
+    assert (run / "best.pt").read_bytes() == (run / "epoch_10.pt").read_bytes()
+    assert f"best.pt is now a copy of {run / 'epoch_10.pt'} (epoch 3, step 12), MPJPE 27.000 mm" in said[0]
     assert folder_of.best_so_far(run, "val", ALONE) == (27.0, 2)
     assert len(said) == 1
