@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -129,3 +130,39 @@ def test_rotations_are_those_of_the_hand_whose_shape_is_predicted() -> None:
         made = mano(state.global_orient, state.hand_pose, betas, torch.zeros(8, 3)).joints_m
         gaps.append(float((made - made[:, :1] - joints).norm(dim=-1).mean()) * 1000)
     assert gaps[0] < 0.5 * gaps[1], f"mean mm by the hand's own shape and by the mean hand's: {gaps}"
+
+
+@pytest.mark.parametrize("short_of_pi", [1e-1, 1e-3, 1e-5, 0.0])
+def test_a_hand_turned_by_half_a_turn_is_decoded_where_it_is(short_of_pi: float) -> None:
+    """Rotations stay matrices from the heads to the mesh. By way of axis and angle, with acos, a hand whose
+    wrist is turned by pi - 0.001 was decoded 86 mm off, and a finger as far as it is long.
+    """
+    mano, angle = hand_model(), math.pi - short_of_pi
+    axes = torch.tensor([[0.6, 0.0, 0.8], [-0.48, 0.6, 0.64], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    turn = rotation_from_aa(angle * axes)
+    eye, zero = torch.eye(3), torch.zeros(3, 10)
+    batch = make_batch(3, 64, 96, noise=True)
+    decoder = HandDecoder(mano, (64, 96))
+
+    def decoded(orient: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
+        """(3, 799, 3) mesh and joints, wrist-relative, millimetres."""
+        state = HandState(orient, pose, zero, torch.zeros(3, 3))
+        hand = decoder(state, batch.intrinsics_crop_px, batch.z_ref_m)
+        return 1000 * torch.cat([hand.vertices_root_m, hand.joints_root_m], dim=1).double()
+
+    flat = eye.expand(3, 15, 3, 3)
+    still = decoded(eye.expand(3, 3, 3), flat)
+    wrist = decoded(turn.float(), flat) - still @ turn.transpose(1, 2)
+    assert float(wrist.abs().max()) < 0.01, f"mm off where the wrist is turned by {angle} rad"
+    bent = flat.clone()
+    bent[:, 4] = turn.float()
+    shown = [part.double() for part in (eye.expand(3, 3, 3), bent, zero, torch.zeros(3, 3))]
+    exact = mano(*shown)
+    finger = decoded(eye.expand(3, 3, 3), bent)[:, :778] - 1000 * (exact.vertices_m - exact.joints_m[:, :1])
+    assert float(finger.abs().max()) < 0.01, f"mm off where a finger is bent by {angle} rad"
+    # The layer itself: what hangs on the second joint of the middle finger turns about it as a whole.
+    from_joint = exact.joints_m[:, 11:13] - exact.joints_m[:, 10:11]
+    rest = mano(*(part.double() for part in (eye.expand(3, 3, 3), flat, zero, torch.zeros(3, 3)))).joints_m
+    want = (rest[:, 11:12] - rest[:, 10:11]) @ turn.transpose(1, 2)
+    gap = 1000 * (from_joint[:, :1] - want)
+    assert float(gap.abs().max()) < 0.01, f"mm off in the hand layer at {angle} rad"
