@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests import processes
 from tests.end_to_end.forked import run_ranks
 from tests.rooms.sources import ROOT
 
@@ -19,16 +20,9 @@ TIMEOUT_S = 200
 
 
 def command(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a Python command line in the project's root."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-        check=False,
-    )
+    """Run a Python command line in the project's root; TimeoutError, and all of it ended, after TIMEOUT_S."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return processes.run([sys.executable, *arguments], cwd=ROOT, env=environment, timeout_s=TIMEOUT_S)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ and signals are tested by real commands.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import socket
 import subprocess
@@ -15,9 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from tests.rooms.sources import ROOT
+
+GRACE_S = 60.0
+"""Longest time that ranks have to notice that another one failed."""
 
 
 def _body(
@@ -84,14 +89,26 @@ def run_ranks(
             process = context.Process(target=_body, args=given)
             process.start()
             processes.append(process)
-        deadline = time.monotonic() + timeout_s
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        late = [process for process in processes if process.is_alive()]
-        for process in late:
-            process.kill()
-            process.join(10.0)
+        late = _await(processes, timeout_s)
+        said = out.read_text(), err.read_text()
         if late:
-            raise TimeoutError(f"{len(late)} of {ranks} ranks did not end in {timeout_s:g} s: {arguments}")
+            raise TimeoutError(
+                f"ranks {late} of {ranks} did not end in {timeout_s:g} s, or {GRACE_S:g} s after another "
+                f"failed: {list(arguments)}. They said:\n{said[0][-3000:]}\n{said[1][-3000:]}"
+            )
         status = max((p.exitcode or 0 for p in processes), key=abs)
-        return subprocess.CompletedProcess(list(arguments), status, out.read_text(), err.read_text())
+        return subprocess.CompletedProcess(list(arguments), status, *said)
+
+
+def _await(processes: Sequence[ForkServerProcess], timeout_s: float) -> list[int]:
+    """Wait for ranks to end; those that did not, and were ended."""
+    failed, deadline = False, time.monotonic() + timeout_s
+    while any(p.is_alive() for p in processes) and time.monotonic() < deadline:
+        multiprocessing.connection.wait([p.sentinel for p in processes if p.is_alive()], timeout=0.5)
+        if not failed and any(p.exitcode for p in processes):
+            failed, deadline = True, min(deadline, time.monotonic() + GRACE_S)
+    late = [rank for rank, process in enumerate(processes) if process.is_alive()]
+    for rank in late:
+        processes[rank].kill()
+        processes[rank].join(10.0)
+    return late

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import processes
 from tests.end_to_end.conftest import Embedded
 from tests.rooms.sources import ROOT
 
@@ -27,12 +28,9 @@ SETTINGS = (
 
 def start(embedded: Embedded, *more: str, new_session: bool = False) -> subprocess.Popen[str]:
     """A run in the background."""
-    return subprocess.Popen(
-        [sys.executable, "train.py", *embedded.settings(*SETTINGS, *more)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=new_session, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "train.py", *embedded.settings(*SETTINGS, *more)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return processes.start(command, cwd=ROOT, env=environment, new_session=new_session)
 
 
 def wait_for_step(embedded: Embedded, name: str, step: int) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 
@@ -14,6 +13,7 @@ import test_distributed_eval as proof
 from src.errors import CollectError
 from src.evaluation.seeded import Samples
 from src.runtime.distributed import DistContext, setup_distributed, spawn_ranks
+from tests import processes
 from tests.rooms.sources import ROOT
 
 
@@ -63,24 +63,9 @@ def test_an_injected_failure_is_reported_and_nothing_is_scored(capsys, inject, w
 def test_torchrun_ends_every_rank_and_each_says_why():
     """torchrun ends the survivors at once: without a moment's patience nobody would learn which rank died."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
-    done = subprocess.run(
-        [
-            *command,
-            "test_distributed_eval.py",
-            "--num-samples",
-            "40",
-            "--device",
-            "cpu",
-            "--inject",
-            "kill@2",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    proved = ["test_distributed_eval.py", "--num-samples", "40", "--device", "cpu", "--inject", "kill@2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = processes.run([*command, *proved], cwd=ROOT, env=environment, timeout_s=120)
     lines = done.stdout.splitlines()
     assert done.returncode != 0
     for rank in (0, 1):

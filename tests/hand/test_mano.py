@@ -13,7 +13,7 @@ from torch import Tensor
 
 from src.errors import ShapeError
 from src.geometry.rotation import rotation_from_aa
-from src.hand.joints import FINGERS, HO3D21, MANO16, OPENPOSE21, TIP_VERTICES, permutation
+from src.hand.joints import FINGERS, HO3D21, MANO16, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import HandAsset
 
@@ -48,9 +48,10 @@ def test_joints_are_the_ones_named(layer: ManoLayer, asset: HandAsset) -> None:
     rest = asset.joint_regressor @ asset.v_template
     for i, name in enumerate(MANO16):
         assert np.abs(joints[name] - rest[i]).max() < 1e-6, name
-    for finger in FINGERS:
-        tip = asset.v_template[TIP_VERTICES[f"{finger}_4"]]
-        assert np.abs(joints[f"{finger}_4"] - tip).max() < 1e-6, finger
+    # HO3D's five, written out: those of other MANO code are up to 6 mm away.
+    for finger, vertex in {"thumb": 744, "index": 333, "middle": 444, "ring": 555, "pinky": 672}.items():
+        tip = asset.v_template[vertex]
+        assert np.abs(joints[f"{finger}_4"] - tip).max() < 1e-6, f"tip of the {finger} is vertex {vertex}"
     # Each chain runs outwards, and the rest hand's fingers stand in order across the palm.
     for finger in FINGERS:
         reach = [np.linalg.norm(joints[f"{finger}_{k}"] - joints["wrist"]) for k in range(1, 5)]

@@ -16,7 +16,7 @@ from src.models.gcn import MeshGraph, normalised_adjacency
 from src.models.tokens import grid_of, map_to_tokens, sincos_positions, tokens_to_map
 from src.models.upsample import double, from_windows, to_windows
 from src.models.utnet import UTNet
-from src.models.vertex_sampling import RESIDUAL_CLIP, gather_map, sample_map, sample_points
+from src.models.vertex_sampling import gather_map, sample_map, sample_points
 from src.schema import DEPTH_RANGE_M
 from tests.models.scene import hand_model, make_batch, with_presence
 
@@ -239,7 +239,7 @@ def test_depth_residual_is_measured_minus_predicted():
     )
     depth = sample_points((coordinate_map(128, 128, 16),), points, batch).depth[0]
     torch.testing.assert_close(depth[:2, 0], torch.tensor([0.03, -0.01]) / 0.05, atol=1e-4, rtol=0)
-    assert depth[2, 0] == RESIDUAL_CLIP
+    assert depth[2, 0] == 2.0, "clipped at 10 cm"
     assert depth[3].tolist() == [0, 0]
     assert torch.equal(
         sample_points((coordinate_map(128, 128, 16),), points, batch.without_depth()).depth,

@@ -131,15 +131,16 @@ def test_the_frames_that_changed_most_are_named_in_both_directions(tmp_path, cap
 
 
 def test_any_column_can_be_compared_and_f_scores_grow(tmp_path, capsys) -> None:
-    """More F-score is better: the sign of the verdict must follow the metric."""
+    """More F-score, or area under a curve, is better: the sign of the verdict must follow the metric."""
     a = errors(0)
     score = stream(2, "f").uniform(0.2, 0.8, len(a))
-    files = write(tmp_path / "a.npz", a, f_score_5=score), write(tmp_path / "b.npz", a, f_score_5=score + 0.1)
-    _, text = report(capsys, *files, "--metric", "f_score_5")
-    assert "higher is better" in text
-    assert "B is better than A" in text
-    assert "better in 100.0%" in text
-    assert "most worse in B: none" in text
+    for name in ("xyz_auc3d", "f_al_score_15", "f_score_5"):
+        files = [write(tmp_path / f"{k}.npz", a, **{name: score + 0.1 * k}) for k in range(2)]
+        _, text = report(capsys, *files, "--metric", name)
+        assert "higher is better" in text, name
+        assert "B is better than A" in text
+        assert "better in 100.0%" in text
+        assert "most worse in B: none" in text
     status, text = report(capsys, *files, "--metric", "mpjpe")
     assert status == 2
     assert "mpjpe_mm, pa_mpjpe_mm, loss, f_score_5" in text
@@ -198,10 +199,14 @@ def test_other_frames_are_refused_unless_the_common_ones_are_asked_for(tmp_path,
     assert "585 frames are in both; 10 only in A (train/S000/0000, " in text
     assert "5 only in B" in text
     assert "--common" in text
-    status, text = report(capsys, *files, "--common")
+    status, text = report(capsys, *files, "--common", "--csv", tmp_path / "common.csv")
     assert status == 0
     assert "585 of 585 frames" in text
-    assert "Difference B - A: -1.0000" in text  # paired by name, not by row
+    assert "Difference B - A: -1.0000" in text
+    with (tmp_path / "common.csv").open() as file:
+        differences = [float(row["b_minus_a"]) for row in csv.DictReader(file)]
+    # By name, not by row: a mean does not tell how frames were paired.
+    assert differences == pytest.approx([-1.0] * 585), "mm between the two numbers of one frame"
     reordered = write(tmp_path / "c.npz", a[::-1], names()[::-1])
     status, text = report(capsys, write(tmp_path / "a.npz", a), reordered)
     assert status == 2
@@ -221,7 +226,8 @@ def test_the_csv_holds_every_compared_frame_exactly(tmp_path, capsys) -> None:
     with (tmp_path / "out" / "frames.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["frame"] for row in rows] == names()
-    assert [float(row["b_minus_a"]) for row in rows] == (b - a).tolist()
+    for column, values in (("a_mpjpe_mm", a), ("b_mpjpe_mm", b), ("b_minus_a", b - a)):
+        assert [float(row[column]) for row in rows] == values.tolist(), column
 
 
 def torn(path: Path) -> None:

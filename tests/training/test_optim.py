@@ -15,7 +15,6 @@ from src.config_file import load_config
 from src.errors import AssetError
 from src.models.utnet import UTNet
 from src.training import optim
-from src.training.muon import ADAMW_RMS, orthogonal
 from src.training.optim import (
     Ema,
     Optimizer,
@@ -111,11 +110,16 @@ def test_muon_moves_matrices_and_adamw_the_rest(monkeypatch: pytest.MonkeyPatch)
         if name in ("0.weight", "2.weight"):
             assert parameter.grad is not None
             gradient = parameter.grad.flatten(1)
-            want = orthogonal([gradient], torch.float32)
-            size = 1e-2 * ADAMW_RMS * max(gradient.shape) ** 0.5
-            assert torch.allclose(step.flatten(1), -size * want[0], atol=1e-6), name
+            # Along the gradient's own directions, each about 0.2 sqrt(longer side) of the rate.
+            u, drawn, vt = torch.linalg.svd(gradient, full_matrices=False)
+            inner = -(u.T @ step.flatten(1) @ vt.T) / (1e-2 * 0.2 * max(gradient.shape) ** 0.5)
+            strong = drawn > 0.02 * drawn.norm()
+            assert strong.sum() >= 4, name
+            assert inner.diagonal()[strong].min() > 0.6, name
+            assert inner.diagonal().max() < 1.25, name
+            assert (inner - inner.diagonal().diag()).abs().max() < 1e-2, name
             # One speed in all directions: no singular value stands out as it does in the gradient.
-            sizes, drawn = torch.linalg.svdvals(step.flatten(1)), torch.linalg.svdvals(gradient)
+            sizes = torch.linalg.svdvals(step.flatten(1))
             assert sizes[0] / sizes[3] < 0.5 * drawn[0] / drawn[3], name
         else:  # biases, and a matrix of 3 rows, too few to be told apart
             assert torch.allclose(step.abs(), torch.tensor(1e-2), rtol=1e-2), name
@@ -235,17 +239,19 @@ def test_optimiser_of_another_name_is_refused() -> None:
 
 
 def test_average_is_exponential_and_swaps_back_bit_for_bit() -> None:
-    """Validation of the averaged weights must not change the weights that are trained."""
+    """Validation of the averaged weights must not change the weights that are trained.
+
+    Weights of 1, 2, 3, 4 above their start, with decays of 1/10, 2/11, 3/12, 4/13: averages of 0.9, 1.8, 2.7
+    and 3.6 above it.
+    """
     torch.manual_seed(0)
     model = nn.Linear(3, 3)
     ema = Ema(model, decay=0.5)
-    expected = model.weight.detach().clone()
-    for k in range(4):
+    expected = model.weight.detach().clone() + 3.6
+    for _ in range(4):
         with torch.no_grad():
             model.weight.add_(1.0)
         ema.update()
-        decay = min(0.5, (1 + k) / (10 + k))
-        expected = decay * expected + (1 - decay) * model.weight.detach()
     trained = model.weight.detach().clone()
     with ema.applied():
         assert torch.allclose(model.weight, expected, atol=1e-6)

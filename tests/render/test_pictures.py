@@ -1,0 +1,157 @@
+"""The pictures of a validation: whose colours, whose skeleton, which sample, how many millimetres."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from src.errors import ShapeError
+from src.hand.joints import OPENPOSE21
+from src.render.pictures import (
+    draw_skeleton,
+    grid,
+    picture_from_network,
+    truth_and_prediction,
+    write_picture,
+)
+from src.schema import HandBatch, Prediction
+from src.training import picture_page
+from src.training.picture_page import PicturePage
+from tests.losses.test_loss import truth
+from tests.models.scene import make_batch
+
+
+def only(**places: tuple[float, float]) -> NDArray[np.float64]:
+    """(21, 2) pixels x, y of some joints by name; the others are not known."""
+    joints = np.full((21, 2), np.nan)
+    for name, place in places.items():
+        joints[OPENPOSE21.index(name)] = place
+    return joints
+
+
+def middle(mark: NDArray[np.bool_]) -> list[float]:
+    """Mean x and y of marked pixels."""
+    y, x = np.nonzero(mark)
+    assert len(x), "nothing was drawn"
+    return [float(x.mean()), float(y.mean())]
+
+
+def test_the_network_input_is_shown_in_its_own_colours() -> None:
+    """ImageNet's normalisation taken back, channel by channel."""
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 128, 250]], np.float32)
+    normal = (colours / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    picture = picture_from_network(normal.T.reshape(3, 2, 2).astype(np.float32))
+    assert picture.reshape(4, 3).tolist() == colours.tolist()
+
+
+@pytest.mark.parametrize("end", [".png", ".jpg"])
+def test_red_is_written_as_red(tmp_path: Path, end: str) -> None:
+    """OpenCV writes blue first: a hand of the wrong colour looks like a bug of the data."""
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 250
+    write_picture(tmp_path / f"page{end}", red)
+    blue, green, again = cv2.imread(str(tmp_path / f"page{end}"))[8, 8].tolist()
+    assert (blue < 10, green < 10, again > 240) == (True, True, True)
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_a_joint_is_drawn_on_its_pixel(scale: int) -> None:
+    """Pixel centres have whole numbers: enlarged, the middle of pixel (10, 25) moves by half a pixel too."""
+    black = np.zeros((40, 30, 3), np.uint8)
+    drawn = draw_skeleton(black, only(ring_3=(10, 25)), colour=(255, 255, 255), scale=scale)
+    assert drawn.shape == (40 * scale, 30 * scale, 3)
+    expected = [10.5 * scale - 0.5, 25.5 * scale - 0.5]
+    assert middle(drawn[..., 0] > 60) == pytest.approx(expected, abs=0.51)
+    assert not black.any(), "the crop itself is not painted"
+
+
+def test_each_finger_has_its_colour() -> None:
+    """Red thumb, orange index, green middle, blue ring, violet pinky: exchanged fingers show at a glance."""
+    shades = {"thumb": (230, 60, 60), "index": (235, 160, 30), "middle": (60, 190, 70),
+              "ring": (50, 140, 240), "pinky": (190, 80, 220)}  # fmt: skip
+    for finger, shade in shades.items():
+        for pair in (("wrist", f"{finger}_1"), (f"{finger}_3", f"{finger}_4")):
+            joints = only(**{pair[0]: (4, 20), pair[1]: (36, 20)})
+            drawn = draw_skeleton(np.zeros((40, 40, 3), np.uint8), joints)
+            # The line is one pixel wide and smoothed.
+            assert drawn[20, 20].tolist() == pytest.approx(shade, abs=25), f"bone {pair}"
+    with pytest.raises(ShapeError):
+        draw_skeleton(np.zeros((40, 40, 3), np.uint8), np.zeros((16, 2)))
+
+
+def test_the_truth_stands_on_the_left() -> None:
+    """A prediction taken for the label makes a network look perfect and its labels wrong."""
+    black = np.zeros((40, 30, 3), np.uint8)
+    tile = truth_and_prediction(black, only(wrist=(5, 5)), only(wrist=(20, 30)), "", scale=2)
+    assert tile.shape == (18 + 80, 120, 3)
+    left, right = tile[18:, :60, 0] > 60, tile[18:, 60:, 0] > 60
+    assert middle(left) == pytest.approx([10.5, 10.5], abs=0.6)
+    assert middle(right) == pytest.approx([40.5, 60.5], abs=0.6)
+
+
+def test_tiles_run_along_rows() -> None:
+    """Tile k stands in row k // columns; the last row is filled with grey."""
+    tiles = [np.full((2, 3, 3), 10 * k, np.uint8) for k in range(1, 6)]
+    page = grid(tiles, columns=3)
+    assert page[::2, ::3, 0].tolist() == [[10, 20, 30], [40, 50, 64]]
+    with pytest.raises(ShapeError):
+        grid([], columns=3)
+
+
+Tiles = list[tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64], str]]
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> Tiles:
+    """What the page draws: picture, truth, prediction, caption."""
+    drawn: Tiles = []
+
+    def note(*arguments: object) -> NDArray[np.uint8]:
+        drawn.append(arguments)  # type: ignore[arg-type]
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(picture_page, "truth_and_prediction", note)
+    return drawn
+
+
+def off_by(batch: HandBatch, metres: float) -> Prediction:
+    """The labels, but for each joint other than the wrist that is off by so much along x."""
+    right = truth(batch)
+    step = torch.zeros(21, 3)
+    step[1:, 0] = metres
+    hand = dataclasses.replace(right.hand, joints_root_m=right.hand.joints_root_m + step)
+    return dataclasses.replace(right, hand=hand)
+
+
+def test_captions_name_the_sample_and_its_error(tiles: Tiles) -> None:
+    """21 mm on 20 of 21 joints are 20.0 mm; both skeletons are in the crop's pixels."""
+    batch = make_batch(1, 64, 96, noise=True)
+    other = torch.tensor([[500.0, 0, 320.0], [0, 500.0, 240.0], [0, 0, 1]])[None]
+    batch = dataclasses.replace(batch, sample_index=torch.tensor([4711]), intrinsics_img_px=other)
+    page = PicturePage(4, 1)
+    page.add(batch, off_by(batch, 0.021))
+    ((picture, truth_px, predicted_px, caption),) = tiles
+    assert caption == "sample 4711: 20.0 mm"
+    assert picture.shape == (64, 96, 3)
+    np.testing.assert_allclose(truth_px, batch.joints_crop_px[0], atol=1e-3)
+    moved = batch.joints_cam_m[0] + torch.tensor([0.021, 0.0, 0.0])
+    k = batch.intrinsics_crop_px[0]
+    expected = (moved @ k.T)[:, :2] / moved[:, 2:]
+    np.testing.assert_allclose(predicted_px[1:], expected[1:], atol=1e-2)
+
+
+def test_the_page_shows_samples_of_the_whole_validation(tiles: Tiles) -> None:
+    """Six tiles of three batches of eight: the first and the fifth of each; of none, no page."""
+    page = PicturePage(6, 3)
+    for k in range(3):
+        batch = dataclasses.replace(make_batch(8, 32, 32, noise=True), sample_index=torch.arange(8) + 8 * k)
+        page.add(batch, truth(batch))
+    shown = [int(caption.split()[1].rstrip(":")) for *_, caption in tiles]
+    assert shown == [0, 4, 8, 12, 16, 20]
+    assert PicturePage(0, 3).write(Path("nowhere.png")) is None

@@ -1,0 +1,49 @@
+"""A rank that hangs makes a test fail with a name, and not the suite hang."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import processes
+from tests.rooms.sources import ROOT
+
+STUCK = """
+import subprocess, sys, time
+print("rank 1 waits", flush=True)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(120)
+"""
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and not just waiting to be collected."""
+    path = Path(f"/proc/{pid}/stat")
+    return path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_command_that_hangs_ends_with_what_it_started(tmp_path: Path) -> None:
+    """Its child has a session of its own and holds its pipe, as a rank of torchrun does."""
+    note, began = tmp_path / "pid", time.monotonic()
+    with pytest.raises(TimeoutError, match=r"(?s)did not end in 2 s\. It said:.*rank 1 waits"):
+        processes.run([sys.executable, "-c", STUCK, str(note)], cwd=ROOT, timeout_s=2.0)
+    assert time.monotonic() - began < 60, "a longest time of 2 s that lasts until the child's own end"
+    assert not alive(int(note.read_text()))
+
+
+def test_a_command_left_in_the_background_is_ended_and_named(tmp_path: Path) -> None:
+    """A failed test must not leave its run training beside the tests after it."""
+    process = processes.start(
+        [sys.executable, "-c", STUCK, str(tmp_path / "pid")], cwd=ROOT, env=dict(os.environ)
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "rank 1 waits\n"
+    (left,) = processes.end_all()
+    assert "rank 1 waits" in left
+    assert not alive(process.pid)
+    assert processes.end_all() == []
