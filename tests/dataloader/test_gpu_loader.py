@@ -102,11 +102,9 @@ def test_labels_are_read_with_a_hand_on_the_cpu(on_gpu: bool, monkeypatch: pytes
 
     monkeypatch.setattr(build, "build_dataset", dataset)
     monkeypatch.setattr(export_submission, "build_dataset", dataset)
-    monkeypatch.setattr(build, "_write_caches", lambda *_: None)
-    monkeypatch.setattr(build, "require_hand_fits", lambda _, with_hand: given.append(with_hand))
     build.build_splits(config, DistContext(0, 1, 0, torch.device("cpu"), None), hand)
     export_submission.open_evaluation(config, hand)
-    assert len(given) == 4
+    assert len(given) == 3
     for used in given:
         assert (used is hand) is not on_gpu
         if on_gpu:

@@ -57,10 +57,10 @@ TRAINING = (
     "src.training.recorder:Recorder.step",
     "src.training.diagnosis.doctor:Doctor._close",
     "src.training.checkpoint:_write",
+    "train:prune",
     "src.evaluation.evaluator:_score",
     "src.training.validation:Outcome.write",
     "src.training.picture_page:PicturePage.write",
-    "src.training.checkpoint:keep_epoch",
 )
 """What rank 0 does alone in a training run, in order."""
 EVALUATION = (
