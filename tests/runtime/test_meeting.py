@@ -195,7 +195,8 @@ def test_one_rank_says_who_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever looks at a log that stands still must read why; from one rank, and once a minute."""
-    logging.getLogger("utnet").propagate = True
+    monkeypatch.setattr(logging.getLogger("utnet"), "propagate", True)
+    caplog.set_level(logging.INFO, "utnet")
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     for rank in (1, 2):
