@@ -168,6 +168,23 @@ def test_rows_without_a_number_are_left_out_and_counted(tmp_path, capsys) -> Non
     assert "nothing to compare" in text
 
 
+@pytest.mark.parametrize("without", ["a", "b"])
+def test_a_label_that_one_file_lacks_is_no_failure_of_its_network(tmp_path, capsys, without: str) -> None:
+    """Labels came or went between two evaluations: such a frame flatters neither, and is counted as it is."""
+    usable, values = np.ones(SEQUENCES * FRAMES, bool), errors(0)
+    usable[:4] = False
+    files = [
+        write(tmp_path / "a.npz", values, label_usable=usable | (without != "a")),
+        write(tmp_path / "b.npz", values, label_usable=usable | (without != "b")),
+    ]
+    values = np.where(usable, values, np.nan)
+    write(tmp_path / f"{without}.npz", values, label_usable=usable)
+    status, text = report(capsys, *files)
+    assert status == 0
+    assert "Left out: 4 frames without a usable label" in text
+    assert "not finite" not in text
+
+
 def test_meshes_without_labels_are_not_failures(tmp_path, capsys) -> None:
     """A frame whose mesh nobody labelled is nan in both files; no network failed on it."""
     a = errors(0)
