@@ -28,6 +28,12 @@ def test_exponent_without_point_is_a_number(tmp_path: Path) -> None:
     assert load_config(path, ["optimizer.lr=3e-4"]).optimizer.lr == 3e-4
 
 
+def test_a_value_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    """Folders of experiments are called so: `lr=1e-4`."""
+    config = load_config(write(tmp_path, "seed: 3\n"), ["dataset.root_dir=/data/lr=1e-4/HO3D"])
+    assert config.dataset.root_dir == Path("/data/lr=1e-4/HO3D")
+
+
 def test_all_faults_are_named_at_once_with_file_line_key_and_rule(tmp_path: Path) -> None:
     """A user mends the file once, not fault by fault."""
     path = write(
