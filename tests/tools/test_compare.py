@@ -74,6 +74,19 @@ def test_a_small_steady_gain_is_seen_through_large_errors(tmp_path, capsys) -> N
     assert "B is worse than A" in text
 
 
+@pytest.mark.parametrize("metric", ["xyz_sc_tr_al_auc3d", "f_score_5", "f_al_score_15"])
+def test_more_of_a_score_is_better(metric, tmp_path, capsys) -> None:
+    """An area under a curve and an F-score grow with quality: read as errors, the worse network wins."""
+    scores = stream(0, "scores").uniform(0.4, 0.6, SEQUENCES * FRAMES)
+    a = write(tmp_path / "a.npz", errors(0), **{metric: scores})
+    b = write(tmp_path / "b.npz", errors(0), **{metric: scores + 0.1})
+    status, text = report(capsys, a, b, "--metric", metric)
+    assert status == 0
+    assert "higher is better" in text
+    assert "B is better than A" in text
+    assert "B is better in 100.0% of the frames" in text
+
+
 def test_frames_of_one_sequence_do_not_make_a_difference_sure(tmp_path, capsys) -> None:
     """B is 3 mm better in one sequence, 50 frames: over frames that looks sure, over sequences it is not."""
     a = errors(0)
