@@ -96,7 +96,8 @@ def test_a_bad_row_is_nan_and_alone() -> None:
 
 def test_the_best_rotation_of_mirrored_sets_is_found() -> None:
     """Votes of a bad network may be mirrored: the best rotation of those, not the worst one."""
-    x = sets(200) * torch.tensor([1.0, 0.9, 0.8], dtype=torch.float64)
+    # Nearly as wide as high as deep: there the best and the worst one are closest to each other.
+    x = torch.linalg.qr(sets(200)).Q * torch.tensor([1.0, 0.98, 0.96], dtype=torch.float64)
     y = -x @ torch.from_numpy(Rotation.random(200, rng=np.random.default_rng(0)).as_matrix()).transpose(1, 2)
     rotation = fit_rotation(x, y)
     assert (torch.linalg.det(rotation) - 1).abs().max() < 1e-12
