@@ -28,6 +28,12 @@ def test_exponent_without_point_is_a_number(tmp_path: Path) -> None:
     assert load_config(path, ["optimizer.lr=3e-4"]).optimizer.lr == 3e-4
 
 
+def test_a_value_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    """Folders of experiments are called so: `lr=1e-4`."""
+    config = load_config(write(tmp_path, "seed: 3\n"), ["dataset.root_dir=/data/lr=1e-4/HO3D"])
+    assert config.dataset.root_dir == Path("/data/lr=1e-4/HO3D")
+
+
 def test_all_faults_are_named_at_once_with_file_line_key_and_rule(tmp_path: Path) -> None:
     """A user mends the file once, not fault by fault."""
     path = write(
@@ -60,6 +66,10 @@ def test_all_faults_are_named_at_once_with_file_line_key_and_rule(tmp_path: Path
         ("optimizer: {lr: fast}", "must be a number"),
         ("optimizer: {betas: [0.9]}", "must be a list of 2 values"),
         ("optimizer: {betas: [0.9, 1.0]}", "must be below 1"),
+        ("optimizer: {lr: true}", "must be a number, got True"),  # not 1.0
+        ("optimizer: {lr: 0}", "must be above 0"),
+        ("model: {drop_path: 1.0}", "must be below 1"),
+        ("training: {batch_size: true}", "must be a whole number"),
         ("dataset: 3", "is a section of keys"),
         ("dataset: {p_drop_depth: 1.5}", "must be at most 1"),
         ("validation: {timeout_s: 1e12}", "must be at most 604800"),  # torch cannot count that far

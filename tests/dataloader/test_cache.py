@@ -427,6 +427,31 @@ def test_a_disk_that_fills_up_is_one_line(
     assert set(encoded) == set(range(16, 24))
 
 
+def test_a_finished_part_that_was_cut_is_written_anew(
+    tree: Tree, tmp_path: Path, monkeypatch: Any, encoded: list[int]
+) -> None:
+    """A machine that lost its power keeps the name and half of the bytes: no crash in the third hour."""
+    original = cache_part.write_part
+
+    def write_part(plan: Any, part: int) -> None:
+        if part == 1:
+            raise DataError("the power goes")
+        original(plan, part)
+
+    monkeypatch.setattr(cache_build, "write_part", write_part)
+    with pytest.raises(DataError, match="the power goes"):
+        dataset_of(config_of(tree[0], tmp_path))
+    (part,) = tmp_path.glob("*-crops-raw-*.part/part-00000.bin")
+    with part.open("r+b") as file:
+        file.truncate(part.stat().st_size - 1000)
+    monkeypatch.setattr(cache_build, "write_part", original)
+    encoded.clear()
+    dataset = dataset_of(config_of(tree[0], tmp_path))
+    assert set(encoded) == set(range(24)), "the part that was cut is kept"
+    for i in range(len(dataset)):
+        dataset.raw(SampleKey(i))
+
+
 def test_a_place_that_cannot_be_written_names_the_key(tree: Tree, tmp_path: Path) -> None:
     """Data sets often lie on a read-only share."""
     (tmp_path / "file").touch()

@@ -178,6 +178,27 @@ def test_dropped_depth_is_never_read(tree: Tree, monkeypatch: pytest.MonkeyPatch
     assert dataset.view(modality="rgbd", augmented=False)[0].depth_present
 
 
+def test_every_sample_is_shown_both_ways_over_the_epochs(tree: Tree) -> None:
+    """Drawn once for all epochs, two fifths of the pictures would never show their depth."""
+    dataset = dataset_of(run_config(tree[0]), "train")
+    for i in range(4):
+        shown = {bool(dataset.raw(SampleKey(i, epoch)).depth_present) for epoch in range(30)}
+        assert shown == {True, False}, (
+            f"sample {i} is always shown {'with' if True in shown else 'without'} depth"
+        )
+
+
+def test_one_labelled_frame_does_not_label_a_split(tree: Tree) -> None:
+    """Frames without labels would be scored against zeros or nan."""
+    dataset = dataset_of(run_config(tree[0]), "evaluation")
+    assert dataset.has_truth
+    rows = np.array(dataset.index.rows)
+    rows["joints_known"][1] = False
+    dataset.index.__dict__["rows"] = rows
+    with pytest.raises(DataError, match="only the wrist is labelled"):
+        dataset.require_truth()
+
+
 def test_inputs_do_not_know_the_labels_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same picture labelled 30 % farther gives the same inputs, crop and z_ref (lesson 19)."""
     monkeypatch.setattr(label_checks, "TOLERANCE_MM", 60.0)  # lets such labels in

@@ -86,6 +86,27 @@ def test_changed_data_is_noticed(tmp_path: Path, reads: list[Path]) -> None:
     assert len(reads) == 14
 
 
+def test_another_hand_checks_the_labels_anew(tmp_path: Path) -> None:
+    """With an index that was checked with yesterday's hand, labels that today's does not decode pass."""
+    write_tree(tmp_path, SEQUENCES)
+    build(tmp_path)
+    with pytest.raises(DataError, match="7 joints not what the hand model decodes"):
+        open_index(config_of(tmp_path), "train", FanHand(1.3), show_progress=False)  # type: ignore[arg-type]
+
+
+def test_other_frames_left_out_are_other_frames(tmp_path: Path) -> None:
+    """Which frames an index holds is compared between ranks, runs and scores, also under one list."""
+    frames = write_tree(tmp_path, SEQUENCES)
+    ids = {build(tmp_path).sha256}
+    for name in ("train/MC1/0003", "train/ABF10/0003"):
+        sequence, frame = name.split("/")[1:]
+        path = tmp_path / f"train/{sequence}/meta/{frame}.pkl"
+        path.write_bytes(b"")
+        ids.add(build(tmp_path, max_unusable=1).sha256)
+        write_meta(path, train_meta(frames[name]))
+    assert len(ids) == 3, "two of: all frames, without MC1/0003, without ABF10/0003 have one identity"
+
+
 def test_a_damaged_index_is_built_anew(tmp_path: Path, reads: list[Path]) -> None:
     """One flipped bit in the array is a wrong label, without a word."""
     write_tree(tmp_path, SEQUENCES)

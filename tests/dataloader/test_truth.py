@@ -256,6 +256,11 @@ def test_a_few_rows_of_other_frames_are_refused(tmp_path: Path, monkeypatch) -> 
     with pytest.raises(DataError, match=r"wrists are up to 40 mm in 1 rows \(first: row 100\)"):
         dataset(tmp_path)
     rows[100] += [0.04, 0.0, 0.0]
+    rows[20:24] -= [0.0, 0.02, 0.0]
+    write(tmp_path / truth.FILE, rows)
+    with pytest.raises(DataError, match=r"wrists are 20 mm \(99th percentile\)"):
+        dataset(tmp_path)
+    rows[20:24] += [0.0, 0.02, 0.0]
     write(tmp_path / truth.FILE, rows)
     np.testing.assert_allclose(dataset(tmp_path).truth_joints(), good, atol=1e-12)
 

@@ -294,6 +294,15 @@ def test_a_fail_can_stop_the_run(clinic: Clinic) -> None:
             assert run.doctor.stops == want
 
 
+def test_a_warning_never_stops_a_run(clinic: Clinic) -> None:
+    """logging.doctor_stops is about what cannot learn: a rate that is merely unusual must not end days."""
+    with heard() as lines:
+        run = Watched(clinic, "logging.doctor_stops=true", "optimizer.lr=0.02")
+        run.begin()
+    assert any("WARN  learning rate far too high" in line for line in lines), lines
+    assert run.doctor.stops is None
+
+
 def test_the_doctor_can_be_switched_off(clinic: Clinic) -> None:
     """logging.doctor=false says nothing and looks at nothing."""
     with heard() as lines:

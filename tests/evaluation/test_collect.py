@@ -229,6 +229,21 @@ def test_the_models_output_is_left_alone():
     assert torch.equal(pred.detach(), before)
 
 
+def test_columns_keep_their_names_in_whatever_order_a_batch_gives_them():
+    """Numbers of one metric under another's name would look like any other numbers."""
+    shard = EvaluationShard(2, columns=("mpvpe_mm", "coarse_mpjpe_mm"))
+    samples = make_samples(2, 0)
+    shard.add(
+        sample_index=torch.arange(2),
+        pred_joints_m=samples.pred,
+        target_joints_m=samples.target,
+        conf=samples.conf,
+        loss=samples.loss,
+        columns={"coarse_mpjpe_mm": torch.tensor([70.0, 80.0]), "mpvpe_mm": torch.tensor([1.0, 2.0])},
+    )
+    assert shard.hand_over()["columns"].tolist() == [[1.0, 70.0], [2.0, 80.0]]
+
+
 def test_columns_are_those_that_were_announced():
     """A column that is forgotten in one batch would leave whatever was in memory in its rows."""
     shard = EvaluationShard(4, columns=("a_mm", "b_mm"))

@@ -96,6 +96,21 @@ def test_a_bad_row_is_nan_and_alone() -> None:
     assert torch.equal(fit.rotation[keep], good.rotation[keep])
 
 
+def test_the_best_rotation_of_mirrored_sets_is_found() -> None:
+    """Votes of a bad network may be mirrored: the best rotation of those, not the worst one."""
+    # Nearly as wide as high as deep: there the best and the worst one are closest to each other.
+    x = torch.linalg.qr(sets(200)).Q * torch.tensor([1.0, 0.98, 0.96], dtype=torch.float64)
+    y = -x @ torch.from_numpy(Rotation.random(200, rng=np.random.default_rng(0)).as_matrix()).transpose(1, 2)
+    rotation = fit_rotation(x, y)
+    assert (torch.linalg.det(rotation) - 1).abs().max() < 1e-12
+    for k in range(len(x)):
+        _, best = Rotation.align_vectors(y[k].numpy(), x[k].numpy())
+        error = float((x[k] @ rotation[k].T - y[k]).norm())
+        assert error == pytest.approx(best, rel=1e-9), (
+            f"set {k}: {error:.4f}, the best rotation leaves {best:.4f}"
+        )
+
+
 def test_rotation_about_the_origin_with_weights() -> None:
     """A joint of weight 0 does not pull the wrist's rotation."""
     x = sets()

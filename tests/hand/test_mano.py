@@ -60,6 +60,17 @@ def test_joints_are_the_ones_named(layer: ManoLayer, asset: HandAsset) -> None:
     assert across == sorted(across, reverse=True)
 
 
+@pytest.mark.parametrize("precise", range(4))
+def test_one_precise_input_makes_a_precise_hand(layer: ManoLayer, precise: int) -> None:
+    """Labels are decoded with rotations in float64 and the rest in float32: none of it is rounded."""
+    inputs = [t.float() for t in _random(3, torch.float64)]
+    exact = [t.double() for t in inputs]
+    inputs[precise] = exact[precise]
+    mixed = layer(*inputs).vertices_m
+    assert mixed.dtype == torch.float64
+    assert torch.equal(mixed, layer(*exact).vertices_m)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_joints_alone_are_those_of_the_mesh(layer: ManoLayer, dtype: torch.dtype) -> None:
     """Labels are judged by the joints alone: they are the layer's own to 0.001 mm, tips included."""

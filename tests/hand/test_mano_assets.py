@@ -133,6 +133,16 @@ def test_modern_scipy_regressor_loads(asset: HandAsset, tmp_path: Path) -> None:
     assert load_hand_asset(path).fingerprint == asset.fingerprint
 
 
+def test_repeated_entries_of_a_sparse_regressor_add_up(asset: HandAsset, tmp_path: Path) -> None:
+    """A regressor stored with entries in two parts, as assembled matrices are, puts no joint elsewhere."""
+    whole = sparse.csc_matrix(asset.joint_regressor)
+    halves = sparse.csc_matrix(
+        (np.repeat(whole.data / 2, 2), np.repeat(whole.indices, 2), 2 * whole.indptr), shape=whole.shape
+    )
+    path = _save(tmp_path / "MANO_RIGHT.pkl", {**_fields(asset), "J_regressor": halves})
+    np.testing.assert_array_equal(load_hand_asset(path).joint_regressor, asset.joint_regressor)
+
+
 class _Hostile:
     """Touches a file when it is unpickled by an ordinary reader."""
 
@@ -187,6 +197,7 @@ def test_left_hand_is_refused(asset: HandAsset, tmp_path: Path) -> None:
         ("hands_mean", np.full(45, np.nan), "hands_mean"),
         ("kintree_table", np.zeros((2, 16), np.uint32), "kinematic tree"),
         ("J_regressor", "text", "J_regressor is a str"),
+        ("J_regressor", np.full((16, 778), 1.01 / 778), r"rows of J_regressor sum to 1 \+- 0\.01, want 1"),
     ],
 )
 def test_wrong_fields_are_named(asset: HandAsset, tmp_path: Path, key: str, value: Any, message: str) -> None:

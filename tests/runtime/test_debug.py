@@ -33,7 +33,8 @@ def test_lines_of_a_batch() -> None:
     own[..., 1] = 0.03
     none = torch.zeros(2, 1)
     hand = HandEstimate(none, none, none, torch.tensor([[0.01, 0.02, 0.7], [9.0, 9.0, 9.0]]), own, none)
-    prediction = Prediction(hand, dataclasses.replace(hand, joints_root_m=own + 1), own + 2, none, none)
+    coarse = dataclasses.replace(hand, joints_root_m=own + 1, root_cam_m=hand.root_cam_m + 1)
+    prediction = Prediction(hand, coarse, own + 2, none, none)
     assert batch_lines(2, batch, prediction) == [
         "[Debug Batch 2]",
         "  RGB range: [-2.118, 2.640]",

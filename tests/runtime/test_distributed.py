@@ -170,3 +170,22 @@ def test_asking_for_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> 
         setup_distributed("cuda")
     context = setup_distributed("auto")
     assert (context.device.type, context.world, context.devices_label) == ("cpu", 1, "CPU ranks")
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "ranks", "kinds"),
+    [
+        ("auto", 4, 4, ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]),
+        ("auto", 8, 2, ["cuda:0", "cuda:1"]),
+        ("auto", 1, 4, ["cpu"] * 4),  # one for some is one for none: ranks of two kinds cannot talk
+        ("auto", 0, 2, ["cpu"] * 2),
+        ("cpu", 4, 2, ["cpu"] * 2),
+    ],
+)
+def test_every_rank_of_a_machine_has_a_gpu_or_none_has(
+    monkeypatch: pytest.MonkeyPatch, asked: str, gpus: int, ranks: int, kinds: list[str]
+) -> None:
+    """runtime.device=auto decides for all ranks of a machine alike, and no two share a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert [str(distributed._choose_device(asked, rank, ranks)) for rank in range(ranks)] == kinds

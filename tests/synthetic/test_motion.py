@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
 from dataloader.synthetic.cameras import HEIGHT, WIDTH, cameras_around
+from dataloader.synthetic.frames import view_labels
 from dataloader.synthetic.motion import Motion, make_motion
 from dataloader.synthetic.objects import KINDS, HeldObject
 from dataloader.synthetic.pose import (
@@ -153,3 +156,31 @@ def test_hand_in_the_picture(rig: Rig, motions: list[Motion]) -> None:
             pixels = pixels[..., :2] / pixels[..., 2:]
             inside.append(((pixels >= 0) & (pixels < [WIDTH, HEIGHT])).all((1, 2)))
     assert np.concatenate(inside).mean() > 0.95
+
+
+@pytest.mark.parametrize("place", [(WIDTH, 240), (0, 240), (320, HEIGHT), (320, 0)])
+def test_evaluation_boxes_hold_the_hand_up_to_the_border(
+    rig: Rig, motions: list[Motion], place: tuple[int, int]
+) -> None:
+    """The box is all that says where to look on the evaluation split: it must not end before the picture.
+
+    Here the hand's middle stands on a border.
+    """
+    motion = motions[0]
+    joints = rig.decode(motion.hand_pose, motion.betas)[1]
+    camera = cameras_around(0, motion.number, 1, motion.target_m)[0]
+    rest = rig.anatomy(motion.betas).joints_m[0]
+    seen = view_labels(motion, camera, joints, rest).joints * [1, -1, -1]
+    k = camera.intrinsics_px.copy()
+    middle = (seen @ k.T).mean((0, 1))
+    k[:2, 2] += place - middle[:2] / middle[2]
+    labels = view_labels(motion, dataclasses.replace(camera, intrinsics_px=k), joints, rest)
+    pixels = seen @ k.T
+    pixels = pixels[..., :2] / pixels[..., 2:]
+    inside = ((pixels >= 0) & (pixels <= [WIDTH, HEIGHT])).all(-1)
+    assert 0 < inside.mean() < 1
+    low, high = labels.box_px[:, None, :2], labels.box_px[:, None, 2:]
+    held = ((pixels >= low) & (pixels <= high)).all(-1)
+    assert held[inside].all(), f"{(~held[inside]).sum()} joints in the picture lie outside their box"
+    assert (labels.box_px >= 0).all()
+    assert (labels.box_px <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,21 @@ def test_other_seed_other_files(asset: HandAsset, tmp_path: Path) -> None:
         write_tree(tmp_path / str(seed), parameters, asset)
     metas = [next((tmp_path / str(seed)).rglob("*.pkl")).read_bytes() for seed in (1, 2)]
     assert metas[0] != metas[1]
+
+
+def test_v3_has_gaps_between_its_frames_and_v2_has_none(asset: HandAsset, tmp_path: Path) -> None:
+    """What counts neighbours in time, or guesses a frame's name, must meet HO3D_v3's gaps here."""
+    steps = {}
+    for version in ("v2", "v3"):
+        parameters = Parameters(
+            sequences=1, frames=100, evaluation_sequences=0, cameras=1, version=version, annotations_only=True
+        )
+        write_tree(tmp_path / version, parameters, asset)
+        ids = [int(line.split("/")[1]) for line in (tmp_path / version / "train.txt").read_text().split()]
+        steps[version] = {b - a for a, b in pairwise(sorted(ids))}
+    assert steps["v2"] == {1}
+    assert 1 in steps["v3"]
+    assert max(steps["v3"]) > 1, "no gap among 100 frames"
 
 
 def test_equal_tree_is_reused(tree: Path, asset: HandAsset) -> None:

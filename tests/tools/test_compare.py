@@ -74,6 +74,19 @@ def test_a_small_steady_gain_is_seen_through_large_errors(tmp_path, capsys) -> N
     assert "B is worse than A" in text
 
 
+@pytest.mark.parametrize("metric", ["xyz_sc_tr_al_auc3d", "f_score_5", "f_al_score_15"])
+def test_more_of_a_score_is_better(metric, tmp_path, capsys) -> None:
+    """An area under a curve and an F-score grow with quality: read as errors, the worse network wins."""
+    scores = stream(0, "scores").uniform(0.4, 0.6, SEQUENCES * FRAMES)
+    a = write(tmp_path / "a.npz", errors(0), **{metric: scores})
+    b = write(tmp_path / "b.npz", errors(0), **{metric: scores + 0.1})
+    status, text = report(capsys, a, b, "--metric", metric)
+    assert status == 0
+    assert "higher is better" in text
+    assert "B is better than A" in text
+    assert "B is better in 100.0% of the frames" in text
+
+
 def test_frames_of_one_sequence_do_not_make_a_difference_sure(tmp_path, capsys) -> None:
     """B is 3 mm better in one sequence, 50 frames: over frames that looks sure, over sequences it is not."""
     a = errors(0)
@@ -167,6 +180,23 @@ def test_rows_without_a_number_are_left_out_and_counted(tmp_path, capsys) -> Non
     status, text = report(capsys, files[0], write(tmp_path / "b.npz", b))
     assert status == 2
     assert "nothing to compare" in text
+
+
+@pytest.mark.parametrize("without", ["a", "b"])
+def test_a_label_that_one_file_lacks_is_no_failure_of_its_network(tmp_path, capsys, without: str) -> None:
+    """Labels came or went between two evaluations: such a frame flatters neither, and is counted as it is."""
+    usable, values = np.ones(SEQUENCES * FRAMES, bool), errors(0)
+    usable[:4] = False
+    files = [
+        write(tmp_path / "a.npz", values, label_usable=usable | (without != "a")),
+        write(tmp_path / "b.npz", values, label_usable=usable | (without != "b")),
+    ]
+    values = np.where(usable, values, np.nan)
+    write(tmp_path / f"{without}.npz", values, label_usable=usable)
+    status, text = report(capsys, *files)
+    assert status == 0
+    assert "Left out: 4 frames without a usable label" in text
+    assert "not finite" not in text
 
 
 def test_meshes_without_labels_are_not_failures(tmp_path, capsys) -> None:

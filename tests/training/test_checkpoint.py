@@ -13,6 +13,8 @@ from src.config import ModelConfig, RunConfig, TrainingConfig
 from src.errors import AssetError
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
+from src.runtime.distributed import DistContext
+from src.runtime.tensor_file import save_tensors
 from src.training import checkpoint as ckpt
 from src.training.step import TrainStep
 from tests.models.scene import hand_model
@@ -164,6 +166,24 @@ def test_another_seed_draws_anew(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     ckpt.restore(path, other, CONFIG, hand_model(), "abc", ALONE)
     assert not torch.equal(torch.get_rng_state(), state)
+    torch.set_rng_state(before)
+
+
+def test_each_rank_goes_on_with_its_own_random_state(tmp_path: Path) -> None:
+    """With rank 0's state on all of them, all ranks drop the same paths."""
+    before = torch.get_rng_state()
+    path = saved(tmp_path, fresh(), ckpt.Progress(epoch=1))
+    states = []
+    for seed in (7, 8):
+        torch.manual_seed(seed)
+        states.append({"cpu": torch.get_rng_state()})
+    state = torch.load(path, weights_only=True) | {"world": 2, "rng": states}
+    save_tensors(state, path)
+    for rank in range(2):
+        ckpt.restore(
+            path, fresh(), CONFIG, hand_model(), "abc", DistContext(rank, 2, rank, torch.device("cpu"), None)
+        )
+        assert torch.equal(torch.get_rng_state(), states[rank]["cpu"]), f"rank {rank}"
     torch.set_rng_state(before)
 
 

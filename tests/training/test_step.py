@@ -63,24 +63,25 @@ def weights(step: TrainStep) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in step.model.parameters()])
 
 
-def gradients(context: DistContext, accumulation: int) -> torch.Tensor:
-    """Gradients of one step on micro-batches 1 and 2, however they are divided."""
+def gradients(context: DistContext, accumulation: int) -> tuple[torch.Tensor, float]:
+    """Gradients and reported loss of one step on micro-batches 1 and 2, however they are divided."""
     step = trainer(context, accumulation=accumulation)
     mine = [batch(1), batch(2)] if context.world == 1 else [batch(1 + context.rank)]
     taken: list[torch.Tensor] = []
     step.optimizer.adamw.register_step_pre_hook(
         lambda *_: taken.append(torch.cat([p.grad.flatten() for p in step.model.parameters()]))
     )
-    step(mine)
-    return taken[0]
+    report = step(mine)
+    return taken[0], report.loss
 
 
 def test_two_ranks_equal_two_accumulated_batches() -> None:
-    """The gradient is the mean over all samples, not a sum over ranks nor over accumulated batches."""
+    """Gradient and Train Loss are means over all samples, no sums over ranks or accumulated batches."""
     two = spawn_ranks(gradients, 2, (1,), timeout_s=120)
-    one = gradients(ALONE, 2)
-    assert torch.equal(two[0], two[1])
-    assert (two[0] - one).abs().max() < 1e-5 * one.abs().max()
+    one, loss = gradients(ALONE, 2)
+    assert torch.equal(two[0][0], two[1][0])
+    assert (two[0][0] - one).abs().max() < 1e-5 * one.abs().max()
+    assert [loss_of_two for _, loss_of_two in two] == pytest.approx([loss, loss], rel=1e-6)
 
 
 def twice(context: DistContext, batches: int) -> torch.Tensor:
