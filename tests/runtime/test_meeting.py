@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import os
 import signal
 import threading
@@ -21,6 +20,7 @@ from src.errors import LostRankError
 from src.runtime import distributed, meeting
 from src.runtime.distributed import DistContext, spawn_ranks
 from src.runtime.meeting import Beat, Meetings, Watch
+from tests.log_lines import log_lines
 
 LIMIT_S = 1.0
 WORK_S = 1.4
@@ -191,21 +191,18 @@ def test_a_store_that_does_not_answer_is_not_the_others_death(monkeypatch: pytes
         assert "the ranks' store has not answered for 10 s: rank 0" in text
 
 
-def test_one_rank_says_who_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_rank_says_who_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever looks at a log that stands still must read why; from one rank, and once a minute."""
-    monkeypatch.setattr(logging.getLogger("utnet"), "propagate", True)
-    caplog.set_level(logging.INFO, "utnet")
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    for rank in (1, 2):
-        clock[0] = 0.0
-        watched = watch(monkeypatch, 1800.0, rank)
-        for second in range(150):
-            clock[0] = float(second)
-            watched.look(beats(second), 5)
-    assert [record.getMessage() for record in caplog.records] == [
+    with log_lines("ranks") as lines:
+        for rank in (1, 2):
+            clock[0] = 0.0
+            watched = watch(monkeypatch, 1800.0, rank)
+            for second in range(150):
+                clock[0] = float(second)
+                watched.look(beats(second), 5)
+    assert lines == [
         "Waiting for rank 0: scoring the baselines, 60 s",
         "Waiting for rank 0: scoring the baselines, 120 s",
     ]
