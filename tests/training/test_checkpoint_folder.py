@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import resource
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +99,23 @@ def run(tmp_path: Path) -> Path:
     for age, name in enumerate(("best.pt", "epoch_9.pt", "epoch_10.pt")):
         os.utime(checkpoints / name, (2e9 - age, 2e9 - age))
     return checkpoints
+
+
+def test_two_hundred_flipped_bits_are_found_two_hundred_times(tmp_path: Path) -> None:
+    """One bit of a weight is another score; with an exponent's bit it is nan."""
+    path = write(tmp_path / "last.pt", width=1000)
+    whole, found = path.read_bytes(), 0
+    for place in random.Random(17).sample(range(8 * len(whole)), 200):
+        changed = bytearray(whole)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            ckpt.load_checkpoint(path)
+        except AssetError as error:
+            found += str(path) in str(error)
+    assert found == 200
+    path.write_bytes(whole)
+    assert ckpt.load_checkpoint(path)["step"] == 4
 
 
 def test_names_of_one_save_are_files_of_their_own(tmp_path: Path) -> None:
