@@ -237,14 +237,12 @@ class Watch:
         Raises:
             LostRankError: a rank was silent or still for too long.
         """
-        for rank, silent in enumerate(self._silent):
-            if seen is None or self._last is None:
-                news = ran = seen is not self._last
-            else:
-                news = seen[rank].count != self._last[rank].count
-                ran = seen[rank].ran_ns != self._last[rank].ran_ns
-            self._silent[rank] = 0.0 if news else silent + _LOOK_S
-            self._still[rank] = 0.0 if ran else self._still[rank] + _LOOK_S
+        for rank in range(len(self._silent)):
+            beat, before = (beats[rank] if beats else None for beats in (seen, self._last))
+            beats_on = beat is not None and (before is None or beat.count != before.count)
+            runs_on = beat is not None and (before is None or beat.ran_ns != before.ran_ns)
+            self._silent[rank] = 0.0 if beats_on else self._silent[rank] + _LOOK_S
+            self._still[rank] = 0.0 if runs_on else self._still[rank] + _LOOK_S
         self._last = seen
         self._judge()
         waited = time.monotonic() - self._began
