@@ -7,7 +7,8 @@ barrier of gloo without a limit, out of which each looks for the others.
 - A process that ended is noticed at once: its connections close.
 - One that is stopped, or whose machine is gone, gives no more beats: a thread of each rank leaves one in the
   group's store every `BEAT_S`.
-- One that is stuck, or waits for a device that never answers, beats on; but its main thread does not run.
+- One that is stuck beats on, but its main thread does not run. (One that loops for ever, or spins for a GPU
+  that never answers, cannot be told from one at work: the line of every minute names it.)
 
 The store is asked by the thread alone: it may be held by the very process that is stopped.
 """
@@ -52,7 +53,7 @@ class Beat:
     """A sign of life of one rank."""
 
     count: int
-    """Beats before it."""
+    """Number of the beat."""
     met: int
     """Meetings that the rank has come to."""
     ran_ns: int
@@ -237,14 +238,12 @@ class Watch:
         Raises:
             LostRankError: a rank was silent or still for too long.
         """
-        for rank, silent in enumerate(self._silent):
-            if seen is None or self._last is None:
-                news = ran = seen is not self._last
-            else:
-                news = seen[rank].count != self._last[rank].count
-                ran = seen[rank].ran_ns != self._last[rank].ran_ns
-            self._silent[rank] = 0.0 if news else silent + _LOOK_S
-            self._still[rank] = 0.0 if ran else self._still[rank] + _LOOK_S
+        for rank in range(len(self._silent)):
+            beat, before = (beats[rank] if beats else None for beats in (seen, self._last))
+            beats_on = beat is not None and (before is None or beat.count != before.count)
+            runs_on = beat is not None and (before is None or beat.ran_ns != before.ran_ns)
+            self._silent[rank] = 0.0 if beats_on else self._silent[rank] + _LOOK_S
+            self._still[rank] = 0.0 if runs_on else self._still[rank] + _LOOK_S
         self._last = seen
         self._judge()
         waited = time.monotonic() - self._began
@@ -270,5 +269,5 @@ class Watch:
         if stuck:
             raise LostRankError(
                 f"{self.what}: {name_ranks(stuck)} did not run for {self.stuck_s:g} s: the process lives, "
-                "but waits for something that does not come (a file system, a lock, a device)"
+                "but waits for something that does not come (a file system, a lock)"
             )
