@@ -17,8 +17,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from dataloader import jpeg_file
 from dataloader.crop import Window
+from dataloader.jpeg_file import JPEG_START, jpeg_quality, require_no_holes
 from src.errors import DataError
 
 _HEAD_BYTES = 1 << 16
@@ -34,7 +34,7 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: missing, unreadable or damaged.
     """
-    return _decode(path, _read(path), _decode_rgb)
+    return _decode(path, _decode_rgb)
 
 
 def read_depth_bytes(path: Path) -> NDArray[np.uint8]:
@@ -43,7 +43,7 @@ def read_depth_bytes(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: missing, unreadable, damaged, or not a PNG of three channels of 8 bit.
     """
-    picture = _decode(path, _read(path), _decode_depth)
+    picture = _decode(path, _decode_depth)
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise DataError(f"{path}: HO3D depth is a PNG of three 8-bit channels, got {picture.shape}. {_MEND}")
     return picture
@@ -80,17 +80,16 @@ class PictureFrame:
     """
 
     def __init__(self, rgb_path: Path, depth_path: Path) -> None:
-        self._depth_path = depth_path
-        data = _read(rgb_path)
-        self._head = data[:_HEAD_BYTES]
-        self._picture = _decode(rgb_path, data, _decode_rgb)
+        self._rgb_path, self._depth_path = rgb_path, depth_path
+        self._picture = read_rgb(rgb_path)
         self.size: tuple[int, int] = (self._picture.shape[0], self._picture.shape[1])
         """(H, W) of the whole picture."""
 
     @property
     def jpeg_quality(self) -> int | None:
         """Quality (1-100) at which the picture's file was written; None for a PNG or tables of its own."""
-        return jpeg_file.jpeg_quality(self._head)
+        with self._rgb_path.open("rb") as file:
+            return jpeg_quality(file.read(_HEAD_BYTES))
 
     def clip(self, rectangle: Sequence[int]) -> Window:
         """The part of x0, y0, x1, y1 inside the picture; empty (0 wide or high) where there is none."""
@@ -112,16 +111,12 @@ class PictureFrame:
         return combine_depth(picture[window.y0 : window.y1, window.x0 : window.x1])
 
 
-def _read(path: Path) -> bytes:
-    """Content of a file."""
+def _decode(path: Path, decoder: Callable[[bytes], NDArray[Any]]) -> NDArray[Any]:
+    """What `decoder` makes of a file, whole, or an error that names the file."""
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: picture cannot be read ({error.strerror}). {_MEND}") from error
-
-
-def _decode(path: Path, data: bytes, decoder: Callable[[bytes], NDArray[Any]]) -> NDArray[Any]:
-    """What `decoder` makes of a file's content, which is whole or an error that names the file."""
     try:
         return decoder(data)
     except (ValueError, cv2.error) as error:
@@ -130,9 +125,9 @@ def _decode(path: Path, data: bytes, decoder: Callable[[bytes], NDArray[Any]]) -
 
 def _decode_rgb(data: bytes) -> NDArray[np.uint8]:
     """(H, W, 3) RGB of a JPEG or PNG."""
-    if data.startswith(jpeg_file.START):
+    if data.startswith(JPEG_START):
         picture = np.asarray(simplejpeg.decode_jpeg(data, "RGB"), np.uint8)
-        jpeg_file.require_no_holes(data)
+        require_no_holes(data)
         return picture
     # The stored pixels belong to camMat; an orientation tag must not turn them.
     return np.asarray(_decode_png(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION), np.uint8)

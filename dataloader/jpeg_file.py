@@ -17,7 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-START = b"\xff\xd8"
+JPEG_START = b"\xff\xd8"
 """First bytes of a JPEG."""
 _QUANTISATION, _HUFFMAN, _PROGRESSIVE, _SCAN, _END = 0xDB, 0xC4, 0xC2, 0xDA, 0xD9
 """Markers: two kinds of tables, the head of a progressive picture, pixels, the end."""
@@ -46,7 +46,7 @@ def segments(data: bytes) -> Iterator[Segment]:
     Raises:
         ValueError: fill bytes stand where a scan's pixels go on.
     """
-    at = len(START)
+    at = len(JPEG_START)
     while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
@@ -141,7 +141,7 @@ def _qualities() -> dict[bytes, int]:
 
 def _luminance_table(data: bytes) -> bytes | None:
     """The 64 numbers of quantisation table 0 (8 bits each), in the file's order."""
-    if not data.startswith(START):
+    if not data.startswith(JPEG_START):
         return None
     for segment in segments(data):
         if segment.marker == _QUANTISATION and segment.content[:1] == b"\0":
