@@ -25,7 +25,6 @@ import secrets
 import shutil
 import stat
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import DataError
-from src.runtime.files import atomic_write, sync_folder
+from src.runtime.files import atomic_write, crc32, open_lock, share_lock, sync_folder
 from src.runtime.log import get_logger
 
 WAIT_S = 1800.0
@@ -43,7 +42,6 @@ WAIT_S = 1800.0
 
 MARKER = "derived.json"
 _OFFER_WAIT_S = 20.0
-_BLOCK_BYTES = 1 << 22
 _log = get_logger(__name__)
 
 Fingerprint = Mapping[str, Any]
@@ -85,10 +83,6 @@ class Derived:
         """Where a file stands, for messages."""
         return self.folder / name
 
-    def size(self, name: str) -> int:
-        """Bytes of a file."""
-        return self._states[name][1]
-
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading.
 
@@ -129,7 +123,7 @@ class Derived:
         """Whether the content of every file has the checksum that was noted when it was made."""
         for name, want in self._checksums.items():
             with self.open(name) as file:
-                if want is not None and _crc32(file) != want:
+                if want is not None and crc32(file) != want:
                     return False
         return True
 
@@ -280,7 +274,7 @@ class Store:
         for path in sorted(folder.iterdir()):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-                files[path.name] = os.fstat(file.fileno()).st_size, _crc32(file) if self.checked else None
+                files[path.name] = os.fstat(file.fileno()).st_size, crc32(file) if self.checked else None
         with atomic_write(folder / MARKER) as file:
             content = {"fingerprint": fingerprint, "facts": dict(facts), "files": files}
             file.write(json.dumps(content, indent=1).encode())
@@ -328,7 +322,7 @@ class Store:
         path = self.place / f"{self.name}.lock"
         try:
             self.place.mkdir(parents=True, exist_ok=True)
-            descriptor = _open_lock(path)
+            descriptor = open_lock(path)
         except OSError as error:
             raise DataError(
                 f"{self.what}: cannot write to {self.place} ({error.strerror}). {self.mend} that can be "
@@ -368,7 +362,7 @@ def _open(folder: Path, what: str) -> Derived | None:
     with contextlib.ExitStack() as stack:
         try:
             held = stack.enter_context(marker.open("rb"))
-            _share(held)
+            share_lock(held)
             content = json.loads(held.read())
             states = {name: _state((folder / name).stat()) for name in content["files"]}
             whole = all(states[name][1] == size for name, (size, _) in content["files"].items())
@@ -379,29 +373,6 @@ def _open(folder: Path, what: str) -> Derived | None:
             return None
         stack.pop_all()
     return found
-
-
-def _share(file: BinaryIO) -> None:
-    """Take a shared lock.
-
-    Raises:
-        BlockingIOError: the folder is being removed.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        pass  # no locks on this file system: then nothing is removed either
-
-
-def _open_lock(path: Path) -> int:
-    """Descriptor of a lock file, made if need be; it follows no link and changes no content."""
-    flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
-    except PermissionError:
-        return os.open(path, os.O_RDONLY | flags)  # another user's: enough to lock it
 
 
 def _is_whole(found: Derived) -> bool:
@@ -436,14 +407,6 @@ def _key(fingerprint: dict[str, Any]) -> str:
 
 def _state(status: os.stat_result) -> FileState:
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _crc32(file: BinaryIO) -> int:
-    """CRC-32 of what is left of a file."""
-    crc, block = 0, bytearray(_BLOCK_BYTES)
-    while count := file.readinto(block):  # type: ignore[attr-defined]
-        crc = zlib.crc32(memoryview(block)[:count], crc)
-    return crc
 
 
 def _read_header_2_0(file: BinaryIO) -> tuple[Any, Any, Any]:

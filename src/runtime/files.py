@@ -1,11 +1,13 @@
-"""Writing so that a file or folder is either whole or not there, and reading only what is whole."""
+"""Writing so that a file or folder is either whole or not there, reading only what is whole, and locks."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from src.errors import DataError
 
 ZIP_FAILURES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What a damaged zip file can raise (RuntimeError: unknown compression, or encrypted by a flipped bit)."""
+_BLOCK_BYTES = 1 << 22
 
 
 @contextlib.contextmanager
@@ -106,3 +109,48 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def crc32(file: BinaryIO, length: int | None = None, copy: BinaryIO | None = None) -> int:
+    """CRC-32 of the next bytes of a file, read in parts.
+
+    Args:
+        file: open for reading.
+        length: how many bytes; None: all that are left. A file that ends before gives the sum up to there.
+        copy: the bytes are written to it too.
+    """
+    crc, block = 0, memoryview(bytearray(_BLOCK_BYTES))
+    left = sys.maxsize if length is None else length
+    while left > 0 and (count := file.readinto(block[: min(left, _BLOCK_BYTES)])):  # type: ignore[attr-defined]
+        crc = zlib.crc32(block[:count], crc)
+        left -= count
+        if copy is not None:
+            copy.write(block[:count])
+    return crc
+
+
+def open_lock(path: Path) -> int:
+    """Descriptor of a lock file, made if need be; it follows no link and changes no content.
+
+    Raises:
+        OSError: it is a link, or cannot be made or opened.
+    """
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | flags)  # another user's: enough to lock it
+
+
+def share_lock(file: BinaryIO) -> None:
+    """Take a shared lock; where the file system has no locks, none is taken.
+
+    Raises:
+        BlockingIOError: another process holds it alone.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass

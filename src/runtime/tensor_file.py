@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from src.errors import AssetError
-from src.runtime.files import ZIP_FAILURES, atomic_write
+from src.runtime.files import ZIP_FAILURES, atomic_write, crc32
 from src.runtime.safe_pickle import FAILURES, UnpicklingError
 
 ADVICE = ". Use another copy"
@@ -42,7 +42,6 @@ _MARK = b"utnet crc32 "
 _SEAL_BYTES = len(_MARK) + 8
 _END_BYTES = len(_NO_COMMENT) + _SEAL_BYTES
 """What is not summed but compared: the length of the comment, and the comment."""
-_CHUNK = 1 << 22
 _CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -173,13 +172,7 @@ def _has_no_seal(end: bytes) -> bool:
 
 def _sum(file: BinaryIO, length: int, copy: BinaryIO | None = None) -> int:
     """CRC-32 of the next `length` bytes, then of a comment's length of 0; they are written to `copy` too."""
-    crc = 0
-    while length > 0 and (chunk := file.read(min(length, _CHUNK))):
-        crc = zlib.crc32(chunk, crc)
-        length -= len(chunk)
-        if copy is not None:
-            copy.write(chunk)
-    return zlib.crc32(_NO_COMMENT, crc)
+    return zlib.crc32(_NO_COMMENT, crc32(file, length, copy))
 
 
 def _end(crc: int) -> bytes:
