@@ -73,7 +73,7 @@ def _first_version(dataset: HO3DDataset, key: SampleKey) -> dict[str, Tensor]:
     """One sample as the first version made it: everything decoded, everything float32 on the host."""
     config = dataset.config
     change = draw(config.augmentation, config.seed, key.epoch, key.index)
-    labels = dataset.labels_at(np.array([key.index]))
+    labels = dataset.labels(np.array([key.index]))
     camera = dataset._camera(key.index, labels, change)
     stored = cv2.imread(str(dataset._path(key.index, "rgb")))
     depth_bytes = cv2.imread(str(dataset._path(key.index, "depth")))

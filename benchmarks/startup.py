@@ -113,7 +113,7 @@ def _worker(dataset: HO3DDataset, number: int, begin: Any, pipe: Any) -> None:
     """A loader process: labels from all over the split, then its memory while all others hold theirs."""
     before = _private_kib()
     for k in range(READS):
-        dataset.labels_at(np.array([(number + 41 * k) % len(dataset)]))
+        dataset.labels(np.array([(number + 41 * k) % len(dataset)]))
     begin.wait(120)
     pipe.send(_annotations_kib(_array_of(dataset), before))
     begin.wait(120)

@@ -43,7 +43,7 @@ from dataloader.truth import PUBLISHED, EvaluationTruth, missing_truth, open_tru
 from dataloader.turned_view import turn, turned_crop, view_about
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
-from src.schema import HandSample, LabelTable, RawSample
+from src.schema import HandSample, RawSample
 
 if TYPE_CHECKING:
     from src.hand.mano import ManoLayer
@@ -124,7 +124,7 @@ class HO3DDataset:
         for key in keys:
             if not 0 <= key.index < len(self):
                 raise IndexError(f"sample {key.index} of {len(self)}")
-        labels = self._labels(np.array([key.index for key in keys], np.int64))
+        labels = self.labels(np.array([key.index for key in keys], np.int64))
         height, width = self.config.model.image_size
         rgb = np.empty((len(keys), height, width, 3), np.uint8)
         depth = np.empty((len(keys), height, width), np.uint16)
@@ -162,15 +162,9 @@ class HO3DDataset:
         sequence, frame = rows["sequence"][self.split.rows], rows["frame"][self.split.rows]
         return np.array(self.index.sequences, np.str_)[sequence], frame.astype(np.int64)
 
-    def labels(self) -> LabelTable:
-        """Labels of the whole split in the image camera; nothing is decoded."""
-        labels = self._labels(slice(None))
-        wanted = [field.name for field in dataclasses.fields(LabelTable)]
-        return LabelTable(**{name: getattr(labels, name) for name in wanted})
-
-    def labels_at(self, rows: NDArray[np.int64]) -> Labels:
-        """Labels of some samples, in the image camera; nothing is decoded."""
-        return self._labels(rows)
+    def labels(self, part: slice | NDArray[np.int64] = slice(None)) -> Labels:
+        """Labels of some samples, of all unless told, in the image camera; no picture is decoded."""
+        return convert(self.index.rows[self.split.rows[part]], self._rest_root_m[part])
 
     @property
     def split_id(self) -> str:
@@ -279,10 +273,6 @@ class HO3DDataset:
         named = self.config.split.held_out_list
         names = None if named is None else read_held_out(self.config.dataset.root_dir / named)
         return divide(split, self.config.split, rows, sequences, self.index.sha256, names)
-
-    def _labels(self, part: slice | NDArray[np.int64]) -> Labels:
-        """Labels of some samples of the split."""
-        return convert(self.index.rows[self.split.rows[part]], self._rest_root_m[part])
 
     def _path(self, index: int, kind: str) -> Path:
         """One file of a sample."""

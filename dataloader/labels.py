@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dataloader.augment import Augmentation
 from dataloader.crop import CropCamera
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
-from src.schema import RawSample
+from src.schema import LabelTable, RawSample
 
 if TYPE_CHECKING:
     from src.hand.mano import ManoLayer
@@ -34,25 +34,13 @@ _BETAS_CHUNK = 8192
 
 
 @dataclass(frozen=True, eq=False)
-class Labels:
-    """Labels of some rows in our conventions: image camera, OpenCV axes, metres, float32."""
+class Labels(LabelTable):
+    """Labels of some rows with what the crop is made by, in our conventions."""
 
     intrinsics_img_px: NDArray[np.float32]
     """(N, 3, 3)."""
-    joints_cam_m: NDArray[np.float32]
-    """(N, J, 3) OPENPOSE21; the wrist's position where a joint has no label."""
-    joints_conf: NDArray[np.float32]
-    """(N, J) 1 where labelled, else 0."""
     root_cam_m: NDArray[np.float32]
     """(N, 3) J0(betas) + translation; on the evaluation split, without MANO labels, its wrist."""
-    global_orient: NDArray[np.float32]
-    """(N, 3, 3); identity where mano_valid is false."""
-    hand_pose: NDArray[np.float32]
-    """(N, 15, 3, 3) MANO16; identity where mano_valid is false."""
-    betas: NDArray[np.float32]
-    """(N, 10); zero where mano_valid is false."""
-    mano_valid: NDArray[np.bool_]
-    """(N,)."""
     box_px: NDArray[np.float64]
     """(N, 4) x0, y0, x1, y1 of the hand in the picture."""
 

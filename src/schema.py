@@ -116,9 +116,9 @@ class RawBatch:
 
 @dataclass(frozen=True, eq=False)
 class LabelTable:
-    """All labels of a split, without pictures: what baselines and reports are made of.
+    """Labels without pictures: what baselines and reports are made of.
 
-    **Image camera**, OpenCV axes, metres, numpy; N rows in the order of the split.
+    **Image camera**, OpenCV axes, metres, numpy, float32; N rows.
     """
 
     joints_cam_m: NDArray[np.float32]

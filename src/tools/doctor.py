@@ -168,17 +168,14 @@ def _checkpoint(patient: _Patient, batch: HandBatch) -> Iterator[Finding | str]:
     """What a trained network answers, and how that scores."""
     state, config, val = patient.state, patient.config, patient.val_set
     assert state is not None
-    trained = state["config"]["training"]
-    samples = state["step"] * trained["batch_size"] * trained["accumulation"] * state["world"]
+    samples = state["step"] * ckpt.global_batch_of(state)
     yield f"Checkpoint: {state['step']} steps, {samples:,} samples"
     if (seen := probe(patient.model, batch)) is not None:
         yield from check_probe(seen, steps=state["step"], samples=samples, rate_sum=1.0)
         yield from check_output(seen.prediction, seen.batch)
     count = min(len(val), max(1, _SCORED // config.validation.batch_size) * config.validation.batch_size)
-    table = val.labels()
-    first = LabelTable(**{f.name: getattr(table, f.name)[:count] for f in dataclasses.fields(LabelTable)})
     hand = ManoLayer.from_file(config.mano.model_path)
-    baselines = compute_baselines(patient.train_set.labels(), first, hand).scores()
+    baselines = compute_baselines(patient.train_set.labels(), val.labels(slice(count)), hand).scores()
     patient.model.eval()
     results: dict[Shown, CheckedResult] = {}
     modalities: tuple[Shown, ...] = ("rgbd", "rgb")

@@ -250,6 +250,12 @@ def restore(
     return progress
 
 
+def global_batch_of(state: Mapping[str, Any]) -> int:
+    """Samples of one optimiser step, on all ranks, of the run that saved this state."""
+    trained, world = state["config"]["training"], int(state["world"])
+    return int(trained["batch_size"]) * int(trained["accumulation"]) * world
+
+
 def commit() -> str:
     """Commit of the source tree, with '+' if it was changed since; 'unknown' outside a checkout."""
     root = Path(__file__).resolve().parents[2]
@@ -288,7 +294,7 @@ def _check_position(
             f"training.num_epochs is {epochs}: nothing is left to train. Raise it, or score the checkpoint "
             "with --evaluate"
         )
-    before = old["batch_size"] * old["accumulation"] * state["world"]
+    before = global_batch_of(state)
     now = config.training.batch_size * config.training.accumulation * context.world
     if progress.step_in_epoch and before != now:
         raise AssetError(

@@ -87,7 +87,7 @@ def test_the_turned_labels_stand_on_the_turned_depth(standin: ManoLayer, root: P
 def test_a_turn_by_nothing_is_the_plain_crop(root: Path, standin: ManoLayer) -> None:
     """The projection into the depth buffer and back must not move, blur or invent a pixel."""
     dataset = dataset_of(root, standin)
-    labels = dataset.labels_at(np.array([2])).row(0)
+    labels = dataset.labels(np.array([2])).row(0)
     frame = decode.PictureFrame(dataset._path(2, "rgb"), dataset._path(2, "depth"))
     camera = crop_camera(labels.intrinsics_img_px[0].astype(np.float64), labels.box_px[0], (256, 192), 1.5)
     window = footprint(camera, frame.size)
@@ -151,7 +151,7 @@ def test_the_rim_that_the_sensor_loses_goes_with_the_hand(lost_px: int) -> None:
 def test_labels_far_from_what_was_measured_turn_nothing(root: Path, standin: ManoLayer) -> None:
     """A crop in which no point lies says None: made up of nothing, it would be believed."""
     dataset = dataset_of(root, standin)
-    labels = dataset.labels_at(np.array([2])).row(0)
+    labels = dataset.labels(np.array([2])).row(0)
     frame = decode.PictureFrame(dataset._path(2, "rgb"), dataset._path(2, "depth"))
     k = labels.intrinsics_img_px[0].astype(np.float64)
     source, aside = (crop_camera(k, labels.box_px[0] + by, (128, 96), 1.5) for by in (0.0, 3000.0))
@@ -175,7 +175,7 @@ def test_the_crop_looks_at_the_turned_hand(root: Path, standin: ManoLayer) -> No
         want = crop_camera(k, np.concatenate([pixels.min(0), pixels.max(0)]), (256, 192), side)
         np.testing.assert_allclose(raw.intrinsics_crop_px, want.intrinsics_px, rtol=1e-4)
         np.testing.assert_allclose(raw.rot_crop_from_img, want.rot_crop_from_img, atol=1e-5)
-        still = crop_camera(k, dataset.labels_at(np.array([i])).box_px[0], (256, 192), side)
+        still = crop_camera(k, dataset.labels(np.array([i])).box_px[0], (256, 192), side)
         moved.append(abs(want.intrinsics_px[0, 0] / still.intrinsics_px[0, 0] - 1))
     assert max(moved) > 0.03
 

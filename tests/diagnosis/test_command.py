@@ -14,6 +14,7 @@ from src.config import LossConfig
 from src.losses import loss as losses
 from src.losses.loss import HandLoss
 from src.runtime.debug import TERM_UNITS, loss_table_lines
+from src.runtime.tensor_file import load_tensors, save_tensors
 from src.schema import LossTerms
 from src.tools import doctor
 from src.training.checkpoint import Progress, save_checkpoint
@@ -71,10 +72,13 @@ def test_a_checkpoint_is_looked_at(
     path = tmp_path / "last.pt"
     hand, config = clinic.hand, watched.config
     save_checkpoint(path, watched.trainer, Progress(), config, hand, watched.train_set.split_id, ALONE)
+    state = load_tensors(path, "checkpoint")  # as four ranks with two batches a step save it
+    state["world"], state["config"]["training"]["accumulation"] = 4, 2
+    save_tensors(state, path)
     status, lines, _ = run(clinic, capsys, "--checkpoint", str(path), steps="0")
     assert status == 1
     assert any(line.startswith("FAIL  constant predictions: ") for line in lines), lines
-    assert "Checkpoint: 1 steps, 8 samples" in lines
+    assert "Checkpoint: 1 steps, 64 samples" in lines, "1 step x 8 samples x 2 accumulated x 4 ranks"
     assert any(line.startswith("Score on the first 16 of 16") for line in lines)
 
 
