@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
@@ -15,31 +14,15 @@ from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.leaks import FrameNames, find_leaks
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
-from src.runtime import log
 from src.training.diagnosis.doctor import Doctor
 from src.training.step import TrainStep
 from tests.diagnosis.conftest import ALONE, Clinic
+from tests.log_lines import log_lines
 
 
-class _Lines(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
-@contextmanager
-def heard() -> Iterator[list[str]]:
+def heard() -> contextlib.AbstractContextManager[list[str]]:
     """Lines that the doctor logs."""
-    log.configure()
-    logger, handler = logging.getLogger("utnet.doctor"), _Lines()
-    logger.addHandler(handler)
-    try:
-        yield handler.lines
-    finally:
-        logger.removeHandler(handler)
+    return log_lines("doctor")
 
 
 def causes(lines: list[str]) -> list[str]:
