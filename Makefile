@@ -67,7 +67,7 @@ learn: learn-data
 		--held-out $$(ls -d runs/*-learn-$(SEED)-held-out | tail -n 1) \
 		--random $$(ls -d runs/*-learn-$(SEED)-random | tail -n 1)
 
-# One thread each: two test processes share the cores already.
+# One thread each: the test processes share the cores already.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 

@@ -1,13 +1,31 @@
-"""What holds for every test: no process outlives it."""
+"""What holds for every test: long files begin first, and no process outlives its test."""
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 from collections.abc import Iterator
 
 import pytest
 
 from tests import processes
+from tests.rooms.sources import ROOT
+
+_LONG = ROOT / "tests" / "end_to_end"
+_PRELOADED = ("train", "test_distributed_eval", "torch._inductor", "torch.utils.tensorboard")
+"""What ranks import, and what torch and train.py import when they begin to work: 4 s of CPU a process."""
+
+
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Files that take a minute begin first: begun last, they leave all cores but one idle at the end.
+
+    They start processes by the hundred. The server that forks those imports for all of them, once; what is
+    preloaded is settled by whoever starts it.
+    """
+    items.sort(key=lambda item: not item.path.is_relative_to(_LONG))
+    if not session.config.option.collectonly and items and items[0].path.is_relative_to(_LONG):
+        multiprocessing.set_forkserver_preload(list(_PRELOADED))
+        multiprocessing.forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)

@@ -103,7 +103,7 @@ def test_what_no_crop_sees_is_not_within_reach_and_all_else_is(
         shares.append(mask.mean())
         picture = np.zeros(PICTURE, np.uint16)
         picture[window.y0 : window.y1, window.x0 : window.x1] = mask
-        for moved in [*extremes(change), *random[k::HANDS]]:
+        for moved in [*extremes(change)[::5], *random[k::HANDS]]:  # each shift, every fifth roll
             camera = crop_camera(intrinsics[k], boxes[k], size, 1.6, moved)
             inside = warp_depth(np.ones(PICTURE, np.uint16), camera, whole)
             assert np.array_equal(warp_depth(picture, camera, whole), inside), (k, moved)

@@ -73,7 +73,6 @@ def run_ranks(
         TimeoutError: a rank did not end; all are ended.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "torch", "torch.distributed", "numpy"])
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
