@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from dataloader.build import build_dataset
+from src.config_file import load_config
 from src.tools import learned
 from tests.end_to_end.conftest import Embedded
 
@@ -57,10 +60,44 @@ def test_result_line_says_what_the_files_hold(folders: Folders, capsys: pytest.C
             assert 0 < sum(known) < len(known)
             score = rows["mpjpe_mm"][known].mean()
         assert any(f"{score:.3f}" in line for line in lines if "random frames" in line)
-    assert numbers[4] > 40.0
+    scalars = [json.loads(x) for x in (folders[1] / "scalars.jsonl").read_text().splitlines()]
+    base = {k.removeprefix("Val/baseline/"): v for row in scalars for k, v in row.items() if "baseline" in k}
+    named = ("zero_pa_mm", "mean_pose_mpjpe_mm", "mean_pose_pa_mm", "nearest_pose_pa_mm")
+    assert numbers[4:8] == pytest.approx([base[name] for name in named], abs=5e-4)
+    assert len({round(value, 3) for value in base.values()}) == 5, "the test wants baselines apart"
+    minutes = json.loads((folders[0] / "scalars.jsonl").read_text().splitlines()[-1])["minutes"]
+    assert numbers[8] == pytest.approx(minutes, abs=0.051), "minutes of the training"
+    for title, keys in (("zero pose", ("zero_mpjpe_mm", "zero_pa_mm")), ("mean pose", named[1:3])):
+        (row,) = [line.split()[-2:] for line in lines if line.startswith(title)]
+        assert [float(text) for text in row] == pytest.approx([base[key] for key in keys], abs=5e-4), title
     page = cv2.imread(str(folders[0] / "val" / "learned.png"))
     assert page is not None
     assert page.std() > 10.0
+
+
+def test_the_page_shows_the_worst_frames_and_where_they_were_predicted(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worst first; a prediction of the image camera is drawn in the crop's: of labels, on the labels."""
+    config = load_config(folders[0] / "config.yaml")
+    data = build_dataset(config, "val", show_progress=False)
+    drawn: list[tuple[np.ndarray, np.ndarray, str]] = []
+
+    def note(picture: np.ndarray, truth: np.ndarray, predicted: np.ndarray, caption: str) -> np.ndarray:
+        drawn.append((truth, predicted, caption))
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(learned, "truth_and_prediction", note)
+    monkeypatch.setattr(learned, "TILES", 3)
+    errors = np.linspace(30.0, 10.0, len(data))
+    errors[5], errors[2] = 99.0, np.nan
+    learned.page(data, errors, data.labels().joints_cam_m)
+    order = [2, 5, 0]
+    assert [caption for *_, caption in drawn[:3]] == [
+        f"{data.frame_id(i).partition('/')[2]}: {errors[i]:.1f} mm" for i in order
+    ]
+    for truth, predicted, caption in drawn:
+        np.testing.assert_allclose(predicted, truth, atol=0.01, err_msg=caption)
 
 
 @pytest.mark.parametrize(
