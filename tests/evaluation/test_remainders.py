@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from src.evaluation import statistics
+from src.evaluation import statistics, submission
 from src.evaluation.metrics import mesh_rows, mpjpe_mm, official_ho3d, pa_mpjpe_mm
 from src.evaluation.nearest_pose import nearest_pose_mm
 from src.evaluation.official import official_joint_rows, official_mesh_rows
@@ -14,6 +14,7 @@ from src.evaluation.statistics import bootstrap_mean
 from src.runtime.seed import stream
 from tests.evaluation.test_nearest_pose import hands
 from tests.evaluation.test_report import scored
+from tests.evaluation.test_submission import asset, predictions
 
 
 @pytest.mark.parametrize("over", [0, 1, 2])
@@ -109,3 +110,14 @@ def test_the_worst_finger_is_told_with_its_wrist_relative_error() -> None:
     result, frames = scored(spoil=bend)
     lines = summary_lines({"RGB-D": result}, frames)
     assert "  Worst finger (RGB-D): middle, 50.000 mm wrist-relative" in lines
+
+
+def test_a_submissions_hands_are_checked_against_their_own_meshes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hands of later chunks turned by half a turn: beside the meshes of the first ones they are disorder."""
+    monkeypatch.setattr(submission, "_CHUNK", 2, raising=False)
+    joints, vertices = predictions(7)
+    wrist = joints[2:, :1]
+    for points in (joints, vertices):
+        points[2:] = (points[2:] - wrist) * np.float32([-1, -1, 1]) + wrist
+    said = submission.submission_checks(joints, vertices, asset().joint_regressor, num_frames=7)
+    assert sum(line.startswith("order: ") for line in said) == 2

@@ -161,6 +161,14 @@ def test_keys_that_match_nothing_are_an_error(tmp_path: Path, prefix: str):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
+def test_a_file_that_lacks_a_block_is_an_error(tmp_path: Path):
+    """More than half of the tensors are there, and the features are nobody's."""
+    theirs = {k: v for k, v in timm_model((64, 64)).state_dict().items() if not k.startswith("blocks.1.")}
+    torch.save(theirs, tmp_path / "cut.pth")
+    with pytest.raises(AssetError, match=r"only \d+ of \d+ tensors .*want 90%.*vit\.blocks\.1\."):
+        load_backbone(network((64, 64)), tmp_path / "cut.pth")
+
+
 def test_another_size_or_architecture_is_an_error(tmp_path: Path):
     """Blocks of another width, layer scale, or register tokens give features that are not the file's."""
     wide = timm_vit.VisionTransformer(img_size=64, embed_dim=96, depth=3, num_heads=3)

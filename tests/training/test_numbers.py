@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from src.config import OptimizerConfig, RunConfig, TrainingConfig
+from src.training import setup
 from src.training.checkpoint import Progress
+from src.training.optim import Optimizer
 from src.training.step import TrainStep
 from tests.training.toy import flat, toy_batch, toy_trainer
 
@@ -156,3 +159,27 @@ def test_an_epochs_sums_hold_each_step_once(lag: int) -> None:
     assert 0 < sum(clipped) < 4, f"the test wants some steps clipped, got {clipped}"
     assert position.clipped_steps == sum(clipped)
     assert position.loss_sum == pytest.approx(sum(report.loss for report in reports))
+
+
+def test_the_twelfth_block_is_not_the_second() -> None:
+    """Every preset but tiny has blocks of two digits: of 12, block k keeps 0.5^(12 - k) of the rate."""
+    model = nn.ModuleDict(
+        {"vit": nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(2, 2) for _ in range(12))})}
+    )
+    optimizer = Optimizer(model, OptimizerConfig(layer_decay=0.5), torch.device("cpu"))
+    shares = {p: g["share"] for g in optimizer.adamw.param_groups for p in g["params"]}
+    got = {name: shares[p] for name, p in model.named_parameters()}
+    want = {f"vit.blocks.{k}.{n}": 0.5 ** (12 - k) for k in range(12) for n in ("weight", "bias")}
+    assert got == pytest.approx(want)
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_arithmetic_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
+    """fp32 and bf16 are orders; only auto looks at the device."""
+    monkeypatch.setattr(setup, "has_bf16", lambda device: able)
+    got = {
+        name: setup.backbone_dtype(RunConfig(training=TrainingConfig(precision=name)), torch.device("cpu"))
+        for name in ("fp32", "bf16", "auto")
+    }
+    auto = torch.bfloat16 if able else torch.float32
+    assert got == {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": auto}
