@@ -96,12 +96,14 @@ def test_the_truth_stands_on_the_left() -> None:
 
 
 def test_tiles_run_along_rows() -> None:
-    """Tile k stands in row k // columns; the last row is filled with grey."""
+    """Tile k stands in row k // columns; the last row is filled with grey; two sizes are named."""
     tiles = [np.full((2, 3, 3), 10 * k, np.uint8) for k in range(1, 6)]
     page = grid(tiles, columns=3)
     assert page[::2, ::3, 0].tolist() == [[10, 20, 30], [40, 50, 64]]
     with pytest.raises(ShapeError):
         grid([], columns=3)
+    with pytest.raises(ShapeError, match=r"\(2, 3, 3\).*\(2, 4, 3\)"):
+        grid([tiles[0], np.zeros((2, 4, 3), np.uint8)], columns=2)
 
 
 Tiles = list[tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64], str]]
