@@ -69,7 +69,7 @@ def cache_store(config: RunConfig, name: ListName) -> Store:
         f"{stem}-crops-{data.cache_format}",
         "crop cache",
         mend="Set dataset.cache=PATH to a folder",
-        checked=False,  # each block has a checksum of its own
+        unsummed="part-",  # each block has a checksum of its own
         resumable=True,
     )
 

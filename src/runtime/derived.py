@@ -25,6 +25,7 @@ import secrets
 import shutil
 import stat
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ WAIT_S = 1800.0
 """Longest wait for another process that makes the same thing, seconds."""
 
 MARKER = "derived.json"
+_KEY, _MARK = "[0-9a-f]{16}", "[0-9a-f]{8}"
 _OFFER_WAIT_S = 20.0
 _log = get_logger(__name__)
 
@@ -161,8 +163,8 @@ class Store:
     """How to name a place that can be written."""
     keep: int = 0
     """Unused things of other fingerprints that stay, the newest: cheap to keep, dear to make."""
-    checked: bool = True
-    """Contents are compared with their checksums when a thing is found; false: they carry their own."""
+    unsummed: str = ""
+    """How names of files begin that carry checksums of their own; the others are summed when it is found."""
     resumable: bool = False
     """A making that was interrupted goes on with the files that it finished."""
 
@@ -188,7 +190,7 @@ class Store:
         """
         for folder in self._folders(key):
             found = _open(folder, self.what)
-            if found is not None and (not self.checked or _is_whole(found)):
+            if found is not None and _is_whole(found):
                 yield found
                 continue
             if found is not None:
@@ -249,7 +251,7 @@ class Store:
         """Make it and give it its name; the lock is held, so whatever is half made has no maker."""
         staging = self.staging(fingerprint)
         for leftover in self.place.glob(f"{self.name}-*.part"):
-            if re.fullmatch(re.escape(self.name) + r"-[0-9a-f]{16}", leftover.stem):
+            if re.fullmatch(f"{re.escape(self.name)}-{_KEY}", leftover.stem):
                 _require_own_folder(leftover, self.what)
                 if leftover != staging or not self.resumable:
                     _remove(leftover)
@@ -274,10 +276,11 @@ class Store:
         for path in sorted(folder.iterdir()):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-                files[path.name] = os.fstat(file.fileno()).st_size, crc32(file) if self.checked else None
+                summed = not self.unsummed or not path.name.startswith(self.unsummed)
+                files[path.name] = os.fstat(file.fileno()).st_size, crc32(file) if summed else None
+        content = {"fingerprint": fingerprint, "facts": dict(facts), "files": files}
         with atomic_write(folder / MARKER) as file:
-            content = {"fingerprint": fingerprint, "facts": dict(facts), "files": files}
-            file.write(json.dumps(content, indent=1).encode())
+            file.write(json.dumps(content | {"crc32": _content_crc32(content)}, indent=1).encode())
 
     def _retire(self, current: Path) -> None:
         """Remove what no process has open, but for the newest `keep`."""
@@ -287,6 +290,8 @@ class Store:
                 continue
             with contextlib.ExitStack() as stack:
                 try:
+                    if (folder / MARKER).exists() and not (folder / MARKER).is_file():
+                        continue  # a pipe would be waited for
                     marker = stack.enter_context((folder / MARKER).open("rb"))
                     fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except FileNotFoundError:
@@ -299,12 +304,13 @@ class Store:
                         continue
                 with contextlib.suppress(OSError):  # another process was faster, or may write here and not we
                     _remove(folder.rename(folder.with_name(f"{folder.name}.old")))
-        for leftover in self.place.glob(f"{self.name}-*-*.old"):
-            _remove(leftover)
+        for leftover in self.place.glob(f"{self.name}-*.old"):
+            if re.fullmatch(f"{re.escape(self.name)}-{_KEY}-{_MARK}", leftover.stem):
+                _remove(leftover)
 
     def _folders(self, key: str = "") -> list[Path]:
         """Folders of this store, of one key or of all, the newest first."""
-        pattern = re.compile(re.escape(self.name) + "-" + (key or "[0-9a-f]{16}") + "-[0-9a-f]{8}")
+        pattern = re.compile(f"{re.escape(self.name)}-{key or _KEY}-{_MARK}")
         try:
             with os.scandir(self.place) as entries:
                 found = [
@@ -361,9 +367,13 @@ def _open(folder: Path, what: str) -> Derived | None:
     marker = folder / MARKER
     with contextlib.ExitStack() as stack:
         try:
+            if not marker.is_file():  # a pipe would be waited for
+                return None
             held = stack.enter_context(marker.open("rb"))
             share_lock(held)
             content = json.loads(held.read())
+            if content.pop("crc32") != _content_crc32(content):
+                return None
             states = {name: _state((folder / name).stat()) for name in content["files"]}
             whole = all(states[name][1] == size for name, (size, _) in content["files"].items())
             if not whole or _state(marker.stat()) != _state(os.fstat(held.fileno())):
@@ -403,6 +413,11 @@ def _plain(fingerprint: Fingerprint) -> dict[str, Any]:
 def _key(fingerprint: dict[str, Any]) -> str:
     """16 hex digits of a fingerprint."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _content_crc32(content: Mapping[str, Any]) -> int:
+    """Of what derived.json says."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _state(status: os.stat_result) -> FileState:

@@ -295,3 +295,59 @@ def test_what_stands_there_can_be_read_without_writing(tmp_path: Path) -> None:
     (tmp_path / "things.lock").mkdir()  # no lock can be had
     assert int(made(tmp_path, 1).array("a.npy")[0]) == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_every_flipped_bit_of_the_marker_is_found(tmp_path: Path) -> None:
+    """It holds the names of sequences and the identity of labels: one bit makes ABF11 of ABF10."""
+    store = Store(tmp_path, "thing", "thing")
+    made_of = {"of": [1, "ABF10"]}
+    kept = store.ensure(made_of, lambda folder: {"sequences": ["ABF10", "ABF11"], "listed": 12})
+    marker = kept.path(MARKER)
+    whole, facts = marker.read_bytes(), kept.facts
+    kept.close()
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        marker.write_bytes(changed)
+        found = store.find(made_of)
+        assert found is None or found.facts == facts, f"bit {bit}: {found.facts}"
+        if found is not None:
+            found.close()
+
+
+def test_files_without_checksums_of_their_own_are_summed(tmp_path: Path) -> None:
+    """Beside blocks that are checked when they are read stands the table that says where they are."""
+    store = Store(tmp_path, "thing", "thing", unsummed="part-")
+
+    def make(folder: Path) -> dict[str, Any]:
+        for name in ("part-0", "table.npy"):
+            (folder / name).write_bytes(bytes(100))
+        return {}
+
+    kept = store.ensure({"of": 1}, make)
+    kept.close()
+    kept.path("part-0").write_bytes(bytes(99) + b"1")
+    assert store.find({"of": 1}) is not None
+    kept.path("table.npy").write_bytes(bytes(99) + b"1")
+    assert store.find({"of": 1}) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["things-2025-paper.old", "things-all.part", "things-0123456789abcdef-x.old"]
+)
+def test_a_folder_of_somebody_else_is_not_removed(tmp_path: Path, name: str) -> None:
+    """dataset.index_dir may be anybody's folder: what only looks like ours stays."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "table.txt").write_text("precious")
+    for value in (1, 2):
+        made(tmp_path, value).close()
+    assert (tmp_path / name / "table.txt").read_text() == "precious"
+
+
+def test_a_pipe_in_the_place_of_a_marker_is_not_waited_for(tmp_path: Path) -> None:
+    """Whoever opens it for reading stands until somebody writes: for ever."""
+    kept = made(tmp_path, 1)
+    kept.close()
+    kept.path(MARKER).unlink()
+    os.mkfifo(kept.path(MARKER))
+    assert int(made(tmp_path, 1).array("a.npy")[0]) == 1
