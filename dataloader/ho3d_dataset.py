@@ -234,7 +234,7 @@ class HO3DDataset:
         """One line for the log: split, numbers of frames, sequences and motions, how it was divided."""
         used = np.unique(self.index.rows["sequence"][self.split.rows])
         motions = {motion_of(self.index.sequences[int(k)]) for k in used}
-        left_out = f"; {self.index.left_out:,} unreadable frames left out" if self.index.left_out else ""
+        left_out = f"; {self.index.left_out:,} unusable frames left out" if self.index.left_out else ""
         return (
             f"HO3D {self.config.dataset.version} {self.split.name}: {len(self):,} frames, "
             f"{len(used)} sequences, {len(motions)} motions "
@@ -302,7 +302,7 @@ class HO3DDataset:
         if share < MIN_OVERLAP:
             raise DataError(
                 f"{self.frame_id(index)}: empty crop, the picture of {picture_size[1]} x {picture_size[0]} "
-                f"covers {share:.1%} of it. Was the picture replaced? Start again: its size is checked then."
+                f"covers {share:.1%} of it."
             )
         return camera
 
@@ -325,6 +325,7 @@ class HO3DDataset:
             frame = self._cache.frame(int(self.split.rows[index]), str(path))
         else:
             frame = PictureFrame(path, self._path(index, "depth"))
+        self._require_size(index, path, frame.size)
         turned = self._turned(index, frame, labels, change, rgb, depth) if any(change.view_rad) else None
         if turned is not None:
             labels, camera = turned
@@ -339,6 +340,16 @@ class HO3DDataset:
         paint_rgb(rgb, change)
         depth[:] = disturb_depth(depth, change) if shown else 0
         return labels, camera
+
+    def _require_size(self, index: int, path: Path, size: tuple[int, int]) -> None:
+        """A picture has the size (H, W) that it had when the index was made: K and labels belong to that."""
+        want = self.index.rows["picture_hw"][self.split.rows[index]]
+        if size != (want[0], want[1]):
+            raise DataError(
+                f"{path}: picture is {size[1]} x {size[0]}, and was {want[1]} x {want[0]} when its labels "
+                "were checked: it was replaced since. Put it back; if the new pictures are meant, touch the "
+                "folder that they are in, and all labels are checked against them."
+            )
 
     def _turned(
         self,

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dataloader.label_checks import find_faults
+from dataloader.label_checks import find_faults, truth_faults
 from dataloader.labels import hands_of
 from dataloader.layout import (
     KINDS,
@@ -56,10 +56,13 @@ INDEX_DTYPE = np.dtype(
         ("rotations", "<f4", (16, 3, 3)) if field == "pose_aa" else (field, META_DTYPE[field])
         for field in META_DTYPE.names or ()
     ]
+    + [("picture_hw", "<u2", (2,))]
 )
-"""One row: META_DTYPE with rotation matrices for axis-angle, so that no sample has to convert them."""
+"""One row: META_DTYPE with rotation matrices for axis-angle, so that no sample has to convert them, and the
+(H, W) that its picture and its depth have.
+"""
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever INDEX_DTYPE or the meaning of a field changes."""
 
 _CHUNK = 250
@@ -193,13 +196,14 @@ def _make(
     """Read and check all frames; write the array of the usable ones and the reasons of the others."""
     found = _read_all(config, frames, show)
     faults = find_faults(frames.name, found.records, found.rgb_hw, found.depth_hw, found.faults, hand)
+    if frames.name == "evaluation" and not faults:
+        joints = read_evaluation_joints(config, found.records["joints"][:, 0])
+        if joints is not None:
+            found.records["joints"], found.records["joints_known"] = joints, True
+            faults = truth_faults(found.records["sequence"], joints)
     unusable = UnusableFrames.of(frames, faults)
     rows = np.delete(found.records, sorted(faults))
-    if frames.name == "evaluation" and not unusable:
-        joints = read_evaluation_joints(config, rows["joints"][:, 0])
-        if joints is not None:
-            rows["joints"], rows["joints_known"] = joints, True
-    packed = _pack(rows)
+    packed = _pack(rows, np.delete(found.rgb_hw, sorted(faults), axis=0))
     left_out = [name.removeprefix(f"{frames.name}/") for name in unusable.faults]
     digest = hashlib.sha256(json.dumps([frames.name, frames.sha256, left_out]).encode()).hexdigest()
     with atomic_write(folder / _ROWS) as file:
@@ -219,9 +223,10 @@ def _make(
     }
 
 
-def _pack(rows: NDArray[np.void]) -> NDArray[np.void]:
-    """Records of META_DTYPE -> records of INDEX_DTYPE."""
+def _pack(rows: NDArray[np.void], picture_hw: NDArray[np.int32]) -> NDArray[np.void]:
+    """Records of META_DTYPE and (n, 2) sizes of pictures -> records of INDEX_DTYPE."""
     packed = np.zeros(len(rows), INDEX_DTYPE)
+    packed["picture_hw"] = picture_hw
     for field in META_DTYPE.names or ():
         if field != "pose_aa":
             packed[field] = rows[field]

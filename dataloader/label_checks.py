@@ -19,7 +19,7 @@ from dataloader.labels import CV_FROM_GL, TO_OPENPOSE, joint_boxes
 from dataloader.meta import ListName
 from dataloader.unusable import Fault, Reason, add_fault
 from src.geometry.rotation import rotation_from_aa
-from src.hand.joints import OPENPOSE21
+from src.hand.joints import OPENPOSE21, OPENPOSE_BONES
 
 if TYPE_CHECKING:
     from src.hand.mano import ManoLayer
@@ -57,6 +57,18 @@ MIN_IN_PICTURE = 0.1
 any draw then still shows MIN_OVERLAP. Given boxes, which are not augmented, need just MIN_OVERLAP.
 """
 
+SKEW_SHARE = 0.001
+"""Largest skew over the focal length; cameras have none."""
+
+ASPECT = (0.8, 1.25)
+"""fx over fy: pixels are square but for a per cent."""
+
+CAMERA_SHARE = 0.001
+"""By how much, of the focal length, entries of camMat differ within a sequence: it has one camera."""
+
+BONE_M = 0.01
+"""By how much a bone differs from its sequence's median. Only skin moves on it: a few millimetres at tips."""
+
 _CHUNK = 1024
 
 
@@ -91,6 +103,7 @@ def find_faults(
     for part in np.array_split(rest, range(_CHUNK, len(rest), _CHUNK)):
         found = label_faults(name, records[part], picture_hw[part], hand)
         faults.update((int(part[k]), fault) for k, fault in found.items())
+    _other_camera_faults(records, faults)
     return faults
 
 
@@ -112,6 +125,56 @@ def common_sizes(sequence: NDArray[np.integer], rgb_hw: NDArray[np.int32]) -> ND
         own = np.bincount(size[known & (sequence == number)].ravel(), minlength=len(sizes))
         out[sequence == number] = sizes[np.lexsort((overall, own))[-1]]
     return out
+
+
+def truth_faults(sequence: NDArray[np.integer], joints_gl_m: Array) -> dict[int, Fault]:
+    """What is wrong with joints of the official ground truth, which come without parameters.
+
+    Args:
+        sequence: (N,) numbers; each has one hand.
+        joints_gl_m: (N, 21, 3) HO3D21, OpenGL axes, metres.
+
+    Returns:
+        row -> fault.
+    """
+    faults: dict[int, Fault] = {}
+    joints = joints_gl_m[:, TO_OPENPOSE] * CV_FROM_GL
+    _front_faults(joints, faults)
+    _hand_faults(joints, np.zeros((len(joints), 1)), faults)
+    parents, children = ([bone[end] for bone in OPENPOSE_BONES] for end in (0, 1))
+    length = np.linalg.norm(joints[:, children] - joints[:, parents], axis=-1)
+    usual = np.zeros_like(length)
+    for number in np.unique(sequence):
+        usual[sequence == number] = np.nanmedian(length[sequence == number], axis=0)
+    gap = np.abs(length - usual)
+    worst = gap.argmax(1)
+
+    def say(row: int) -> str:
+        bone = int(worst[row])
+        ends = f"{OPENPOSE21[parents[bone]]} to {OPENPOSE21[children[bone]]}"
+        own, other = length[row, bone] * 1000, usual[row, bone] * 1000
+        return f"{ends} is {own:.0f} mm in the ground truth, in most frames of its sequence {other:.0f}"
+
+    _note(faults, (gap <= BONE_M).all(1), Reason.HAND, say)
+    return faults
+
+
+def _other_camera_faults(records: NDArray[np.void], faults: dict[int, Fault]) -> None:
+    """camMat is that of most frames of its sequence; of frames without other faults."""
+    rest = np.setdiff1d(np.arange(len(records)), np.fromiter(faults, np.int64, len(faults)))
+    sequence, k = records["sequence"][rest], records["cam_mat"][rest].astype(np.float64)
+    usual = np.zeros_like(k)
+    for number in np.unique(sequence):
+        usual[sequence == number] = np.median(k[sequence == number], axis=0)
+    fits = np.abs(k - usual).max((1, 2)) <= CAMERA_SHARE * np.abs(usual[:, 0, 0])
+
+    def say(row: int) -> str:
+        own, other = (np.round(part[row], 2).tolist() for part in (k, usual))
+        return f"camMat is {own}, in most frames of its sequence {other}"
+
+    found: dict[int, Fault] = {}
+    _note(found, fits, Reason.CAMERA, say)
+    faults.update((int(rest[row]), fault) for row, fault in found.items())
 
 
 def label_faults(
@@ -178,9 +241,10 @@ def _camera_faults(k: Array, picture_hw: NDArray[np.int32], faults: dict[int, Fa
     wide_high = picture_hw[:, ::-1].astype(np.float64)
     focal, centre = k[:, [0, 1], [0, 1]], k[:, :2, 2]
     ones = np.abs(k[:, [1, 2, 2, 2], [0, 0, 1, 2]] - [0, 0, 0, 1]).max(1) < 1e-4
-    shaped = ones & (np.abs(k[:, 0, 1]) <= 0.01 * np.abs(focal[:, 0]))
+    shaped = ones & (np.abs(k[:, 0, 1]) <= SKEW_SHARE * np.abs(focal[:, 0]))
     share = focal / wide_high.max(1, keepdims=True)
     long = ((share >= FOCAL_SHARES[0]) & (share <= FOCAL_SHARES[1])).all(1)
+    square = (focal[:, 0] >= ASPECT[0] * focal[:, 1]) & (focal[:, 0] <= ASPECT[1] * focal[:, 1])
     middle = (np.abs(centre / wide_high - 0.5) <= CENTRE_SHARE).all(1)
 
     def picture(row: int) -> str:
@@ -196,6 +260,12 @@ def _camera_faults(k: Array, picture_hw: NDArray[np.int32], faults: dict[int, Fa
             f"want {low:.0f} to {high:.0f}"
         )
 
+    def aspect(row: int) -> str:
+        return (
+            f"focal lengths of {focal[row, 0]:.1f} and {focal[row, 1]:.1f} px, want their ratio within "
+            f"{ASPECT[0]:g} to {ASPECT[1]:g}"
+        )
+
     def place(row: int) -> str:
         return (
             f"principal point ({centre[row, 0]:.1f}, {centre[row, 1]:.1f}) {picture(row)}, want it within "
@@ -205,6 +275,7 @@ def _camera_faults(k: Array, picture_hw: NDArray[np.int32], faults: dict[int, Fa
     _note(faults, shaped, Reason.CAMERA, shape)
     _note(faults, long, Reason.CAMERA, length)
     _note(faults, middle, Reason.CAMERA, place)
+    _note(faults, square, Reason.CAMERA, aspect)
 
 
 def _front_faults(joints: Array, faults: dict[int, Fault]) -> None:

@@ -135,22 +135,23 @@ def _folders(config: DatasetConfig, frames: FrameList, kinds: Sequence[str]) -> 
 
 
 def _file_stamp(folder: Path) -> str:
-    """Number of files, sums of sizes and of times (a swap of two changes the folder's own), and that."""
+    """Digest of name, size and both times of each file: `cp -p` keeps size and time of change of its content,
+    but not that of the file.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return "none"
-    times = sizes = 0
+    digest = hashlib.sha256()
     try:
-        names = os.listdir(descriptor)  # noqa: PTH208  (of the folder that stays open)
-        for name in names:
+        for name in sorted(os.listdir(descriptor)):  # noqa: PTH208  (of the folder that stays open)
             try:
                 status = os.stat(name, dir_fd=descriptor)
             except OSError:
                 continue  # a link to nowhere
-            times += status.st_mtime_ns
-            sizes += status.st_size
-        return f"{len(names)} {sizes} {times} {os.fstat(descriptor).st_mtime_ns}"
+            state = f"{name}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns};"
+            digest.update(state.encode(errors="surrogateescape"))
+        return digest.hexdigest()
     finally:
         os.close(descriptor)
 

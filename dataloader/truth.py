@@ -37,7 +37,7 @@ PUBLISHED = (
     "public since November 2024, on the HO-3D page linked at https://github.com/shreyashampali/ho3d; put it "
     "beside evaluation.txt"
 )
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the arrays' meaning, or what they were checked for, changes."""
 
 _WRIST_TOLERANCE_M = 0.005
@@ -46,6 +46,8 @@ _TIP_TOLERANCE_M = 0.01
 """The tips are vertices of the mesh; other choices of vertex are up to 6 mm away, other frames more."""
 _FARTHEST_M = 0.03
 """Either of them in any one frame: farther is a row of another frame."""
+_SKIN_M = 0.03
+"""Vertices of a hand lie 10 to 15 mm from their nearest joint in the mean."""
 _JOINTS, _VERTICES = "joints.npy", "vertices.npy"
 _log = get_logger(__name__)
 
@@ -162,7 +164,7 @@ def _fingerprint(config: DatasetConfig, frames_sha256: str) -> dict[str, Any]:
         "frames_sha256": frames_sha256,
         "joints_sha256": truth_digest(config),
         "vertices_size": status and status.st_size,
-        "vertices_mtime_ns": status and status.st_mtime_ns,
+        "vertices_times_ns": status and (status.st_mtime_ns, status.st_ctime_ns),
     }
 
 
@@ -191,7 +193,7 @@ def _make_vertices(config: DatasetConfig, array: Path, joints: NDArray[np.float6
     path = config.root_dir / VERTICES_FILE
     tips = [HO3D21.index(name) for name in TIP_VERTICES]
     tip_vertices = list(TIP_VERTICES.values())
-    gaps = np.empty((len(joints), len(tips)), np.float64)
+    gaps, apart = np.empty((len(joints), len(tips)), np.float64), np.empty(len(joints), np.float64)
     with path.open("rb") as raw, atomic_write(array) as out:
         source = _Digest(raw)
         header = {"descr": "<f8", "fortran_order": False, "shape": (len(joints), NUM_VERTICES, 3)}
@@ -202,12 +204,20 @@ def _make_vertices(config: DatasetConfig, array: Path, joints: NDArray[np.float6
         ):
             out.write(points.astype("<f8", copy=False).tobytes())
             gaps[row] = np.linalg.norm(points[tip_vertices] - joints[row, tips], axis=-1)
+            apart[row] = np.linalg.norm(points[:, None] - joints[row], axis=-1).min(1).mean()
         _require_near(
             gaps.max(axis=1) if len(gaps) else np.empty(0),
             _TIP_TOLERANCE_M,
             f"{path}: its fingertips are",
             f"from those of {FILE}. The two files belong to different releases; download both again, or "
             "remove this one to score joints alone.",
+        )
+        _require_near(
+            apart,
+            _SKIN_M,
+            f"{path}: its vertices are",
+            f"from the nearest joint of {FILE} in the mean over a mesh. Download it again, or remove it to "
+            "score joints alone.",
         )
     return source.digest.hexdigest()
 

@@ -135,6 +135,26 @@ def test_labels_rewritten_in_place_are_noticed(tmp_path: Path) -> None:
     assert after.labels_sha256 != before.labels_sha256
 
 
+def test_annotations_exchanged_with_their_times_are_noticed(tmp_path: Path) -> None:
+    """`cp -p` keeps sizes and times: two frames get each other's labels, and nothing else tells."""
+    write_tree(tmp_path, SEQUENCES)
+    first, second = sorted((tmp_path / "train" / "MC1" / "meta").iterdir())[:2]
+    for path in (first, second):
+        path.write_bytes(path.read_bytes().ljust(9000, b"\0"))
+        os.utime(path, ns=(10**18, 10**18))
+    before = build(tmp_path)
+    contents = first.read_bytes(), second.read_bytes()
+    for path, content in zip((second, first), contents, strict=True):
+        path.write_bytes(content)
+        os.utime(path, ns=(10**18, 10**18))
+    after = build(tmp_path)
+    rows = [
+        [index.frame_id(i) for i in range(7)].index(f"train/MC1/{first.stem}") for index in (before, after)
+    ]
+    assert (before.rows["betas"][rows[0]] != after.rows["betas"][rows[1]]).any()
+    assert before.labels_sha256 != after.labels_sha256
+
+
 def test_a_loader_process_reads_the_rows_that_its_run_opened(tmp_path: Path) -> None:
     """Another run rebuilds the index (one annotation restored): rows shift, val would hold training frames.
 
@@ -329,11 +349,14 @@ def test_public_ground_truth_is_taken_in_and_checked(tmp_path: Path) -> None:
     index = build(tmp_path, "evaluation")  # the new file is noticed
     assert index.rows["joints_known"].all()
     np.testing.assert_allclose(index.rows["joints"], rows, atol=1e-7)
+    bent = rows.copy()
+    bent[1, HO3D21.index("ring_3")] += [0.0, 0.03, 0.0]
     for wrong, message in (
         (rows[::-1], "mm"),
         (rows * [1, -1, -1], "mm"),
         (rows * 1000, "mm"),
         (rows[:2], "2 rows for the 3 frames"),
+        (bent, r"(?s)1 of 3 frames .*evaluation/SM1/.*in the ground truth"),
     ):
         path.write_text(json.dumps(wrong.tolist()))
         with pytest.raises(DataError, match=message):

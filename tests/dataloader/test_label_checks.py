@@ -14,7 +14,7 @@ import torch
 
 from dataloader.augment import UNCHANGED
 from dataloader.crop import MIN_OVERLAP, covered_share, crop_camera
-from dataloader.label_checks import MIN_IN_PICTURE, common_sizes, find_faults, label_faults
+from dataloader.label_checks import MIN_IN_PICTURE, common_sizes, find_faults, label_faults, truth_faults
 from dataloader.layout import frame_path, read_list
 from dataloader.meta import META_DTYPE, ListName, read_meta
 from dataloader.picture_header import picture_size
@@ -121,6 +121,11 @@ def _camera(x: float, y: float) -> Plant:
     return _set("cam_mat", lambda k: np.diag([x, y, 1]) @ k)
 
 
+def _zoom(x: float, y: float) -> Plant:
+    """Other focal lengths, the same middle."""
+    return _set("cam_mat", lambda k: k * [[x, 1, 1], [1, y, 1], [1, 1, 1]])
+
+
 def _element(row: int, column: int, value: float) -> Plant:
     """One number of the camera matrix."""
 
@@ -171,6 +176,11 @@ PLANTED: dict[str, tuple[Plant, Reason, str]] = {
     "camera of 1280 x 720": (_camera(2, 1.5), Reason.CAMERA, r"point \(640\.6, 362\.\d\)"),
     "camera in shares": (_camera(1 / 640, 1 / 480), Reason.CAMERA, r"lengths of 1\.0 and 1\.3 px"),
     "camera times 2": (_set("cam_mat", lambda k: 2 * k), Reason.CAMERA, r"want .*0, 0, 1"),
+    "camera of another zoom": (_zoom(2, 2), Reason.CAMERA, r"in most frames of its sequence \[\[614\.6"),
+    "camera 1 % off": (_zoom(1.01, 1.01), Reason.CAMERA, r"in most frames of its sequence"),
+    "camera moved": (_element(0, 2, 379.7), Reason.CAMERA, r"in most frames of its sequence"),
+    "one focal length doubled": (_zoom(2, 1), Reason.CAMERA, r"want their ratio within 0\.8 to 1\.25"),
+    "camera a little skewed": (_element(0, 1, 5), Reason.CAMERA, r"want \[\[fx, 0, cx\]"),
     "zeros": (_set("joints", np.zeros_like), Reason.BEHIND, r"wrist is 0\.000 m in front"),
     "OpenCV axes": (_set("joints", lambda j: j * [1, -1, -1]), Reason.BEHIND, r"is -0\.\d+ m in front"),
     "nan": (_set("joints", lambda j: j * np.nan), Reason.BEHIND, r"is nan m in front"),
@@ -319,6 +329,7 @@ def test_a_frame_that_passed_never_gives_an_empty_crop() -> None:
 
 EVALUATION: dict[str, tuple[Plant, Reason, str]] = {
     "camera": (_set("cam_mat", lambda k: k.T), Reason.CAMERA, "want"),
+    "another zoom": (_zoom(1.5, 1.5), Reason.CAMERA, r"in most frames of its sequence"),
     "wrist behind": (_set("joints", lambda j: -j), Reason.BEHIND, r"wrist is -0\.\d+ m in front"),
     "wrist zero": (_set("joints", lambda j: 0 * j), Reason.BEHIND, r"wrist is 0\.000 m"),
     "turned corners": (_set("box", lambda b: b[[2, 1, 0, 3]]), Reason.HAND, "want x0 < x1 and y0 < y1"),
@@ -330,6 +341,42 @@ EVALUATION: dict[str, tuple[Plant, Reason, str]] = {
     "normalised": (_set("box", lambda b: b / 640), Reason.HAND, r"is 0 mm long .* want 20 to 400"),
     "elsewhere": (_set("box", lambda b: b + 500), Reason.HAND, r"wrist is \d{3} mm from handBoundingBox"),
 }
+
+
+def _tip(joints: np.ndarray) -> np.ndarray:
+    joints[INDEX_4] += [0.0, 0.02, 0.0]
+    return joints
+
+
+def _inner_noise(joints: np.ndarray) -> np.ndarray:
+    joints[FINGERS] += np.random.default_rng(1).normal(0, 0.03, (len(FINGERS), 3))
+    return joints
+
+
+TRUTH: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Reason, str]] = {
+    "noisy fingers": (_inner_noise, Reason.HAND, r"is \d+ mm in the ground truth, in most frames .* \d+"),
+    "a tip 20 mm off": (_tip, Reason.HAND, r"index_4 is \d+ mm in the ground truth"),
+    "ten times as long": (lambda j: j[0] + 10 * (j - j[0]), Reason.HAND, "knuckle is"),
+    "a tenth larger": (lambda j: j[0] + 1.2 * (j - j[0]), Reason.HAND, "in the ground truth"),
+    "on the wrist": (lambda j: np.tile(j[:1], (21, 1)), Reason.HAND, r"knuckle is 0\.0 mm"),
+    "minus one": (lambda j: np.concatenate([j[:1], np.full((20, 3), -1.0)]), Reason.HAND, "mm"),
+    "behind": (lambda j: j * [1, 1, -1], Reason.BEHIND, "in front of the camera"),
+    "nan": (lambda j: j * np.nan, Reason.BEHIND, "is nan m"),
+}
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_faults_of_the_official_truth(posed: Records, name: str) -> None:
+    """It comes without parameters: a hand's bones keep their length, which noise and foreign hands do not."""
+    plant, reason, message = TRUTH[name]
+    offsets = np.linspace(-0.05, 0.05, len(posed))[:, None, None] * [1.0, 1.0, 0.0]
+    joints = posed["joints"][:1].astype(np.float64) + offsets  # one hand: bones keep their length
+    assert truth_faults(posed["sequence"], joints) == {}
+    joints[5] = plant(joints[5].copy())
+    faults = truth_faults(posed["sequence"], joints)
+    assert list(faults) == [5], name
+    assert faults[5].reason is reason, faults[5]
+    assert re.search(message, faults[5].detail), faults[5].detail
 
 
 @pytest.mark.parametrize("name", EVALUATION)

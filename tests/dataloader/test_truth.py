@@ -34,12 +34,13 @@ def dataset(root: Path) -> HO3DDataset:
 
 
 def meshes(frames: dict[str, Frame]) -> np.ndarray:
-    """(N, 778, 3) OpenGL: any cloud whose tips are those of the fan."""
+    """(N, 778, 3) OpenGL: a cloud about the fan's joints, whose tips are those of the fan."""
     random = stream(0, "meshes")
     rows = []
     for key, frame in frames.items():
         if key.startswith("evaluation/"):
-            points = frame.joints["wrist"] + random.normal(0.0, 0.05, (778, 3))
+            joints = np.array(list(frame.joints.values()))
+            points = joints[random.integers(len(joints), size=778)] + random.normal(0.0, 0.008, (778, 3))
             for name, vertex in TIP_VERTICES.items():
                 points[vertex] = frame.joints[name]
             rows.append(points @ FLIP)
@@ -245,6 +246,12 @@ def test_a_few_rows_of_other_frames_are_refused(tmp_path: Path, monkeypatch) -> 
     rows = np.array(json.loads((tmp_path / truth.FILE).read_text()))
     write(tmp_path / truth.VERTICES_FILE, meshes(frames))
     good = dataset(tmp_path).truth_joints()
+    noisy = meshes(frames)
+    inner = [k for k in range(778) if k not in TIP_VERTICES.values()]
+    noisy[9, inner] += stream(1, "noise").normal(0.0, 0.05, (len(inner), 3))
+    write(tmp_path / truth.VERTICES_FILE, noisy)
+    with pytest.raises(DataError, match=r"vertices are up to \d\d mm in 1 rows \(first: row 9\)"):
+        dataset(tmp_path)
     other = meshes(frames)
     other[7] += [0.0, 0.05, 0.0]
     write(tmp_path / truth.VERTICES_FILE, other)

@@ -107,6 +107,8 @@ class Doctor:
         self._due = self._config.logging.doctor and self._is_due(trainer.step)
         if self._due and self._active:
             self._snapshot = Snapshot.of(trainer.model)
+        if self._due:
+            self._context.barrier("the doctor's copy of weights")
 
     def after(self, trainer: TrainStep, report: StepReport, batches: Sequence[HandBatch]) -> None:
         """Call after each optimiser step with its report and batches."""
