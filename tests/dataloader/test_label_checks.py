@@ -180,6 +180,7 @@ PLANTED: dict[str, tuple[Plant, Reason, str]] = {
     "a nan sideways": (_nan_sideways, Reason.HAND, r"middle_2 is nan mm from the wrist"),
     "a joint far off": (_add("joints", PINKY_4, -0.4), Reason.HAND, r"pinky_4 is \d{3} mm .* most 300"),
     "betas x 30": (_set("betas", lambda b: 30 * b), Reason.HAND, r"handBeta reaches \d{2,}\.\d standard"),
+    "betas of -12": (_set("betas", lambda b: 0 * b - 12), Reason.HAND, r"handBeta reaches 12\.0 standard"),
     "left": (_moved(-700, 0), Reason.OUTSIDE, r"no part of .* \(hand's box \[-\d.* px, picture 640"),
     "right": (_moved(700, 0), Reason.OUTSIDE, r"no part of the hand is inside"),
     "above": (_moved(0, -600), Reason.OUTSIDE, r"no part of the hand is inside"),

@@ -154,6 +154,25 @@ def test_the_rate_goes_on_where_it_stood_when_an_epoch_has_other_steps(tmp_path:
     assert (again.step, again.schedule_step) == (9, 9)
 
 
+def test_inside_an_epoch_of_other_steps_the_rate_goes_on_after_those_done(tmp_path: Path) -> None:
+    """With training.max_steps_per_epoch raised, the steps of the epoch that are done count as they are."""
+    config = changed(num_epochs=4)
+    path = tmp_path / "checkpoints" / "last.pt"
+    position = ckpt.Progress(epoch=2, step_in_epoch=3)
+    ckpt.save_checkpoint(path, fresh(config, total_steps=16), position, config, hand_model(), "abc", ALONE)
+    for total, schedule_step in ((24, 15), (32, 19), (12, 9)):
+        other = fresh(config, total_steps=total)
+        ckpt.restore(path, other, config, hand_model(), "abc", ALONE)
+        assert other.schedule_step == schedule_step, total  # 2 epochs of total / 4 steps, and 3
+
+
+def test_the_checkpoint_from_before_a_validation_goes_on(tmp_path: Path) -> None:
+    """All steps of its epoch are done: a run that was lost while it validated goes on with validating."""
+    path = saved(tmp_path, fresh(), ckpt.Progress(epoch=1, step_in_epoch=2))
+    position = ckpt.restore(path, fresh(), changed(max_steps_per_epoch=2), hand_model(), "abc", ALONE)
+    assert (position.epoch, position.step_in_epoch) == (1, 2)
+
+
 def test_another_seed_draws_anew(tmp_path: Path) -> None:
     """At an epoch's end another seed is another order of samples; dropped paths must follow it."""
     path = saved(tmp_path, fresh(), ckpt.Progress(epoch=1))
