@@ -90,6 +90,20 @@ def test_evaluation_loads_the_averaged_weights(tmp_path: Path) -> None:
         assert torch.equal(loaded, weights(run))
 
 
+@pytest.mark.parametrize(("decay", "said"), [(0.9, "averaged"), (0.0, "plain")])
+def test_the_log_says_whose_weights_are_scored(tmp_path: Path, decay: float, said: str) -> None:
+    """It is the file that has an average or has none, whatever the present settings ask for."""
+    run = fresh(changed(ema_decay=decay))
+    run([batch(0)])
+    path = saved(tmp_path, run)
+    state = ckpt.load_checkpoint(path)
+    assert ckpt.named(state, path) == f"{path} (step 1, {said} weights)"
+    model = UTNet(CONFIG.model, hand_model())
+    ckpt.load_weights(model, state, path)
+    plain = {name: torch.equal(value, state["model"][name]) for name, value in model.named_parameters()}
+    assert all(plain.values()) == (said == "plain")
+
+
 def test_another_hand_network_split_or_batch_is_refused(tmp_path: Path) -> None:
     """Going on with other labels, another hand or half an epoch of other batches gives numbers that mean
     nothing.
