@@ -81,6 +81,20 @@ def test_no_crop_looks_outside_its_window(
                 assert window.contains(seen), (k, moved)
 
 
+@pytest.mark.parametrize("size", [(112, 128), (128, 128), (256, 192)])
+def test_no_roll_between_two_tried_ones_looks_outside(size: tuple[int, int]) -> None:
+    """A hand that fills a large picture: corners of a crop swing out between the rolls that are tried."""
+    config = config_of(size, shift=0.0)
+    picture = (6000, 6000)
+    intrinsics = np.array([[[4000.0, 0, 3000], [0, 4000.0, 3000], [0, 0, 1]]])
+    box = np.array([[2000.0, 2000, 4000, 4000]])
+    x0, y0, x1, y1 = reach(intrinsics, box, geometry_of(config, "train"))[0].tolist()
+    for roll in np.radians(np.linspace(-180, 180, 721)):
+        moved = Augmentation(float(roll), 1 + config.augmentation.scale)
+        seen = footprint(crop_camera(intrinsics[0], box[0], size, 1.6, moved), picture)
+        assert Window(x0, y0, x1, y1).contains(seen), f"{np.degrees(roll):.1f} degrees"
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     "ranges", [{}, {"roll_deg": 20.0, "scale": 0.3, "shift": 0.3}, {"roll_deg": 0.0, "shift": 0.0}]

@@ -32,6 +32,23 @@ def motions(rig: Rig) -> list[Motion]:
     return [make_motion(rig, 0, k, FRAMES, orientations="table", gaps=True) for k in range(40)]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "most"),
+    [("middle", "ring", 58.0), ("ring", "pinky", 58.0), ("middle", "index", 85.0)],
+)
+def test_neighbours_share_what_they_may_not_bend_apart(first: str, second: str, most: float) -> None:
+    """Tendons join the fingers: both give way by half of what is too much, one bent or the other."""
+    for bent, straight in ((first, second), (second, first)):
+        angles = np.full(len(DOF), 45.0)
+        angles[DOF.index(f"{bent}_mcp")], angles[DOF.index(f"{straight}_mcp")] = 90.0, 0.0
+        others = [f"{f}_mcp" for f in ("index", "middle", "ring", "pinky") if f not in (first, second)]
+        found = limit(angles)
+        half = (90.0 - most) / 2
+        assert found[DOF.index(f"{bent}_mcp")] == pytest.approx(90.0 - half)
+        assert found[DOF.index(f"{straight}_mcp")] == pytest.approx(half)
+        assert [found[DOF.index(name)] for name in others] == [45.0, 45.0]
+
+
 def test_joint_limits(motions: list[Motion]) -> None:
     """No frame bends a finger where fingers do not bend."""
     low, high = (np.array([LIMITS_DEG[name][i] for name in DOF]) for i in (0, 1))
