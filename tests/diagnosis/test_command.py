@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,12 +97,23 @@ def test_a_defect_leaves_with_1(
     clinic: Clinic, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A script reads the status, a human the name of the cause."""
-    monkeypatch.setattr(loader.HO3DDataset, "raws", loader.HO3DDataset.raws)
+    plain = loader.HO3DDataset.raws
+    monkeypatch.setattr(loader.HO3DDataset, "raws", plain)
     exchange_channels()
+    exchanged = loader.HO3DDataset.raws
+
+    def raws(self: loader.HO3DDataset, keys: Any) -> Any:  # another defect in each of the two splits
+        if self.split.name == "train":
+            return exchanged(self, keys)
+        return [dataclasses.replace(s, rgb_u8=np.zeros_like(s.rgb_u8)) for s in plain(self, keys)]
+
+    monkeypatch.setattr(loader.HO3DDataset, "raws", raws)
     status, lines, _ = run(clinic, capsys, steps="0")
     assert status == 1
-    assert sum(line.startswith("FAIL  BGR: ") for line in lines) == 2  # training and validation
-    assert lines[-1].endswith("FAIL BGR, FAIL BGR")
+    failed = [line.partition(":")[0] for line in lines[:-1] if line[:4] in ("FAIL", "Vali")]
+    assert failed[:2] == ["FAIL  BGR", "Validation batches"]
+    assert failed[2] == "FAIL  blank crops"
+    assert "FAIL BGR, FAIL blank crops" in lines[-1]
 
 
 def test_two_ranks_stop_on_a_fail_where_that_is_asked_for(embedded: Embedded) -> None:
