@@ -161,6 +161,18 @@ def test_the_order_is_judged_in_the_mean_of_all_frames(monkeypatch):
                 checked(joints, vertices)
 
 
+def test_fingertips_are_judged_by_most_frames():
+    """A tip that is right in one frame by chance is not right; wrong in one, it is no other joint."""
+    joints, vertices = predictions(5)
+    tip = OPENPOSE21.index("ring_4")
+    once, often = joints.copy(), joints.copy()
+    once[0, tip, 0] += 0.008
+    assert len(checked(once, vertices)) == 6
+    often[1:4, tip, 0] += 0.008
+    with pytest.raises(DataError, match=r"joint ring_4 is 8\.0 mm from its vertex 555 in the median frame"):
+        checked(often, vertices)
+
+
 def checked(joints: np.ndarray, vertices: np.ndarray) -> list[str]:
     return list(submission_checks(joints, vertices, asset().joint_regressor, num_frames=len(joints)))
 

@@ -241,3 +241,14 @@ def test_the_objects_labels_put_it_where_it_is_drawn(rig: Rig, motions: list[Mot
         np.testing.assert_allclose(
             turn.apply(content["objCorners3DRest"]) + content["objTrans"], content["objCorners3D"], atol=1e-6
         )
+
+
+def test_a_long_grip_holds_its_object_to_the_end(rig: Rig) -> None:
+    """128 frames are closed at a time: in later ones the hand must close on the object where it is then."""
+    motion = make_motion(rig, 2, 3, 200, orientations="table", gaps=False)
+    assert motion.grasping, "the test wants a grip"
+    vertices, joints = rig.decode(motion.hand_pose, motion.betas)
+    skin = (vertices - joints[:, :1]) @ np.swapaxes(motion.wrist_rotation, 1, 2) + motion.wrist_m[:, None]
+    gap_m = motion.held.distance((skin - motion.object_m[:, None]) @ motion.object_rotation).min(1)
+    assert gap_m[128:].min() > -0.0005
+    assert np.median(gap_m[128:]) < 0.003
