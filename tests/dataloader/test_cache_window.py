@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dataloader import cache_window
 from dataloader.augment import Augmentation, draw
 from dataloader.cache_window import Geometry, geometry_of, reach, within_reach
 from dataloader.crop import Window, crop_camera, footprint, warp_depth, warp_rgb
@@ -79,6 +80,16 @@ def test_no_crop_looks_outside_its_window(
             seen = footprint(camera, PICTURE)
             if seen.x0 < seen.x1 and seen.y0 < seen.y1:
                 assert window.contains(seen), (k, moved)
+
+
+def test_windows_do_not_depend_on_the_part_they_are_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """83,325 frames go in parts of 2048: with another frame's camera a window is another one."""
+    geometry = geometry_of(config_of((128, 128)), "train")
+    intrinsics, boxes = hands(5)
+    alone = np.concatenate([reach(intrinsics[k : k + 1], boxes[k : k + 1], geometry) for k in range(HANDS)])
+    for part in (7, HANDS - 1, HANDS):
+        monkeypatch.setattr(cache_window, "_CHUNK", part)
+        assert np.array_equal(reach(intrinsics, boxes, geometry), alone), f"parts of {part}"
 
 
 @pytest.mark.parametrize("size", [(112, 128), (128, 128), (256, 192)])
