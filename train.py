@@ -205,7 +205,7 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
             "WARNING: the checkpoint was trained on another training split: it may have seen these samples"
         )
     ckpt.log_labels(state["progress"].get("labels_hash", ""), train_set.index.labels_sha256, path)
-    _log.info(f"Evaluating {path} (step {state['step']}, {'averaged' if state['ema'] else 'plain'} weights)")
+    _log.info(f"Evaluating {ckpt.named(state, path)}")
     scoring = build_scoring(config, context, train_set, val_set, hand)
     recorder = Recorder(run_dir, config, context)
     recorder.write_setup(config, hand, context, {"evaluated": str(path), "split": val_set.describe()})

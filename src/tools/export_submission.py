@@ -116,8 +116,7 @@ def export(arguments: argparse.Namespace) -> Submission:
     ckpt.check_hand(state, hand, arguments.checkpoint)
     ckpt.load_weights(model, state, arguments.checkpoint)
     dataset = open_evaluation(config, hand)
-    weights = "averaged" if state["ema"] else "plain"
-    print(f"Checkpoint: {arguments.checkpoint} (step {state['step']}, {weights} weights)")
+    print(f"Checkpoint: {ckpt.named(state, arguments.checkpoint)}")
     print(dataset.describe())
     joints, vertices = predict(model, config, dataset, context, modality)
     print(f"Writing {out / 'pred.zip'} and reading it back ...", flush=True)

@@ -71,7 +71,7 @@ def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None
         )
     base = _baselines(held_out)
     seen = {shown: _trained_on(_rows(random, shown), set(rows[shown]["frame"].tolist())) for shown in _FILES}
-    minutes = _scalars(run, "minutes")[-1]
+    minutes = _last_scalars(run)["minutes"]
     score = {(shown, m): float(rows[shown][m].mean()) for shown in _FILES for m in _METRICS}
     print(dataset.describe())
     print(f"{'mm':<44}{'MPJPE':>10}{'PA-MPJPE':>10}")
@@ -157,20 +157,21 @@ def _trained_on(rows: dict[str, Any], held_out: set[str]) -> dict[str, Any]:
     return {name: rows[name][keep] for name in _METRICS}
 
 
-def _scalars(folder: Path, name: str) -> list[float]:
-    """All values of a scalar, in the order of the steps."""
-    lines = (folder / "scalars.jsonl").read_text(encoding="utf-8").splitlines()
-    return [values[name] for line in lines if name in (values := json.loads(line))]
+def _last_scalars(folder: Path) -> dict[str, float]:
+    """The last value of each scalar of a run, by name."""
+    last: dict[str, float] = {}
+    for line in (folder / "scalars.jsonl").read_text(encoding="utf-8").splitlines():
+        last |= json.loads(line)
+    return last
 
 
 def _baselines(folder: Path) -> dict[str, float]:
     """Scores of the predictors that see nothing, by name."""
     names = ("zero_mpjpe_mm", "zero_pa_mm", "mean_pose_mpjpe_mm", "mean_pose_pa_mm", "nearest_pose_pa_mm")
-    found = {name: _scalars(folder, f"Val/baseline/{name}") for name in names}
-    missing = [name for name, values in found.items() if not values]
-    if missing:
+    last = _last_scalars(folder)
+    if missing := [name for name in names if f"Val/baseline/{name}" not in last]:
         raise DataError(f"{folder / 'scalars.jsonl'}: no {', '.join(missing)}. Give a folder of --evaluate.")
-    return {name: values[-1] for name, values in found.items()}
+    return {name: last[f"Val/baseline/{name}"] for name in names}
 
 
 if __name__ == "__main__":

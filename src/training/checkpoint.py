@@ -198,6 +198,11 @@ def load_weights(
                 parameters[name].copy_(value)
 
 
+def named(state: Mapping[str, Any], path: Path) -> str:
+    """A checkpoint as the log names it: its file, its step, and which weights `load_weights` takes of it."""
+    return f"{path} (step {state['step']}, {'averaged' if state['ema'] else 'plain'} weights)"
+
+
 def restore(
     path: Path, trainer: TrainStep, config: RunConfig, hand: ManoLayer, split_hash: str, context: DistContext
 ) -> Progress:

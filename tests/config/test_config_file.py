@@ -69,6 +69,9 @@ def test_all_faults_are_named_at_once_with_file_line_key_and_rule(tmp_path: Path
         ("optimizer: {lr: true}", "must be a number, got True"),  # not 1.0
         ("optimizer: {lr: 0}", "must be above 0"),
         ("model: {drop_path: 1.0}", "must be below 1"),
+        ("training: {ema_decay: 1.0}", "must be below 1"),  # the first weights would be judged for ever
+        ("augmentation: {scale: 0.9}", "must be below 0.9"),
+        ("scheduler: {warmup_fraction: 1}", "must be below 1"),
         ("training: {batch_size: true}", "must be a whole number"),
         ("dataset: 3", "is a section of keys"),
         ("dataset: {p_drop_depth: 1.5}", "must be at most 1"),

@@ -34,7 +34,7 @@ from src.config import RunConfig
 from src.config_file import load_config
 from src.errors import DataError
 from src.schema import RawSample
-from tests.dataloader.tree import FanHand, Frame, run_config, write_tree
+from tests.dataloader.tree import FanHand, Frame, run_config, train_meta, write_meta, write_tree
 
 Tree = tuple[Path, dict[str, Frame]]
 FORK = multiprocessing.get_context("fork")
@@ -291,14 +291,14 @@ def test_a_kind_is_written_anew_for_its_own_format_alone(
 
 
 @pytest.mark.parametrize(
-    "change", ["data", "picture", "format", "augmentation", "truncated", "missing", "marker"]
+    "change", ["data", "picture", "hands", "format", "augmentation", "truncated", "missing", "marker"]
 )
 def test_a_cache_that_does_not_fit_is_written_anew_with_a_line(
     tmp_path: Path, change: str, lines: Any, monkeypatch: Any
 ) -> None:
     """Silently read, it would train on other pictures than the data set's; silently rebuilt, it wonders."""
     root, place = tmp_path / "HO3D", tmp_path / "cache"
-    write_tree(root, {"MC1": 20})
+    frames = write_tree(root, {"MC1": 20})
     config = config_of(root, place, augmentation={"shift": 0.05})
     folder = dataset_of(config)._cache.derived.folder
     part = folder / "part-00000.bin"
@@ -306,6 +306,11 @@ def test_a_cache_that_does_not_fit_is_written_anew_with_a_line(
         (root / "train/MC1/rgb/x").touch()
     elif change == "picture":
         cv2.imwrite(str(root / "train/MC1/rgb/0005.jpg"), np.full((480, 640, 3), 7, np.uint8))
+    elif change == "hands":  # another annotation of the same pictures: 60 mm to the side
+        for name, frame in frames.items():
+            meta = train_meta(frame)
+            moved = {key: meta[key] + np.array([0.06, 0, 0]) for key in ("handJoints3D", "handTrans")}
+            write_meta(root / f"train/MC1/meta/{name[-4:]}.pkl", meta | moved)
     elif change == "format":
         monkeypatch.setitem(cache_build.FORMATS, "raw", cache_build.FORMATS["raw"] + 1)
     elif change == "augmentation":
@@ -321,6 +326,7 @@ def test_a_cache_that_does_not_fit_is_written_anew_with_a_line(
     reason = {
         "data": "cannot be used (the data set has changed",
         "picture": "cannot be used (the data set has changed",
+        "hands": "cannot be used (the data set has changed",
         "format": "cannot be used (it was written by another version",
         "augmentation": "cannot be used (its crops reach less far",
     }.get(change, "damaged or incomplete")

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dataloader import cache_window
 from dataloader.augment import Augmentation, draw
 from dataloader.cache_window import Geometry, geometry_of, reach, within_reach
 from dataloader.crop import Window, crop_camera, footprint, warp_depth, warp_rgb
@@ -79,6 +80,30 @@ def test_no_crop_looks_outside_its_window(
             seen = footprint(camera, PICTURE)
             if seen.x0 < seen.x1 and seen.y0 < seen.y1:
                 assert window.contains(seen), (k, moved)
+
+
+def test_windows_do_not_depend_on_the_part_they_are_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """83,325 frames go in parts of 2048: with another frame's camera a window is another one."""
+    geometry = geometry_of(config_of((128, 128)), "train")
+    intrinsics, boxes = hands(5)
+    alone = np.concatenate([reach(intrinsics[k : k + 1], boxes[k : k + 1], geometry) for k in range(HANDS)])
+    for part in (7, HANDS - 1, HANDS):
+        monkeypatch.setattr(cache_window, "_CHUNK", part)
+        assert np.array_equal(reach(intrinsics, boxes, geometry), alone), f"parts of {part}"
+
+
+@pytest.mark.parametrize("size", [(112, 128), (128, 128), (256, 192)])
+def test_no_roll_between_two_tried_ones_looks_outside(size: tuple[int, int]) -> None:
+    """A hand that fills a large picture: corners of a crop swing out between the rolls that are tried."""
+    config = config_of(size, shift=0.0)
+    picture = (6000, 6000)
+    intrinsics = np.array([[[4000.0, 0, 3000], [0, 4000.0, 3000], [0, 0, 1]]])
+    box = np.array([[2000.0, 2000, 4000, 4000]])
+    x0, y0, x1, y1 = reach(intrinsics, box, geometry_of(config, "train"))[0].tolist()
+    for roll in np.radians(np.linspace(-180, 180, 721)):
+        moved = Augmentation(float(roll), 1 + config.augmentation.scale)
+        seen = footprint(crop_camera(intrinsics[0], box[0], size, 1.6, moved), picture)
+        assert Window(x0, y0, x1, y1).contains(seen), f"{np.degrees(roll):.1f} degrees"
 
 
 @pytest.mark.parametrize("size", SIZES)

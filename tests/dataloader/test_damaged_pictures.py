@@ -181,9 +181,10 @@ def test_small_holes_that_decode_to_as_many_blocks_are_found(tmp_path: Path, for
     """libjpeg counts blocks. Zeros are codes too: every second hole of 64 bytes comes out even there."""
     data = jpeg(picture(5), **form)
     whole, begin = opencv(data), first_scan(data)
-    for at in np.linspace(begin, len(data) - 80, 20).astype(int):
-        what = silent(tmp_path / "a.jpg", read_rgb, hole(data, at, at + 64), whole)
-        assert what == "", f"hole at {at:,} of {len(data):,}: {what}"
+    for size in (16, 40, 64):
+        for at in np.linspace(begin, len(data) - 80, 20).astype(int):
+            what = silent(tmp_path / "a.jpg", read_rgb, hole(data, at, at + size), whole)
+            assert what == "", f"hole of {size} at {at:,} of {len(data):,}: {what}"
 
 
 def test_ones_before_a_stuffed_zero_are_found(tmp_path: Path) -> None:

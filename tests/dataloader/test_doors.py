@@ -268,6 +268,11 @@ def test_pixels_become_the_documented_numbers() -> None:
     assert red == pytest.approx([2.2489, -2.1179, -2.1179, -2.1179, 2.2489, 0.0741], abs=1e-3)
     assert green == pytest.approx([-2.0357, 2.4286, -2.0357, -2.0357, 2.4286, 0.2052], abs=1e-3)
     assert blue == pytest.approx([-1.8044, -1.8044, 2.64, -1.8044, 2.64, 0.4265], abs=1e-3)
+    # Jittered: twice the contrast and a quarter of white, but never blacker than black or whiter than white.
+    for offset, expected in ((0.25, [2.2489, -1.0262, 2.2489]), (-1.1, [1.8122, -2.1179, -2.1179])):
+        affine = torch.cat([2 * eye, torch.full((1, 3, 1), offset)], dim=2)
+        bright = prepare(dataclasses.replace(raw, colour_affine=affine)).rgb[0, 0, 0]
+        assert bright[[0, 1, 5]].tolist() == pytest.approx(expected, abs=1e-3)
     # A crop of 6 x 1 pixels: the joint stands on pixel (3, 1), at its middle in x and its lower edge in y.
     assert batch.joints_crop_px[0, 5].tolist() == pytest.approx([3.0, 1.0], abs=1e-4)
     assert batch.joints_unit[0, 5].tolist() == pytest.approx([0.0, 0.5], abs=1e-4)

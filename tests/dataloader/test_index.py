@@ -234,6 +234,34 @@ def test_a_listed_frame_without_its_picture_is_named(tmp_path: Path, kind: str) 
         build(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["rgb", "depth", "meta"])
+def test_a_fault_is_named_in_whichever_part_its_frame_is_read(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """83,325 frames are read in 334 parts: counted from its part's start, another frame is left out."""
+    write_tree(tmp_path, {"ABF10": 5, "MC1": 6})
+    monkeypatch.setattr(index_module, "_CHUNK", 4)
+    next((tmp_path / "train/MC1" / kind).glob("0005.*")).unlink()
+    with pytest.raises(DataError, match=r"1 of 11 frames are unusable.*: train/MC1/0005\."):
+        build(tmp_path)
+    index = build(tmp_path, max_unusable=1)
+    names = [index.frame_id(row) for row in range(10)]
+    assert [name for name in names if name.startswith("train/MC1")] == [
+        f"train/MC1/{frame:04d}" for frame in (1, 3, 7, 9, 11)
+    ]
+
+
+def test_a_list_with_a_byte_order_mark_lists_the_same_frames(tmp_path: Path) -> None:
+    """Windows editors put three bytes before the first name: it would be a sequence that does not exist."""
+    write_tree(tmp_path, SEQUENCES)
+    names = [index.frame_id(0) for index in [build(tmp_path)]]
+    path = tmp_path / "train.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    index = build(tmp_path)
+    assert [index.frame_id(0)] == names
+    assert len(index.rows) == 7
+
+
 def test_the_other_release_is_recognised(tmp_path: Path) -> None:
     """v2 and v3 differ in the pictures' ending; the message says which key to change."""
     write_tree(tmp_path, {"MC1": 2}, version="v2")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dataloader import label_checks
 from dataloader.augment import UNCHANGED
 from dataloader.crop import MIN_OVERLAP, covered_share, crop_camera
 from dataloader.label_checks import MIN_IN_PICTURE, common_sizes, find_faults, label_faults, truth_faults
@@ -190,6 +191,7 @@ PLANTED: dict[str, tuple[Plant, Reason, str]] = {
     "a nan sideways": (_nan_sideways, Reason.HAND, r"middle_2 is nan mm from the wrist"),
     "a joint far off": (_add("joints", PINKY_4, -0.4), Reason.HAND, r"pinky_4 is \d{3} mm .* most 300"),
     "betas x 30": (_set("betas", lambda b: 30 * b), Reason.HAND, r"handBeta reaches \d{2,}\.\d standard"),
+    "betas of -12": (_set("betas", lambda b: 0 * b - 12), Reason.HAND, r"handBeta reaches 12\.0 standard"),
     "left": (_moved(-700, 0), Reason.OUTSIDE, r"no part of .* \(hand's box \[-\d.* px, picture 640"),
     "right": (_moved(700, 0), Reason.OUTSIDE, r"no part of the hand is inside"),
     "above": (_moved(0, -600), Reason.OUTSIDE, r"no part of the hand is inside"),
@@ -428,3 +430,26 @@ def test_labels_are_judged_beside_their_sequences_pictures(posed: Records, stand
     faults = find_faults("train", posed, half, half, [], standin)
     assert {fault.reason for fault in faults.values()} == {Reason.CAMERA}
     assert len(faults) == FRAMES
+
+
+@pytest.mark.parametrize("part", [3, 5, 8, 1024])
+def test_each_frame_is_judged_beside_its_own_picture_in_every_part(
+    posed: Records, standin: ManoLayer, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sequences have pictures of their own sizes, and 83,325 frames are looked at in parts."""
+    monkeypatch.setattr(label_checks, "_CHUNK", part)
+    records, hw = posed.copy(), sizes(FRAMES)
+    second = np.arange(FRAMES) >= FRAMES // 2
+    records["sequence"][second] += records["sequence"].max() + 1
+    records["cam_mat"][second] = np.diag([0.5, 0.5, 1]) @ records["cam_mat"][second]
+    hw[second] //= 2
+    assert find_faults("train", records, hw, hw, [], standin) == {}
+    for row in (2, 7):  # others' faults stay theirs, also behind a frame that has one already
+        PLANTED["millimetres"][0](records[row])
+    met = [(4, Fault(Reason.MISSING, "gone"))]
+    faults = find_faults("train", records, hw, hw, met, standin)
+    assert {row: fault.reason for row, fault in faults.items()} == {
+        2: Reason.HAND,
+        4: Reason.MISSING,
+        7: Reason.HAND,
+    }

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.leaks import FrameNames, find_leaks
+from dataloader.leaks import FrameNames, LeakReport, find_leaks
 from dataloader.synthetic.writer import Parameters, write_tree
+from src.config import RunConfig
 from src.errors import ConfigError, ShapeError
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import load_hand_asset
+from src.tools.doctor import leak_meaning
 from tests.dataloader.tree import FanHand, run_config
 from tests.dataloader.tree import write_tree as write_small
 from tests.hand_file import hand_file
@@ -105,3 +108,21 @@ def test_frames_are_those_of_the_samples(tmp_path: Path) -> None:
     assert [f"train/{s}/{n:04d}" for s, n in zip(sequence, frame, strict=True)] == [
         data.frame_id(i) for i in range(len(data))
     ]
+
+
+@pytest.mark.parametrize("kind", ["identical", "neighbour", "other_camera", "same_motion"])
+def test_one_kind_of_leak_alone_is_a_leak(kind: str) -> None:
+    """`No motion is on both sides` is said of a clean report only, and claims are made on it."""
+    counts: dict[str, Any] = {"identical": 0, "other_camera": 0, "same_motion": 0, "neighbour": {1: 0, 5: 0}}
+    report = LeakReport(total=10, **(counts | {kind: {1: 0, 5: 1} if kind == "neighbour" else 1}))
+    assert LeakReport(total=10, **counts).clean
+    assert not report.clean
+    assert "No motion" not in leak_meaning(report, RunConfig())
+
+
+def test_a_motion_on_both_sides_is_a_leak_at_any_distance() -> None:
+    """Another camera, a minute later: the same hand with the same object all the same."""
+    report = find_leaks(names("ABF11/1"), names("ABF10/2000"))
+    assert (report.identical, report.other_camera, report.same_motion) == (0, 0, 1)
+    assert not any(report.neighbour.values())
+    assert not report.clean

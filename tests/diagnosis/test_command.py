@@ -6,11 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import dataloader.ho3d_dataset as loader
 from src.config import LossConfig
+from src.evaluation.baselines import compute_baselines
 from src.losses import loss as losses
 from src.losses.loss import HandLoss
 from src.runtime.debug import TERM_UNITS, loss_table_lines
@@ -57,7 +59,7 @@ def test_a_healthy_set_up_leaves_with_0(clinic: Clinic, capsys: pytest.CaptureFi
 
 
 def test_a_checkpoint_is_looked_at(
-    clinic: Clinic, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    clinic: Clinic, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network that says the same for every picture must not be taken for a trained one."""
     watched = Watched(clinic)
@@ -75,11 +77,20 @@ def test_a_checkpoint_is_looked_at(
     state = load_tensors(path, "checkpoint")  # as four ranks with two batches a step save it
     state["world"], state["config"]["training"]["accumulation"] = 4, 2
     save_tensors(state, path)
-    status, lines, _ = run(clinic, capsys, "--checkpoint", str(path), steps="0")
+    beside: list[int] = []
+    monkeypatch.setattr(doctor, "_SCORED", 8)
+    monkeypatch.setattr(
+        doctor,
+        "compute_baselines",
+        lambda a, b, c: (beside.append(len(b.betas)), compute_baselines(a, b, c))[1],
+    )
+    more = ("--checkpoint", str(path), "validation.batch_size=8")
+    status, lines, _ = run(clinic, capsys, *more, steps="0")
     assert status == 1
     assert any(line.startswith("FAIL  constant predictions: ") for line in lines), lines
     assert "Checkpoint: 1 steps, 64 samples" in lines, "1 step x 8 samples x 2 accumulated x 4 ranks"
-    assert any(line.startswith("Score on the first 16 of 16") for line in lines)
+    assert any(line.startswith("Score on the first 8 of 16") for line in lines)
+    assert beside == [8], "baselines of the very samples that are scored"
 
 
 def test_bad_input_leaves_with_2(clinic: Clinic, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -96,12 +107,23 @@ def test_a_defect_leaves_with_1(
     clinic: Clinic, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A script reads the status, a human the name of the cause."""
-    monkeypatch.setattr(loader.HO3DDataset, "raws", loader.HO3DDataset.raws)
+    plain = loader.HO3DDataset.raws
+    monkeypatch.setattr(loader.HO3DDataset, "raws", plain)
     exchange_channels()
+    exchanged = loader.HO3DDataset.raws
+
+    def raws(self: loader.HO3DDataset, keys: Any) -> Any:  # another defect in each of the two splits
+        if self.split.name == "train":
+            return exchanged(self, keys)
+        return [dataclasses.replace(s, rgb_u8=np.zeros_like(s.rgb_u8)) for s in plain(self, keys)]
+
+    monkeypatch.setattr(loader.HO3DDataset, "raws", raws)
     status, lines, _ = run(clinic, capsys, steps="0")
     assert status == 1
-    assert sum(line.startswith("FAIL  BGR: ") for line in lines) == 2  # training and validation
-    assert lines[-1].endswith("FAIL BGR, FAIL BGR")
+    failed = [line.partition(":")[0] for line in lines[:-1] if line[:4] in ("FAIL", "Vali")]
+    assert failed[:2] == ["FAIL  BGR", "Validation batches"]
+    assert failed[2] == "FAIL  blank crops"
+    assert "FAIL BGR, FAIL blank crops" in lines[-1]
 
 
 def test_two_ranks_stop_on_a_fail_where_that_is_asked_for(embedded: Embedded) -> None:

@@ -163,6 +163,10 @@ def test_vertices_are_reported_over_the_labelled_meshes():
     assert result.is_finite
     lines = report_lines(result, 1, "GPUs")
     assert lines[2] == "  Vertices: MPVPE 3.600 mm, PA-MPVPE 1.800 mm (6 of 8 meshes labelled)"
+    samples = make_samples(8, 0)
+    samples.conf[5] = 0.0  # no label of the joints either: still one of the split's 8 samples
+    lines = report_lines(score(samples, meshes(8, unlabelled=(2, 5))), 1, "GPUs")
+    assert lines[2] == "  Vertices: MPVPE 3.600 mm, PA-MPVPE 1.800 mm (6 of 8 meshes labelled)"
     whole = report_lines(score(make_samples(8, 0), meshes(8)), 1, "GPUs")
     assert whole[2] == "  Vertices: MPVPE 3.600 mm, PA-MPVPE 1.800 mm"
     assert not any("Vertices" in line for line in report_lines(score(make_samples(8, 0)), 1, "GPUs"))

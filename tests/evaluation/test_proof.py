@@ -40,9 +40,9 @@ def test_the_proof_passes_with_fewer_batches_than_ranks(capsys, num_samples):
 @pytest.mark.parametrize(
     ("inject", "words"),
     [
-        ("duplicate@2", "1 samples came more than once (first: 8; 8 from rank 2)"),
-        ("missing@1", "1 of 40 samples are missing (first: 31), rank 1 holds 11 of the 12 rows"),
-        ("nan@1", "FAIL  1 predictions are not finite: samples 4 of rank 1. MPJPE nan mm, PA-MPJPE nan mm"),
+        ("duplicate@2", "1 samples came more than once (first: 10; 10 from rank 2)"),
+        ("missing@1", "1 of 40 samples are missing (first: 39), rank 1 holds 14 of the 15 rows"),
+        ("nan@1", "FAIL  1 predictions are not finite: samples 5 of rank 1. MPJPE nan mm, PA-MPJPE nan mm"),
         ("raise@0", "rank 0 raised RuntimeError: injected"),
         ("kill@2", "rank 2 did not reach the collection"),
         ("kill@1 send", "rank 1 did not deliver its pred"),
@@ -52,7 +52,7 @@ def test_the_proof_passes_with_fewer_batches_than_ranks(capsys, num_samples):
 def test_an_injected_failure_is_reported_and_nothing_is_scored(capsys, inject, words):
     """A user must know beforehand how a failure of their cluster looks; and it must not look like a score."""
     failure, _, moment = inject.partition(" ")
-    arguments = ["--world", "3", "--num-samples", "40", "--batch-size", "4", "--inject", failure]
+    arguments = ["--world", "3", "--num-samples", "40", "--batch-size", "5", "--inject", failure]
     assert proof.main([*arguments, "--inject-at", moment or "collection"]) == 1
     out = capsys.readouterr().out
     assert any(line.startswith("FAIL  ") and words in line for line in out.splitlines()), out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -146,6 +147,32 @@ def test_any_two_exchanged_joints_are_noticed():
             checked(exchanged(joints, first, second), vertices)
 
 
+def test_the_order_is_judged_in_the_mean_of_all_frames(monkeypatch):
+    """20,137 frames come in twenty parts: what the order may gain must not count twenty times."""
+    joints, vertices = predictions(40)
+    ring, pinky = OPENPOSE21.index("ring_1"), OPENPOSE21.index("pinky_1")
+    middle, way = (joints[:, ring] + joints[:, pinky]) / 2, joints[:, ring] - joints[:, pinky]
+    way = way / np.linalg.norm(way, axis=1, keepdims=True)
+    for beyond_m, passes in ((0.0005, True), (0.003, False)):  # 21 mm x 1 mm x 2 are below (10 mm)^2
+        joints[:, ring], joints[:, pinky] = middle - beyond_m * way, middle + beyond_m * way
+        for part in (1024, 40, 7, 1):
+            monkeypatch.setattr(submission, "_CHUNK", part)
+            with contextlib.nullcontext() if passes else pytest.raises(DataError, match="joint order"):
+                checked(joints, vertices)
+
+
+def test_fingertips_are_judged_by_most_frames():
+    """A tip that is right in one frame by chance is not right; wrong in one, it is no other joint."""
+    joints, vertices = predictions(5)
+    tip = OPENPOSE21.index("ring_4")
+    once, often = joints.copy(), joints.copy()
+    once[0, tip, 0] += 0.008
+    assert len(checked(once, vertices)) == 6
+    often[1:4, tip, 0] += 0.008
+    with pytest.raises(DataError, match=r"joint ring_4 is 8\.0 mm from its vertex 555 in the median frame"):
+        checked(often, vertices)
+
+
 def checked(joints: np.ndarray, vertices: np.ndarray) -> list[str]:
     return list(submission_checks(joints, vertices, asset().joint_regressor, num_frames=len(joints)))
 
@@ -244,6 +271,17 @@ def test_what_is_not_a_submission_is_named(tmp_path, text, message):
     """A file of another program must not become a KeyError deep inside."""
     (tmp_path / "pred.json").write_text(text)
     with pytest.raises(DataError, match=message):
+        read_submission(tmp_path / "pred.json")
+
+
+def test_a_broken_row_is_counted_in_its_own_list(tmp_path):
+    """Rows of vertices follow the rows of joints: the message must name the row that is to be mended."""
+    joints, vertices = ([[[0, 0, -1]] * size] for size in (21, 778))
+    (tmp_path / "pred.json").write_text(json.dumps([joints * 3, vertices * 2 + [[[0, 0]]]]))
+    with pytest.raises(DataError, match="row 2 of vertices has shape"):
+        read_submission(tmp_path / "pred.json")
+    (tmp_path / "pred.json").write_text(json.dumps([joints * 3, [[[0, 0]]] + vertices * 2]))
+    with pytest.raises(DataError, match="row 0 of vertices has shape"):
         read_submission(tmp_path / "pred.json")
 
 

@@ -87,6 +87,18 @@ def test_rotation_between_opposite_and_empty_directions() -> None:
     assert (torch.linalg.det(turn) - 1).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("degrees", [177.0, 179.0, 179.9])
+def test_rotation_between_almost_opposite_directions(degrees: float) -> None:
+    """Half a turn where a little less is due leaves a bone up to 3 degrees from where it was seen."""
+    angle = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    a = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    b = torch.stack(
+        [angle.sin() * torch.ones(2), *(angle.cos() * a[:, 1:] / a.norm(dim=1, keepdim=True)).T], 1
+    )
+    turn = rotation_between(a, b)
+    assert ((turn @ a[..., None])[..., 0] - a.norm(dim=1, keepdim=True) * b).abs().max() < 1e-9
+
+
 def test_quaternions_are_w_x_y_z_and_come_back() -> None:
     """Another order of the four, or the inverse turn, gives a rotation too, and the wrong one."""
     rotations = random_rotations(50)

@@ -247,6 +247,20 @@ def test_depth_residual_is_measured_minus_predicted():
     )
 
 
+@pytest.mark.parametrize(("column", "residual"), [(63.3, 0.0), (63.7, 1.0)])
+def test_depth_residual_at_an_edge_is_that_of_one_surface(column, residual):
+    """Between a finger and the wall behind it nothing stands: a mean of both says that a hand is too near."""
+    batch = make_batch(1, noise=True)
+    z = torch.full((1, 1, 128, 128), 0.65)
+    z[..., 64:] = 0.70
+    away = (z - batch.z_ref_m[:, None, None, None]) / DEPTH_RANGE_M
+    batch = dataclasses.replace(batch, depth=away, depth_valid=torch.ones_like(away))
+    k = batch.intrinsics_crop_px[0]
+    point = torch.tensor([[[(column - float(k[0, 2])) / float(k[0, 0]) * 0.65, 0.0, 0.65]]])
+    depth = sample_points((coordinate_map(128, 128, 16),), point, batch).depth[0, 0]
+    torch.testing.assert_close(depth, torch.tensor([residual, 1.0]), atol=1e-4, rtol=0)  # in 5 cm
+
+
 def test_graph_is_normalised():
     """A graph whose product grows or shrinks features makes depth of layers decide the scale."""
     faces = torch.tensor([[0, 1, 2], [1, 2, 3]])

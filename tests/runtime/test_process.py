@@ -12,7 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from src.errors import AssetError, CollectError, ConfigError, PeerError, TrainingError
-from src.runtime import log
+from src.runtime import log, memory
 from src.runtime.complaint import complaint
 from src.runtime.signals import StopRequest
 
@@ -71,6 +71,9 @@ def test_results_are_printed_by_rank_0_and_warnings_by_all(
     ]
     text = (tmp_path / "run/log.txt").read_text(encoding="utf-8")
     assert text.splitlines() == ["Epoch 0: Train Loss: 1.000", "WARNING: careful"]
+    log.configure(log_file=tmp_path / "run/log.txt")  # a resume goes on with the file
+    logger.info("Resumed")
+    assert (tmp_path / "run/log.txt").read_text(encoding="utf-8") == f"{text}Resumed\n"
     assert logging.getLogger("utnet").propagate is False
 
 
@@ -95,3 +98,26 @@ def test_only_a_second_ctrl_c_ends_a_run_before_it_has_saved(monkeypatch: pytest
     os.kill(os.getpid(), signal.SIGINT)
     assert again == [signal.SIGINT]
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("_signals_put_back")
+@pytest.mark.parametrize("number", CAUGHT, ids=lambda number: number.name)
+def test_each_signal_that_announces_an_end_is_a_request(number: signal.Signals) -> None:
+    """Ctrl-C, a scheduler, a closed terminal, Slurm's warning: what is not caught ends the run at once."""
+    stop = StopRequest()
+    stop.install()
+    assert signal.getsignal(number) == stop._on_signal
+    os.kill(os.getpid(), number)
+    assert stop.received == number.name
+
+
+def test_memory_is_counted_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's kB are 1024 bytes; the proof prints the growth beside the payload's MiB."""
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmHWM:\t    3072 kB\nVmRSS:\t    2048 kB\n")
+    monkeypatch.setattr(memory, "_STATUS", status)
+    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "clear_refs")
+    peak = memory.PeakMemory()
+    assert peak.growth_bytes() == 2**20
+    status.write_text("VmHWM:\t    5120 kB\nVmRSS:\t    2048 kB\n")
+    assert peak.growth_bytes() == 3 * 2**20

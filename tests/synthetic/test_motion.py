@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from dataloader.synthetic.cameras import HEIGHT, WIDTH, cameras_around
-from dataloader.synthetic.frames import view_labels
+from dataloader.synthetic.frames import meta, view_labels
 from dataloader.synthetic.motion import Motion, make_motion
 from dataloader.synthetic.objects import KINDS, HeldObject
 from dataloader.synthetic.pose import (
@@ -22,6 +22,7 @@ from dataloader.synthetic.pose import (
     random_gesture,
 )
 from dataloader.synthetic.rig import Rig
+from src.hand.joints import HO3D21
 
 FRAMES = 6
 
@@ -30,6 +31,23 @@ FRAMES = 6
 def motions(rig: Rig) -> list[Motion]:
     """Forty motions at a table."""
     return [make_motion(rig, 0, k, FRAMES, orientations="table", gaps=True) for k in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "most"),
+    [("middle", "ring", 58.0), ("ring", "pinky", 58.0), ("middle", "index", 85.0)],
+)
+def test_neighbours_share_what_they_may_not_bend_apart(first: str, second: str, most: float) -> None:
+    """Tendons join the fingers: both give way by half of what is too much, one bent or the other."""
+    for bent, straight in ((first, second), (second, first)):
+        angles = np.full(len(DOF), 45.0)
+        angles[DOF.index(f"{bent}_mcp")], angles[DOF.index(f"{straight}_mcp")] = 90.0, 0.0
+        others = [f"{f}_mcp" for f in ("index", "middle", "ring", "pinky") if f not in (first, second)]
+        found = limit(angles)
+        half = (90.0 - most) / 2
+        assert found[DOF.index(f"{bent}_mcp")] == pytest.approx(90.0 - half)
+        assert found[DOF.index(f"{straight}_mcp")] == pytest.approx(half)
+        assert [found[DOF.index(name)] for name in others] == [45.0, 45.0]
 
 
 def test_joint_limits(motions: list[Motion]) -> None:
@@ -49,6 +67,30 @@ def test_positive_flexion_closes_the_hand(rig: Rig) -> None:
         assert (tip - anatomy.joints_m[4]) @ -anatomy.dorsal > 0.01
         assert np.linalg.norm(tip - anatomy.joints_m[0]) < 0.09
     assert (joints[16] - anatomy.joints_m[1]) @ -anatomy.dorsal > 0.01
+
+
+def test_each_angle_moves_its_fingertip_the_way_it_says(rig: Rig) -> None:
+    """Gestures are tables of these angles: with one sign turned, every gesture that uses it is another."""
+    anatomy = rig.anatomy(np.zeros(10))
+    flat = posture(GESTURES["flat"])
+
+    def tip(angles: np.ndarray, finger: str) -> np.ndarray:
+        joints = rig.decode(local_rotations(angles, anatomy)[None], np.zeros(10))[1][0]
+        return joints[HO3D21.index(f"{finger}_4")] - joints[0]
+
+    palmar, radial, distal = -anatomy.dorsal, anatomy.radial, anatomy.distal
+    for name in DOF:
+        finger, what = name.split("_")
+        bent = flat.copy()
+        bent[DOF.index(name)] += 10.0
+        moved = tip(bent, finger) - tip(flat, finger)
+        # Fingers bend to the palm and swing to the thumb's side; the thumb bends to the palm's middle, is
+        # opposed in front of it, and swings up along the index finger.
+        ways = {"mcp": palmar, "pip": palmar, "dip": palmar, "abd": radial}
+        if finger == "thumb":
+            across = palmar - radial
+            ways = {"opp": palmar, "abd": distal - radial, "cmc": across, "mcp": across, "ip": across}
+        assert moved @ ways[what] > 0.003, name
 
 
 def test_postures_differ() -> None:
@@ -184,3 +226,29 @@ def test_evaluation_boxes_hold_the_hand_up_to_the_border(
     assert held[inside].all(), f"{(~held[inside]).sum()} joints in the picture lie outside their box"
     assert (labels.box_px >= 0).all()
     assert (labels.box_px <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()
+
+
+def test_the_objects_labels_put_it_where_it_is_drawn(rig: Rig, motions: list[Motion]) -> None:
+    """HO3D's objRot and objTrans are OpenGL's as the hand is: in other axes, hand and object stand apart."""
+    gl = np.array([1.0, -1.0, -1.0])
+    for motion in motions[:6]:
+        camera = cameras_around(0, motion.number, 3, motion.target_m)[1]
+        joints, wrist = rig.decode(motion.hand_pose, motion.betas)[1], rig.anatomy(motion.betas).joints_m[0]
+        content = meta(view_labels(motion, camera, joints, wrist), 4, motion, camera, ["a"], "train")
+        world = motion.held.corners_m @ motion.object_rotation[4].T + motion.object_m[4]
+        np.testing.assert_allclose(content["objCorners3D"] * gl, camera.to_camera(world), atol=1e-9)
+        turn = Rotation.from_rotvec(content["objRot"].ravel())
+        np.testing.assert_allclose(
+            turn.apply(content["objCorners3DRest"]) + content["objTrans"], content["objCorners3D"], atol=1e-6
+        )
+
+
+def test_a_long_grip_holds_its_object_to_the_end(rig: Rig) -> None:
+    """128 frames are closed at a time: in later ones the hand must close on the object where it is then."""
+    motion = make_motion(rig, 2, 3, 200, orientations="table", gaps=False)
+    assert motion.grasping, "the test wants a grip"
+    vertices, joints = rig.decode(motion.hand_pose, motion.betas)
+    skin = (vertices - joints[:, :1]) @ np.swapaxes(motion.wrist_rotation, 1, 2) + motion.wrist_m[:, None]
+    gap_m = motion.held.distance((skin - motion.object_m[:, None]) @ motion.object_rotation).min(1)
+    assert gap_m[128:].min() > -0.0005
+    assert np.median(gap_m[128:]) < 0.003

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dataloader.synthetic.cameras import Camera, cameras_around
+from dataloader.synthetic.cameras import HEIGHT, WIDTH, Camera, cameras_around
 from dataloader.synthetic.depth_sensor import BASELINE_M, DepthSensor, noise_sigma_m, shadow
 from dataloader.synthetic.frames import place_in_camera
 from dataloader.synthetic.motion import make_motion
@@ -87,6 +87,18 @@ def test_shadow_width_and_side() -> None:
     columns = np.flatnonzero(hole[150])
     assert columns.max() == 299
     assert abs(len(columns) - width) <= 1.0
+
+
+def test_the_sensor_is_right_in_the_mean() -> None:
+    """Whole millimetres, rounded: cut off, every depth would be half a millimetre too near."""
+    rng = np.random.default_rng(0)
+    sensor = DepthSensor.draw(rng, 600.0)
+    clean = np.linspace(0.5, 0.502, WIDTH, dtype=np.float32) * np.ones((HEIGHT, 1), np.float32)
+    measured = sensor.measure(rng, clean, np.ones_like(clean))
+    there = measured > 0
+    assert there.mean() > 0.9
+    assert abs(float((measured - clean)[there].mean())) < 5e-5
+    np.testing.assert_allclose(measured * 1000, np.rint(measured * 1000), atol=1e-3)
 
 
 def test_noise_grows_with_the_square_of_distance() -> None:

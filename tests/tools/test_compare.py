@@ -199,17 +199,20 @@ def test_a_label_that_one_file_lacks_is_no_failure_of_its_network(tmp_path, caps
     assert "not finite" not in text
 
 
-def test_meshes_without_labels_are_not_failures(tmp_path, capsys) -> None:
+@pytest.mark.parametrize(
+    "metric", ["mpvpe_mm", "pa_mpvpe_mm", "mesh_mean3d", "mesh_al_auc3d", "f_score_5", "f_al_score_15"]
+)
+def test_meshes_without_labels_are_not_failures(tmp_path, capsys, metric) -> None:
     """A frame whose mesh nobody labelled is nan in both files; no network failed on it."""
     a = errors(0)
     labelled = np.ones(len(a))
     labelled[:5] = 0.0
     mesh = np.where(labelled == 1.0, a, np.nan)
     files = [
-        write(tmp_path / f"{name}.npz", a, mesh_usable=labelled, mpvpe_mm=mesh - gain)
+        write(tmp_path / f"{name}.npz", a, mesh_usable=labelled, **{metric: mesh - gain})
         for name, gain in (("a", 0.0), ("b", 1.0))
     ]
-    _, text = report(capsys, *files, "--metric", "mpvpe_mm")
+    _, text = report(capsys, *files, "--metric", metric)
     assert "5 frames without a usable label" in text
     assert "not finite" not in text
     _, text = report(capsys, *files)

@@ -90,6 +90,20 @@ def test_evaluation_loads_the_averaged_weights(tmp_path: Path) -> None:
         assert torch.equal(loaded, weights(run))
 
 
+@pytest.mark.parametrize(("decay", "said"), [(0.9, "averaged"), (0.0, "plain")])
+def test_the_log_says_whose_weights_are_scored(tmp_path: Path, decay: float, said: str) -> None:
+    """It is the file that has an average or has none, whatever the present settings ask for."""
+    run = fresh(changed(ema_decay=decay))
+    run([batch(0)])
+    path = saved(tmp_path, run)
+    state = ckpt.load_checkpoint(path)
+    assert ckpt.named(state, path) == f"{path} (step 1, {said} weights)"
+    model = UTNet(CONFIG.model, hand_model())
+    ckpt.load_weights(model, state, path)
+    plain = {name: torch.equal(value, state["model"][name]) for name, value in model.named_parameters()}
+    assert all(plain.values()) == (said == "plain")
+
+
 def test_another_hand_network_split_or_batch_is_refused(tmp_path: Path) -> None:
     """Going on with other labels, another hand or half an epoch of other batches gives numbers that mean
     nothing.
@@ -152,6 +166,25 @@ def test_the_rate_goes_on_where_it_stood_when_an_epoch_has_other_steps(tmp_path:
     again = fresh(other_config, total_steps=24)
     ckpt.restore(path, again, other_config, hand_model(), "abc", ALONE)
     assert (again.step, again.schedule_step) == (9, 9)
+
+
+def test_inside_an_epoch_of_other_steps_the_rate_goes_on_after_those_done(tmp_path: Path) -> None:
+    """With training.max_steps_per_epoch raised, the steps of the epoch that are done count as they are."""
+    config = changed(num_epochs=4)
+    path = tmp_path / "checkpoints" / "last.pt"
+    position = ckpt.Progress(epoch=2, step_in_epoch=3)
+    ckpt.save_checkpoint(path, fresh(config, total_steps=16), position, config, hand_model(), "abc", ALONE)
+    for total, schedule_step in ((24, 15), (32, 19), (12, 9)):
+        other = fresh(config, total_steps=total)
+        ckpt.restore(path, other, config, hand_model(), "abc", ALONE)
+        assert other.schedule_step == schedule_step, total  # 2 epochs of total / 4 steps, and 3
+
+
+def test_the_checkpoint_from_before_a_validation_goes_on(tmp_path: Path) -> None:
+    """All steps of its epoch are done: a run that was lost while it validated goes on with validating."""
+    path = saved(tmp_path, fresh(), ckpt.Progress(epoch=1, step_in_epoch=2))
+    position = ckpt.restore(path, fresh(), changed(max_steps_per_epoch=2), hand_model(), "abc", ALONE)
+    assert (position.epoch, position.step_in_epoch) == (1, 2)
 
 
 def test_another_seed_draws_anew(tmp_path: Path) -> None:

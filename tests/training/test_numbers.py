@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from src.config import OptimizerConfig, RunConfig, TrainingConfig
+from src.errors import TrainingError
 from src.training import setup
 from src.training.checkpoint import Progress
 from src.training.optim import Optimizer
@@ -96,6 +98,18 @@ def test_the_average_forgets_at_the_rate_that_was_set() -> None:
         average = flat(step)
     share = float((average - before).norm() / (flat(step) - before).norm())
     assert share == pytest.approx(0.1, abs=1e-4), "share of a step that the average takes"
+
+
+@pytest.mark.parametrize("spoilt", [0, 1, 2])
+def test_a_bad_sample_is_named_in_whichever_batch_of_a_step(spoilt: int) -> None:
+    """With accumulation a step is several batches: which term and which sample must be found in any."""
+    step = toy_trainer(accumulation=3)
+    batches = [dataclasses.replace(toy_batch(k), sample_index=10 * k + torch.arange(2)) for k in range(3)]
+    joints = batches[spoilt].joints_root_m.clone()
+    joints[1] = torch.nan
+    batches[spoilt] = dataclasses.replace(batches[spoilt], joints_root_m=joints)
+    with pytest.raises(TrainingError, match=rf"rank 0: terms votes, sample indices \[{10 * spoilt + 1}\]\)"):
+        step(batches)
 
 
 def test_gradients_of_accumulated_batches_are_averaged() -> None:

@@ -41,3 +41,32 @@ def test_a_caption_tells_the_error_relative_to_the_wrist(monkeypatch: pytest.Mon
     prediction: Any = SimpleNamespace(hand=hand)
     PicturePage(2, 1).add(batch, prediction)
     assert captions == ["sample 7: 0.0 mm", "sample 9: 20.0 mm"]
+
+
+def test_a_picture_carries_the_number_of_its_own_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are taken from all over a batch: who looks a bad one up must find that very frame."""
+    tiles: list[tuple[float, float, float, str]] = []
+
+    def note(picture: np.ndarray, truth: np.ndarray, predicted: np.ndarray, caption: str) -> np.ndarray:
+        tiles.append((float(picture[0, 0, 0]), float(truth[0, 0]), float(predicted[1, 0]), caption))
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(picture_page, "truth_and_prediction", note)
+    monkeypatch.setattr(picture_page, "picture_from_network", lambda rgb: rgb)
+    number = torch.arange(6.0)
+    joints = torch.zeros(6, 21, 3)
+    joints[:, 1:, 0] = 0.021 * number[:, None]  # frame k is 20 k mm off
+    depth = torch.tensor([0.0, 0.0, 1.0])
+    batch: Any = SimpleNamespace(
+        rgb=number.view(6, 1, 1, 1).expand(6, 3, 8, 8),
+        size=6,
+        joints_root_m=torch.zeros(6, 21, 3),
+        intrinsics_crop_px=torch.diag(torch.tensor([1000.0, 1000.0, 1.0])).expand(6, 3, 3),
+        joints_crop_px=number.view(6, 1, 1).expand(6, 21, 2),
+        sample_index=50 + torch.arange(6),
+    )
+    hand = SimpleNamespace(joints_root_m=joints, joints_cam_m=joints + depth)
+    PicturePage(3, 1).add(batch, SimpleNamespace(hand=hand))  # type: ignore[arg-type]
+    assert [tile[3] for tile in tiles] == ["sample 50: 0.0 mm", "sample 52: 40.0 mm", "sample 54: 80.0 mm"]
+    assert [tile[:2] for tile in tiles] == [(0, 0), (2, 2), (4, 4)]
+    assert [tile[2] for tile in tiles] == pytest.approx([0, 42, 84])
