@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import re
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ _SUFFIX = {
     "v2": {"rgb": ".png", "depth": ".png", "meta": ".pkl"},
     "v3": {"rgb": ".jpg", "depth": ".png", "meta": ".pkl"},
 }
-_STAMP_THREADS = 4
+_STAMP_THREADS = 2
 _LINE = re.compile(r"^(?P<sequence>[^/\s]+)/(?P<frame>\d{4,9})$")
 _GET_DATA = (
     "Put HO3D there (README), write a synthetic tree with `python -m dataloader.synthetic --out DIR`, "
@@ -142,16 +143,16 @@ def _file_stamp(folder: Path) -> str:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return "none"
-    digest = hashlib.sha256()
     try:
-        for name in sorted(os.listdir(descriptor)):  # noqa: PTH208  (of the folder that stays open)
+        names = sorted(os.listdir(descriptor))  # noqa: PTH208  (of the folder that stays open)
+        found = []
+        for name in names:
             try:
-                status = os.stat(name, dir_fd=descriptor)
-            except OSError:
-                continue  # a link to nowhere
-            state = f"{name}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns};"
-            digest.update(state.encode(errors="surrogateescape"))
-        return digest.hexdigest()
+                found.append(os.stat(name, dir_fd=descriptor))
+            except OSError:  # a link to nowhere
+                continue
+        states = array("q", [n for s in found for n in (s.st_size, s.st_mtime_ns, s.st_ctime_ns)])
+        return hashlib.sha256(os.fsencode("/".join(names)) + states.tobytes()).hexdigest()
     finally:
         os.close(descriptor)
 
