@@ -8,15 +8,19 @@ import multiprocessing
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from dataloader import index as index_module
+from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.index import open_index
-from src.config import DatasetConfig
+from dataloader.samplers import SampleKey
+from src.config import DatasetConfig, RunConfig, SplitConfig
 from src.errors import DataError
-from tests.dataloader.tree import HO3D21, FanHand, evaluation_meta, train_meta, write_meta, write_tree
+from tests.dataloader.tree import HO3D21, SIZE, FanHand, evaluation_meta, train_meta, write_meta, write_tree
 
 SEQUENCES = {"ABF10": 3, "MC1": 4}
 
@@ -153,6 +157,23 @@ def test_annotations_exchanged_with_their_times_are_noticed(tmp_path: Path) -> N
     ]
     assert (before.rows["betas"][rows[0]] != after.rows["betas"][rows[1]]).any()
     assert before.labels_sha256 != after.labels_sha256
+
+
+def test_a_picture_replaced_by_one_of_another_size_is_not_drawn(tmp_path: Path) -> None:
+    """Written in place, it leaves its folder's time: labels and K of the old one would lie on the new one."""
+    write_tree(tmp_path, SEQUENCES)
+    config = RunConfig(dataset=config_of(tmp_path, num_workers=0), split=SplitConfig(val_percent=40))
+    hand: Any = FanHand()
+    train = HO3DDataset(config, "train", hand, show_progress=False)
+    train.raw(SampleKey(0))
+    for kind in ("rgb", "depth"):
+        path = train._path(0, kind)
+        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), picture[: SIZE[0] // 2, : SIZE[1] // 2])
+    size = f"picture is {SIZE[1] // 2} x {SIZE[0] // 2}, and was {SIZE[1]} x {SIZE[0]} when its labels"
+    for opened in (train, HO3DDataset(config, "train", hand, show_progress=False)):
+        with pytest.raises(DataError, match=size):
+            opened.raw(SampleKey(0))
 
 
 def test_a_loader_process_reads_the_rows_that_its_run_opened(tmp_path: Path) -> None:

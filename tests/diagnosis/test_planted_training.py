@@ -6,6 +6,7 @@ import ast
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -384,3 +385,15 @@ def test_the_guide_explains_every_cause() -> None:
     assert {"dead depth branch", "metric frozen", "labels exist"} <= written
     guide = (ROOT / "records/TRAINING_DEBUG_GUIDE.md").read_text(encoding="utf-8")
     assert not {cause for cause in causes_planted | written if f"`{cause}`" not in guide}
+
+
+def test_ranks_meet_after_what_the_doctor_does_on_rank_0_alone(clinic: Clinic) -> None:
+    """Others wait in the gradients' exchange, which has a limit, while rank 0 copies weights or looks."""
+    met: list[str] = []
+    watched = Watched(clinic)
+    watched.doctor._context = SimpleNamespace(barrier=met.append)  # type: ignore[assignment]
+    watched.doctor.before(watched.trainer)
+    assert watched.doctor._due
+    assert met == ["the doctor's copy of weights"]
+    watched.doctor.after(watched.trainer, watched.trainer([watched.batches[0]]), [watched.batches[0]])
+    assert met[1:] == ["the doctor's look at a step"]
