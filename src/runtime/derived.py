@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import DataError
-from src.runtime.files import atomic_write, crc32, open_lock, share_lock, sync_folder
+from src.runtime.files import atomic_write, crc32, open_lock, open_plain, share_lock, sync_folder
 from src.runtime.log import get_logger
 
 WAIT_S = 1800.0
@@ -290,14 +290,12 @@ class Store:
                 continue
             with contextlib.ExitStack() as stack:
                 try:
-                    if (folder / MARKER).exists() and not (folder / MARKER).is_file():
-                        continue  # a pipe would be waited for
-                    marker = stack.enter_context((folder / MARKER).open("rb"))
+                    marker = stack.enter_context(open_plain(folder / MARKER))
                     fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except FileNotFoundError:
                     pass  # it never was whole
                 except OSError:
-                    continue  # in use; or no lock can be had here, so it may be
+                    continue  # in use; or no lock can be had here, so it may be; or its marker is no file
                 else:
                     kept += 1
                     if kept <= self.keep:
@@ -367,9 +365,7 @@ def _open(folder: Path, what: str) -> Derived | None:
     marker = folder / MARKER
     with contextlib.ExitStack() as stack:
         try:
-            if not marker.is_file():  # a pipe would be waited for
-                return None
-            held = stack.enter_context(marker.open("rb"))
+            held = stack.enter_context(open_plain(marker))
             share_lock(held)
             content = json.loads(held.read())
             if content.pop("crc32") != _content_crc32(content):

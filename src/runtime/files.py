@@ -27,28 +27,29 @@ ZIP_FAILURES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.B
 _BLOCK_BYTES = 1 << 22
 
 
-def read_plain(path: Path, most: int) -> bytes:
-    """Content of a plain file of at most `most` bytes.
-
-    A pipe would be waited for, a device read for ever, a file of any length read into memory.
+def open_plain(path: Path) -> BinaryIO:
+    """Open a plain file for reading. A pipe would be waited for, and a device may never end.
 
     Raises:
-        OSError: it cannot be read, is no plain file, or is longer.
+        OSError: it cannot be opened, or is no plain file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123  (a descriptor)
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no plain file", os.fspath(path))
-        if status.st_size > most:
-            why = f"it has {status.st_size:,} bytes, at most {most:,} are read"
-            raise OSError(errno.EFBIG, why, os.fspath(path))
-        parts = []
-        while part := file.read(most):
-            parts.append(part)
-            if (most := most - len(part)) <= 0:
-                break
-        return b"".join(parts)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no plain file", os.fspath(path))
+    return file
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """Content of a plain file of at most `most` bytes: of any length, it would fill the memory.
+
+    Raises:
+        OSError: as of `open_plain`, or it is longer.
+    """
+    with open_plain(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, at most {most:,} are read", os.fspath(path))
+        return file.read(most)
 
 
 @contextlib.contextmanager

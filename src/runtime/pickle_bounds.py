@@ -9,7 +9,6 @@ hashes the last one visits a million). Here the program is run on sizes alone, b
 from __future__ import annotations
 
 import pickletools
-from typing import NamedTuple
 
 MOST_STEPS = 200_000
 """Instructions of one pickle. Annotations of HO3D have 150, MANO's file a few thousand."""
@@ -19,15 +18,6 @@ _SHARED = 4
 """Values fetched from the memo again, per byte of the file."""
 _MEMO_GAP = 1000
 """How far a memo index may run ahead of the number of entries; who writes pickles counts up by one."""
-
-
-class Bounded(NamedTuple):
-    """A pickle that costs what its length suggests."""
-
-    end: int
-    """First byte behind it."""
-    names: frozenset[str]
-    """What it looks up by `GLOBAL` and `INST`, as `module name`."""
 
 
 _ATOM, _TUPLE, _OTHER, _KEEP, _FETCH, _MARK, _NAME, _POP, _STOP = range(9)
@@ -70,24 +60,18 @@ def _table() -> list[_Step | None]:
 _STEPS = _table()
 
 
-def require_bounded(content: bytes, start: int = 0, most_steps: int = MOST_STEPS) -> Bounded:
-    """Walk one pickle without reading it.
-
-    Args:
-        content: bytes that hold it.
-        start: where it begins.
-        most_steps: instructions that it may have.
+def require_bounded(content: bytes) -> None:
+    """Walk the pickle that `content` begins with, without reading it.
 
     Raises:
         ValueError, LookupError: it is cut short or no pickle, or would cost more than its length suggests.
     """
-    at, length, shared = start, len(content), 0
+    at, length, shared = 0, len(content), 0
     stack: list[int] = []
     """Of each value, how many a walk through its tuples visits."""
     marks: list[int] = []
     memo: dict[int, int] = {}
-    names: set[str] = set()
-    for _ in range(most_steps):
+    for _ in range(MOST_STEPS):
         step = _STEPS[content[at]] if at < length else None
         if step is None:
             raise ValueError("it is cut short" if at >= length else f"no instruction at byte {at:,}")
@@ -106,14 +90,12 @@ def require_bounded(content: bytes, start: int = 0, most_steps: int = MOST_STEPS
             stack.append(memo[_index(content[begin:at], argument)])
             shared += stack[-1]
         elif role == _STOP:
-            return Bounded(at, frozenset(names))
+            return
         else:
-            if role == _NAME:
-                names.add(content[begin : at - 1].decode("utf-8", "replace").replace("\n", " "))
             _change(stack, marks, role, *effect)
         if shared > _SHARED * length:
             raise ValueError("it holds the same values in one another, again and again")
-    raise ValueError(f"more than {most_steps:,} instructions")
+    raise ValueError(f"more than {MOST_STEPS:,} instructions")
 
 
 def _change(stack: list[int], marks: list[int], role: int, pops: int, to_mark: int, pushes: int) -> None:

@@ -34,7 +34,7 @@ from src.runtime.files import read_plain
 from src.runtime.pickle_bounds import require_bounded
 
 MOST_BYTES = 1 << 26
-"""Longest file that is read where nothing else is said; MANO's has 4 MB."""
+"""Longest file that is read; MANO's has 4 MB."""
 
 AllowList = Mapping[tuple[str, str], object]
 
@@ -288,7 +288,6 @@ def load(
     *,
     allow: AllowList,
     what: str,
-    most_bytes: int = MOST_BYTES,
     error: type[UTNetError] = AssetError,
 ) -> Any:
     """Read one pickle (any protocol, text as latin-1) that may name nothing but what `allow` lists.
@@ -297,7 +296,6 @@ def load(
         source: path, or a binary file open for reading.
         allow: (module, name) -> what stands in for it; see `MANO_GLOBALS` and `META_GLOBALS`.
         what: the file's role, for messages ("MANO file", "HO3D annotation").
-        most_bytes: longest file that is read.
         error: class of the error to raise.
 
     Returns:
@@ -310,11 +308,11 @@ def load(
     if isinstance(source, (str, Path)):
         path = Path(source)
         try:
-            content = read_plain(path, most_bytes)
+            content = read_plain(path, MOST_BYTES)
         except (OSError, ValueError) as reason:  # ValueError: a name with a NUL
             raise error(f"{what} {path}: cannot be read ({_why(reason)}).") from reason
         return _load_bytes(content, allow, f"{what} {path}", error)
-    content = source.read(most_bytes)
+    content = source.read()
     return _load_bytes(content, allow, f"{what} {getattr(source, 'name', '<stream>')}", error)
 
 
