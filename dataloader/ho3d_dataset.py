@@ -302,7 +302,7 @@ class HO3DDataset:
         if share < MIN_OVERLAP:
             raise DataError(
                 f"{self.frame_id(index)}: empty crop, the picture of {picture_size[1]} x {picture_size[0]} "
-                f"covers {share:.1%} of it."
+                f"covers {share:.1%} of it. Lower dataset.box_scale, now {self.config.dataset.box_scale:g}."
             )
         return camera
 

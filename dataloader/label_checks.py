@@ -140,12 +140,10 @@ def truth_faults(sequence: NDArray[np.integer], joints_gl_m: Array) -> dict[int,
     faults: dict[int, Fault] = {}
     joints = joints_gl_m[:, TO_OPENPOSE] * CV_FROM_GL
     _front_faults(joints, faults)
-    _hand_faults(joints, np.zeros((len(joints), 1)), faults)
+    _hand_faults(joints, faults)
     parents, children = ([bone[end] for bone in OPENPOSE_BONES] for end in (0, 1))
     length = np.linalg.norm(joints[:, children] - joints[:, parents], axis=-1)
-    usual = np.zeros_like(length)
-    for number in np.unique(sequence):
-        usual[sequence == number] = np.nanmedian(length[sequence == number], axis=0)
+    usual = _medians(sequence, length)
     gap = np.abs(length - usual)
     worst = gap.argmax(1)
 
@@ -159,13 +157,19 @@ def truth_faults(sequence: NDArray[np.integer], joints_gl_m: Array) -> dict[int,
     return faults
 
 
+def _medians(sequence: NDArray[np.integer], values: Array) -> Array:
+    """(N, ...) medians over the sequence of each row; what is no number does not count."""
+    out = np.zeros_like(values)
+    for number in np.unique(sequence):
+        out[sequence == number] = np.nanmedian(values[sequence == number], axis=0)
+    return out
+
+
 def _other_camera_faults(records: NDArray[np.void], faults: dict[int, Fault]) -> None:
     """camMat is that of most frames of its sequence; of frames without other faults."""
     rest = np.setdiff1d(np.arange(len(records)), np.fromiter(faults, np.int64, len(faults)))
     sequence, k = records["sequence"][rest], records["cam_mat"][rest].astype(np.float64)
-    usual = np.zeros_like(k)
-    for number in np.unique(sequence):
-        usual[sequence == number] = np.median(k[sequence == number], axis=0)
+    usual = _medians(sequence, k)
     fits = np.abs(k - usual).max((1, 2)) <= CAMERA_SHARE * np.abs(usual[:, 0, 0])
 
     def say(row: int) -> str:
@@ -200,7 +204,8 @@ def label_faults(
             _given_box_faults(records, joints[:, 0], picture_hw, faults)
         else:
             _front_faults(joints, faults)
-            _hand_faults(joints, records["betas"].astype(np.float64), faults)
+            _hand_faults(joints, faults)
+            _shape_faults(records["betas"].astype(np.float64), faults)
             _place_faults(joint_boxes(joints, records["cam_mat"]), picture_hw, MIN_IN_PICTURE, faults)
             _decode_faults(records, hand, faults)
     return faults
@@ -292,11 +297,11 @@ def _front_faults(joints: Array, faults: dict[int, Fault]) -> None:
     _note(faults, (z >= MIN_Z_M).all(1), Reason.BEHIND, say)
 
 
-def _hand_faults(joints: Array, betas: Array, faults: dict[int, Fault]) -> None:
-    """The 21 joints lie as far apart as those of a hand, and its shape is one of a hand."""
+def _hand_faults(joints: Array, faults: dict[int, Fault]) -> None:
+    """The 21 joints lie as far apart as those of a hand."""
     reach = np.linalg.norm(joints - joints[:, :1], axis=-1)
     knuckle = reach[:, OPENPOSE21.index("middle_1")]
-    farthest, largest = reach.argmax(1), np.abs(betas).max(1)
+    farthest = reach.argmax(1)
     low, high = KNUCKLE_M
 
     def palm(row: int) -> str:
@@ -312,11 +317,17 @@ def _hand_faults(joints: Array, betas: Array, faults: dict[int, Fault]) -> None:
             f"{REACH_M * 1000:.0f}"
         )
 
+    _note(faults, (knuckle >= low) & (knuckle <= high), Reason.HAND, palm)
+    _note(faults, (reach <= REACH_M).all(1), Reason.HAND, length)
+
+
+def _shape_faults(betas: Array, faults: dict[int, Fault]) -> None:
+    """The (N, 10) shape is one of a hand."""
+    largest = np.abs(betas).max(1)
+
     def shape(row: int) -> str:
         return f"handBeta reaches {largest[row]:.1f} standard deviations, want at most {MAX_BETA:g}"
 
-    _note(faults, (knuckle >= low) & (knuckle <= high), Reason.HAND, palm)
-    _note(faults, (reach <= REACH_M).all(1), Reason.HAND, length)
     _note(faults, largest <= MAX_BETA, Reason.HAND, shape)
 
 

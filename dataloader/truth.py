@@ -45,9 +45,9 @@ _WRIST_TOLERANCE_M = 0.005
 _TIP_TOLERANCE_M = 0.01
 """The tips are vertices of the mesh; other choices of vertex are up to 6 mm away, other frames more."""
 _FARTHEST_M = 0.03
-"""Either of them in any one frame: farther is a row of another frame."""
-_SKIN_M = 0.03
-"""Vertices of a hand lie 10 to 15 mm from their nearest joint in the mean."""
+"""Either of them in any one frame: farther is a row of another frame. The vertices of a mesh also lie nearer
+than this to the joints, in the mean: a hand's at 10 to 15 mm.
+"""
 _JOINTS, _VERTICES = "joints.npy", "vertices.npy"
 _log = get_logger(__name__)
 
@@ -214,7 +214,7 @@ def _make_vertices(config: DatasetConfig, array: Path, joints: NDArray[np.float6
         )
         _require_near(
             apart,
-            _SKIN_M,
+            _FARTHEST_M,
             f"{path}: its vertices are",
             f"from the nearest joint of {FILE} in the mean over a mesh. Download it again, or remove it to "
             "score joints alone.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -104,6 +105,18 @@ def test_other_truth_is_another_split(root: Path) -> None:
         assert f"split {opened.split_id[:12]})" in opened.split_line
         assert f"split {opened.split_id[:12]})" in opened.describe()
         assert pickle.loads(pickle.dumps(opened)).split_id == opened.split_id
+
+
+def test_meshes_replaced_with_their_size_and_time_are_read_anew(root: Path) -> None:
+    """`cp -p` of another release's file: scored against the old meshes, nobody would know."""
+    path = root / truth.VERTICES_FILE
+    before = np.array(dataset(root).truth_vertices())
+    state, rows = path.stat(), json.loads(path.read_text())
+    rows[0][700][0] = round(rows[0][700][0], 3)
+    path.write_text(json.dumps(rows).ljust(state.st_size))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size
+    assert (dataset(root).truth_vertices() != before).sum() == 1
 
 
 def test_a_torn_array_is_built_anew(root: Path) -> None:
