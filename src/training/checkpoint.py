@@ -22,6 +22,7 @@ from src.hand.mano import ManoLayer
 from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
 from src.runtime.tensor_file import ADVICE, copy_tensors, first_nonfinite, load_tensors, save_tensors
+from src.training.optim import global_batch
 from src.training.step import StepReport, TrainStep
 
 FORMAT = 3
@@ -300,7 +301,7 @@ def _check_position(
             "with --evaluate"
         )
     before = global_batch_of(state)
-    now = config.training.batch_size * config.training.accumulation * context.world
+    now = global_batch(config, context.world)
     if progress.step_in_epoch and before != now:
         raise AssetError(
             f"{here} with global batches of {before} "
