@@ -1,14 +1,12 @@
-"""The pictures of a validation: whose colours, whose skeleton, which sample, how many millimetres."""
+"""The pictures of a validation: whose colours, whose skeleton, on which side."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from src.errors import ShapeError
@@ -20,11 +18,6 @@ from src.render.pictures import (
     truth_and_prediction,
     write_picture,
 )
-from src.schema import HandBatch, Prediction
-from src.training import picture_page
-from src.training.picture_page import PicturePage
-from tests.losses.test_loss import truth
-from tests.models.scene import make_batch
 
 
 def only(**places: tuple[float, float]) -> NDArray[np.float64]:
@@ -104,56 +97,3 @@ def test_tiles_run_along_rows() -> None:
         grid([], columns=3)
     with pytest.raises(ShapeError, match=r"\(2, 3, 3\).*\(2, 4, 3\)"):
         grid([tiles[0], np.zeros((2, 4, 3), np.uint8)], columns=2)
-
-
-Tiles = list[tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64], str]]
-
-
-@pytest.fixture
-def tiles(monkeypatch: pytest.MonkeyPatch) -> Tiles:
-    """What the page draws: picture, truth, prediction, caption."""
-    drawn: Tiles = []
-
-    def note(*arguments: object) -> NDArray[np.uint8]:
-        drawn.append(arguments)  # type: ignore[arg-type]
-        return np.zeros((4, 4, 3), np.uint8)
-
-    monkeypatch.setattr(picture_page, "truth_and_prediction", note)
-    return drawn
-
-
-def off_by(batch: HandBatch, metres: float) -> Prediction:
-    """The labels, but for each joint other than the wrist that is off by so much along x."""
-    right = truth(batch)
-    step = torch.zeros(21, 3)
-    step[1:, 0] = metres
-    hand = dataclasses.replace(right.hand, joints_root_m=right.hand.joints_root_m + step)
-    return dataclasses.replace(right, hand=hand)
-
-
-def test_captions_name_the_sample_and_its_error(tiles: Tiles) -> None:
-    """21 mm on 20 of 21 joints are 20.0 mm; both skeletons are in the crop's pixels."""
-    batch = make_batch(1, 64, 96, noise=True)
-    other = torch.tensor([[500.0, 0, 320.0], [0, 500.0, 240.0], [0, 0, 1]])[None]
-    batch = dataclasses.replace(batch, sample_index=torch.tensor([4711]), intrinsics_img_px=other)
-    page = PicturePage(4, 1)
-    page.add(batch, off_by(batch, 0.021))
-    ((picture, truth_px, predicted_px, caption),) = tiles
-    assert caption == "sample 4711: 20.0 mm"
-    assert picture.shape == (64, 96, 3)
-    np.testing.assert_allclose(truth_px, batch.joints_crop_px[0], atol=1e-3)
-    moved = batch.joints_cam_m[0] + torch.tensor([0.021, 0.0, 0.0])
-    k = batch.intrinsics_crop_px[0]
-    expected = (moved @ k.T)[:, :2] / moved[:, 2:]
-    np.testing.assert_allclose(predicted_px[1:], expected[1:], atol=1e-2)
-
-
-def test_the_page_shows_samples_of_the_whole_validation(tiles: Tiles) -> None:
-    """Six tiles of three batches of eight: the first and the fifth of each; of none, no page."""
-    page = PicturePage(6, 3)
-    for k in range(3):
-        batch = dataclasses.replace(make_batch(8, 32, 32, noise=True), sample_index=torch.arange(8) + 8 * k)
-        page.add(batch, truth(batch))
-    shown = [int(caption.split()[1].rstrip(":")) for *_, caption in tiles]
-    assert shown == [0, 4, 8, 12, 16, 20]
-    assert PicturePage(0, 3).write(Path("nowhere.png")) is None

@@ -1,16 +1,22 @@
-"""The number under a picture is the error that the validation line means."""
+"""Which samples a page shows, and that number and skeletons under a picture are that sample's."""
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from src.schema import HandBatch, Prediction
 from src.training import picture_page
 from src.training.picture_page import PicturePage
+from tests.losses.test_loss import truth
+from tests.models.scene import make_batch
 
 
 def test_a_caption_tells_the_error_relative_to_the_wrist(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +76,56 @@ def test_a_picture_carries_the_number_of_its_own_frame(monkeypatch: pytest.Monke
     assert [tile[3] for tile in tiles] == ["sample 50: 0.0 mm", "sample 52: 40.0 mm", "sample 54: 80.0 mm"]
     assert [tile[:2] for tile in tiles] == [(0, 0), (2, 2), (4, 4)]
     assert [tile[2] for tile in tiles] == pytest.approx([0, 42, 84])
+
+
+Tiles = list[tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64], str]]
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> Tiles:
+    """What the page draws: picture, truth, prediction, caption."""
+    drawn: Tiles = []
+
+    def note(*arguments: object) -> NDArray[np.uint8]:
+        drawn.append(arguments)  # type: ignore[arg-type]
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(picture_page, "truth_and_prediction", note)
+    return drawn
+
+
+def off_by(batch: HandBatch, metres: float) -> Prediction:
+    """The labels, but for each joint other than the wrist that is off by so much along x."""
+    right = truth(batch)
+    step = torch.zeros(21, 3)
+    step[1:, 0] = metres
+    hand = dataclasses.replace(right.hand, joints_root_m=right.hand.joints_root_m + step)
+    return dataclasses.replace(right, hand=hand)
+
+
+def test_captions_name_the_sample_and_its_error(tiles: Tiles) -> None:
+    """21 mm on 20 of 21 joints are 20.0 mm; both skeletons are in the crop's pixels."""
+    batch = make_batch(1, 64, 96, noise=True)
+    other = torch.tensor([[500.0, 0, 320.0], [0, 500.0, 240.0], [0, 0, 1]])[None]
+    batch = dataclasses.replace(batch, sample_index=torch.tensor([4711]), intrinsics_img_px=other)
+    page = PicturePage(4, 1)
+    page.add(batch, off_by(batch, 0.021))
+    ((picture, truth_px, predicted_px, caption),) = tiles
+    assert caption == "sample 4711: 20.0 mm"
+    assert picture.shape == (64, 96, 3)
+    np.testing.assert_allclose(truth_px, batch.joints_crop_px[0], atol=1e-3)
+    moved = batch.joints_cam_m[0] + torch.tensor([0.021, 0.0, 0.0])
+    k = batch.intrinsics_crop_px[0]
+    expected = (moved @ k.T)[:, :2] / moved[:, 2:]
+    np.testing.assert_allclose(predicted_px[1:], expected[1:], atol=1e-2)
+
+
+def test_the_page_shows_samples_of_the_whole_validation(tiles: Tiles) -> None:
+    """Six tiles of three batches of eight: the first and the fifth of each; of none, no page."""
+    page = PicturePage(6, 3)
+    for k in range(3):
+        batch = dataclasses.replace(make_batch(8, 32, 32, noise=True), sample_index=torch.arange(8) + 8 * k)
+        page.add(batch, truth(batch))
+    shown = [int(caption.split()[1].rstrip(":")) for *_, caption in tiles]
+    assert shown == [0, 4, 8, 12, 16, 20]
+    assert PicturePage(0, 3).write(Path("nowhere.png")) is None
