@@ -14,7 +14,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ INDEX_DTYPE = np.dtype(
 (H, W) that its picture and its depth have.
 """
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever INDEX_DTYPE or the meaning of a field changes."""
 
 _CHUNK = 250
@@ -156,10 +156,16 @@ def open_index(
             _log.info(f"HO3D index: what stands in {store.place} does not fit the data; making it anew.")
         return _make(config, frames, hand, folder, show_progress)
 
-    derived = store.ensure(fingerprint, make)
+    def find(say: bool) -> Derived | None:
+        found = store.find(fingerprint, say=say)
+        if found is None or found.facts["unusable"] == _picture_stamp(config, _unusable(found).faults):
+            return found
+        found.close()
+        return None
+
+    derived = store.ensure(fingerprint, make, find=find)
     require_count(config, frames, derived.facts["listed"])
-    with derived.open(_UNUSABLE) as file:
-        UnusableFrames.from_json(json.load(file)).require(config, derived.path(_LISTING))
+    _unusable(derived).require(config, derived.path(_LISTING))
     return AnnotationIndex(name, derived)
 
 
@@ -190,6 +196,32 @@ def _fingerprint(config: DatasetConfig, frames: FrameList, hand: ManoLayer) -> d
     }
 
 
+def _unusable(derived: Derived) -> UnusableFrames:
+    """What an index left out."""
+    with derived.open(_UNUSABLE) as file:
+        return UnusableFrames.from_json(json.load(file))
+
+
+def _picture_stamp(config: DatasetConfig, names: Iterable[str]) -> str:
+    """Hex digest of sizes and times of the pictures of frames such as `train/MC1/0007`.
+
+    Pictures are stamped by their folders, which one that is mended in place does not change: whoever mends an
+    unusable frame must not hear of it again.
+    """
+    states: list[tuple[int, int, int] | None] = []
+    for name in names:
+        listed, sequence, frame = name.split("/")
+        for kind in ("rgb", "depth"):
+            path = frame_path(config.root_dir, listed, sequence, int(frame), kind, config.version)
+            try:
+                status = path.stat()
+            except OSError:
+                states.append(None)
+            else:
+                states.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+
+
 def _make(
     config: DatasetConfig, frames: FrameList, hand: ManoLayer, folder: Path, show: bool
 ) -> dict[str, Any]:
@@ -216,6 +248,7 @@ def _make(
     )
     return {
         "listed": len(frames.frames),
+        "unusable": _picture_stamp(config, unusable.faults),
         "sequences": list(frames.sequences),
         "frames_sha256": digest,
         "labels_sha256": hashlib.sha256(packed.tobytes()).hexdigest(),

@@ -68,7 +68,7 @@ def suffix(kind: str, version: str) -> str:
     return _SUFFIX[version][kind]
 
 
-def frame_path(root: Path, name: ListName, sequence: str, frame: int, kind: str, version: str) -> Path:
+def frame_path(root: Path, name: str, sequence: str, frame: int, kind: str, version: str) -> Path:
     """Path of one file of one frame."""
     return root / f"{name}/{sequence}/{kind}/{frame_name(frame)}{suffix(kind, version)}"
 

@@ -176,6 +176,20 @@ def test_a_picture_replaced_by_one_of_another_size_is_not_drawn(tmp_path: Path) 
             opened.raw(SampleKey(0))
 
 
+@pytest.mark.parametrize("kind", ["rgb", "depth"])
+def test_an_unusable_picture_that_is_mended_in_place_is_usable(tmp_path: Path, kind: str) -> None:
+    """So says the error: copied over, the file leaves its folder its time, and the error would stay."""
+    write_tree(tmp_path, SEQUENCES)
+    path = next((tmp_path / "train" / "MC1" / kind).iterdir())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:9])
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"1 of 7 frames are unusable.*train/MC1/{path.stem}"):
+            build(tmp_path)
+    path.write_bytes(whole)
+    assert len(build(tmp_path).rows) == 7
+
+
 def test_a_loader_process_reads_the_rows_that_its_run_opened(tmp_path: Path) -> None:
     """Another run rebuilds the index (one annotation restored): rows shift, val would hold training frames.
 
