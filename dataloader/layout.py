@@ -10,6 +10,8 @@ from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
+from operator import itemgetter
 from pathlib import Path
 
 from dataloader.meta import ListName
@@ -55,7 +57,8 @@ class FrameList:
     def sequences(self) -> tuple[str, ...]:
         """Sequence names in order of appearance; read without a look at the rest of a line."""
         lines = map(str.strip, _text(self.content).splitlines())
-        return tuple(dict.fromkeys(line.partition("/")[0] for line in lines if line))
+        heads = map(itemgetter(0), map(str.partition, lines, repeat("/")))
+        return tuple(filter(None, dict.fromkeys(heads)))
 
 
 def frame_name(frame: int) -> str:

@@ -49,7 +49,7 @@ def read_plain(path: Path, most: int) -> bytes:
     with open_plain(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > most:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes, at most {most:,} are read", os.fspath(path))
-        return file.read(most)
+        return file.read(size)
 
 
 @contextlib.contextmanager

@@ -34,9 +34,9 @@ _ROLES = (
 _LENGTHS = {-2: 1, -3: 4, -4: 4, -5: 8}
 """Bytes of an argument's length, by pickletools' codes; -1 is a line."""
 
-_Step = tuple[int, int, int, int, bool, int]
-"""Role; bytes with the argument, 0 if that differs; pickletools' code of the argument; values taken beside
-those above a mark, whether those are taken, values made."""
+_Step = tuple[int, int, int, tuple[int, bool, int]]
+"""Role; bytes with the argument, 0 if that differs; pickletools' code of the argument; and the effect: values
+taken beside those above a mark, whether those are taken, values made."""
 
 
 def _table() -> list[_Step | None]:
@@ -53,7 +53,7 @@ def _table() -> list[_Step | None]:
         if role is None:
             role = _ATOM if pushes == 1 and not op.stack_before else _OTHER
         # A frame's argument is the length of what follows, which is walked anyway.
-        table[ord(op.code)] = role, max(0, 1 + argument), argument, pops, to_mark, pushes
+        table[ord(op.code)] = role, max(0, 1 + argument), argument, (pops, to_mark, pushes)
     return table
 
 
@@ -75,41 +75,41 @@ def require_bounded(content: bytes) -> None:
         step = _STEPS[content[at]] if at < length else None
         if step is None:
             raise ValueError("it is cut short" if at >= length else f"no instruction at byte {at:,}")
-        role, size, argument, *effect = step
+        role, size, argument, effect = step
         begin = at + 1
         at = at + size if size else _end(content, begin, argument, 1 + (role == _NAME))
         if at > length:
             raise ValueError(f"the instruction at byte {begin - 1:,} ends behind the file")
-        if role == _ATOM:
+        if role == _KEEP:  # an index of one byte needs no function: most instructions have one
+            memo[content[begin] if argument == 1 else _place(memo, content[begin:at], argument)] = stack[-1]
+        elif role == _ATOM:
             stack.append(1)
-        elif role == _KEEP:
-            memo[_place(memo, content[begin:at], argument)] = stack[-1]
+        elif role == _FETCH:
+            stack.append(memo[content[begin] if argument == 1 else _index(content[begin:at], argument)])
+            shared += stack[-1]
+            if shared > _SHARED * length:
+                raise ValueError("it holds the same values in one another, again and again")
         elif role == _MARK:
             marks.append(len(stack))
-        elif role == _FETCH:
-            stack.append(memo[_index(content[begin:at], argument)])
-            shared += stack[-1]
         elif role == _STOP:
             return
+        elif role == _POP and marks and marks[-1] == len(stack):
+            marks.pop()  # it takes a mark where one is on top
         else:
-            _change(stack, marks, role, *effect)
-        if shared > _SHARED * length:
-            raise ValueError("it holds the same values in one another, again and again")
+            _change(stack, marks, role, effect)
     raise ValueError(f"more than {MOST_STEPS:,} instructions")
 
 
-def _change(stack: list[int], marks: list[int], role: int, pops: int, to_mark: int, pushes: int) -> None:
+def _change(stack: list[int], marks: list[int], role: int, effect: tuple[int, bool, int]) -> None:
     """Take values from the stack and put others there."""
-    if role == _POP and marks and marks[-1] == len(stack):
-        marks.pop()  # it takes a mark where one is on top
-        return
+    pops, to_mark, pushes = effect
     floor = (marks.pop() if to_mark else len(stack)) - pops
     if floor < (marks[-1] if marks else 0):
         raise ValueError("it takes more than there is")
     weight = 1 + sum(stack[floor:]) if role == _TUPLE else 1
     if weight > MOST_NESTED:
         raise ValueError(f"more than {MOST_NESTED:,} values in one tuple")
-    stack[floor:] = [weight] * pushes
+    stack[floor:] = (weight,) * pushes
 
 
 def _place(memo: dict[int, int], argument: bytes, kind: int) -> int:

@@ -194,6 +194,7 @@ MANO_GLOBALS: AllowList = {
 _MADE, _MADE_BASE = 4, 10_000
 """Bytes that may be made of a file's content: per byte of it, and at all. Protocols 0 to 2 make an array's
 bytes of text, and the array of them."""
+_HOLDS_ARRAYS = (tuple, dict, list, Record, _ArrayRecord, np.ndarray)
 _MEMBER = 64
 """Bytes that a member of a set is counted as."""
 
@@ -255,12 +256,12 @@ class _Unpickler(pickle.Unpickler):
         """
         if isinstance(value, _DtypeRecord):
             return value.dtype
-        if not isinstance(value, tuple | dict | list | Record | _ArrayRecord | np.ndarray):
+        if not isinstance(value, _HOLDS_ARRAYS):
             return value
         if (known := self._done.get(id(value))) is not None:
             return known[1]
         turned: Any = value
-        if isinstance(value, _ArrayRecord | np.ndarray):
+        if isinstance(value, (_ArrayRecord, np.ndarray)):
             array = value.value if isinstance(value, _ArrayRecord) else value
             self._count(array.nbytes)
             turned = array.copy(order="K")  # one that can be written to
