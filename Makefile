@@ -67,9 +67,8 @@ learn: learn-data
 		--held-out $$(ls -d runs/*-learn-$(SEED)-held-out | tail -n 1) \
 		--random $$(ls -d runs/*-learn-$(SEED)-random | tail -n 1)
 
-# One thread each: the test processes share the cores already.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check .

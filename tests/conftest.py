@@ -1,15 +1,20 @@
-"""What holds for every test: long files begin first, and no process outlives its test."""
+"""What holds for every test: one thread, long files begin first, and no process outlives its test."""
 
 from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests import processes
 from tests.rooms.sources import ROOT
+
+os.environ["OMP_NUM_THREADS"] = "1"
+"""The test processes share the cores already, and a fork of a process whose torch has used several threads
+can wait for ever for the others. Set before any test imports torch."""
 
 _LONG = ROOT / "tests" / "end_to_end"
 _PRELOADED = ("train", "test_distributed_eval", "torch._inductor", "torch.utils.tensorboard")

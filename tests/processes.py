@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,16 +66,53 @@ def end_all() -> list[str]:
 
 
 def end_tree(pid: int) -> None:
-    """Kill a process and its descendants (torchrun's ranks have sessions of their own)."""
+    """Kill a process and its descendants (torchrun's ranks have sessions of their own), and see them gone.
+
+    They are stopped first: one that runs could start another behind our back.
+
+    Raises:
+        TimeoutError: one is still there after 30 s.
+    """
+    wanted: set[int] = set()
+    while more := _tree(pid) - wanted:
+        _signal_all(more, signal.SIGSTOP)
+        wanted |= more
+    _signal_all(wanted, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while left := sorted(filter(alive, wanted)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {left} are still there, 30 s after they were killed")
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and not just waiting to be collected."""
+    try:
+        return _stat(pid)[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and what follows; the name in parentheses before them may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _tree(pid: int) -> set[int]:
+    """A process and its descendants."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
-                # The name in parentheses may hold anything; the parent is the second word behind it.
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    wanted = {pid}
-    while more := {child for child, parent in parents.items() if parent in wanted} - wanted:
-        wanted |= more
-    for each in wanted:
+                parents[int(entry.name)] = int(_stat(int(entry.name))[1])
+    tree = {pid} & parents.keys()
+    while more := {child for child, parent in parents.items() if parent in tree} - tree:
+        tree |= more
+    return tree
+
+
+def _signal_all(pids: set[int], number: signal.Signals) -> None:
+    """Send one signal to each that is still there."""
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
+            os.kill(pid, number)

@@ -21,19 +21,13 @@ time.sleep(120)
 """
 
 
-def alive(pid: int) -> bool:
-    """Whether a process is there and not just waiting to be collected."""
-    path = Path(f"/proc/{pid}/stat")
-    return path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 def test_a_command_that_hangs_ends_with_what_it_started(tmp_path: Path) -> None:
     """Its child has a session of its own and holds its pipe, as a rank of torchrun does."""
     note, began = tmp_path / "pid", time.monotonic()
     with pytest.raises(TimeoutError, match=r"(?s)did not end in 2 s\. It said:.*rank 1 waits"):
         processes.run([sys.executable, "-c", STUCK, str(note)], cwd=ROOT, timeout_s=2.0)
     assert time.monotonic() - began < 60, "a longest time of 2 s that lasts until the child's own end"
-    assert not alive(int(note.read_text()))
+    assert not processes.alive(int(note.read_text()))
 
 
 def test_a_command_left_in_the_background_is_ended_and_named(tmp_path: Path) -> None:
@@ -45,5 +39,5 @@ def test_a_command_left_in_the_background_is_ended_and_named(tmp_path: Path) -> 
     assert process.stdout.readline() == "rank 1 waits\n"
     (left,) = processes.end_all()
     assert "rank 1 waits" in left
-    assert not alive(process.pid)
+    assert not processes.alive(process.pid)
     assert processes.end_all() == []
