@@ -7,7 +7,8 @@ The first looks at set-up, training and validation batches, and a few training s
 rank; with a checkpoint also at its predictions and its score on the first validation samples. No run folder
 and no weights are written; the annotation index and the crop cache are built if they are not there. The
 second counts how close the validation split is to training. One line per finding: OK, WARN or FAIL, what was
-looked at, what was seen and expected, and where to mend it. Without --config, --checkpoint gives the settings.
+looked at, what was seen and expected, and where to mend it. --checkpoint alone
+also gives the settings.
 Exit status: 0, 1 after a FAIL, 2 with one line for what kept a check from being made.
 """
 
