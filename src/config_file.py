@@ -181,7 +181,7 @@ def _read_with_base(path: Path, faults: _Faults) -> dict[str, _Leaf]:
         leaves = {**found, **leaves}
         if base is None:
             return leaves
-        if not isinstance(base.value, str):
+        if not isinstance(base.value, str) or not base.value or "\0" in base.value:
             faults.add(base.origin, "base", f"must name one YAML file, got {base.value!r}")
             return leaves
         parent = chain[-1].parent / base.value
@@ -201,7 +201,7 @@ def _read(path: Path, faults: _Faults, asked_by: str) -> dict[str, _Leaf]:
     leaves: dict[str, _Leaf] = {}
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name with a NUL
+    except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         remedy = f"It is the {asked_by}" if asked_by else "Give an existing YAML file with --config"
         faults.add(str(path), "", f"{reason}. {remedy}")

@@ -14,7 +14,6 @@ Frame of the file: fingers along -x, back of the hand +y, thumb +z, metres; the 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from pathlib import Path
@@ -30,6 +29,7 @@ from src.hand.standin_mesh import NUM_VERTICES, Mesh, build_mesh, relax, transpo
 from src.hand.standin_shape import Array, Index, flexion_axes, make_skeleton
 from src.hand.standin_skin import joint_regressor, pose_correctives, skinning_weights
 from src.runtime import safe_pickle
+from src.runtime.command_line import make_parser
 from src.runtime.files import atomic_write
 
 DEFAULT_PATH = Path("data/standin/STANDIN_RIGHT.pkl")
@@ -202,9 +202,7 @@ def write_standin(path: Path | str = DEFAULT_PATH) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m src.hand.standin", description="Write the stand-in hand."
-    )
+    parser = make_parser("python -m src.hand.standin", "Write the stand-in hand.")
     parser.add_argument("--out", type=Path, default=DEFAULT_PATH, help="file to write (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:

@@ -28,6 +28,7 @@ from src.errors import ConfigError, DataError, UTNetError
 from src.evaluation.metrics import mean
 from src.evaluation.shard import MESH_USABLE
 from src.evaluation.statistics import Interval, bootstrap_mean
+from src.runtime.command_line import make_parser
 from src.runtime.debug import trace_enabled
 from src.runtime.files import atomic_write, read_npz
 
@@ -87,9 +88,7 @@ class Pairs:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line -> namespace; argparse leaves with status 2 by itself."""
-    parser = argparse.ArgumentParser(
-        prog="python -m src.tools.compare", description="Compare two validations of the same frames."
-    )
+    parser = make_parser("python -m src.tools.compare", "Compare two validations of the same frames.")
     add = parser.add_argument
     add("a", type=Path, metavar="A.npz", help="per-sample file of the first validation")
     add("b", type=Path, metavar="B.npz", help="per-sample file of the second")

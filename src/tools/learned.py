@@ -9,7 +9,6 @@ held-out frames, and ends with the line RESULT. Exit status 2 with one line for 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from src.geometry.camera import project
 from src.hand.mano import ManoLayer
 from src.render.pictures import grid, picture_from_network, truth_and_prediction, write_picture
 from src.runtime import log
+from src.runtime.command_line import make_parser
 from src.runtime.files import read_npz
 from src.runtime.seed import stream
 from src.schema import Shown
@@ -44,7 +44,7 @@ _FACTS = ("frame", "pred_joints_cam_m", "split_hash")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; exit status 0, or 2 with one line."""
-    parser = argparse.ArgumentParser(prog="python -m src.tools.learned", description=__doc__)
+    parser = make_parser("python -m src.tools.learned", __doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder of the training")
     parser.add_argument("--held-out", type=Path, required=True, help="run folder of --evaluate on val")
     parser.add_argument("--random", type=Path, required=True, help="run folder of --evaluate by frame")
