@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from dataloader.synthetic.writer import Parameters, write_tree
+from dataloader.synthetic.writer import Parameters, look_first, write_tree
 from src.errors import UTNetError
 from src.hand.mano_assets import HandAsset, load_hand_asset
 from src.hand.standin import build_standin
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             held_out_sequences=options.held_out_sequences,
             held_out_frames=options.held_out_frames,
         )
+        look_first(options.out, parameters)  # before the hand is built, which takes seconds
         write_tree(options.out, parameters, _hand(options.hand), workers=options.workers)
     except UTNetError as error:
         sys.stderr.write(f"{error}\n")

@@ -30,7 +30,7 @@ from src.hand.standin_shape import Array, Index, flexion_axes, make_skeleton
 from src.hand.standin_skin import joint_regressor, pose_correctives, skinning_weights
 from src.runtime import safe_pickle
 from src.runtime.command_line import make_parser
-from src.runtime.files import atomic_write
+from src.runtime.files import atomic_write, require_place
 
 DEFAULT_PATH = Path("data/standin/STANDIN_RIGHT.pkl")
 ROOT_M = np.array([0.0957, 0.0064, 0.0062])
@@ -182,7 +182,8 @@ def write_standin(path: Path | str = DEFAULT_PATH) -> Path:
         the path.
 
     Raises:
-        AssetError: another file is at `path`, or the folder cannot be written to.
+        AssetError: another file is at `path`, or writing it failed.
+        DataError: the folder cannot be written to; that is seen before the hand is built.
     """
     path = Path(path)
     if path.exists():
@@ -192,6 +193,7 @@ def write_standin(path: Path | str = DEFAULT_PATH) -> Path:
                 "Name another --out, or remove it yourself."
             )
         return path
+    require_place(path)
     try:
         with atomic_write(path) as file:
             file.write(standin_bytes())

@@ -30,7 +30,7 @@ from src.evaluation.shard import MESH_USABLE
 from src.evaluation.statistics import Interval, bootstrap_mean
 from src.runtime.command_line import make_parser
 from src.runtime.debug import trace_enabled
-from src.runtime.files import atomic_write, read_npz
+from src.runtime.files import atomic_write, read_npz, require_place
 
 LEVEL = 0.95
 FEW_GROUPS = 10
@@ -121,10 +121,12 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     Raises:
         ConfigError: --top is negative.
         DataError: a file is torn or another program's, has no such metric, split, labels, unit or frames
-            differ, or no frame has a number in both.
+            differ, or no frame has a number in both; or --csv cannot be written.
     """
     if arguments.top < 0:
         raise ConfigError(f"--top: got {arguments.top}, want 0 or more")
+    if arguments.csv is not None:
+        require_place(arguments.csv)
     a, b = (read_per_sample(path, arguments.metric) for path in (arguments.a, arguments.b))
     lines = [
         f"{name}: {file.path} ({len(file.frames)} frames of {file.split}, split {file.split_hash})"

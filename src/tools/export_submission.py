@@ -46,6 +46,7 @@ from src.runtime import log
 from src.runtime.command_line import make_parser
 from src.runtime.debug import trace_enabled
 from src.runtime.distributed import DistContext, rank_from_environment, setup_distributed
+from src.runtime.files import require_place
 from src.runtime.machine import configure_torch
 from src.runtime.progress import progress
 from src.training import checkpoint as ckpt
@@ -109,6 +110,7 @@ def export(arguments: argparse.Namespace) -> Submission:
     modality: Modality = "rgb" if arguments.without_depth else "rgbd"
     out = output_folder(arguments)
     require_free(out, arguments.overwrite)
+    require_place(out / "pred.zip")
     state = open_checkpoint(arguments.checkpoint)
     config = run_config(state, arguments)
     context = setup_distributed(config.runtime.device)

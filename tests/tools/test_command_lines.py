@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ import train
 from dataloader.synthetic import __main__ as synthetic
 from src.hand import standin
 from src.tools import compare, doctor, export_submission, learned
+
+LEARNED = ["--run", "a", "--held-out", "b", "--random", "c"]
 
 
 def test_an_option_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,3 +34,49 @@ def test_an_option_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{option} is given twice, keep one" in capsys.readouterr().err
     line = ["seed=1", "--config", "a", "name=x", "--evaluate", "b", "split.by=frame"]
     assert train.parse_arguments(line).overrides == ["seed=1", "name=x", "split.by=frame"]
+
+
+def test_every_tool_looks_where_it_writes_before_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Minutes of pictures or predictions were made first, and then there was no place for them."""
+    (tmp_path / "folder.csv" / "x").mkdir(parents=True)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("src.runtime.log.configure", lambda **_: None)
+    asked: list[tuple[Callable[[list[str]], int], list[str], str, str, str]] = [
+        (synthetic.main, ["--out"], "folder.csv", "dataloader.synthetic.__main__._hand", "is not empty"),
+        (synthetic.main, ["--out"], "file", "dataloader.synthetic.__main__._hand", "is a file"),
+        (synthetic.main, ["--out"], "file/x", "dataloader.synthetic.__main__._hand", "Not a directory"),
+        (standin.main, ["--out"], "file/x.pkl", "src.hand.standin.build_standin", "Not a directory"),
+        (compare.main, ["a", "b", "--csv"], "folder.csv", "src.tools.compare.read_per_sample", "is a folder"),
+        (compare.main, ["a", "b", "--csv"], "file/x", "src.tools.compare.read_per_sample", "Not a directory"),
+        (learned.main, [*LEARNED, "--out"], "folder.png", "src.tools.learned.load_config", "is a folder"),
+        (
+            learned.main,
+            [*LEARNED, "--out"],
+            "page.txt",
+            "src.tools.learned.load_config",
+            "ends in .png, .jpg",
+        ),
+        (
+            export_submission.main,
+            ["--checkpoint", "a", "--out"],
+            "file",
+            "src.tools.export_submission.open_checkpoint",
+            "Not a directory",
+        ),
+    ]
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("it works already")
+
+    for main, given, out, begins, said in asked:
+        with monkeypatch.context() as patch:
+            patch.setattr(begins, work)
+            assert main([*given, str(tmp_path / out)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert str(tmp_path / out) in error
+        assert said in error
+    assert {p.name for p in tmp_path.rglob("*")} == {"folder.csv", "x", "folder.png", "file"}
