@@ -9,7 +9,9 @@ import pytest
 
 import train
 from dataloader.synthetic import __main__ as synthetic
+from src.config import RunConfig
 from src.hand import standin
+from src.runtime.tensor_file import save_tensors
 from src.tools import compare, doctor, export_submission, learned
 
 LEARNED = ["--run", "a", "--held-out", "b", "--random", "c"]
@@ -34,6 +36,24 @@ def test_an_option_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{option} is given twice, keep one" in capsys.readouterr().err
     line = ["seed=1", "--config", "a", "name=x", "--evaluate", "b", "split.by=frame"]
     assert train.parse_arguments(line).overrides == ["seed=1", "name=x", "split.by=frame"]
+
+
+def test_the_doctor_takes_the_settings_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint looked at with the settings of another run looks ill; with none named there are none."""
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("src.runtime.log.configure", lambda **_: None)
+    monkeypatch.setattr(doctor, "examine", lambda config, _: seen.append(config) or iter(()))
+    kept = {"name": "theirs", "logging": {"runs_dir": "/theirs"}}
+    state = {"format": 3, "model": {}, "step": 4, "progress": {}, "config": kept}
+    save_tensors(state, tmp_path / "a.pt")
+    assert doctor.main(["seed=3", "--checkpoint", str(tmp_path / "a.pt")]) == 0
+    assert seen == [RunConfig(name="theirs", seed=3)]
+    with pytest.raises(SystemExit) as left:
+        doctor.main(["--leaks"])
+    assert left.value.code == 2
+    assert "give --config, or --checkpoint" in capsys.readouterr().err
 
 
 def test_every_tool_looks_where_it_writes_before_it_works(
