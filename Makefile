@@ -24,7 +24,7 @@ setup: $(VENV)/.ready
 
 # The stamp is newer than the requirements only after a complete install.
 $(VENV)/.ready: requirements.txt requirements-dev.txt
-	@sh .ci/check_python '$(PYTHON)' '$(MAKECMDGOALS)' $(VENV)
+	@sh .ci/check_python '$(PYTHON)' '$(MAKECMDGOALS)' $(VENV) $(origin PYTHON)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt

@@ -51,7 +51,7 @@ class Machine:
         path.write_text(
             "#!/bin/sh\n"
             f'case "$*" in *version_info*) echo "utnet {version}" ;;\n'
-            f"*ensurepip*) exit {int(not environments)} ;;\n"
+            f"*ensurepip*|*--version*) exit {int(not environments)} ;;\n"
             '*) echo "goes on with: $*"; exit 7 ;; esac\n'
         )
         path.chmod(0o755)
@@ -141,6 +141,14 @@ def test_an_old_environment_is_not_kept(machine: Machine) -> None:
     machine.python("python3", "3.12")
     machine.python("python", "3.9", at=machine.folder / ".venv" / "bin")
     assert f"{NEED}; .venv is of 3.9. Remove it: make clean\n" in machine.setup()
+
+
+def test_an_environment_that_is_there_does(machine: Machine) -> None:
+    """Made with PYTHON=..., once: new requirements must not ask again, where python3 is another one."""
+    machine.python("python3", "3.9")
+    machine.python("python", "3.12", at=machine.folder / ".venv" / "bin")
+    assert "goes on with: -m pip install" in machine.setup()
+    assert f"{NEED}; python3 is 3.9. " in machine.setup("PYTHON=python3")  # asked for by name
 
 
 def test_readme_names_the_versions_that_are_checked() -> None:
