@@ -24,9 +24,8 @@ setup: $(VENV)/.ready
 
 # The stamp is newer than the requirements only after a complete install.
 $(VENV)/.ready: requirements.txt requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "UTNet needs Python 3.11 to 3.13; $(PYTHON) is older. Use: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@sh .ci/check_python '$(PYTHON)' '$(MAKECMDGOALS)' $(VENV) $(origin PYTHON)
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
@@ -46,7 +45,7 @@ demo: demo-data
 		echo "  checkpoints         $$run/checkpoints/{last,best}.pt"; \
 		echo "  curves              $(BIN)/tensorboard --logdir runs"; \
 		echo "  the data            $(DATA)/HO3D_synthetic/train/*/rgb/*.jpg"; \
-		echo "  score a checkpoint  $(BIN)/python train.py --config config/demo.yaml --evaluate $$run/checkpoints/best.pt"
+		echo "  score a checkpoint  $(BIN)/python train.py --evaluate $$run/checkpoints/best.pt"
 
 learn-data: setup
 	$(BIN)/python -m src.hand.standin --out data/learn/STANDIN_RIGHT.pkl

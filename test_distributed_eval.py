@@ -32,6 +32,7 @@ from src.errors import ConfigError, UTNetError
 from src.evaluation.collect import collect
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, report_lines
 from src.evaluation.seeded import MESH_COLUMNS, Samples, known_answers, make_samples, mesh_columns
+from src.runtime.command_line import make_parser
 from src.runtime.distributed import DistContext, setup_distributed, spawn_ranks, teardown
 from src.runtime.link import Link
 from src.runtime.meeting import lost_peer
@@ -261,7 +262,7 @@ def _costs(result: CheckedResult, shards: float, growth: int | None, samples: Sa
 
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="test_distributed_eval.py", description=summary)
+    parser = make_parser("test_distributed_eval.py", summary)
     parser.add_argument("--world", type=int, help="start so many gloo ranks here (without torchrun)")
     parser.add_argument("--num-samples", type=int, default=8332, help="samples of the split (8332)")
     parser.add_argument("--batch-size", type=int, default=64, help="samples of a global batch (64)")

@@ -4,6 +4,7 @@
     torchrun --nproc_per_node=4 train.py --evaluate PATH
     python train.py --config config/demo.yaml
 
+Without --config, --evaluate PATH and --resume PATH work with the settings that the checkpoint keeps.
 Without torchrun it is one process, on a GPU if there is one, else on the CPU. A wrong configuration, missing
 data or a step that must not be taken prints one line and leaves with status 2.
 """
@@ -25,7 +26,7 @@ from dataloader.build import DeviceLoader, build_eval_loader, build_splits, buil
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.leaks import FrameNames, find_leaks
 from src.config import RunConfig
-from src.config_file import config_to_yaml, load_config
+from src.config_file import config_to_yaml
 from src.errors import UTNetError
 from src.evaluation.baselines import BaselineRows, cached_baselines
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
@@ -33,6 +34,7 @@ from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.runtime import log
+from src.runtime.command_line import make_parser
 from src.runtime.complaint import complaint
 from src.runtime.debug import DebugBatches, debug_loss_enabled, trace_enabled
 from src.runtime.distributed import (
@@ -51,6 +53,7 @@ from src.runtime.signals import StopRequest
 from src.schema import Shown
 from src.training import checkpoint as ckpt
 from src.training.checkpoint_folder import best_so_far, names_due, open_checkpoint, prune
+from src.training.checkpoint_settings import DEFAULT_CONFIG, Settings, command_settings
 from src.training.diagnosis.doctor import Doctor
 from src.training.mesh_scorer import MeshScorer
 from src.training.optim import describe_rate, global_batch
@@ -105,9 +108,12 @@ class Run:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line -> namespace."""
-    parser = argparse.ArgumentParser(description="Train UTNet on HO3D, or evaluate a checkpoint.")
+    parser = make_parser(None, "Train UTNet on HO3D, or evaluate a checkpoint.")
     parser.add_argument(
-        "--config", type=Path, default=Path("config/config.yaml"), help="YAML file of the run"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"YAML file of the run; default: the settings kept in the checkpoint, or {DEFAULT_CONFIG}",
     )
     parser.add_argument(
         "--resume", metavar="auto|PATH", help="go on from a checkpoint; auto: the newest of this name"
@@ -117,7 +123,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--print-config", action="store_true", help="print the resolved configuration and leave"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings that win over the file"
+        "overrides", nargs="*", metavar="section.key=value", help="settings that win over all others"
     )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.resume and arguments.evaluate:
@@ -130,11 +136,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     log.configure(rank=rank_from_environment())
     try:
-        config = load_config(arguments.config, arguments.overrides)
+        settings = command_settings(
+            arguments.config,
+            arguments.overrides,
+            evaluate=arguments.evaluate,
+            resume=arguments.resume,
+            rank=rank_from_environment(),
+        )
         if arguments.print_config:
-            print(config_to_yaml(config), end="")
+            print(config_to_yaml(settings.config), end="")
             return 0
-        status = run_command(config, arguments)
+        status = run_command(settings, arguments)
     except (UTNetError, OSError, RuntimeError) as error:
         if trace_enabled() or (isinstance(error, RuntimeError) and not lost_peer(error)):
             raise
@@ -146,24 +158,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def run_command(config: RunConfig, arguments: argparse.Namespace) -> int:
+def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
     """Join the ranks and do what the command line asks; returns the exit status."""
+    config = settings.config
     if not arguments.evaluate:
         require_selectable(config.validation)
     context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.validation.timeout_s)
     configure_torch(config.runtime)
     with context.naming_the_lost():
         if arguments.evaluate:
-            status = run_evaluation(config, context, arguments.evaluate)
+            status = run_evaluation(settings, context, arguments.evaluate)
         else:
-            status = run_training(config, context, arguments.resume)
+            status = run_training(settings, context, arguments.resume)
         context.finish()
     return status
 
 
-def run_training(config: RunConfig, context: DistContext, resume: str | None) -> int:
+def run_training(settings: Settings, context: DistContext, resume: str | None) -> int:
     """Train from scratch or from a checkpoint; 0 when finished, 3 when a signal ended it after saving."""
+    config = settings.config
     source, run_dir = open_run_folder(config, context, resume)
+    settings.log()
     run = build_run(config, context, run_dir, source)
     run.stop.install()
     finished = True
@@ -185,13 +200,15 @@ def run_training(config: RunConfig, context: DistContext, resume: str | None) ->
     return 0
 
 
-def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
+def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
     """Score a checkpoint on validation.split and write the per-sample file.
 
     Raises:
         TrainingError: a score is not finite; all that is said of it is written by then.
     """
+    config = settings.config
     _, run_dir = open_run_folder(config, context, None)
+    settings.log()
     hand, model, loss = build_model(config, context, fresh=False)
     state = context.together(
         "reading the checkpoint", lambda: open_checkpoint(path, look_around=context.is_main)

@@ -1,7 +1,7 @@
 """What a run is configured by: frozen dataclasses with the unit and the range of every field.
 
 `src/config_file.py` reads them from strict YAML with dotted overrides. Precedence, last wins: the defaults
-here, the YAML's `base`, the YAML, the command line. Paths are relative to the working directory.
+here, the YAML's bases, the YAML, the command line. Paths are relative to the working directory.
 """
 
 from __future__ import annotations

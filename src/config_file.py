@@ -1,7 +1,7 @@
 """Strict YAML and dotted overrides -> `RunConfig`; every fault of all sources is reported at once.
 
-A YAML file may name one parent with `base: other.yaml` (relative to itself). Each leaf remembers where it was
-written, so an error names the file and line, the key and the rule that it breaks.
+A YAML file may name a parent with `base: other.yaml` (relative to itself), which may have one too. Each leaf
+remembers where it was written, so an error names the file and line, the key and the rule that it breaks.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import operator
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,15 @@ import yaml
 
 from src.config import COUNT_OR_SHARE, RunConfig, count_or_share
 from src.errors import ConfigError
+
+WRITTEN_TO = ("dataset.cache", "dataset.index_dir", "logging.runs_dir")
+"""Keys that say where something is written.
+
+The command line, a file that it names or the defaults decide them, never a checkpoint: whoever sends one
+would choose where others write.
+"""
+MAX_FILES = 16
+"""Longest chain of files by `base:`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,9 @@ _REPLACED = {
         "that cannot be used, not unreadable annotations alone",
     ),
 }
+
+
+_SECTIONS = typing.get_type_hints(RunConfig)
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def config_from_dict(tree: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that `config_to_dict` wrote, e.g. into a checkpoint, checked like a file.
+    """The configuration that `config_to_dict` wrote into a checkpoint, checked like a file.
+
+    The keys of WRITTEN_TO are not taken from `tree`: they have their defaults, or what `overrides` say.
 
     Args:
         tree: what was written, by this version or by one whose keys have been replaced.
@@ -95,14 +110,13 @@ def config_from_dict(tree: Mapping[str, Any], origin: str, overrides: Sequence[s
     faults = _Faults()
     leaves: dict[str, _Leaf] = {}
 
-    def walk(node: Mapping[str, Any], prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, Mapping):
-                walk(value, f"{prefix}{key}.")
-            else:
-                leaves[f"{prefix}{key}"] = _Leaf(value, origin)
-
-    walk(tree, "")
+    for name, value in tree.items():  # sections and keys; what lies deeper is no value of any key
+        if isinstance(value, Mapping):
+            leaves |= {f"{name}.{key}": _Leaf(inner, origin) for key, inner in value.items()}
+        else:
+            leaves[f"{name}"] = _Leaf(value, origin)
+    for key in WRITTEN_TO:
+        leaves.pop(key, None)
     for key in _REPLACED.keys() & leaves.keys():
         leaf, by = leaves.pop(key), _REPLACED[key].by
         if by is not None:
@@ -112,7 +126,7 @@ def config_from_dict(tree: Mapping[str, Any], origin: str, overrides: Sequence[s
 
 
 def config_to_dict(config: Any) -> Any:
-    """Plain tree of a configuration; `config_from_dict(config_to_dict(c), ...) == c`."""
+    """Plain tree of a configuration; `config_from_dict` reads it back, all but the keys of WRITTEN_TO."""
     if dataclasses.is_dataclass(config):
         return {f.name: config_to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, list | tuple):
@@ -127,15 +141,25 @@ def config_to_yaml(config: RunConfig) -> str:
 
 def _override(leaves: dict[str, _Leaf], overrides: Sequence[str], faults: _Faults) -> None:
     """Put `section.key=value` settings over the leaves; what they mean is checked later."""
+    given: dict[str, str] = {}
     for text in overrides:
-        key, sign, value = text.partition("=")
-        if not sign or not key.strip():
+        name, sign, value = text.partition("=")
+        key = name.strip()
+        if not sign or not key:
             faults.add("command line", "", f"{text!r} is not of the form section.key=value")
             continue
+        if key in given:
+            faults.add("command line", key, f"given twice ({given[key]!r} and {text!r}), keep one")
+            continue
+        given[key] = text
         try:
-            leaves[key.strip()] = _Leaf(yaml.safe_load(value), "command line")
-        except yaml.YAMLError:
-            faults.add("command line", key.strip(), f"{value!r} is not a YAML value")
+            leaves[key] = _Leaf(yaml.safe_load(value), "command line")
+        except (yaml.YAMLError, ValueError):  # ValueError: 2026-99-99 is no date
+            faults.add("command line", key, f"{value!r} is not a YAML value")
+            continue
+        if dataclasses.is_dataclass(_SECTIONS.get(key)):
+            faults.add("command line", key, f"is a section: set its keys, as in {key}.KEY=VALUE")
+            del leaves[key]
 
 
 def _checked(leaves: dict[str, _Leaf], faults: _Faults) -> RunConfig:
@@ -148,30 +172,39 @@ def _checked(leaves: dict[str, _Leaf], faults: _Faults) -> RunConfig:
 
 
 def _read_with_base(path: Path, faults: _Faults) -> dict[str, _Leaf]:
-    """Leaves of `path` over those of its base."""
-    leaves = _read(path, faults)
-    base = leaves.pop("base", None)
-    if base is None:
-        return leaves
-    if not isinstance(base.value, str):
-        faults.add(base.origin, "base", f"must name one YAML file, got {base.value!r}")
-        return leaves
-    parent = _read(path.parent / base.value, faults)
-    if "base" in parent:
-        faults.add(
-            parent.pop("base").origin, "base", f"{path} already has it as base, and one parent is the limit"
-        )
-    return {**parent, **leaves}
+    """Leaves of `path` over those of its base, of whose base, and so on."""
+    leaves: dict[str, _Leaf] = {}
+    chain, asked_by = [path], ""
+    while True:
+        found = _read(chain[-1], faults, asked_by)
+        base = found.pop("base", None)
+        leaves = {**found, **leaves}
+        if base is None:
+            return leaves
+        if not isinstance(base.value, str) or not base.value or "\0" in base.value:
+            faults.add(base.origin, "base", f"must name one YAML file, got {base.value!r}")
+            return leaves
+        parent = chain[-1].parent / base.value
+        named = " -> ".join(map(str, [*chain, parent]))
+        if os.path.realpath(parent) in map(os.path.realpath, chain):
+            faults.add(base.origin, "base", f"the files name each other in a circle: {named}")
+            return leaves
+        if len(chain) == MAX_FILES:
+            faults.add(base.origin, "base", f"more than {MAX_FILES} files in a row: {named}")
+            return leaves
+        chain.append(parent)
+        asked_by = f"base in {base.origin}" + (f", by {named}" if len(chain) > 2 else "")
 
 
-def _read(path: Path, faults: _Faults) -> dict[str, _Leaf]:
+def _read(path: Path, faults: _Faults, asked_by: str) -> dict[str, _Leaf]:
     """Leaves of one file by dotted key; problems are noted and the rest is still read."""
     leaves: dict[str, _Leaf] = {}
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        faults.add(str(path), "", f"{reason}. Give an existing YAML file with --config")
+        remedy = f"It is the {asked_by}" if asked_by else "Give an existing YAML file with --config"
+        faults.add(str(path), "", f"{reason}. {remedy}")
         return leaves
     loader = yaml.SafeLoader(text)
     try:

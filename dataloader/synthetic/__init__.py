@@ -12,6 +12,7 @@
     scene.py         one frame: surfaces, shading, segmentation
     depth_sensor.py  what a stereo depth sensor makes of a clean depth map
     frames.py        labels of a frame and its files, in HO3D's formats
+    found.py         what stands at --out already
     writer.py        the whole tree: parameters, workers, record, reuse
 
 Inside: metres, OpenCV camera, MANO16 joints. HO3D's OpenGL axes, joint order and encodings appear in

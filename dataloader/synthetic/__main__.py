@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from dataloader.synthetic.writer import Parameters, write_tree
+from dataloader.synthetic.writer import Parameters, look_first, write_tree
 from src.errors import UTNetError
 from src.hand.mano_assets import HandAsset, load_hand_asset
 from src.hand.standin import build_standin
 from src.runtime import log
+from src.runtime.command_line import make_parser
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             held_out_sequences=options.held_out_sequences,
             held_out_frames=options.held_out_frames,
         )
+        look_first(options.out, parameters)  # before the hand is built, which takes seconds
         write_tree(options.out, parameters, _hand(options.hand), workers=options.workers)
     except UTNetError as error:
         sys.stderr.write(f"{error}\n")
@@ -63,9 +65,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     """The command line; argparse leaves with status 2 by itself."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dataloader.synthetic", description="Write a synthetic data set in HO3D's layout."
-    )
+    parser = make_parser("python -m dataloader.synthetic", "Write a synthetic data set in HO3D's layout.")
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder to write; an equal, complete one is reused")
     add("--sequences", type=int, default=100, help="folders under train/ (a camera's view is a folder)")

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from dataloader.synthetic.cameras import HEIGHT, WIDTH, cameras_around
+from dataloader.synthetic.found import HELD_OUT_NAME, RECORD_NAME, is_there
 from dataloader.synthetic.frames import (
     GL_FROM_CV,
     RGB_SUFFIX,
@@ -44,7 +45,7 @@ from dataloader.synthetic.rig import Array, Rig
 from dataloader.synthetic.scene import Stage
 from src.errors import ConfigError, DataError
 from src.hand.mano_assets import HandAsset
-from src.runtime.files import atomic_directory
+from src.runtime.files import atomic_directory, require_place
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
 from src.runtime.seed import stream
@@ -52,8 +53,10 @@ from src.runtime.seed import stream
 GENERATOR_VERSION = 1
 """Raised whenever the same parameters give other files."""
 
-RECORD_NAME = "synthetic.json"
-HELD_OUT_NAME = "held_out.txt"
+_PICTURES_BYTES: dict[Version, int] = {"v3": 248_000, "v2": 603_000}
+_SMALL_BYTES = 4_096
+_TRUTH_BYTES = 48_000
+"""Mean sizes on the disk of a frame's two pictures, of an annotation or folder, and of a frame's truth."""
 
 _LINKS_PER_FILE = 50_000
 """ext4 allows 65,000 names for one file."""
@@ -99,6 +102,17 @@ class Parameters:
         if wrong:
             raise ConfigError("; ".join(wrong))
 
+    def room(self) -> tuple[int, int]:
+        """(bytes, files and folders) that a tree takes on the disk, about."""
+        folders = self.sequences + self.held_out_sequences + self.evaluation_sequences
+        scored = self.evaluation_sequences * self.frames
+        frames = self.sequences * self.frames + self.held_out_sequences * self.held_out_frames + scored
+        small = frames + 4 * folders + 8  # annotations, folders, and what stands at the top
+        pictures, each = 2 * frames, _PICTURES_BYTES[self.version] // 2
+        if self.annotations_only:
+            pictures, each = 2 * folders, _SMALL_BYTES
+        return small * _SMALL_BYTES + pictures * each + scored * _TRUTH_BYTES, small + pictures
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -122,6 +136,33 @@ class _View:
     held_out: bool = False
 
 
+def look_first(out: Path, parameters: Parameters, asset: HandAsset | None = None) -> Path | None:
+    """Where the tree can be made, its links followed; None if it is there already. Nothing is made.
+
+    Args:
+        out: as asked for.
+        parameters: what is to be made.
+        asset: the hand; None: whatever hand a tree was made with.
+
+    Raises:
+        DataError: `out` holds something else, or a part of this; it cannot be written to, or the disk is too
+            small.
+    """
+    if is_there(out, _wanted(parameters, asset)):
+        return None
+    room_bytes, room_files = parameters.room()
+    return require_place(out, folder=True, room_bytes=room_bytes, room_files=room_files)
+
+
+def _wanted(parameters: Parameters, asset: HandAsset | None) -> dict[str, Any]:
+    """What the record of a tree says of how it was made."""
+    return {
+        "generator": "dataloader.synthetic",
+        "generator_version": GENERATOR_VERSION,
+        "parameters": dataclasses.asdict(parameters),
+    } | ({} if asset is None else {"hand": asset.fingerprint})
+
+
 def write_tree(out: Path, parameters: Parameters, asset: HandAsset, *, workers: int = 1) -> bool:
     """Write a data set, or find that it is there.
 
@@ -136,20 +177,15 @@ def write_tree(out: Path, parameters: Parameters, asset: HandAsset, *, workers: 
 
     Raises:
         ConfigError: fewer than one worker.
-        DataError: `out` holds something else, or a part of this; or pictures cannot be linked.
+        DataError: as of `look_first`; or pictures cannot be linked.
     """
     if workers < 1:
         raise ConfigError(f"--workers: got {workers}, want >= 1")
-    wanted = {
-        "generator": "dataloader.synthetic",
-        "generator_version": GENERATOR_VERSION,
-        "parameters": dataclasses.asdict(parameters),
-        "hand": asset.fingerprint,
-    }
-    if _is_there(out, wanted):
+    wanted = _wanted(parameters, asset)
+    if (place := look_first(out, parameters, asset)) is None:
         _log.info("Synthetic data set %s: complete already, nothing to do", out)
         return False
-    with atomic_directory(out) as root:
+    with atomic_directory(place) as root:
         for split in ("train", "evaluation"):
             (root / split).mkdir()
         total = parameters.sequences + parameters.held_out_sequences + parameters.evaluation_sequences
@@ -341,57 +377,3 @@ def _write_truth(root: Path, names: list[str]) -> None:
             file.write("]")
     for name in names:
         (root / f".{name}.npz").unlink()
-
-
-def _is_there(out: Path, wanted: dict[str, Any]) -> bool:
-    """Whether `out` is a complete tree made with `wanted`; an error where it is anything else but empty or
-    absent."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    remedy = "Name another --out, or remove it yourself."
-    if not out.is_dir():
-        raise DataError(f"{out} is a file; want a folder to write or reuse. {remedy}")
-    try:
-        record = json.loads((out / RECORD_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError as reason:
-        raise DataError(
-            f"{out} is not empty and holds no {RECORD_NAME}: no complete synthetic set. {remedy}"
-        ) from reason
-    except (OSError, ValueError) as reason:
-        raise DataError(f"{out / RECORD_NAME} cannot be read: {reason}. {remedy}") from reason
-    different = _differences(record, wanted)
-    if different:
-        raise DataError(f"{out} was made otherwise: {'; '.join(different)}. {remedy}")
-    _check_whole(out, record, remedy)
-    return True
-
-
-def _differences(record: Any, wanted: dict[str, Any]) -> list[str]:
-    """What a record says that differs from what is wanted, in words."""
-    if not isinstance(record, dict):
-        return ["its record is not a table"]
-    flat = {**{k: v for k, v in wanted.items() if k != "parameters"}, **wanted["parameters"]}
-    parameters = record.get("parameters")
-    # What a record does not name yet, its tree was made without.
-    absent = {"held_out_sequences": 0, "held_out_frames": 1}
-    got = {**absent, **record, **(parameters if isinstance(parameters, dict) else {})}
-    return [f"{key} is {got.get(key)}, want {value}" for key, value in flat.items() if got.get(key) != value]
-
-
-def _check_whole(out: Path, record: dict[str, Any], remedy: str) -> None:
-    """Raise where a complete tree has since lost files."""
-    folders = record.get("folders")
-    if record.get("complete") is not True or not isinstance(folders, dict):
-        raise DataError(f"{out} is partial: {RECORD_NAME} does not say that it is complete. {remedy}")
-    held_out = record["parameters"].get("held_out_sequences", 0)
-    names = ["train.txt", "evaluation.txt", "evaluation_xyz.json", "evaluation_verts.json"]
-    for name in [*names, HELD_OUT_NAME] if held_out else names:
-        if not (out / name).is_file():
-            raise DataError(f"{out} is partial: {name} is missing. {remedy}")
-    train = record["parameters"]["sequences"] + held_out
-    for i, (name, frames) in enumerate(folders.items()):
-        for kind in ("rgb", "depth", "meta"):
-            folder = out / ("train" if i < train else "evaluation") / name / kind
-            found = sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
-            if found != frames:
-                raise DataError(f"{out} is partial: {folder} holds {found} files, want {frames}. {remedy}")

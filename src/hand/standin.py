@@ -14,7 +14,6 @@ Frame of the file: fingers along -x, back of the hand +y, thumb +z, metres; the 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from pathlib import Path
@@ -30,7 +29,8 @@ from src.hand.standin_mesh import NUM_VERTICES, Mesh, build_mesh, relax, transpo
 from src.hand.standin_shape import Array, Index, flexion_axes, make_skeleton
 from src.hand.standin_skin import joint_regressor, pose_correctives, skinning_weights
 from src.runtime import safe_pickle
-from src.runtime.files import atomic_write
+from src.runtime.command_line import make_parser
+from src.runtime.files import atomic_write, require_place
 
 DEFAULT_PATH = Path("data/standin/STANDIN_RIGHT.pkl")
 ROOT_M = np.array([0.0957, 0.0064, 0.0062])
@@ -182,7 +182,8 @@ def write_standin(path: Path | str = DEFAULT_PATH) -> Path:
         the path.
 
     Raises:
-        AssetError: another file is at `path`, or the folder cannot be written to.
+        AssetError: another file is at `path`, or writing it failed.
+        DataError: the folder cannot be written to; that is seen before the hand is built.
     """
     path = Path(path)
     if path.exists():
@@ -192,6 +193,7 @@ def write_standin(path: Path | str = DEFAULT_PATH) -> Path:
                 "Name another --out, or remove it yourself."
             )
         return path
+    require_place(path)
     try:
         with atomic_write(path) as file:
             file.write(standin_bytes())
@@ -202,9 +204,7 @@ def write_standin(path: Path | str = DEFAULT_PATH) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m src.hand.standin", description="Write the stand-in hand."
-    )
+    parser = make_parser("python -m src.hand.standin", "Write the stand-in hand.")
     parser.add_argument("--out", type=Path, default=DEFAULT_PATH, help="file to write (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:

@@ -1,7 +1,9 @@
 """Backbone weights from a local file: torchvision's ViT, timm's, ViTPose's and UTNet's own.
 
 Nothing is loaded "successfully" by accident: keys are renamed by a table, loaded, missing and unexpected ones
-are counted, and below 90 % the file is refused. What the file never has (depth, queries) keeps its start.
+are counted, and below 90 % the file is refused. So is one tensor of another shape, and a file without patch
+projection or positions, however many others fit: a backbone that sees its picture through random weights has
+nobody's features. What the file never has (depth, queries) keeps its start.
 
 Positions: a row of the position table that belongs to the class token is added to the class token, which is
 the same arithmetic. ViTPose has no class token and adds that row to every patch; so do we. Its patch
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.errors import AssetError
+from src.models.tokens import PATCH
 from src.models.utnet import UTNet
+from src.runtime.files import ZIP_FAILURES
 from src.runtime.tensor_file import first_nonfinite, load_tensors
 
 MIN_LOADED = 0.9
@@ -49,6 +54,13 @@ _TIMM = (
     (r"^blocks\.", "vit.blocks."),
 )
 
+_EYES = ("embed.stem.", "embed.positions")
+"""What stands between the picture and the first block: without it the rest of a file is worth nothing."""
+_LIGHTNING = "pytorch-lightning_version"
+"""Key that PyTorch Lightning puts into every checkpoint."""
+_RECORD_BYTES = 1 << 24
+"""As much is looked through for it."""
+
 _FEATURE_KEYS = re.compile(r"^(vit\.|norm_pre\.|encoder\.layers\.|reg_token)")
 """Names that, left over, mean the file's features are computed in another way than ours."""
 
@@ -60,7 +72,7 @@ class LoadReport:
     loaded: tuple[str, ...]
     """Filled from the file."""
     missing: tuple[str, ...]
-    """Wanted by the backbone, absent or of another shape in the file (with the shapes)."""
+    """Wanted by the backbone, absent in the file."""
     unexpected: tuple[str, ...]
     """In the file, with no place in the backbone."""
 
@@ -86,8 +98,9 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
         What was loaded, missing and unexpected.
 
     Raises:
-        AssetError: no such file; damaged, or not a file of weights; less than 90 % of the backbone found;
-            blocks hold tensors that this backbone has no place for; a number is not finite.
+        AssetError: no such file; damaged, or not a file of weights; a tensor of another shape; no patch
+            projection or positions; less than 90 % of the backbone found; blocks hold tensors that this
+            backbone has no place for; a number is not finite.
     """
     found = _rename(_read(path))
     own = any(name.startswith("embed.pose") for name in found)
@@ -96,23 +109,18 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
         for name, tensor in model.state_dict().items()
         if name.startswith(_OWN) and (own or not only_ours(name))
     }
-    _fit_positions(found, wanted, path)
-    loaded = {
-        name: tensor
-        for name, tensor in found.items()
-        if name in wanted and tensor.shape == wanted[name].shape
-    }
-    missing = [
-        name if name not in found else f"{name} {tuple(found[name].shape)} for {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name not in loaded
-    ]
+    _require_shapes(found, wanted, path)
+    _fit_positions(found, wanted)
+    loaded = {name: tensor for name, tensor in found.items() if name in wanted}
+    missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
     report = LoadReport(tuple(sorted(loaded)), tuple(sorted(missing)), tuple(sorted(unexpected)))
-    if len(loaded) < MIN_LOADED * len(wanted):
+    eyes = [name for name in report.missing if name.startswith(_EYES)]
+    if eyes or len(loaded) < MIN_LOADED * len(wanted):
         raise AssetError(
             f"pretrained weights {path}: only {len(loaded)} of {len(wanted)} tensors of the backbone "
-            f"found, want {MIN_LOADED:.0%} ({report}). Check model.preset and model.stem against the file"
+            f"found, want {MIN_LOADED:.0%} and all of {', '.join(eyes or _EYES)} ({report}). Check "
+            "model.preset and model.stem against the file"
         )
     strange = [name for name in report.unexpected if _FEATURE_KEYS.match(name)]
     if strange:
@@ -133,7 +141,14 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name, wrappers taken off."""
-    content = load_tensors(path, "pretrained weights")
+    try:
+        content = load_tensors(path, "pretrained weights")
+    except AssetError:
+        if path.is_file() and _names_lightning(path):  # its other parts are seldom plain
+            raise _lightning(path) from None
+        raise
+    if isinstance(content, dict) and _LIGHTNING in content:
+        raise _lightning(path)
     while isinstance(content, dict):
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
         if inner is None:
@@ -143,6 +158,63 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise AssetError(f"pretrained weights {path}: no tensors in it, want a state dict")
     return tensors
+
+
+def _names_lightning(path: Path) -> bool:
+    """Whether the first record of a file of torch.save holds Lightning's key."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            first = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            with archive.open(first) as record:
+                return _LIGHTNING.encode() in record.read(_RECORD_BYTES)
+    except (*ZIP_FAILURES, StopIteration):
+        return False
+
+
+def _lightning(path: Path) -> AssetError:
+    """What to do with a checkpoint of PyTorch Lightning."""
+    return AssetError(
+        f"pretrained weights {path}: a checkpoint of PyTorch Lightning, want the backbone's weights alone. "
+        "If you trust the file, write them: c = torch.load(FILE, weights_only=False)['state_dict']; "
+        "torch.save({k.removeprefix('model.'): v for k, v in c.items()}, NEW), with the backbone's own name "
+        "in that LightningModule for model, and set model.pretrained=NEW"
+    )
+
+
+def _require_shapes(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+    """Refuse a file of which a tensor does not fit its place; what the picture meets first is named first."""
+    wrong = {}
+    for name in sorted(wanted, key=lambda name: not name.startswith(_EYES)):
+        if name in found and (want := _misfit(name, found[name], wanted[name])) is not None:
+            wrong[name] = want
+    if wrong:
+        first, want = next(iter(wrong.items()))
+        got = tuple(found[first].shape) if found[first].is_floating_point() else found[first].dtype
+        others = f" ({len(wrong)} of {len(wanted)} tensors do not fit: {_sample([*wrong])})" * (
+            len(wrong) > 1
+        )
+        raise AssetError(
+            f"pretrained weights {path}: {first} is {got}, want {want}{others}. Give a plain ViT with "
+            f"patches of {PATCH} x {PATCH} pixels and the width of model.preset, and model.stem=patch"
+        )
+
+
+def _misfit(name: str, tensor: Tensor, place: Tensor) -> str | None:
+    """What is wanted instead of a tensor that does not fit its place; None where it does.
+
+    Positions may be of another grid, in rows and columns or flat, with or without a row for the class token.
+    """
+    if not tensor.is_floating_point():
+        return "floating-point numbers"
+    if name != "embed.positions":
+        return None if tensor.shape == place.shape else str(tuple(place.shape))
+    width = place.shape[-1]
+    ends = (*tensor.shape[:1], *tensor.shape[-1:])
+    if tensor.ndim not in (3, 4) or ends != (1, width) or not tensor.numel():
+        return f"(1, positions, {width}) or (1, rows, columns, {width})"
+    if tensor.ndim == 3 and _grid_of_table(tensor.shape[1]) is None:
+        return f"(1, positions, {width}) of a square or a 4:3 grid, with or without one for a class token"
+    return None
 
 
 def _rename(found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -179,14 +251,14 @@ def only_ours(name: str) -> bool:
     )
 
 
-def _fit_positions(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+def _fit_positions(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """Bring the file's table of positions to our grid; its row for the class token goes where it belongs."""
     name = "embed.positions"
     if name not in found or name not in wanted:
         return
     table = found[name].float()
-    if table.ndim == 3:
-        rows, cols, extra = _grid_of_table(table.shape[1], path)
+    if table.ndim == 3 and (grid := _grid_of_table(table.shape[1])) is not None:
+        rows, cols, extra = grid
         if extra:
             head, table = table[:, :1], table[:, 1:]
             if "embed.class_token" in found:
@@ -202,17 +274,17 @@ def _fit_positions(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Pa
     found[name] = table.contiguous()
 
 
-def _grid_of_table(length: int, path: Path) -> tuple[int, int, bool]:
-    """(rows, cols, has a class row) of a flat table: square, or 4:3 as for 256 x 192 pictures."""
+def _grid_of_table(length: int) -> tuple[int, int, bool] | None:
+    """(rows, cols, has a class row) of a flat table: square, or 4:3 as for 256 x 192; None: neither."""
     for extra in (True, False):
         side = math.isqrt(length - extra)
-        if side * side == length - extra:
+        if side and side * side == length - extra:
             return side, side, extra
     for extra in (True, False):
         unit = math.isqrt((length - extra) // 12)
         if unit and 12 * unit * unit == length - extra:
             return 4 * unit, 3 * unit, extra
-    raise AssetError(f"pretrained weights {path}: {length} positions are neither a square nor a 4:3 grid")
+    return None
 
 
 def _sample(names: tuple[str, ...] | list[str]) -> str:

@@ -64,7 +64,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    temporary = path.with_name(_temporary_name(path))
     try:
         with temporary.open("wb") as file:
             yield file
@@ -88,7 +88,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    temporary = path.with_name(_temporary_name(path))
     temporary.mkdir()
     try:
         yield temporary
@@ -96,6 +96,64 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_place(path: Path, *, folder: bool = False, room_bytes: int = 0, room_files: int = 0) -> Path:
+    """Look, before the work, whether what it makes can be written; nothing is left behind.
+
+    Args:
+        path: file that `atomic_write`, or folder that `atomic_directory`, is to make. A file may be there, a
+            folder only if it is empty.
+        folder: which of the two.
+        room_bytes: what it takes on the disk; 0: little.
+        room_files: how many files and folders.
+
+    Returns:
+        `path`; of a folder with its links followed, because a link is no place for one.
+
+    Raises:
+        DataError: something else is there, this user may not write there, or the disk has too little room.
+    """
+    path, remedy = Path(path), "Name another place"
+    real = Path(os.path.realpath(path)) if folder else Path(os.path.realpath(path.parent), path.name)
+    kind, other = ("folder", "file") if folder else ("file", "folder")
+    if os.path.lexists(real) and real.is_dir() != folder:
+        raise DataError(f"{path} is a {other}, want a {kind} to write. {remedy}")
+    if folder and real.is_dir() and any(real.iterdir()):
+        raise DataError(f"{path} is not empty. {remedy}, or remove what is there yourself")
+    if folder and real == Path.cwd():
+        raise DataError(f"{path} is the working folder, which is not replaced. Name a folder inside it")
+    above = next(parent for parent in real.parents if os.path.lexists(parent))
+    probe = above / _temporary_name(real)
+    try:
+        if folder:
+            probe.mkdir()
+            if above == real.parent:  # the last thing that is done: into the place itself
+                there = real.exists()
+                probe.replace(real)
+                if not there:
+                    real.rmdir()
+        else:
+            probe.touch(exist_ok=False)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror} ({above}). {remedy}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.rmdir() if folder else probe.unlink()
+    disk = os.statvfs(above)
+    need, free = room_bytes / 2**30, disk.f_bavail * disk.f_frsize / 2**30
+    if need > free:
+        raise DataError(f"{path} needs about {need:.2f} GiB, {above} has {free:.2f} GiB free. {remedy}")
+    if disk.f_files and room_files > disk.f_favail:
+        raise DataError(
+            f"{path} needs about {room_files:,} files, {above} has room for {disk.f_favail:,}. {remedy}"
+        )
+    return real
+
+
+def _temporary_name(path: Path) -> str:
+    """Of what becomes `path` when it is whole."""
+    return f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part"
 
 
 def set_aside(path: Path) -> Path:

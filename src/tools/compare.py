@@ -28,8 +28,9 @@ from src.errors import ConfigError, DataError, UTNetError
 from src.evaluation.metrics import mean
 from src.evaluation.shard import MESH_USABLE
 from src.evaluation.statistics import Interval, bootstrap_mean
+from src.runtime.command_line import make_parser
 from src.runtime.debug import trace_enabled
-from src.runtime.files import atomic_write, read_npz
+from src.runtime.files import atomic_write, read_npz, require_place
 
 LEVEL = 0.95
 FEW_GROUPS = 10
@@ -87,9 +88,7 @@ class Pairs:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line -> namespace; argparse leaves with status 2 by itself."""
-    parser = argparse.ArgumentParser(
-        prog="python -m src.tools.compare", description="Compare two validations of the same frames."
-    )
+    parser = make_parser("python -m src.tools.compare", "Compare two validations of the same frames.")
     add = parser.add_argument
     add("a", type=Path, metavar="A.npz", help="per-sample file of the first validation")
     add("b", type=Path, metavar="B.npz", help="per-sample file of the second")
@@ -122,10 +121,12 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     Raises:
         ConfigError: --top is negative.
         DataError: a file is torn or another program's, has no such metric, split, labels, unit or frames
-            differ, or no frame has a number in both.
+            differ, or no frame has a number in both; or --csv cannot be written.
     """
     if arguments.top < 0:
         raise ConfigError(f"--top: got {arguments.top}, want 0 or more")
+    if arguments.csv is not None:
+        require_place(arguments.csv)
     a, b = (read_per_sample(path, arguments.metric) for path in (arguments.a, arguments.b))
     lines = [
         f"{name}: {file.path} ({len(file.frames)} frames of {file.split}, split {file.split_hash})"

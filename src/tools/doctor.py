@@ -7,7 +7,8 @@ The first looks at set-up, training and validation batches, and a few training s
 rank; with a checkpoint also at its predictions and its score on the first validation samples. No run folder
 and no weights are written; the annotation index and the crop cache are built if they are not there. The
 second counts how close the validation split is to training. One line per finding: OK, WARN or FAIL, what was
-looked at, what was seen and expected, and where to mend it.
+looked at, what was seen and expected, and where to mend it. --checkpoint alone
+also gives the settings.
 Exit status: 0, 1 after a FAIL, 2 with one line for what kept a check from being made.
 """
 
@@ -28,7 +29,6 @@ from dataloader.build import build_dataset, build_eval_loader, build_train_loade
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.leaks import FrameNames, LeakReport, find_leaks
 from src.config import RunConfig
-from src.config_file import load_config
 from src.errors import TrainingError, UTNetError
 from src.evaluation.baselines import compute_baselines
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
@@ -36,11 +36,13 @@ from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.runtime import log
+from src.runtime.command_line import make_parser
 from src.runtime.distributed import DistContext, setup_distributed, teardown
 from src.runtime.machine import configure_torch, has_bf16
 from src.schema import HandBatch, LabelTable, Shown
 from src.training import checkpoint as ckpt
 from src.training.checkpoint_folder import open_checkpoint
+from src.training.checkpoint_settings import command_settings
 from src.training.diagnosis.doctor import check_data
 from src.training.diagnosis.finding import Finding, Status, summary
 from src.training.diagnosis.network import check_mean, check_output, check_probe, probe
@@ -246,10 +248,8 @@ CHECKS: dict[str, Check] = {"leaks": check_leaks}
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line -> namespace."""
-    parser = argparse.ArgumentParser(
-        prog="python -m src.tools.doctor", description="Is this data, this model, this machine fit to train?"
-    )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser = make_parser("python -m src.tools.doctor", "Is this data, this model, this machine fit to train?")
+    parser.add_argument("--config", type=Path, help="YAML file; default: the checkpoint's own settings")
     parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="look at a trained network too")
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="training steps to try; 0: none")
     for name, check in CHECKS.items():
@@ -267,6 +267,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not all(text.isdecimal() and int(text) > 0 for text in distances) or not distances:
         parser.error(f"--within: got {' '.join(distances) or 'nothing'}, want whole numbers from 1 on")
     arguments.within = [int(text) for text in distances]
+    if arguments.config is None and arguments.checkpoint is None:
+        parser.error("give --config, or --checkpoint, whose own settings are then used")
     if arguments.steps < 0:
         parser.error(f"--steps: got {arguments.steps}, want 0 or more")
     return arguments
@@ -279,7 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = [check for name, check in CHECKS.items() if getattr(arguments, name)]
     found: list[Finding] = []
     try:
-        config = load_config(arguments.config, arguments.overrides)
+        settings = command_settings(arguments.config, arguments.overrides, evaluate=arguments.checkpoint)
+        settings.log()
+        config = settings.config
         for check in asked or [examine]:
             for item in check(config, arguments):
                 if isinstance(item, Finding):

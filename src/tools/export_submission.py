@@ -43,8 +43,10 @@ from src.hand.mano import ManoLayer
 from src.hand.mano_assets import load_hand_asset
 from src.models.utnet import UTNet
 from src.runtime import log
+from src.runtime.command_line import make_parser
 from src.runtime.debug import trace_enabled
 from src.runtime.distributed import DistContext, rank_from_environment, setup_distributed
+from src.runtime.files import require_place
 from src.runtime.machine import configure_torch
 from src.runtime.progress import progress
 from src.training import checkpoint as ckpt
@@ -59,9 +61,9 @@ Float32 = NDArray[np.float32]
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line -> namespace; argparse leaves with status 2 by itself."""
-    parser = argparse.ArgumentParser(
-        prog="python -m src.tools.export_submission",
-        description="Write pred.json and pred.zip of HO3D's official split from a checkpoint.",
+    parser = make_parser(
+        "python -m src.tools.export_submission",
+        "Write pred.json and pred.zip of HO3D's official split from a checkpoint.",
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="PATH", help="best.pt or another checkpoint")
@@ -108,6 +110,7 @@ def export(arguments: argparse.Namespace) -> Submission:
     modality: Modality = "rgb" if arguments.without_depth else "rgbd"
     out = output_folder(arguments)
     require_free(out, arguments.overwrite)
+    require_place(out / "pred.zip")
     state = open_checkpoint(arguments.checkpoint)
     config = run_config(state, arguments)
     context = setup_distributed(config.runtime.device)

@@ -9,7 +9,6 @@ held-out frames, and ends with the line RESULT. Exit status 2 with one line for 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,17 +22,20 @@ from numpy.typing import NDArray
 from dataloader.build import build_dataset
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config_file import load_config
-from src.errors import DataError, UTNetError
+from src.errors import ConfigError, DataError, UTNetError
 from src.geometry.camera import project
 from src.hand.mano import ManoLayer
 from src.render.pictures import grid, picture_from_network, truth_and_prediction, write_picture
 from src.runtime import log
-from src.runtime.files import read_npz
+from src.runtime.command_line import make_parser
+from src.runtime.files import read_npz, require_place
 from src.runtime.seed import stream
 from src.schema import Shown
 
 TILES = 24
 """Worst frames on the page, and as many random ones."""
+PICTURES = (".png", ".jpg", ".jpeg")
+"""Endings of what the page can be written as."""
 _COLUMNS = 6
 _FILES: Mapping[Shown, str] = {"rgbd": "per_sample.npz", "rgb": "per_sample_rgb.npz"}
 _NAMES: Mapping[Shown, str] = {"rgbd": "RGB-D", "rgb": "RGB-only"}
@@ -44,7 +46,7 @@ _FACTS = ("frame", "pred_joints_cam_m", "split_hash")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; exit status 0, or 2 with one line."""
-    parser = argparse.ArgumentParser(prog="python -m src.tools.learned", description=__doc__)
+    parser = make_parser("python -m src.tools.learned", __doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder of the training")
     parser.add_argument("--held-out", type=Path, required=True, help="run folder of --evaluate on val")
     parser.add_argument("--random", type=Path, required=True, help="run folder of --evaluate by frame")
@@ -61,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None:
     """Print the table and RESULT, and write the page."""
+    path = out or run / "val" / "learned.png"
+    if path.suffix.lower() not in PICTURES:
+        raise ConfigError(f"--out {path}: want a name that ends in {', '.join(PICTURES)}")
+    require_place(path)
     config = load_config(run / "config.yaml")
     dataset = build_dataset(config, "val", ManoLayer.from_file(config.mano.model_path), show_progress=False)
     rows = {shown: _rows(held_out, shown) for shown in _FILES}
@@ -83,7 +89,6 @@ def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None
     _line("zero pose", base["zero_mpjpe_mm"], base["zero_pa_mm"])
     _line("mean pose", base["mean_pose_mpjpe_mm"], base["mean_pose_pa_mm"])
     _line("nearest training pose (knows the truth)", float("nan"), base["nearest_pose_pa_mm"])
-    path = out or run / "val" / "learned.png"
     write_picture(path, page(dataset, rows["rgbd"]["mpjpe_mm"], rows["rgbd"]["pred_joints_cam_m"]))
     print(f"{TILES} worst and {TILES} random held-out frames, truth left, prediction right: {path}")
     print(

@@ -104,28 +104,44 @@ def to_go_on_from(path: Path) -> tuple[Path, str | None]:
         error = caught
     else:
         return path, None
+    whole = instead_of(path, error)
+    kept = f" The damaged one is kept as {set_aside(path).name}." if os.path.lexists(path) else ""
+    return (
+        whole.path,
+        f"WARNING: {_brief(error)}. Going on from {whole}, the newest whole one there.{kept}",
+    )
+
+
+def instead_of(path: Path, error: AssetError) -> Kept:
+    """The newest whole checkpoint beside a run's last.pt that cannot be read.
+
+    Args:
+        path: as asked for. Only a run's last.pt stands for the run; any other file means itself.
+        error: why it cannot be read.
+
+    Raises:
+        AssetError: nothing may take its place; it names what else there is.
+    """
     if path.name != LAST or path.parent.name != FOLDER:
         raise AssetError(f"{error}{_beside(path)}")
     whole, damaged = _others(path)
-    reason = _brief(error)
     if not whole:
         rest = "; ".join(damaged) or "there is no other in that folder"
         raise AssetError(
-            f"{reason}; {rest}. No checkpoint of this run is whole, and no older run is taken for it: name "
-            "one with --resume PATH, or start anew without --resume"
+            f"{_brief(error)}; {rest}. No checkpoint of this run is whole, and no older run is taken for it: "
+            "name one with --resume PATH, or start anew without --resume"
         )
-    kept = f" The damaged one is kept as {set_aside(path).name}." if os.path.lexists(path) else ""
-    return whole[0].path, f"WARNING: {reason}. Going on from {whole[0]}, the newest whole one there.{kept}"
+    return whole[0]
 
 
-def open_checkpoint(path: Path, *, look_around: bool = True) -> dict[str, Any]:
+def open_checkpoint(path: Path, *, look_around: bool = True, mapped: bool = False) -> dict[str, Any]:
     """`load_checkpoint`, whose error names the whole checkpoints of the folder where it is asked to.
 
     Raises:
         AssetError: as of `load_checkpoint`.
     """
     try:
-        return load_checkpoint(path)
+        return load_checkpoint(path, mapped=mapped)
     except AssetError as error:
         if look_around:
             raise AssetError(f"{error}{_beside(path)}") from None

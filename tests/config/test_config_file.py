@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from src.config import RunConfig
-from src.config_file import config_from_dict, config_to_dict, config_to_yaml, load_config
+from src.config_file import WRITTEN_TO, config_from_dict, config_to_dict, config_to_yaml, load_config
 from src.errors import ConfigError
 from tests.rooms.sources import ROOT
 
@@ -138,15 +139,75 @@ def test_a_replaced_key_says_what_became_of_it(tmp_path: Path) -> None:
 
 
 def test_order_of_sources(tmp_path: Path) -> None:
-    """Defaults < base < file < command line, and one parent only."""
-    write(tmp_path, "seed: 1\ntraining: {num_epochs: 5, batch_size: 7}\n", "parent.yaml")
-    child = write(tmp_path, "base: parent.yaml\ntraining: {num_epochs: 6}\n", "child.yaml")
-    config = load_config(child, ["seed=9"])
-    assert (config.seed, config.training.num_epochs, config.training.batch_size) == (9, 6, 7)
-    assert config.optimizer == RunConfig().optimizer
-    grandchild = write(tmp_path, "base: child.yaml\n", "grandchild.yaml")
-    with pytest.raises(ConfigError, match="one parent is the limit"):
-        load_config(grandchild)
+    """Defaults < the base's base < base < file < command line; a base is sought beside who names it."""
+    (tmp_path / "site").mkdir()
+    write(tmp_path, "seed: 1\noptimizer: {lr: 0.5}\ntraining: {num_epochs: 5, batch_size: 7}\n", "first.yaml")
+    write(tmp_path, "base: ../first.yaml\nseed: 2\ntraining: {num_epochs: 6}\n", "site/second.yaml")
+    third = write(tmp_path, "base: site/second.yaml\nseed: 3\n", "third.yaml")
+    config = load_config(third, ["training.accumulation=9"])
+    assert (config.seed, config.training.num_epochs, config.training.batch_size) == (3, 6, 7)
+    assert (config.optimizer.lr, config.training.accumulation) == (0.5, 9)
+    assert load_config(third, ["seed=4"]).seed == 4
+    assert config.scheduler == RunConfig().scheduler
+
+
+def test_faults_of_a_chain_of_bases_name_the_chain(tmp_path: Path) -> None:
+    """Whoever writes three layers of settings must see which of them asks for what is not there."""
+    a, b, c = (tmp_path / f"{name}.yaml" for name in "abc")
+    a.write_text("base: b.yaml\n")
+    b.write_text("seed: 1\nbase: c.yaml\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(a)
+    assert str(caught.value) == f"{c}: no such file. It is the base in {b}:2, by {a} -> {b} -> {c}"
+    (tmp_path / "loop").symlink_to(tmp_path)
+    for back in ("a.yaml", "b.yaml", "c.yaml", "loop/a.yaml", f"../{tmp_path.name}/b.yaml"):
+        c.write_text(f"base: {back}\n")
+        with pytest.raises(ConfigError) as caught:
+            load_config(a)
+        circle = f"{c}:1: base: the files name each other in a circle: {a} -> {b} -> {c} -> {tmp_path / back}"
+        assert str(caught.value) == circle
+    for wrong in ("[a.yaml]", "''", '"x\\0y"', "3"):
+        c.write_text(f"base: {wrong}\nbases: 1\n")
+        with pytest.raises(ConfigError, match=r"c\.yaml:1: base: must name one YAML.*:2: bases: unknown"):
+            load_config(a)
+
+
+def test_a_chain_of_bases_has_an_end(tmp_path: Path) -> None:
+    """A generated chain without end is an error, not a start that takes forever; 16 files are read."""
+    for k in range(17):
+        write(tmp_path, f"base: {k + 1}.yaml\n" if k < 16 else "seed: 7\n", f"{k}.yaml")
+    assert load_config(tmp_path / "1.yaml").seed == 7
+    with pytest.raises(ConfigError, match=r"15\.yaml:1: base: more than 16 files in a row: .*0\.yaml ->"):
+        load_config(tmp_path / "0.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["seed=1", "optimizer.lr=2", "seed=1"],
+            "command line: seed: given twice ('seed=1' and 'seed=1'), keep one",
+        ),
+        (
+            ["optimizer.lr=1e-4", " optimizer.lr =1e-3"],
+            "optimizer.lr: given twice ('optimizer.lr=1e-4' and ' opt",
+        ),
+        (
+            ["model={preset: tiny}", "model.preset=base"],
+            "model: is a section: set its keys, as in model.KEY=VALUE",
+        ),
+        (["dataset="], "dataset: is a section"),
+        (["loss=null", "loss.prior=0"], "loss: is a section"),
+        (["seed=2026-99-99"], "seed: '2026-99-99' is not a YAML value"),
+    ],
+)
+def test_a_setting_is_given_once(tmp_path: Path, given: list[str], message: str) -> None:
+    """Of two rates on a long command line the last one trained, which may not be the one that was meant."""
+    path = write(tmp_path, "")
+    for load in (partial(load_config, path), partial(config_from_dict, {}, "checkpoint")):
+        with pytest.raises(ConfigError) as caught:
+            load(given)
+        assert message in str(caught.value)
 
 
 def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
@@ -154,6 +215,10 @@ def test_resolved_configuration_reads_back(tmp_path: Path) -> None:
     config = load_config(ROOT / "config/demo.yaml", ["optimizer.lr=1e-5", "training.max_steps_per_epoch=3"])
     assert load_config(write(tmp_path, config_to_yaml(config))) == config
     assert config_from_dict(config_to_dict(config), "checkpoint") == config
+    elsewhere = [f"{key}=elsewhere" for key in WRITTEN_TO]
+    sent = config_to_dict(load_config(ROOT / "config/demo.yaml", elsewhere))
+    assert config_from_dict(sent, "checkpoint") == load_config(ROOT / "config/demo.yaml")
+    assert config_from_dict(sent, "checkpoint", elsewhere).dataset.index_dir == Path("elsewhere")
     again = config_from_dict(config_to_dict(config), "checkpoint", ["seed=9", "optimizer.lr=2e-5"])
     assert (again.seed, again.optimizer.lr) == (9, 2e-5)
     with pytest.raises(ConfigError, match="command line: 'seed' is not of the form"):

@@ -25,6 +25,11 @@ def command(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Co
     return processes.run([sys.executable, *arguments], cwd=ROOT, env=environment, timeout_s=TIMEOUT_S)
 
 
+def _is_setting(text: str) -> bool:
+    """Whether an argument is of the form section.key=value."""
+    return "=" in text and not text.startswith(("-", "/"))
+
+
 @dataclass(frozen=True)
 class Embedded:
     """The embedded data set and where runs on it go."""
@@ -34,10 +39,11 @@ class Embedded:
     runs: Path
 
     def settings(self, *more: str) -> list[str]:
-        """Arguments of a run of seconds on this data, without the doctor, which tests/diagnosis looks at."""
-        return [
-            "--config",
-            "config/demo.yaml",
+        """Arguments of a run of seconds on this data, without the doctor, which tests/diagnosis looks at.
+
+        A setting in `more` takes the place of one here, or of an earlier one: a command line takes each once.
+        """
+        settings = [
             f"dataset.root_dir={self.root}",
             f"mano.model_path={self.hand}",
             f"logging.runs_dir={self.runs}",
@@ -48,6 +54,9 @@ class Embedded:
             "logging.doctor=false",
             *more,
         ]
+        last = {text.partition("=")[0]: text for text in settings if _is_setting(text)}
+        options = [text for text in settings if not _is_setting(text)]
+        return ["--config", "config/demo.yaml", *options, *last.values()]
 
     def torchrun(
         self, ranks: int, *more: str, env: dict[str, str] | None = None
@@ -69,6 +78,10 @@ class Embedded:
     ) -> subprocess.CompletedProcess[str]:
         """What `python train.py` does, or each rank of torchrun, without the start of an interpreter."""
         return run_ranks(ranks, self.settings(*more), env, TIMEOUT_S, plant)
+
+    def bare(self, *more: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+        """`main` without --config: with the settings of the checkpoint that is named, but where to write."""
+        return run_ranks(ranks, [f"logging.runs_dir={self.runs}", *more], None, TIMEOUT_S)
 
     def newest(self, name: str) -> Path:
         """The newest run folder of a name."""

@@ -82,14 +82,16 @@ def test_killed_and_resumed_equals_uninterrupted(embedded: Embedded) -> None:
     best = finished.findall(whole.stdout)
     assert len(best) == 1
     assert finished.findall(again.stdout) == best
-    # From a copy elsewhere: a run folder of its own, which needs a best.pt of its own; and nothing that was
-    # read to begin the run.
+    # From a copy elsewhere, with the settings inside: a run folder of its own, which needs a best.pt of its
+    # own; and nothing that was read to begin the run.
     copied = embedded.runs.parent / f"{embedded.runs.name}-copied.pt"
     copied.write_bytes((run / "checkpoints" / "last.pt").read_bytes())
-    moved = embedded.main(
-        *SETTINGS, "name=moved", "training.num_epochs=3", "model.pretrained=gone.pt", "--resume", str(copied)
+    moved = embedded.bare(
+        "name=moved", "training.num_epochs=3", "model.pretrained=gone.pt", "--resume", str(copied)
     )
     assert moved.returncode == 0, moved.stderr
+    changed = set(re.findall(r"Changed since the checkpoint: (.+): ", moved.stdout))
+    assert changed == {"name", "training.num_epochs", "model.pretrained"}
     assert re.search(r"Finished 3 epochs, best MPJPE [\d.]+ mm \(epoch 2\)", moved.stdout)
     assert (embedded.newest("moved") / "checkpoints" / "best.pt").is_file()
     # In place, judged by other samples: the score of the old ones must not keep the new ones from best.pt.

@@ -1,5 +1,6 @@
 """Weights of others: features equal theirs, and nothing loads by accident."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,50 @@ def test_a_file_that_lacks_a_block_is_an_error(tmp_path: Path):
     torch.save(theirs, tmp_path / "cut.pth")
     with pytest.raises(AssetError, match=r"only \d+ of \d+ tensors .*want 90%.*vit\.blocks\.1\."):
         load_backbone(network((64, 64)), tmp_path / "cut.pth")
+
+
+MISFITS: list[tuple[str, tuple[int, ...] | None, str]] = [
+    ("patch_embed.proj.weight", (192, 3, 8, 8), "stem.rgb.weight is (192, 3, 8, 8), want (192, 3, 16, 16)"),
+    ("patch_embed.proj.weight", (192, 3, 32, 32), "is (192, 3, 32, 32), want (192, 3, 16, 16)"),
+    ("patch_embed.proj.weight", (192, 4, 16, 16), "is (192, 4, 16, 16), want (192, 3, 16, 16)"),
+    ("patch_embed.proj.bias", (384,), "embed.stem.rgb.bias is (384,), want (192,)"),
+    ("patch_embed.proj.weight", None, "all of embed.stem.rgb.weight"),
+    ("pos_embed", (1, 17, 384), "embed.positions is (1, 17, 384), want (1, positions, 192)"),
+    ("pos_embed", (17, 192), "embed.positions is (17, 192), want (1, positions, 192)"),
+    ("pos_embed", (1, 20, 192), "embed.positions is (1, 20, 192), want (1, positions, 192) of a square"),
+    ("pos_embed", None, "all of embed.positions"),
+    ("cls_token", (1, 1, 96), "embed.class_token is (1, 1, 96), want (1, 1, 192)"),
+]
+"""Name, shape in the file (None: it is missing), what is said."""
+
+
+def test_one_tensor_that_does_not_fit_is_an_error(tmp_path: Path):
+    """A ViT/8 fits in all but its patch projection: with a random one the run would train from noise."""
+    net, fits = network((64, 64)), timm_model((64, 64)).state_dict()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    cases = [(name, None if shape is None else torch.zeros(shape), said) for name, shape, said in MISFITS]
+    cases.append(("norm.weight", torch.zeros(192, dtype=torch.int8), "is torch.int8, want floating-point"))
+    for name, value, said in cases:
+        changed = {k: v for k, v in fits.items() if k != name} | ({} if value is None else {name: value})
+        torch.save(changed, tmp_path / "x.pth")
+        with pytest.raises(AssetError) as caught:
+            load_backbone(net, tmp_path / "x.pth")
+        assert said in str(caught.value)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_a_lightning_checkpoint_says_what_to_do(tmp_path: Path):
+    """Its names never fit, and its other parts are seldom plain: `Use another copy` would help nobody."""
+    net = network((64, 64))
+    for extra in ({"lr": 1e-4}, argparse.Namespace(lr=1e-4)):
+        content = {
+            "state_dict": {f"model.{k}": v for k, v in net.vit.state_dict().items()},
+            "pytorch-lightning_version": "2.4.0",
+            "hyper_parameters": extra,
+        }
+        torch.save(content, tmp_path / "x.ckpt")
+        with pytest.raises(AssetError, match=r"Lightning.*torch\.save.*removeprefix.*model\.pretrained=NEW"):
+            load_backbone(net, tmp_path / "x.ckpt")
 
 
 def test_another_size_or_architecture_is_an_error(tmp_path: Path):

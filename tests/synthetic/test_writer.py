@@ -132,6 +132,30 @@ def test_links_impossible(asset: HandAsset, tmp_path: Path, monkeypatch: pytest.
         write_tree(tmp_path / "tree", Parameters(1, 2, 0, annotations_only=True), asset)
 
 
+def test_the_room_of_a_tree_is_known_before_it_is_made(tree: Path, asset: HandAsset, tmp_path: Path) -> None:
+    """A disk that is too small is said at once; one that is large enough must not be called too small."""
+    counted = {p.stat().st_ino: p.stat().st_blocks * 512 for p in tree.rglob("*")}
+    room_bytes, room_files = SMALL.room()
+    assert 0.7 < room_bytes / sum(counted.values()) < 1.4  # few pictures, of which some are simpler
+    assert 1.0 <= room_files / len(counted) < 1.2
+    bare = dataclasses.replace(SMALL, frames=40, annotations_only=True)
+    write_tree(tmp_path / "bare", bare, asset)
+    counted = {p.stat().st_ino: p.stat().st_blocks * 512 for p in (tmp_path / "bare").rglob("*")}
+    room_bytes, room_files = bare.room()
+    assert 1.0 < room_bytes / sum(counted.values()) < 2.0  # the truth takes more until it is all written
+    assert 1.0 <= room_files / len(counted) < 1.2
+
+
+def test_a_link_to_an_empty_folder_is_followed(asset: HandAsset, tmp_path: Path) -> None:
+    """`data` is often a link to a larger disk: the finished tree was thrown away at the last step."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").symlink_to("disk")
+    parameters = Parameters(1, 1, 0, annotations_only=True)
+    assert write_tree(tmp_path / "data", parameters, asset)
+    assert (tmp_path / "disk" / "train.txt").is_file()
+    assert not write_tree(tmp_path / "data", parameters, asset)
+
+
 def test_command_line(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Wrong arguments and a tree in the way end with status 2 and one line on stderr."""
     assert main(["--out", str(tmp_path / "x"), "--sequences", "0", "--cameras", "11"]) == 2

@@ -1,0 +1,140 @@
+"""Commands without --config: a checkpoint says what is read, and nothing about where to write."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from src.config import RunConfig
+from src.config_file import config_to_dict, load_config
+from src.errors import AssetError, ConfigError, UTNetError
+from src.runtime.tensor_file import save_tensors
+from src.training.checkpoint_settings import Settings, command_settings, settings_of
+
+SENT = {
+    "name": "theirs",
+    "seed": 7,
+    "dataset": {
+        "root_dir": "data/\x1b[2Jtheirs",
+        "cache": "/their/cache",
+        "index_dir": "/their/index",
+        "box_scale": 2.0,
+    },
+    "training": {"num_epochs": 9},
+    "logging": {"runs_dir": "/their/runs", "every": 3},
+}
+
+
+def write(path: Path, settings: Any = SENT) -> Path:
+    """A checkpoint of nothing but settings."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors({"format": 3, "model": {}, "step": 4, "progress": {}, "config": settings}, path)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nseed: 1\ndataset: {index_dir: my/index}\n")
+    return path
+
+
+def test_a_checkpoint_decides_nothing_about_where_is_written(tmp_path: Path) -> None:
+    """Whoever downloads a checkpoint would write its index, crops and run folders where its author wants."""
+    path, defaults = write(tmp_path / "best.pt"), RunConfig()
+    for asked in ({"evaluate": path}, {"resume": str(path)}):
+        settings = command_settings(None, ["training.num_epochs=2"], **asked)  # type: ignore[arg-type]
+        config, said = settings.config, str(settings.origin)
+        assert (config.name, config.seed, config.dataset.box_scale, config.logging.every) == (
+            "theirs",
+            7,
+            2.0,
+            3,
+        )
+        assert config.training.num_epochs == 2
+        assert config.logging.runs_dir == defaults.logging.runs_dir
+        assert (config.dataset.index_dir, config.dataset.cache) == (None, "off")
+        assert said.startswith(f"No --config: the settings are those kept in {path}: dataset.root_dir='data/")
+        assert (
+            "mano.model_path='data/mano/MANO_RIGHT.pkl'; by the command line training.num_epochs=2;" in said
+        )
+        assert said.endswith(
+            "; not taken, because it says where is written: dataset.cache='/their/cache' (here 'off'), "
+            "dataset.index_dir='/their/index' (here None), logging.runs_dir='/their/runs' (here 'runs')"
+        )
+        assert said.isprintable(), "the name of a folder could steer the terminal that shows the log"
+    mine = command_settings(None, ["logging.runs_dir=my", "dataset.cache=auto"], evaluate=path)
+    assert (str(mine.config.logging.runs_dir), mine.config.dataset.cache) == ("my", "auto")
+    assert "/their/runs" not in str(mine.origin)
+
+
+def test_a_named_file_wins_over_the_checkpoint(tmp_path: Path, file: Path) -> None:
+    """And the checkpoint is not read for settings then: they may be of another program."""
+    path = write(tmp_path / "best.pt", settings={"of": "others"})
+    wanted = Settings(load_config(file, ["seed=2"]))
+    assert command_settings(file, ["seed=2"], evaluate=path) == wanted
+    assert command_settings(file, ["seed=2"], resume=str(path)) == wanted
+    assert settings_of(file, {}, path, ["seed=2"]) == wanted
+    assert str(wanted.config.dataset.index_dir) == "my/index"
+
+
+def test_without_a_checkpoint_the_default_file_is_used(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--resume auto knows no checkpoint yet: it is the name in the file that says which runs are meant."""
+    monkeypatch.setattr("src.training.checkpoint_settings.DEFAULT_CONFIG", file)
+    assert [command_settings(None, [], resume=r).config.name for r in (None, "auto")] == ["mine", "mine"]
+
+
+def test_a_damaged_last_checkpoint_is_stood_for_by_the_one_that_goes_on(tmp_path: Path) -> None:
+    """--resume PATH goes on from another file and must not stop at the settings; --evaluate must."""
+    last = write(tmp_path / "checkpoints" / "last.pt")
+    shutil.copy(last, last.with_name("best.pt"))
+    last.write_bytes(last.read_bytes()[:-9])
+    settings = command_settings(None, [], resume=str(last))
+    assert settings.config.seed == 7
+    assert f"kept in {last.with_name('best.pt')}: " in str(settings.origin)
+    assert last.exists(), "ranks that come later must find what this one found"
+    for rank, beside in ((0, True), (1, False)):
+        with pytest.raises(AssetError, match=r"last\.pt is no whole file") as caught:
+            command_settings(None, [], evaluate=last, rank=rank)
+        assert ("Whole ones beside it" in str(caught.value)) == beside
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (None, r"best\.pt keeps no settings .*Name a configuration with --config FILE"),
+        ([1, 2], r"best\.pt keeps no settings"),
+        (
+            {"dataset": {"rot_dir": "x"}},
+            r"checkpoint .*best\.pt: dataset\.rot_dir: unknown key.*with --config FILE",
+        ),
+        ({"seed": "7"}, r"checkpoint .*best\.pt: seed: must be a whole number"),
+        ({"seed": {"a": {"b": 1}}}, r"checkpoint .*best\.pt: seed\.a: seed is a value"),
+        ({"loss": 3}, r"checkpoint .*best\.pt: loss: is a section of keys"),
+    ],
+)
+def test_settings_that_are_none_are_a_line(tmp_path: Path, kept: Any, message: str) -> None:
+    """A checkpoint of another program or version is refused with what to do, not with a traceback."""
+    with pytest.raises(UTNetError, match=message):
+        command_settings(None, [], evaluate=write(tmp_path / "best.pt", kept))
+
+
+def test_a_fault_of_the_command_line_is_not_the_checkpoints(tmp_path: Path) -> None:
+    """The advice to name another file would send the user the wrong way."""
+    with pytest.raises(ConfigError) as caught:
+        command_settings(None, ["sed=2"], evaluate=write(tmp_path / "best.pt"))
+    assert str(caught.value) == "command line: sed: unknown key, did you mean seed?"
+
+
+def test_print_config_shows_the_settings_of_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a command would work with can be looked at before it works."""
+    kept = config_to_dict(RunConfig(name="theirs"))
+    assert train.main(["seed=3", "--evaluate", str(write(tmp_path / "a.pt", kept)), "--print-config"]) == 0
+    (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
+    assert load_config(tmp_path / "shown.yaml") == RunConfig(name="theirs", seed=3)
