@@ -44,19 +44,21 @@ from src.runtime.distributed import (
 )
 from src.runtime.machine import configure_torch
 from src.runtime.meeting import lost_peer
+from src.runtime.outlet import optional
 from src.runtime.pace import PaceMeter
 from src.runtime.progress import progress
 from src.runtime.seed import seed_everything
 from src.runtime.signals import StopRequest
 from src.schema import Shown
 from src.training import checkpoint as ckpt
-from src.training.checkpoint_folder import best_so_far, names_due, open_checkpoint, prune
+from src.training.checkpoint_folder import FOLDER, best_so_far, open_checkpoint
 from src.training.diagnosis.doctor import Doctor
 from src.training.mesh_scorer import MeshScorer
 from src.training.optim import describe_rate, global_batch
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
+from src.training.saver import Saver
 from src.training.setup import build_model
 from src.training.step import TrainStep
 from src.training.validation import (
@@ -92,13 +94,13 @@ class Run:
     context: DistContext
     run_dir: Path
     recorder: Recorder
-    hand: ManoLayer
     model: UTNet
     trainer: TrainStep
     train_set: HO3DDataset
     train_loader: DeviceLoader
     scoring: Scoring
     progress: ckpt.Progress
+    saver: Saver
     stop: StopRequest
     doctor: Doctor
 
@@ -261,7 +263,7 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         position = context.together(
             "resuming", lambda: ckpt.restore(source, trainer, config, hand, train_set.split_id, context)
         )
-        best = best_so_far(run_dir / "checkpoints", val_set.split_id, context)
+        best = best_so_far(run_dir / FOLDER, val_set.split_id, context)
         position.best_mpjpe_mm, position.best_epoch = best
         _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
         ckpt.log_labels(position.labels_hash, train_set.index.labels_sha256, source)
@@ -290,13 +292,13 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         context=context,
         run_dir=run_dir,
         recorder=recorder,
-        hand=hand,
         model=model,
         trainer=trainer,
         train_set=train_set,
         train_loader=train_loader,
         scoring=build_scoring(config, context, train_set, val_set, hand),
         progress=position,
+        saver=Saver(run_dir / FOLDER, config, hand, train_set.split_id, context),
         stop=StopRequest(),
         doctor=doctor,
     )
@@ -307,18 +309,19 @@ def run_epoch(run: Run) -> bool:
     epoch = run.progress.epoch
     train_loss = train_epoch(run)
     if train_loss is None:
-        save(run)
+        run.saver.save(run.trainer, run.progress)
         return False
     _log.info(f"Epoch {epoch}: Train Loss: {train_loss:.3f}")
     run.recorder.scalars(run.trainer.step, {"Train/epoch_loss": train_loss, "Train/epoch": epoch})
-    save(run)  # a validation can be long: what was trained is safe before it starts
+    # A validation can be long: what was trained is safe before it starts.
+    run.saver.save(run.trainer, run.progress, wait=False)
     last_epoch = epoch == run.config.training.num_epochs - 1
     improved = False
     if last_epoch or (epoch + 1) % run.config.validation.every_epochs == 0:
         improved = validate(run)
     run.progress.epoch, run.progress.step_in_epoch = epoch + 1, 0
     run.progress.loss_sum, run.progress.clipped_steps = 0.0, 0
-    save(run, best=improved, epoch=epoch)
+    run.saver.save(run.trainer, run.progress, best=improved, epoch=epoch)
     return True
 
 
@@ -348,6 +351,7 @@ def train_epoch(run: Run) -> float | None:
         run.doctor.after(run.trainer, report, group)
         position.step_in_epoch += 1
         due = save_every > 0 and run.trainer.step % save_every == 0
+        due |= run.saver.tries_again(run.trainer.step)
         asked = position.count(run.trainer.settled(everything=due))
         if run.trainer.step % config.logging.every == 0:
             counted = position.step_in_epoch - run.trainer.unsettled
@@ -358,7 +362,7 @@ def train_epoch(run: Run) -> float | None:
             position.count(run.trainer.settled(everything=True))
             return None
         if due:
-            save(run)
+            run.saver.save(run.trainer, position, wait=False)
     if position.count(run.trainer.settled(everything=True)):
         return None
     return position.loss_sum / max(1, position.step_in_epoch)
@@ -444,11 +448,13 @@ def validate(run: Run) -> bool:
         run.recorder.validation(trainer.step, shown, result)
     folder = run.run_dir / "val"
     if (outcome := outcome_of(results, scoring)) is not None:
-        outcome.write(folder, f"epoch_{epoch:04d}")
+        with optional("the validation's report"):
+            outcome.write(folder, f"epoch_{epoch:04d}")
     if page is not None:
         path = folder / f"epoch_{epoch:04d}.jpg"
-        if (picture := page.write(path)) is not None:
-            run.recorder.picture(trainer.step, "Val/pictures", path, picture)
+        with optional("the validation's pictures"):
+            if (picture := page.write(path)) is not None:
+                run.recorder.picture(trainer.step, "Val/pictures", path, picture)
     run.context.barrier("the validation's report and pictures")
     return is_best(results, run.progress, run.config.validation)
 
@@ -461,17 +467,6 @@ def outcome_of(results: dict[Shown, CheckedResult], scoring: Scoring) -> Outcome
     frames = [data.frame_id(i) for i in range(len(data))]
     official = official_scores(results, data.truth_joints())
     return Outcome(results, frames, scoring.config.validation.split, scoring.baselines, official)
-
-
-def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
-    """Write last.pt, and best.pt and epoch_<k>.pt where they are due; `epoch` is the one that just ended."""
-    folder = run.run_dir / "checkpoints"
-    path, *copies = (folder / name for name in names_due(run.config.training, best=best, epoch=epoch))
-    split = run.train_set.split_id
-    ckpt.save_checkpoint(path, run.trainer, run.progress, run.config, run.hand, split, run.context, copies)
-    if run.context.is_main:
-        prune(folder, run.config.training)
-    run.context.barrier("removing old checkpoints")
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def test_a_file_that_does_not_fit_leaves_the_previous_one(tmp_path: Path) -> Non
         for most in (1000, 20_000):  # at the end, and in the middle, where torch has words of its own
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
             with pytest.raises(
-                AssetError, match=r"last\.pt was not written: \[Errno 27\] File too large\. Free"
+                AssetError, match=r"last\.pt was not written: \[Errno 27\] File too large\. About"
             ):
                 write(last, step=8, width=100_000)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -204,7 +204,7 @@ def test_a_copy_that_does_not_fit_on_the_disk_is_an_error_of_all_ranks(tmp_path:
     """A checkpoint that is not written must end the run on every rank, with the previous one whole."""
     write(tmp_path / "last.pt", step=4)
     heard = spawn_ranks(save_on_a_full_disk, 2, (str(tmp_path),))
-    why = f"checkpoint {tmp_path / 'last.pt'} was not written: [Errno 28] No space left on device. Free"
+    why = f"checkpoint {tmp_path / 'last.pt'} was not written: [Errno 28] No space left on device. About"
     assert heard[0].startswith(f"AssetError: {why}")
     assert heard[1].startswith(f"PeerError: writing {tmp_path / 'best.pt'}: rank 0 failed: {why}")
     assert ckpt.load_checkpoint(tmp_path / "last.pt")["step"] == 4
