@@ -67,7 +67,7 @@ def configure(*, rank: int = 0, log_file: Path | None = None) -> None:
     for handler in outlets:
         handler.setFormatter(form)
         root.addHandler(handler)
-    if log_file is not None:
+    if log_file is not None and rank == 0:
         say_failures()
 
 

@@ -119,12 +119,9 @@ class Outlet:
         try:
             if self._descriptor is None:
                 assert self._path is not None
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
                 self._descriptor = os.open(self._path, flags, 0o666)
-            if self._dropped:
-                lost = f"[{self._dropped:,} bytes are missing here: they could not be written]\n"
-                self._waiting[:0] = lost.encode()
-                self._dropped = 0
             while self._waiting:
                 self._drain(self._descriptor)
         except OSError as error:
@@ -146,13 +143,17 @@ class Outlet:
 
     def _drain(self, descriptor: int) -> None:
         """Write some of what waits."""
-        block = self._waiting
+        waiting = self._waiting
+        if self._dropped:
+            lost = f"[{self._dropped} bytes are missing here: they could not be written]\n"
+            waiting = bytearray(lost.encode()) + waiting
         if self._slow:
             stalled = self.what in _failures
             if not select.select([], [descriptor], [], 0.0 if stalled else _STALL_S)[1]:
                 raise BlockingIOError(errno.EAGAIN, "nobody reads it")
-            block = self._waiting[:_PIPE_BYTES]
-        del self._waiting[: os.write(descriptor, block)]
+        written = os.write(descriptor, waiting[:_PIPE_BYTES] if self._slow else waiting)
+        del waiting[:written]
+        self._waiting, self._dropped = waiting, 0
 
     def _failed(self, error: OSError) -> None:
         if self._path is not None:  # the folder may have been mounted anew
