@@ -35,14 +35,9 @@ from src.models.utnet import UTNet
 from src.runtime import log
 from src.runtime.complaint import complaint
 from src.runtime.debug import DebugBatches, debug_loss_enabled, trace_enabled
-from src.runtime.distributed import (
-    DistContext,
-    abandon,
-    rank_from_environment,
-    setup_distributed,
-    teardown,
-)
-from src.runtime.machine import configure_torch
+from src.runtime.distributed import DistContext, abandon, setup_distributed, teardown
+from src.runtime.launch import rank_from_environment, starts_again
+from src.runtime.machine import configure_torch, require_short_temporary_folder
 from src.runtime.meeting import lost_peer
 from src.runtime.outlet import optional
 from src.runtime.pace import PaceMeter
@@ -51,7 +46,7 @@ from src.runtime.seed import seed_everything
 from src.runtime.signals import StopRequest
 from src.schema import Shown
 from src.training import checkpoint as ckpt
-from src.training.checkpoint_folder import FOLDER, best_so_far, open_checkpoint
+from src.training.checkpoint_folder import FOLDER, LAST, best_so_far, open_checkpoint
 from src.training.diagnosis.doctor import Doctor
 from src.training.mesh_scorer import MeshScorer
 from src.training.optim import describe_rate, global_batch
@@ -152,6 +147,7 @@ def run_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Join the ranks and do what the command line asks; returns the exit status."""
     if not arguments.evaluate:
         require_selectable(config.validation)
+    require_short_temporary_folder()
     context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.validation.timeout_s)
     configure_torch(config.runtime)
     with context.naming_the_lost():
@@ -177,8 +173,11 @@ def run_training(config: RunConfig, context: DistContext, resume: str | None) ->
     if not finished:
         _log.info(
             f"Stopped by {run.stop.received or run.doctor.stops or 'a signal to another rank'} "
-            f"after step {run.trainer.step}, saved. Go on with --resume {run_dir / 'checkpoints' / 'last.pt'}"
+            f"after step {run.trainer.step}, saved. Go on with --resume {run.saver.folder / LAST}"
         )
+        if starts_again():
+            _log.info("Leaving with status 0: after any other, torchrun --max-restarts would start it again")
+            return 0
         return 3
     best = f"best MPJPE {run.progress.best_mpjpe_mm:.3f} mm (epoch {run.progress.best_epoch})"
     if run.progress.best_epoch < 0:

@@ -137,7 +137,7 @@ def test_where_there_are_no_locks_nothing_is_removed(tmp_path: Path, monkeypatch
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
         real(file, operation)
 
-    monkeypatch.setattr(derived.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     assert int(made(tmp_path, 2).array("a.npy")[0]) == 2
     assert len(folders(tmp_path)) == 2
 
