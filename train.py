@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -79,6 +80,17 @@ class Scoring:
     meshes: MeshScorer
     baselines: BaselineRows | None
     """On rank 0."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A checkpoint that is to be scored."""
+
+    hand: ManoLayer
+    model: UTNet
+    loss: HandLoss
+    state: dict[str, Any]
+    scoring: Scoring
 
 
 @dataclass
@@ -161,8 +173,10 @@ def run_command(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 def run_training(config: RunConfig, context: DistContext, resume: str | None) -> int:
     """Train from scratch or from a checkpoint; 0 when finished, 3 when a signal ended it after saving."""
-    source, run_dir = open_run_folder(config, context, resume)
-    run = build_run(config, context, run_dir, source)
+    folder = open_run_folder(config, context, resume)
+    run_dir = folder.path
+    with folder.gone_unless_started(context):
+        run = build_run(config, context, run_dir, folder.source)
     run.stop.install()
     finished = True
     try:
@@ -192,7 +206,30 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
     Raises:
         TrainingError: a score is not finite; all that is said of it is written by then.
     """
-    _, run_dir = open_run_folder(config, context, None)
+    folder = open_run_folder(config, context, None)
+    with folder.gone_unless_started(context):
+        judged = build_evaluation(config, context, path)
+    scoring, state, files = judged.scoring, judged.state, folder.path / "val"
+    recorder = Recorder(folder.path, config, context)
+    facts = {"evaluated": str(path), "split": scoring.dataset.describe()}
+    recorder.write_setup(config, judged.hand, context, facts)
+    results = score(judged.model, judged.loss, scoring)
+    report(results, scoring.dataset.split_line, context)
+    for shown, result in results.items():
+        recorder.validation(state["step"], shown, result)
+    if (outcome := outcome_of(results, scoring)) is not None:
+        outcome.log_summary()
+        for shown, file in outcome.write(files, "per_sample").items():
+            label = "Per-sample results" if shown == "rgbd" else "Per-sample results without depth"
+            _log.info(f"{label}: {file}")
+        _log.info(f"Report: {files / 'per_sample.md'}")
+    recorder.close()
+    require_finite(results, files)
+    return 0
+
+
+def build_evaluation(config: RunConfig, context: DistContext, path: Path) -> Judged:
+    """A checkpoint's network and what it is scored on."""
     hand, model, loss = build_model(config, context, fresh=False)
     state = context.together(
         "reading the checkpoint", lambda: open_checkpoint(path, look_around=context.is_main)
@@ -208,21 +245,7 @@ def run_evaluation(config: RunConfig, context: DistContext, path: Path) -> int:
     ckpt.log_labels(state["progress"].get("labels_hash", ""), train_set.index.labels_sha256, path)
     _log.info(f"Evaluating {path} (step {state['step']}, {'averaged' if state['ema'] else 'plain'} weights)")
     scoring = build_scoring(config, context, train_set, val_set, hand)
-    recorder = Recorder(run_dir, config, context)
-    recorder.write_setup(config, hand, context, {"evaluated": str(path), "split": val_set.describe()})
-    results = score(model, loss, scoring)
-    report(results, val_set.split_line, context)
-    for shown, result in results.items():
-        recorder.validation(state["step"], shown, result)
-    if (outcome := outcome_of(results, scoring)) is not None:
-        outcome.log_summary()
-        for shown, file in outcome.write(run_dir / "val", "per_sample").items():
-            label = "Per-sample results" if shown == "rgbd" else "Per-sample results without depth"
-            _log.info(f"{label}: {file}")
-        _log.info(f"Report: {run_dir / 'val' / 'per_sample.md'}")
-    recorder.close()
-    require_finite(results, run_dir / "val")
-    return 0
+    return Judged(hand, model, loss, state, scoring)
 
 
 def build_scoring(

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ class Recorder:
             else platform.machine()
         )
         meta = {
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
             "command": sys.argv,
             "python": platform.python_version(),
