@@ -297,20 +297,6 @@ def test_a_checkpoint_of_newer_code_is_not_passed_over(run: Path) -> None:
         folder_of.open_checkpoint(last)
 
 
-def test_resume_auto_finds_the_newest_run_of_the_name(tmp_path: Path) -> None:
-    """auto must not pick another experiment, a run without a checkpoint, or an older one."""
-    for name in ("20260101-000000-demo", "20260103-000000-demo", "20260104-000000-demo-2"):
-        (tmp_path / name / "checkpoints").mkdir(parents=True)
-        (tmp_path / name / "checkpoints" / "last.pt").touch()
-    (tmp_path / "20260105-000000-demo" / "checkpoints").mkdir(parents=True)
-    last = tmp_path / "20260103-000000-demo" / "checkpoints" / "last.pt"
-    assert folder_of.find_last(tmp_path, "demo") == last
-    last.rename(last.with_name("epoch_3.pt"))
-    assert folder_of.find_last(tmp_path, "demo") == last
-    assert folder_of.find_last(tmp_path, "other") is None
-    assert folder_of.find_last(tmp_path / "none", "demo") is None
-
-
 def test_best_so_far_is_what_best_pt_scored_on_these_samples(run: Path) -> None:
     """A score of another split, folder or older file kept best.pt as it was, or let a worse epoch have it."""
     none = (float("inf"), -1)
