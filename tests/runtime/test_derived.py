@@ -295,3 +295,23 @@ def test_what_stands_there_can_be_read_without_writing(tmp_path: Path) -> None:
     (tmp_path / "things.lock").mkdir()  # no lock can be had
     assert int(made(tmp_path, 1).array("a.npy")[0]) == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_without_locks_two_makers_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can be kept out: each makes its own, both are whole, and the half made one of the other stays."""
+    monkeypatch.setattr(derived, "lock", lambda file, shared=False: False)
+    store = Store(tmp_path, "thing", "thing", resumable=True)
+
+    def make(folder: Path) -> dict[str, int]:
+        if folder.name.count("-") == 2 and not (tmp_path / "seen").exists():
+            (tmp_path / "seen").write_text(folder.name)
+            made(tmp_path, 7).close()  # another run, meanwhile, in the same place
+            assert folder.is_dir(), "another maker removed what is being made"
+        np.save(folder / "a.npy", np.array([7]))
+        return {}
+
+    mine = store.ensure({"of": 7}, make)
+    assert int(mine.array("a.npy")[0]) == 7
+    assert not list(tmp_path.glob("*.part"))
