@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,22 +38,18 @@ from src.runtime import log
 from src.runtime.command_line import make_parser
 from src.runtime.complaint import complaint
 from src.runtime.debug import DebugBatches, debug_loss_enabled, trace_enabled
-from src.runtime.distributed import (
-    DistContext,
-    abandon,
-    rank_from_environment,
-    setup_distributed,
-    teardown,
-)
-from src.runtime.machine import configure_torch
+from src.runtime.distributed import DistContext, abandon, setup_distributed, teardown
+from src.runtime.launch import rank_from_environment, starts_again
+from src.runtime.machine import configure_torch, require_short_temporary_folder
 from src.runtime.meeting import lost_peer
+from src.runtime.outlet import optional
 from src.runtime.pace import PaceMeter
 from src.runtime.progress import progress
 from src.runtime.seed import seed_everything
 from src.runtime.signals import StopRequest
 from src.schema import Shown
 from src.training import checkpoint as ckpt
-from src.training.checkpoint_folder import best_so_far, names_due, open_checkpoint, prune
+from src.training.checkpoint_folder import FOLDER, LAST, best_so_far, open_checkpoint
 from src.training.checkpoint_settings import DEFAULT_CONFIG, Settings, command_settings
 from src.training.diagnosis.doctor import Doctor
 from src.training.mesh_scorer import MeshScorer
@@ -60,6 +57,7 @@ from src.training.optim import describe_rate, global_batch
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
+from src.training.saver import Saver
 from src.training.setup import build_model
 from src.training.step import TrainStep
 from src.training.validation import (
@@ -87,6 +85,17 @@ class Scoring:
     """On rank 0."""
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A checkpoint that is to be scored."""
+
+    hand: ManoLayer
+    model: UTNet
+    loss: HandLoss
+    state: dict[str, Any]
+    scoring: Scoring
+
+
 @dataclass
 class Run:
     """What the loop of a run works with."""
@@ -95,13 +104,13 @@ class Run:
     context: DistContext
     run_dir: Path
     recorder: Recorder
-    hand: ManoLayer
     model: UTNet
     trainer: TrainStep
     train_set: HO3DDataset
     train_loader: DeviceLoader
     scoring: Scoring
     progress: ckpt.Progress
+    saver: Saver
     stop: StopRequest
     doctor: Doctor
 
@@ -163,6 +172,7 @@ def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
     config = settings.config
     if not arguments.evaluate:
         require_selectable(config.validation)
+    require_short_temporary_folder()
     context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.validation.timeout_s)
     configure_torch(config.runtime)
     with context.naming_the_lost():
@@ -177,9 +187,11 @@ def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
 def run_training(settings: Settings, context: DistContext, resume: str | None) -> int:
     """Train from scratch or from a checkpoint; 0 when finished, 3 when a signal ended it after saving."""
     config = settings.config
-    source, run_dir = open_run_folder(config, context, resume)
+    folder = open_run_folder(config, context, resume)
+    run_dir = folder.path
     settings.log()
-    run = build_run(config, context, run_dir, source)
+    with folder.gone_unless_started(context):
+        run = build_run(config, context, run_dir, folder.source)
     run.stop.install()
     finished = True
     try:
@@ -190,8 +202,11 @@ def run_training(settings: Settings, context: DistContext, resume: str | None) -
     if not finished:
         _log.info(
             f"Stopped by {run.stop.received or run.doctor.stops or 'a signal to another rank'} "
-            f"after step {run.trainer.step}, saved. Go on with --resume {run_dir / 'checkpoints' / 'last.pt'}"
+            f"after step {run.trainer.step}, saved. Go on with --resume {run.saver.folder / LAST}"
         )
+        if starts_again():
+            _log.info("Leaving with status 0: after any other, torchrun --max-restarts would start it again")
+            return 0
         return 3
     best = f"best MPJPE {run.progress.best_mpjpe_mm:.3f} mm (epoch {run.progress.best_epoch})"
     if run.progress.best_epoch < 0:
@@ -207,8 +222,31 @@ def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
         TrainingError: a score is not finite; all that is said of it is written by then.
     """
     config = settings.config
-    _, run_dir = open_run_folder(config, context, None)
+    folder = open_run_folder(config, context, None)
     settings.log()
+    with folder.gone_unless_started(context):
+        judged = build_evaluation(config, context, path)
+    scoring, state, files = judged.scoring, judged.state, folder.path / "val"
+    recorder = Recorder(folder.path, config, context)
+    facts = {"evaluated": str(path), "split": scoring.dataset.describe()}
+    recorder.write_setup(config, judged.hand, context, facts)
+    results = score(judged.model, judged.loss, scoring)
+    report(results, scoring.dataset.split_line, context)
+    for shown, result in results.items():
+        recorder.validation(state["step"], shown, result)
+    if (outcome := outcome_of(results, scoring)) is not None:
+        outcome.log_summary()
+        for shown, file in outcome.write(files, "per_sample").items():
+            label = "Per-sample results" if shown == "rgbd" else "Per-sample results without depth"
+            _log.info(f"{label}: {file}")
+        _log.info(f"Report: {files / 'per_sample.md'}")
+    recorder.close()
+    require_finite(results, files)
+    return 0
+
+
+def build_evaluation(config: RunConfig, context: DistContext, path: Path) -> Judged:
+    """A checkpoint's network and what it is scored on."""
     hand, model, loss = build_model(config, context, fresh=False)
     state = context.together(
         "reading the checkpoint", lambda: open_checkpoint(path, look_around=context.is_main)
@@ -224,21 +262,7 @@ def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
     ckpt.log_labels(state["progress"].get("labels_hash", ""), train_set.index.labels_sha256, path)
     _log.info(f"Evaluating {ckpt.named(state, path)}")
     scoring = build_scoring(config, context, train_set, val_set, hand)
-    recorder = Recorder(run_dir, config, context)
-    recorder.write_setup(config, hand, context, {"evaluated": str(path), "split": val_set.describe()})
-    results = score(model, loss, scoring)
-    report(results, val_set.split_line, context)
-    for shown, result in results.items():
-        recorder.validation(state["step"], shown, result)
-    if (outcome := outcome_of(results, scoring)) is not None:
-        outcome.log_summary()
-        for shown, file in outcome.write(run_dir / "val", "per_sample").items():
-            label = "Per-sample results" if shown == "rgbd" else "Per-sample results without depth"
-            _log.info(f"{label}: {file}")
-        _log.info(f"Report: {run_dir / 'val' / 'per_sample.md'}")
-    recorder.close()
-    require_finite(results, run_dir / "val")
-    return 0
+    return Judged(hand, model, loss, state, scoring)
 
 
 def build_scoring(
@@ -278,7 +302,7 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         position = context.together(
             "resuming", lambda: ckpt.restore(source, trainer, config, hand, train_set.split_id, context)
         )
-        best = best_so_far(run_dir / "checkpoints", val_set.split_id, context)
+        best = best_so_far(run_dir / FOLDER, val_set.split_id, context)
         position.best_mpjpe_mm, position.best_epoch = best
         _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
         ckpt.log_labels(position.labels_hash, train_set.index.labels_sha256, source)
@@ -307,13 +331,13 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         context=context,
         run_dir=run_dir,
         recorder=recorder,
-        hand=hand,
         model=model,
         trainer=trainer,
         train_set=train_set,
         train_loader=train_loader,
         scoring=build_scoring(config, context, train_set, val_set, hand),
         progress=position,
+        saver=Saver(run_dir / FOLDER, config, hand, train_set.split_id, context),
         stop=StopRequest(),
         doctor=doctor,
     )
@@ -324,18 +348,19 @@ def run_epoch(run: Run) -> bool:
     epoch = run.progress.epoch
     train_loss = train_epoch(run)
     if train_loss is None:
-        save(run)
+        run.saver.save(run.trainer, run.progress)
         return False
     _log.info(f"Epoch {epoch}: Train Loss: {train_loss:.3f}")
     run.recorder.scalars(run.trainer.step, {"Train/epoch_loss": train_loss, "Train/epoch": epoch})
-    save(run)  # a validation can be long: what was trained is safe before it starts
+    # A validation can be long: what was trained is safe before it starts.
+    run.saver.save(run.trainer, run.progress, wait=False)
     last_epoch = epoch == run.config.training.num_epochs - 1
     improved = False
     if last_epoch or (epoch + 1) % run.config.validation.every_epochs == 0:
         improved = validate(run)
     run.progress.epoch, run.progress.step_in_epoch = epoch + 1, 0
     run.progress.loss_sum, run.progress.clipped_steps = 0.0, 0
-    save(run, best=improved, epoch=epoch)
+    run.saver.save(run.trainer, run.progress, best=improved, epoch=epoch)
     return True
 
 
@@ -365,6 +390,7 @@ def train_epoch(run: Run) -> float | None:
         run.doctor.after(run.trainer, report, group)
         position.step_in_epoch += 1
         due = save_every > 0 and run.trainer.step % save_every == 0
+        due |= run.saver.tries_again(run.trainer.step)
         asked = position.count(run.trainer.settled(everything=due))
         if run.trainer.step % config.logging.every == 0:
             counted = position.step_in_epoch - run.trainer.unsettled
@@ -375,7 +401,7 @@ def train_epoch(run: Run) -> float | None:
             position.count(run.trainer.settled(everything=True))
             return None
         if due:
-            save(run)
+            run.saver.save(run.trainer, position, wait=False)
     if position.count(run.trainer.settled(everything=True)):
         return None
     return position.loss_sum / max(1, position.step_in_epoch)
@@ -461,11 +487,13 @@ def validate(run: Run) -> bool:
         run.recorder.validation(trainer.step, shown, result)
     folder = run.run_dir / "val"
     if (outcome := outcome_of(results, scoring)) is not None:
-        outcome.write(folder, f"epoch_{epoch:04d}")
+        with optional("the validation's report"):
+            outcome.write(folder, f"epoch_{epoch:04d}")
     if page is not None:
         path = folder / f"epoch_{epoch:04d}.jpg"
-        if (picture := page.write(path)) is not None:
-            run.recorder.picture(trainer.step, "Val/pictures", path, picture)
+        with optional("the validation's pictures"):
+            if (picture := page.write(path)) is not None:
+                run.recorder.picture(trainer.step, "Val/pictures", path, picture)
     run.context.barrier("the validation's report and pictures")
     return is_best(results, run.progress, run.config.validation)
 
@@ -478,17 +506,6 @@ def outcome_of(results: dict[Shown, CheckedResult], scoring: Scoring) -> Outcome
     frames = [data.frame_id(i) for i in range(len(data))]
     official = official_scores(results, data.truth_joints())
     return Outcome(results, frames, scoring.config.validation.split, scoring.baselines, official)
-
-
-def save(run: Run, *, best: bool = False, epoch: int | None = None) -> None:
-    """Write last.pt, and best.pt and epoch_<k>.pt where they are due; `epoch` is the one that just ended."""
-    folder = run.run_dir / "checkpoints"
-    path, *copies = (folder / name for name in names_due(run.config.training, best=best, epoch=epoch))
-    split = run.train_set.split_id
-    ckpt.save_checkpoint(path, run.trainer, run.progress, run.config, run.hand, split, run.context, copies)
-    if run.context.is_main:
-        prune(folder, run.config.training)
-    run.context.barrier("removing old checkpoints")
 
 
 if __name__ == "__main__":

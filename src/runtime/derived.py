@@ -16,7 +16,6 @@ very same files, or raises.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -35,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import DataError
-from src.runtime.files import atomic_write, crc32, open_lock, open_plain, share_lock, sync_folder
+from src.runtime.files import atomic_write, crc32, lock, open_lock, open_plain, sync_file, sync_folder
 from src.runtime.log import get_logger
 
 WAIT_S = 1800.0
@@ -221,10 +220,10 @@ class Store:
         look = find if find is not None else (lambda say: self.find(fingerprint, say=say))
         if (found := look(False)) is not None:
             return found
-        with self._lock(wait_s):
+        with self._lock(wait_s) as alone:
             if (found := look(True)) is not None:  # another process has made it meanwhile
                 return found
-            return self._make(_plain(fingerprint), make)
+            return self._make(_plain(fingerprint), make, alone=alone)
 
     def offer(self, fingerprint: Fingerprint, make: Callable[[Path], Mapping[str, Any]]) -> str | None:
         """Keep a thing that can be had without: None if it was kept, else why it was not.
@@ -234,8 +233,8 @@ class Store:
             make: writes its files, as in `ensure`.
         """
         try:
-            with self._lock(_OFFER_WAIT_S):
-                made = self.find(fingerprint) or self._make(_plain(fingerprint), make)
+            with self._lock(_OFFER_WAIT_S) as alone:
+                made = self.find(fingerprint) or self._make(_plain(fingerprint), make, alone=alone)
         except OSError as error:
             return error.strerror or str(error)
         except DataError as error:
@@ -247,21 +246,27 @@ class Store:
         """The folder in which the thing of this fingerprint is made."""
         return self.place / f"{self.name}-{_key(_plain(fingerprint))}.part"
 
-    def _make(self, fingerprint: dict[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> Derived:
-        """Make it and give it its name; the lock is held, so whatever is half made has no maker."""
-        staging = self.staging(fingerprint)
-        for leftover in self.place.glob(f"{self.name}-*.part"):
-            if re.fullmatch(f"{re.escape(self.name)}-{_KEY}", leftover.stem):
-                _require_own_folder(leftover, self.what)
-                if leftover != staging or not self.resumable:
-                    _remove(leftover)
+    def _make(
+        self, fingerprint: dict[str, Any], make: Callable[[Path], Mapping[str, Any]], *, alone: bool
+    ) -> Derived:
+        """Make it and give it its name.
+
+        Where the lock is held (`alone`), whatever is half made has no maker. Elsewhere others may be at work:
+        each has a folder of its own, and none goes on with another's.
+        """
+        staging, mark = self.staging(fingerprint), secrets.token_hex(4)
+        name = staging.stem
+        if alone:
+            self._clear(staging)
+        else:
+            staging = staging.with_name(f"{name}-{mark}.part")
         staging.mkdir(exist_ok=True)
         try:
             self._seal(staging, fingerprint, make(staging))
-            folder = self.place / f"{staging.stem}-{secrets.token_hex(4)}"
+            folder = self.place / f"{name}-{mark}"
             staging.rename(folder)
         finally:
-            if not self.resumable:
+            if not self.resumable or not alone:
                 _remove(staging)
         sync_folder(self.place)
         made = _open(folder, self.what)
@@ -270,12 +275,20 @@ class Store:
         self._retire(folder)
         return made
 
+    def _clear(self, staging: Path) -> None:
+        """Remove what was half made, but for what can go on."""
+        for leftover in self.place.glob(f"{self.name}-*.part"):
+            if re.fullmatch(f"{re.escape(self.name)}-{_KEY}(-{_MARK})?", leftover.stem):
+                _require_own_folder(leftover, self.what)
+                if leftover != staging or not self.resumable:
+                    _remove(leftover)
+
     def _seal(self, folder: Path, fingerprint: dict[str, Any], facts: Mapping[str, Any]) -> None:
         """Write derived.json: from now on the folder is whole."""
         files: dict[str, tuple[int, int | None]] = {}
         for path in sorted(folder.iterdir()):
             with path.open("rb") as file:
-                os.fsync(file.fileno())
+                sync_file(file)
                 summed = not self.unsummed or not path.name.startswith(self.unsummed)
                 files[path.name] = os.fstat(file.fileno()).st_size, crc32(file) if summed else None
         content = {"fingerprint": fingerprint, "facts": dict(facts), "files": files}
@@ -291,11 +304,12 @@ class Store:
             with contextlib.ExitStack() as stack:
                 try:
                     marker = stack.enter_context(open_plain(folder / MARKER))
-                    fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not lock(marker):
+                        continue  # without locks nobody can tell what is in use
                 except FileNotFoundError:
                     pass  # it never was whole
                 except OSError:
-                    continue  # in use; or no lock can be had here, so it may be; or its marker is no file
+                    continue  # in use, or its marker is no file
                 else:
                     kept += 1
                     if kept <= self.keep:
@@ -321,8 +335,8 @@ class Store:
         return [self.place / name for _, name in sorted(found, reverse=True)]
 
     @contextlib.contextmanager
-    def _lock(self, wait_s: float) -> Iterator[None]:
-        """Hold the lock of this store, which dies with its process."""
+    def _lock(self, wait_s: float) -> Iterator[bool]:
+        """Hold the lock of this store, which dies with its process; false where there are no locks."""
         path = self.place / f"{self.name}.lock"
         try:
             self.place.mkdir(parents=True, exist_ok=True)
@@ -337,7 +351,7 @@ class Store:
             deadline = time.monotonic() + wait_s
             while True:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    alone = lock(file)
                     break
                 except BlockingIOError:
                     if time.monotonic() > deadline:
@@ -346,7 +360,7 @@ class Store:
                             "Make it with one process first, or end that process."
                         ) from None
                     time.sleep(0.05)
-            yield
+            yield alone
 
     def _require_own(self, file: BinaryIO, path: Path) -> None:
         """A lock file of ours is a plain file without content and without a second name."""
@@ -366,7 +380,7 @@ def _open(folder: Path, what: str) -> Derived | None:
     with contextlib.ExitStack() as stack:
         try:
             held = stack.enter_context(open_plain(marker))
-            share_lock(held)
+            lock(held, shared=True)
             content = json.loads(held.read())
             if content.pop("crc32") != _content_crc32(content):
                 return None

@@ -33,6 +33,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from src.errors import ConfigError, PeerError, UTNetError
+from src.runtime.launch import end_with_parent, place_from_environment, reach_ranks
 from src.runtime.meeting import Meetings, lost_peer
 from src.runtime.signals import end_helpers
 
@@ -171,21 +172,23 @@ def setup_distributed(
         side_timeout_s: longest wait of a collective of the side group, seconds.
 
     Raises:
-        ConfigError: cuda was asked for and there are fewer GPUs than ranks on this machine.
+        ConfigError: the environment is not torchrun's, or cuda was asked for and there are fewer GPUs than
+            ranks on this machine.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-    chosen = _choose_device(device, local_rank, local_world)
-    if "WORLD_SIZE" not in os.environ or world == 1:
+    place = place_from_environment()
+    end_with_parent()
+    chosen = _choose_device(device, place.local_rank, place.local_world)
+    if place.world == 1:
         return DistContext(0, 1, 0, chosen, None)
+    store, limit = reach_ranks(place, timeout_s), timedelta(seconds=timeout_s)
+    ranks = {"store": store, "rank": place.rank, "world_size": place.world, "timeout": limit}
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl", timeout=timedelta(seconds=timeout_s), device_id=chosen)
+        dist.init_process_group("nccl", **ranks, device_id=chosen)
     else:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group("gloo", **ranks)
     side, meetings = _gloo_group(side_timeout_s), Meetings(_gloo_group(timeout_s), timeout_s)
-    return DistContext(rank, world, local_rank, chosen, side, meetings)
+    return DistContext(place.rank, place.world, place.local_rank, chosen, side, meetings)
 
 
 def teardown() -> None:
@@ -201,11 +204,6 @@ def abandon(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def rank_from_environment() -> int:
-    """Rank that torchrun gave this process, before any group exists; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def _gloo_group(timeout_s: float) -> dist.ProcessGroup:

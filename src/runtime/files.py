@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import secrets
 import shutil
@@ -21,10 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import DataError
+from src.runtime.log import get_logger
 
 ZIP_FAILURES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What a damaged zip file can raise (RuntimeError: unknown compression, or encrypted by a flipped bit)."""
 _BLOCK_BYTES = 1 << 22
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
+_NO_SYNC = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EROFS)
+"""What file systems say that have no such thing (network, FUSE), not what a failing disk says (EIO)."""
+_log = get_logger("files")
+_unfinished: set[Path] = set()
+"""Temporary files of writes that are under way."""
 
 
 def open_plain(path: Path) -> BinaryIO:
@@ -65,15 +73,24 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_temporary_name(path))
+    _unfinished.add(temporary)
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+
+
+def remove_unfinished() -> None:
+    """Remove the temporary files that this process is writing: for a thread that is about to end it."""
+    for path in tuple(_unfinished):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -187,15 +204,6 @@ def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> d
         raise DataError(f"{path} is torn, or no .npz of arrays: {error}") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def crc32(file: BinaryIO, length: int | None = None, copy: BinaryIO | None = None) -> int:
     """CRC-32 of the next bytes of a file, read in parts.
 
@@ -227,15 +235,66 @@ def open_lock(path: Path) -> int:
         return os.open(path, os.O_RDONLY | flags)  # another user's: enough to lock it
 
 
-def share_lock(file: BinaryIO) -> None:
-    """Take a shared lock; where the file system has no locks, none is taken.
+def lock(file: BinaryIO, *, shared: bool = False) -> bool:
+    """Take a lock, without waiting; it goes with the last descriptor of `file`.
+
+    Args:
+        file: open.
+        shared: others may hold it too, if they share it.
+
+    Returns:
+        False where the file system has no locks (Lustre and NFS, by how they are mounted).
 
     Raises:
-        BlockingIOError: another process holds it alone.
+        BlockingIOError: another process holds it.
+        OSError: the disk failed.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        pass
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _once(f"{Path(file.name).parent} has no file locks ({error.strerror}): two runs may do the same work")
+        return False
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` outlive a power cut, where its file system can do that.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written to and not listed
+        return
+    try:
+        _sync(descriptor, folder)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(file: BinaryIO) -> None:
+    """Bring what was written to `file` onto the disk, where its file system can do that.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    _sync(file.fileno(), Path(file.name))
+
+
+def _sync(descriptor: int, path: Path) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        folder, kind = (path, "folders") if path.is_dir() else (path.parent, "files")
+        _once(f"{folder} cannot sync {kind} ({error.strerror}): a power cut may undo what was written last")
+
+
+@functools.cache
+def _once(text: str) -> None:
+    """Say something about a place once in a process."""
+    _log.warning(f"WARNING: {text}.")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from pathlib import Path
 
 import torch
 
 from src.config import RuntimeConfig
+from src.errors import ConfigError
 
 
 def configure_torch(config: RuntimeConfig) -> None:
@@ -32,6 +34,21 @@ def configure_torch(config: RuntimeConfig) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+def require_short_temporary_folder() -> None:
+    """Refuse a temporary folder that no socket fits into: loader processes hand over their batches by one.
+
+    Raises:
+        ConfigError: its name is too long.
+    """
+    folder = tempfile.gettempdir()
+    most = _SOCKET_BYTES - len("/pymp-12345678/listener-12345678")
+    if (length := len(os.fsencode(folder))) > most:
+        raise ConfigError(
+            f"the folder for temporary files, {folder}, has a name of {length} bytes, too long for the "
+            f"sockets of loader processes: at most {most}. Set TMPDIR to a shorter one, such as /tmp"
+        )
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether a device computes bfloat16 itself. One that does not is slower in it than in float32: a CPU
     that emulates it takes 13 times as long for the tiny network's forward and backward pass.
@@ -41,6 +58,8 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(_CPU_BF16 & cpu_flags())
 
 
+_SOCKET_BYTES = 107
+"""Longest name of a local socket (unix(7): 108 with the byte that ends it)."""
 _CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 """Flags of Linux's /proc/cpuinfo, on x86 and on ARM."""
 

@@ -118,6 +118,13 @@ def load_tensors(path: Path, what: str, *, mapped: bool = False) -> Any:
         raise AssetError(f"{what} {path} cannot be read as plain tensors ({first}){ADVICE}") from reason
 
 
+def tensor_bytes(content: object) -> int:
+    """Bytes of all tensors in nested dictionaries."""
+    if isinstance(content, Mapping):
+        return sum(tensor_bytes(value) for value in content.values())
+    return content.nbytes if isinstance(content, Tensor) else 0
+
+
 def first_nonfinite(content: object, name: str = "") -> str | None:
     """Name of the first tensor in nested dictionaries that holds a number which is not finite, and how many.
 

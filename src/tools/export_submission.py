@@ -45,8 +45,9 @@ from src.models.utnet import UTNet
 from src.runtime import log
 from src.runtime.command_line import make_parser
 from src.runtime.debug import trace_enabled
-from src.runtime.distributed import DistContext, rank_from_environment, setup_distributed
+from src.runtime.distributed import DistContext, setup_distributed
 from src.runtime.files import require_place
+from src.runtime.launch import rank_from_environment
 from src.runtime.machine import configure_torch
 from src.runtime.progress import progress
 from src.training import checkpoint as ckpt

@@ -7,6 +7,7 @@ refused. Which checkpoints a run keeps is `checkpoint_folder`'s matter.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,14 @@ from src.errors import AssetError, UTNetError
 from src.hand.mano import ManoLayer
 from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
-from src.runtime.tensor_file import ADVICE, copy_tensors, first_nonfinite, load_tensors, save_tensors
+from src.runtime.tensor_file import (
+    ADVICE,
+    copy_tensors,
+    first_nonfinite,
+    load_tensors,
+    save_tensors,
+    tensor_bytes,
+)
 from src.training.optim import global_batch
 from src.training.step import StepReport, TrainStep
 
@@ -124,10 +132,20 @@ def _write(state: Mapping[str, Any], path: Path, copies: Sequence[Path]) -> UTNe
             copy_tensors(path, target)
     except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of the system's own
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        room = _room(target.parent, tensor_bytes(state))
         return AssetError(
-            f"checkpoint {target} was not written: {reason}. Free the disk; the previous file is whole"
+            f"checkpoint {target} was not written: {reason}. {room}. The previous file is whole"
         )
     return None
+
+
+def _room(folder: Path, needed: int) -> str:
+    """How much room a file needs and how much there is."""
+    text = f"About {needed / 1e6:,.1f} MB are needed"
+    try:
+        return f"{text}, {shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
+    except OSError:
+        return text
 
 
 def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:

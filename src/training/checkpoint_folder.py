@@ -75,15 +75,6 @@ def prune(folder: Path, config: TrainingConfig) -> None:
             numbered[epoch].unlink(missing_ok=True)
 
 
-def find_last(runs_dir: Path, name: str) -> Path | None:
-    """last.pt of the newest run called `name` that has written a checkpoint, whether it is there or not."""
-    pattern = re.compile(r"\d{8}-\d{6}-" + re.escape(name))
-    runs = [p for p in runs_dir.glob("*") if pattern.fullmatch(p.name)] if runs_dir.is_dir() else []
-    return next(
-        (p / FOLDER / LAST for p in sorted(runs, reverse=True) if any(p.glob(f"{FOLDER}/*.pt"))), None
-    )
-
-
 def to_go_on_from(path: Path) -> tuple[Path, str | None]:
     """The checkpoint that a run goes on from: `path`, or the newest whole one beside a last.pt that is not.
 

@@ -10,8 +10,10 @@ import json
 import math
 import platform
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,66 @@ from src.config_file import config_to_yaml
 from src.hand.mano import ManoLayer
 from src.runtime.distributed import DistContext
 from src.runtime.files import atomic_write
+from src.runtime.outlet import Outlet, optional
 from src.runtime.pace import Pace
 from src.schema import EvalResult, Shown
 from src.training.checkpoint import commit
 from src.training.step import StepReport
+
+_EVENTS = "TensorBoard"
+"""What warnings call its files."""
+
+
+def _without_event_writers(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands on what failed in it, and prints it too; everything else is printed."""
+    if not type(failed.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(failed)
+
+
+class Events:
+    """TensorBoard's files; where they cannot be written, the curves have a gap and scalars.jsonl has all."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """Args: `first_step` to be recorded; TensorBoard hides what older files say of it and later ones."""
+        self._folder = folder
+        self._first_step: int | None = first_step
+        self._writer: SummaryWriter | None = None
+        threading.excepthook = _without_event_writers
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add values by name."""
+
+        def add(writer: SummaryWriter) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        self._with_writer(add)
+
+    def picture(self, step: int, name: str, path: Path, rgb: NDArray[np.uint8]) -> None:
+        """Add a picture (H, W, 3) and where its file is."""
+
+        def add(writer: SummaryWriter) -> None:
+            writer.add_image(name, rgb, step, dataformats="HWC")
+            writer.add_text(f"{name}/file", str(path), step)
+
+        self._with_writer(add)
+
+    def close(self) -> None:
+        """Write what is held back."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with optional(_EVENTS):
+                writer.close()
+
+    def _with_writer(self, add: Callable[[SummaryWriter], None]) -> None:
+        """Add to the present file; after a failure, to a new one."""
+        with optional(_EVENTS) as attempt:
+            if self._writer is None:
+                self._writer = SummaryWriter(str(self._folder), purge_step=self._first_step)
+                self._first_step = None
+            add(self._writer)
+        if attempt.failed:
+            self.close()
 
 
 class Recorder:
@@ -39,13 +97,15 @@ class Recorder:
         """Args: `resume_step` optimiser steps that are done; scalars of later steps are dropped."""
         self.run_dir = run_dir
         self._active = context.is_main
-        self._events: SummaryWriter | None = None
+        self._events: Events | None = None
         if not self._active:
             return
-        self._scalars = run_dir / "scalars.jsonl"
-        self._began = time.monotonic() - 60.0 * self._drop_after(resume_step)
-        if config.logging.tensorboard:
-            self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+        path = run_dir / "scalars.jsonl"
+        self._scalars = Outlet(str(path), path=path)
+        self._began = time.monotonic() - 60.0 * _drop_after(path, resume_step)
+        self._events = (
+            Events(run_dir / "tensorboard", resume_step + 1) if config.logging.tensorboard else None
+        )
 
     def write_setup(
         self, config: RunConfig, hand: ManoLayer, context: DistContext, facts: Mapping[str, object]
@@ -60,7 +120,8 @@ class Recorder:
         """
         if not self._active:
             return
-        with atomic_write(self.run_dir / "config.yaml") as file:
+        path = self.run_dir / "config.yaml"
+        with optional(str(path)), atomic_write(path) as file:
             file.write(config_to_yaml(config).encode())
         device = (
             torch.cuda.get_device_name(context.device)
@@ -68,7 +129,7 @@ class Recorder:
             else platform.machine()
         )
         meta = {
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
             "command": sys.argv,
             "python": platform.python_version(),
@@ -80,7 +141,8 @@ class Recorder:
             "hand_is_standin": hand.is_standin,
             **facts,
         }
-        with atomic_write(self.run_dir / "meta.json") as file:
+        path = self.run_dir / "meta.json"
+        with optional(str(path)), atomic_write(path) as file:
             file.write(json.dumps(meta, indent=2, default=str).encode())
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -92,11 +154,9 @@ class Recorder:
             return
         plain = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
         minutes = round((time.monotonic() - self._began) / 60.0, 3)
-        with self._scalars.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "minutes": minutes, **plain}) + "\n")
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+        self._scalars.write(json.dumps({"step": step, "minutes": minutes, **plain}) + "\n")
+        if self._events is not None and not self._scalars.stopped:  # room is looked for there
+            self._events.scalars(step, values)
 
     def step(self, step: int, report: StepReport, clipped_share: float, pace: Pace) -> None:
         """Record an optimiser step under Train/.
@@ -143,27 +203,29 @@ class Recorder:
     def picture(self, step: int, name: str, path: Path, rgb: NDArray[np.uint8]) -> None:
         """Record a picture (H, W, 3) uint8 RGB that was also written to `path`."""
         if self._active and self._events is not None:
-            self._events.add_image(name, rgb, step, dataformats="HWC")
-            self._events.add_text(f"{name}/file", str(path), step)
+            self._events.picture(step, name, path, rgb)
 
     def close(self) -> None:
         """Flush what is still held back."""
+        if self._active:
+            self._scalars.close()
         if self._events is not None:
             self._events.close()
 
-    def _drop_after(self, step: int) -> float:
-        """Keep the lines of scalars.jsonl up to `step`; a torn last line goes too. Minutes that are kept."""
-        if not self._scalars.is_file():
-            return 0.0
-        kept, minutes = [], 0.0
-        for line in self._scalars.read_text(encoding="utf-8").splitlines():
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if values["step"] <= step:
-                kept.append(line + "\n")
-                minutes = values.get("minutes", minutes)
-        with atomic_write(self._scalars) as file:
-            file.write("".join(kept).encode())
-        return minutes
+
+def _drop_after(path: Path, step: int) -> float:
+    """Keep the lines of scalars.jsonl up to `step`; a torn last line goes too. Minutes that are kept."""
+    if not path.is_file():
+        return 0.0
+    kept, minutes = [], 0.0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if values["step"] <= step:
+            kept.append(line + "\n")
+            minutes = values.get("minutes", minutes)
+    with optional(str(path)), atomic_write(path) as file:
+        file.write("".join(kept).encode())
+    return minutes

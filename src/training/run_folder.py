@@ -1,21 +1,60 @@
-"""The folder of a run: made new, or found again by --resume; the same on every rank."""
+"""The folder of a run: made new, or found again by --resume; the same on every rank, and one run's alone."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from src.config import RunConfig
-from src.errors import ConfigError
+from src.errors import AssetError, ConfigError
 from src.runtime import log
 from src.runtime.distributed import DistContext
-from src.training.checkpoint_folder import FOLDER, find_last, to_go_on_from
+from src.runtime.files import lock, open_lock
+from src.training.checkpoint import read_checkpoint
+from src.training.checkpoint_folder import FOLDER, LAST, to_go_on_from
 
+META, LOCK = "meta.json", "run.lock"
+_WAIT_S = 10.0
+"""What loader processes of a killed run may take to end, and with them its lock, seconds."""
 _log = log.get_logger("run folder")
+_held: list[BinaryIO] = []
+"""Locks of this process, kept until it ends."""
 
 
-def open_run_folder(config: RunConfig, context: DistContext, resume: str | None) -> tuple[Path | None, Path]:
-    """(checkpoint to go on from or None, run folder): decided by rank 0, the same on every rank.
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run writes."""
+
+    path: Path
+    source: Path | None
+    """Checkpoint to go on from; None: from the start."""
+    new: bool
+    """Made by this process."""
+
+    @contextlib.contextmanager
+    def gone_unless_started(self, context: DistContext) -> Iterator[None]:
+        """Inside, an error removes the folder if it is new: what never began leaves nothing behind."""
+        try:
+            yield
+        except BaseException:
+            if self.new and context.is_main:
+                log.configure(rank=context.rank)
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+
+def open_run_folder(config: RunConfig, context: DistContext, resume: str | None) -> RunFolder:
+    """The folder of this run: decided by rank 0, which locks it.
 
     From here on the log is also kept in the run folder.
 
@@ -26,31 +65,80 @@ def open_run_folder(config: RunConfig, context: DistContext, resume: str | None)
 
     Raises:
         AssetError: the checkpoint cannot be read, and no other may take its place.
-        ConfigError: logging.runs_dir cannot be written to.
+        ConfigError: logging.runs_dir cannot be written to, or another run writes the folder.
     """
 
-    def decide() -> tuple[Path | None, Path, str | None]:
-        asked = None if resume is None else Path(resume)
+    def decide() -> tuple[RunFolder, list[str]]:
+        asked, lines = None if resume is None else Path(resume), []
         if resume == "auto":
-            asked = find_last(config.logging.runs_dir, config.name)
-            if asked is None:
-                _log.info(
-                    f"--resume auto: no run called {config.name} in {config.logging.runs_dir}: a new one"
-                )
+            asked, line = _newest(config)
+            lines += [line] if line else []
         if asked is None:
-            return None, new_run_dir(config), None
+            return _make(config), lines
+        own = asked.parent.parent if asked.parent.name == FOLDER else None
+        if own is not None:
+            _take(own)
         source, warning = to_go_on_from(asked)
-        return source, source.parent.parent if source.parent.name == FOLDER else new_run_dir(config), warning
+        lines += [warning] if warning else []
+        return RunFolder(own, source, new=False) if own else _make(config, source), lines
 
     decided = context.together("making the run folder", lambda: decide() if context.is_main else None)
-    source, run_dir, warning = context.broadcast_object(decided)
-    log.configure(rank=context.rank, log_file=run_dir / "log.txt")
-    if warning is not None and context.is_main:
-        _log.warning(warning)
-    return source, run_dir
+    folder, lines = context.broadcast_object(decided)
+    log.configure(rank=context.rank, log_file=folder.path / "log.txt")
+    for line in lines if context.is_main else ():
+        (_log.warning if line.startswith("WARNING") else _log.info)(line)
+    opened: RunFolder = folder
+    return opened
 
 
-def new_run_dir(config: RunConfig) -> Path:
+def started(run: Path) -> datetime:
+    """When a run was last started, by what it wrote itself; where it wrote nothing, by its files' times.
+
+    The folder's name is local time: of another zone, or of the hour that comes twice, it misleads.
+    """
+    try:
+        text = json.loads((run / META).read_text(encoding="utf-8"))["started"]
+        when = datetime.fromisoformat(text)
+    except (OSError, ValueError, KeyError, TypeError):
+        times = [path.stat().st_mtime for path in (run, *run.glob(f"{FOLDER}/*.pt"))]
+        return datetime.fromtimestamp(max(times), UTC)
+    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+
+
+def _newest(config: RunConfig) -> tuple[Path | None, str]:
+    """last.pt of the newest run of this name, or None for a new one; and a line that says why."""
+    runs_dir, name = config.logging.runs_dir, config.name
+    pattern = re.compile(r"\d{8}-\d{6}-" + re.escape(name))
+    found = [p for p in runs_dir.glob("*") if pattern.fullmatch(p.name)] if runs_dir.is_dir() else []
+    runs = sorted((p for p in found if not _is_evaluation(p)), key=started, reverse=True)
+    saved = next((run for run in runs if any(run.glob(f"{FOLDER}/*.pt"))), None)
+    if saved is None:
+        return None, f"--resume auto: no run called {name} in {runs_dir} has saved: a new one"
+    last = saved / FOLDER / LAST
+    if saved == runs[0]:
+        return last, ""
+    never = f"--resume auto: the newest run, {runs[0].name}, has never saved"
+    if _is_finished(last, config):
+        return None, f"WARNING: {never}, and the one before it, {saved.name}, is finished: a new one"
+    return last, f"WARNING: {never}: going on with the one before it, {saved.name}"
+
+
+def _is_evaluation(run: Path) -> bool:
+    try:
+        return "evaluated" in json.loads((run / META).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _is_finished(last: Path, config: RunConfig) -> bool:
+    try:
+        epoch: int = read_checkpoint(last, mapped=True)["progress"]["epoch"]
+    except AssetError:
+        return False  # whoever goes on from it says so
+    return epoch >= config.training.num_epochs
+
+
+def _make(config: RunConfig, source: Path | None = None) -> RunFolder:
     """Make `runs/<time>-<name>/`; a second run of the same second waits for the next.
 
     Raises:
@@ -70,4 +158,68 @@ def new_run_dir(config: RunConfig) -> Path:
                 f"logging.runs_dir={config.logging.runs_dir}: no run folder can be made there "
                 f"({error.strerror}). Name a folder that this user may write to"
             ) from None
-        return folder
+        _take(folder)
+        return RunFolder(folder, source, new=True)
+
+
+def _take(folder: Path) -> None:
+    """Hold a run folder until this process ends.
+
+    Raises:
+        ConfigError: another process writes it, or this one may not.
+    """
+    path = folder / LOCK
+    try:
+        file = os.fdopen(open_lock(path), "r+b")
+    except OSError as error:
+        raise ConfigError(f"run folder {folder} cannot be written to ({error.strerror})") from None
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            locked = lock(file)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise _taken(folder, _owner(file)) from None
+            time.sleep(0.1)
+    owner = _owner(file)
+    if not locked and owner.get("host") == socket.gethostname() and _lives(owner.get("pid")):
+        raise _taken(folder, owner)
+    since = datetime.now(UTC).isoformat(" ", "seconds")
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+    file.seek(0)
+    file.truncate()
+    file.write(json.dumps(mine).encode())
+    file.flush()
+    _held.append(file)
+
+
+def _owner(file: BinaryIO) -> dict[str, Any]:
+    """Who wrote a lock; nothing where it says nothing."""
+    file.seek(0)
+    try:
+        owner = json.loads(file.read(4096) or b"{}")
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _lives(pid: object) -> bool:
+    """Whether another process of this machine has this number."""
+    if not isinstance(pid, int) or pid <= 0 or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _taken(folder: Path, owner: dict[str, Any]) -> ConfigError:
+    who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}, since {owner.get('since', '?')}"
+    return ConfigError(
+        f"run folder {folder} is written by another run ({who}). Two runs in one folder would overwrite each "
+        "other's checkpoints: wait for that one, end it, or start a run of another name"
+    )

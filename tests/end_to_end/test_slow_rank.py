@@ -57,7 +57,7 @@ TRAINING = (
     "src.training.recorder:Recorder.step",
     "src.training.diagnosis.doctor:Doctor._close",
     "src.training.checkpoint:_write",
-    "train:prune",
+    "src.training.saver:prune",
     "src.evaluation.evaluator:_score",
     "src.training.validation:Outcome.write",
     "src.training.picture_page:PicturePage.write",

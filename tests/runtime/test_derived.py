@@ -137,7 +137,7 @@ def test_where_there_are_no_locks_nothing_is_removed(tmp_path: Path, monkeypatch
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
         real(file, operation)
 
-    monkeypatch.setattr(derived.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     assert int(made(tmp_path, 2).array("a.npy")[0]) == 2
     assert len(folders(tmp_path)) == 2
 
@@ -351,3 +351,23 @@ def test_a_pipe_in_the_place_of_a_marker_is_not_waited_for(tmp_path: Path) -> No
     kept.path(MARKER).unlink()
     os.mkfifo(kept.path(MARKER))
     assert int(made(tmp_path, 1).array("a.npy")[0]) == 1
+
+
+def test_without_locks_two_makers_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can be kept out: each makes its own, both are whole, the other's half made one stays."""
+    monkeypatch.setattr(derived, "lock", lambda file, shared=False: False)
+    store = Store(tmp_path, "thing", "thing", resumable=True)
+
+    def make(folder: Path) -> dict[str, int]:
+        if folder.name.count("-") == 2 and not (tmp_path / "seen").exists():
+            (tmp_path / "seen").write_text(folder.name)
+            made(tmp_path, 7).close()  # another run, meanwhile, in the same place
+            assert folder.is_dir(), "another maker removed what is being made"
+        np.save(folder / "a.npy", np.array([7]))
+        return {}
+
+    mine = store.ensure({"of": 7}, make)
+    assert int(mine.array("a.npy")[0]) == 7
+    assert not list(tmp_path.glob("*.part"))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from src.errors import DataError
+from src.runtime import files
 from src.runtime.files import atomic_directory, atomic_write, require_place
+from tests.log_lines import log_lines
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -101,3 +105,97 @@ def test_a_disk_with_too_little_room_is_said_before_the_work(
         require_place(tmp_path / "x" / "y", folder=True, room_files=11)
     disk.f_files = 0  # btrfs does not count
     require_place(tmp_path / "x" / "y", folder=True, room_files=11)
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Warnings about a place, each once in a process: here once in a test."""
+    files._once.cache_clear()
+    with log_lines("files") as lines:
+        yield lines
+    files._once.cache_clear()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EROFS])
+@pytest.mark.parametrize("kind", ["folders", "files"])
+def test_a_file_system_that_cannot_sync_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], number: int, kind: str
+) -> None:
+    """CIFS and FUSE refuse it: the file is whole all the same, and the run must not end for it."""
+    refuse_sync(monkeypatch, number, kind)
+    for k in range(3):
+        with atomic_write(tmp_path / "a.txt") as file:
+            file.write(b"%d" % k)
+        assert (tmp_path / "a.txt").read_bytes() == b"%d" % k
+    assert said == [
+        f"WARNING: {tmp_path} cannot sync {kind} ({os.strerror(number)}): a power cut may undo what was "
+        "written last."
+    ]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("kind", ["folders", "files"])
+def test_a_disk_that_fails_to_sync_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], number: int, kind: str
+) -> None:
+    """What did not reach the disk was not written."""
+    refuse_sync(monkeypatch, number, kind)
+    with pytest.raises(OSError, match=os.strerror(number)), atomic_write(tmp_path / "a.txt") as file:
+        file.write(b"new")
+    assert said == []
+
+
+def refuse_sync(monkeypatch: pytest.MonkeyPatch, number: int, kind: str) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == (kind == "folders"):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL])
+def test_a_file_system_without_locks_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], number: int
+) -> None:
+    """Lustre and NFS by their mounts: everything that locks goes on without."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    for shared in (True, False):
+        with (tmp_path / "a.lock").open("wb") as file:
+            assert not files.lock(file, shared=shared)
+    assert len(said) == 1
+    assert said[0].startswith(f"WARNING: {tmp_path} has no file locks ({os.strerror(number)})")
+
+
+def test_a_lock_that_fails_otherwise_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing disk is not a file system without locks."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with (tmp_path / "a.lock").open("wb") as file, pytest.raises(OSError, match="Input/output"):
+        files.lock(file)
+
+
+def test_a_folder_that_may_not_be_listed_can_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shared folders of labs: enter and write, but not look."""
+    real = os.open
+
+    def opened(path: object, flags: int, *more: int) -> int:
+        if Path(str(path)) == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, flags, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files.os, "open", opened)
+    with atomic_write(tmp_path / "a.txt") as file:
+        file.write(b"whole")
+    assert (tmp_path / "a.txt").read_bytes() == b"whole"

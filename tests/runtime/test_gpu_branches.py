@@ -17,6 +17,7 @@ from torch import nn
 from src.config import LoggingConfig, RunConfig
 from src.runtime import distributed
 from src.runtime.distributed import DistContext, setup_distributed
+from src.runtime.launch import Place
 from src.runtime.machine import has_bf16
 from src.training import checkpoint, step
 from src.training.recorder import Recorder
@@ -106,8 +107,9 @@ def test_ranks_of_gpus_talk_through_nccl(
     gpus: int, device: str, want: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each rank its own card, gradients over NCCL with the run's limit; too few cards: all on the CPU."""
-    for name, value in (("RANK", 6), ("WORLD_SIZE", 8), ("LOCAL_RANK", 2), ("LOCAL_WORLD_SIZE", 4)):
-        monkeypatch.setenv(name, str(value))
+    place = Place(rank=6, world=8, local_rank=2, local_world=4, launched=True)
+    monkeypatch.setattr(distributed, "place_from_environment", lambda: place)
+    monkeypatch.setattr(distributed, "reach_ranks", lambda place, timeout_s: ("store", timeout_s))
     done: list[Any] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
@@ -119,12 +121,12 @@ def test_ranks_of_gpus_talk_through_nccl(
     assert (context.rank, context.world, context.local_rank) == (6, 8, 2)
     assert context.device == torch.device(want)
     assert (context.side_group, context.meetings) == (("gloo", 3.0), (("gloo", 7.0), 7.0))
-    limit = timedelta(seconds=7.0)
+    ranks = {"store": ("store", 7.0), "rank": 6, "world_size": 8, "timeout": timedelta(seconds=7.0)}
     if want == "cpu":
-        assert done == [(("gloo",), {"timeout": limit})]
+        assert done == [(("gloo",), ranks)]
         assert context.devices_label == "CPU ranks"
     else:
-        assert done == [context.device, (("nccl",), {"timeout": limit, "device_id": context.device})]
+        assert done == [context.device, (("nccl",), {**ranks, "device_id": context.device})]
         assert context.devices_label == "GPUs"
 
 

@@ -13,7 +13,7 @@ import train
 from src.config import AugmentationConfig, LoggingConfig, RunConfig, TrainingConfig, ValidationConfig
 from src.schema import HandBatch
 from src.training.checkpoint import Progress
-from src.training.step import StepReport
+from src.training.step import StepReport, TrainStep
 from tests.log_lines import log_lines
 from tests.training.toy import ALONE, toy_batch, toy_trainer
 
@@ -65,6 +65,8 @@ class Watched:
         self.shares: list[float] = []
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.events: list[Any] = []
+        self.saver: Any = None
+        self.missed: set[int] = set()
 
     def _after(self, trainer: object, report: StepReport, batches: object) -> None:
         self.losses.append(report.loss)
@@ -87,15 +89,23 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def make(lag: int, **settings: Any) -> Watched:
         run = Watched(tmp_path, lag=lag, **{"clip_grad_norm": 1e6, **settings})
 
-        def save(_: object, *, best: bool = False, epoch: int | None = None) -> None:
-            position = run.progress
-            run.events.append(("save", run.trainer.step, position.epoch, position.step_in_epoch, best, epoch))
+        def save(
+            trainer: TrainStep,
+            position: Progress,
+            *,
+            best: bool = False,
+            epoch: int | None = None,
+            wait: bool = True,
+        ) -> None:
+            assert (trainer, position) == (run.trainer, run.progress)
+            assert wait != (epoch is None and run.stop.received is None), "only the last save may wait"
+            run.events.append(("save", trainer.step, position.epoch, position.step_in_epoch, best, epoch))
 
         def validate(_: object) -> bool:
             run.events.append(("validate", run.trainer.step))
             return run.progress.epoch == 1
 
-        monkeypatch.setattr(train, "save", save)
+        run.saver = SimpleNamespace(save=save, tries_again=lambda step: step in run.missed)
         monkeypatch.setattr(train, "validate", validate)
         return run
 
@@ -165,6 +175,10 @@ def test_last_pt_is_written_every_so_many_steps_of_the_run(watched: Any, lag: in
         run.progress.epoch, run.progress.step_in_epoch = 1, 0
     assert [event[1] for event in run.events] == [4, 8]
     assert [event[3] for event in run.events] == [4, 3], "position inside the epoch"
+    run = watched(lag, save_every_steps=4)
+    run.missed = {5}
+    assert train.train_epoch(run) is not None
+    assert [event[1] for event in run.events] == [4, 5], "a save that failed is tried again"
 
 
 @LAGS

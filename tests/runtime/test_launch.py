@@ -1,0 +1,174 @@
+"""How a process was started: what an environment may say, and what ties ranks to torchrun."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from src.errors import ConfigError
+from src.runtime import launch
+from src.runtime.launch import (
+    Place,
+    place_from_environment,
+    rank_from_environment,
+    reach_ranks,
+    starts_again,
+)
+from tests.rooms.sources import ROOT
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+HOST = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+def environment(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    """Nothing but these of what launchers set."""
+    for name in (*NAMES, *launch._COPIES, *launch._COPY):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_place_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone without it; one rank of a torchrun is no less launched."""
+    environment(monkeypatch)
+    assert place_from_environment() == Place()
+    environment(monkeypatch, RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", LOCAL_WORLD_SIZE="4", **HOST)
+    assert place_from_environment() == Place(5, 8, 1, 4, launched=True)
+    environment(monkeypatch, RANK="0", WORLD_SIZE="1")
+    assert place_from_environment() == Place(0, 1, 0, 1, launched=True)
+
+
+WRONG = [
+    ({"WORLD_SIZE": "2"}, r"WORLD_SIZE='2' and no RANK"),
+    ({"RANK": "1"}, r"RANK='1' and no WORLD_SIZE"),
+    ({"RANK": "", "WORLD_SIZE": "2", **HOST}, r"WORLD_SIZE='2' and no RANK"),
+    ({"RANK": "one", "WORLD_SIZE": "2", **HOST}, r"RANK='one', which is no number"),
+    ({"RANK": "0", "WORLD_SIZE": "2.0", **HOST}, r"WORLD_SIZE='2\.0', which is no number"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x", **HOST}, r"LOCAL_RANK='x'"),
+    ({"RANK": "2", "WORLD_SIZE": "2", **HOST}, r"RANK=2 of WORLD_SIZE=2: want 0 to 1"),
+    ({"RANK": "-1", "WORLD_SIZE": "2", **HOST}, r"RANK=-1 of WORLD_SIZE=2"),
+    ({"RANK": "0", "WORLD_SIZE": "0", **HOST}, r"RANK=0 of WORLD_SIZE=0"),
+    ({"RANK": "0", "WORLD_SIZE": "2"}, r"no MASTER_ADDR and no MASTER_PORT"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ""}, r"no MASTER_PORT:"),
+    (
+        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"},
+        r"4 copies .*SLURM_STEP_NUM_TASKS=4",
+    ),
+    ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, r"2 copies .*SLURM_NTASKS=2"),
+    ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "3"}, r"3 copies"),
+    ({"PMI_RANK": "0", "PMI_SIZE": "2"}, r"2 copies"),
+]
+
+
+@pytest.mark.parametrize(("values", "text"), WRONG, ids=[text for _, text in WRONG])
+def test_half_an_environment_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], text: str
+) -> None:
+    """A traceback at best, else two runs that each believe to be the only one."""
+    environment(monkeypatch, **values)
+    with pytest.raises(ConfigError, match=text):
+        place_from_environment()
+    assert rank_from_environment() in (0, 1, 2), "messages need a rank before anything was checked"
+
+
+def test_one_copy_under_another_launcher_is_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`srun -n 1 python train.py`, and a shell inside an allocation of several tasks."""
+    for values in ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, {"SLURM_NTASKS": "4"}, {"PMI_SIZE": "1"}):
+        environment(monkeypatch, **values)
+        assert place_from_environment() == Place()
+    environment(monkeypatch, RANK="0", WORLD_SIZE="2", SLURM_PROCID="0", SLURM_NTASKS="2", **HOST)
+    assert place_from_environment().world == 2
+
+
+@pytest.mark.parametrize(("most", "now", "again"), [("2", "0", True), ("2", "2", False), ("0", "0", False)])
+def test_torchrun_starts_again_while_it_has_starts_left(
+    monkeypatch: pytest.MonkeyPatch, most: str, now: str, again: bool
+) -> None:
+    """An agreed stop with any status but 0 would be undone."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", most)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", now)
+    assert starts_again() is again
+    monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS")
+    assert not starts_again()
+
+
+def test_each_start_on_one_machine_has_names_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses of the ranks of the start before are still in torchrun's store; nobody answers there."""
+    kept = dist.HashStore()
+    monkeypatch.setattr(launch.dist, "rendezvous", lambda *a, **k: iter([(kept, 0, 2)]))
+    seen = []
+    for start in ("0", "1", "2"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
+        store = reach_ranks(Place(0, 2, 0, 2, launched=True), 5.0)
+        seen.append(store.check(["address"]))
+        store.set("address", start)
+    assert seen == [False, False, False]
+    # On several machines each torchrun counts for itself: the names must be the same all the same.
+    assert reach_ranks(Place(0, 2, 0, 1, launched=True), 5.0) is kept
+
+
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, sys.argv[1], sys.argv[2]])
+print(child.pid, flush=True)
+child.wait()
+"""
+CHILD = """
+import multiprocessing, os, sys, time
+from pathlib import Path
+from src.runtime.files import atomic_write
+from src.runtime.launch import end_with_parent
+end_with_parent()
+helper = multiprocessing.Process(target=time.sleep, args=(100,), daemon=True)
+helper.start()
+with atomic_write(Path(sys.argv[1]) / "last.pt") as file:
+    file.write(b"half")
+    (Path(sys.argv[1]) / "helper").write_text(str(helper.pid))
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+def test_ranks_end_with_torchrun_and_leave_nothing_half_written(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Alone they would train on, hold their GPUs, and write into the folder of the run that follows."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    (tmp_path / "child.py").write_text(CHILD)
+    work = tmp_path / "work"
+    work.mkdir()
+    command = [sys.executable, tmp_path / "parent.py", tmp_path / "child.py", work]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_RUN_ID": "none"}
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        wait_until(lambda: (work / "helper").is_file() and (work / "helper").read_text() != "")
+        processes = [child, int((work / "helper").read_text())]
+        assert [path.name for path in work.iterdir() if path.name.endswith(".part")], "it is writing"
+        parent.send_signal(number)
+    wait_until(lambda: not any(lives(pid) for pid in processes))
+    assert [path.name for path in work.iterdir()] == ["helper"]
+
+
+def wait_until(done: object) -> None:
+    """Poll for a minute."""
+    deadline = time.monotonic() + 60
+    while not done():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen in a minute"
+        time.sleep(0.05)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody asked for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
