@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 import shutil
+import stat
 import sys
 import zipfile
 import zlib
@@ -23,6 +25,30 @@ from src.errors import DataError
 ZIP_FAILURES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What a damaged zip file can raise (RuntimeError: unknown compression, or encrypted by a flipped bit)."""
 _BLOCK_BYTES = 1 << 22
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """Content of a plain file of at most `most` bytes.
+
+    A pipe would be waited for, a device read for ever, a file of any length read into memory.
+
+    Raises:
+        OSError: it cannot be read, is no plain file, or is longer.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123  (a descriptor)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", os.fspath(path))
+        if status.st_size > most:
+            why = f"it has {status.st_size:,} bytes, at most {most:,} are read"
+            raise OSError(errno.EFBIG, why, os.fspath(path))
+        parts = []
+        while part := file.read(most):
+            parts.append(part)
+            if (most := most - len(part)) <= 0:
+                break
+        return b"".join(parts)
 
 
 @contextlib.contextmanager

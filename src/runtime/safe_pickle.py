@@ -12,7 +12,8 @@ the file reaches the C code of numpy, scipy or chumpy as a state.
 - scipy's sparse matrix, chumpy's `Ch` and `Select` become inert `Record`s: BUILD fills their own state.
 
 BUILD on a *function* would set attributes on it, so each file is handed fresh wrappers. Persistent ids and
-the extension registry are refused. Writing (`dumps`) is for our own files only.
+the extension registry are refused. Nor may a file cost more than its length suggests: `pickle_bounds` walks
+it first, and what the functions below make of it is counted. Writing (`dumps`) is for our own files only.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import AssetError, UTNetError
+from src.runtime.files import read_plain
+from src.runtime.pickle_bounds import require_bounded
+
+MOST_BYTES = 1 << 26
+"""Longest file that is read where nothing else is said; MANO's has 4 MB."""
 
 AllowList = Mapping[tuple[str, str], object]
 
@@ -70,9 +76,7 @@ class _DtypeRecord:
 
     def __init__(self, code: object = None, *_: object) -> None:
         if not isinstance(code, str) or not _DTYPE_CODE.fullmatch(code):
-            raise pickle.UnpicklingError(
-                f"an array of type {str(code)[:40]!r}; only numbers and text are read"
-            )
+            raise pickle.UnpicklingError(f"an array of type {_named(code)}; only numbers and text are read")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: object) -> None:
@@ -80,9 +84,9 @@ class _DtypeRecord:
         if not isinstance(state, tuple) or len(state) < 5 or state[2:5] != (None, None, None):
             raise pickle.UnpicklingError("a dtype with fields")
         order: object = state[1]
-        if order not in _BYTE_ORDERS:
+        if not isinstance(order, str) or order not in _BYTE_ORDERS:
             raise pickle.UnpicklingError("a dtype without byte order")
-        self.dtype = self.dtype.newbyteorder(_BYTE_ORDERS[str(order)])
+        self.dtype = self.dtype.newbyteorder(_BYTE_ORDERS[order])
 
 
 class _ArrayRecord:
@@ -102,16 +106,20 @@ class _ArrayRecord:
 
 
 def _array(content: object, kind: object, shape: object, order: object) -> NDArray[Any]:
-    """A writable array from checked bytes."""
+    """A read-only array over checked bytes."""
     if isinstance(content, str):
         content = content.encode("latin1")
     if not isinstance(kind, _DtypeRecord) or not isinstance(content, (bytes, bytearray)):
         raise pickle.UnpicklingError("an array without bytes or type")
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) > _MOST_AXES
+        or not all(isinstance(n, int) and 0 <= n < _LONGEST_AXIS for n in shape)
+    ):
         raise pickle.UnpicklingError("an array with an odd shape")
     if order not in ("C", "F") or math.prod(shape) * kind.dtype.itemsize != len(content):
         raise pickle.UnpicklingError(f"an array of shape {shape} with {len(content)} bytes")
-    return np.frombuffer(content, dtype=kind.dtype).reshape(shape, order="C" if order == "C" else "F").copy()
+    return np.frombuffer(content, dtype=kind.dtype).reshape(shape, order="C" if order == "C" else "F")
 
 
 def _reconstruct(subtype: object, *_: object) -> _ArrayRecord:
@@ -134,7 +142,7 @@ def _scalar(kind: object, content: object = None) -> Any:
 def _latin1(text: object, encoding: object = "latin1") -> bytes:
     """`_codecs.encode` for the one encoding that numpy's pickles use."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"text encoding {str(encoding)[:40]!r}")
+        raise pickle.UnpicklingError(f"text encoding {_named(encoding)}")
     return text.encode("latin1")
 
 
@@ -148,7 +156,13 @@ def _set(items: Any = ()) -> set[Any]:
     return set(items)
 
 
-_BYTE_ORDERS: dict[object, Literal["<", ">", "|", "="]] = {"<": "<", ">": ">", "|": "|", "=": "="}
+def _named(value: object) -> str:
+    """For messages: text as it stands, the kind of anything else, which may be of any length."""
+    return repr(value[:40]) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+_MOST_AXES, _LONGEST_AXIS = 32, 1 << 40
+_BYTE_ORDERS: dict[str, Literal["<", ">", "|", "="]] = {"<": "<", ">": ">", "|": "|", "=": "="}
 _DTYPE_CODE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16|[SU][0-9]{1,6})")
 
 _NUMPY: dict[tuple[str, str], object] = {
@@ -177,12 +191,28 @@ MANO_GLOBALS: AllowList = {
 """What a MANO file may name."""
 
 
+_MADE, _MADE_BASE = 4, 10_000
+"""Bytes that may be made of a file's content: per byte of it, and at all. Protocols 0 to 2 make an array's
+bytes of text, and the array of them."""
+_MEMBER = 64
+"""Bytes that a member of a set is counted as."""
+
+
+def _cost(made: object) -> int:
+    """Bytes of what a function made; an array is counted when it is copied."""
+    if isinstance(made, set):
+        return _MEMBER * (1 + len(made))
+    return len(made) if isinstance(made, bytes) else made.nbytes if isinstance(made, np.generic) else 1
+
+
 class _Unpickler(pickle.Unpickler):
     """Resolves names in an allow-list only; remembers the first one it refused."""
 
-    def __init__(self, file: BinaryIO, allow: AllowList) -> None:
-        super().__init__(file, encoding="latin1")
+    def __init__(self, content: bytes, allow: AllowList) -> None:
+        super().__init__(io.BytesIO(content), encoding="latin1")
         self._allow = allow
+        self._left = _MADE * len(content) + _MADE_BASE
+        self._done: dict[int, tuple[Any, Any]] = {}
         self.refused: str | None = None
 
     def find_class(self, module: str, name: str) -> Any:
@@ -195,21 +225,62 @@ class _Unpickler(pickle.Unpickler):
         if isinstance(found, type):
             return found
         assert callable(found), "an allow-list holds classes and functions"
-        return _fresh(found)
+        return self._fresh(found)
+
+    def _fresh(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A throw-away wrapper: a hostile BUILD may set attributes on it, not on the shared function."""
+
+        def call(*arguments: Any) -> Any:
+            made = function(*arguments)
+            self._count(_cost(made))
+            return made
+
+        return call
+
+    def _count(self, made: int) -> None:
+        """One long text, turned into bytes or arrays again and again, would fill the memory."""
+        self._left -= made
+        if self._left < 0:
+            raise pickle.UnpicklingError("it makes more than its length suggests")
+
+    def read(self) -> Any:
+        """The object, with arrays for what was recorded of them."""
+        return self._resolve(self.load())
+
+    def _resolve(self, value: Any) -> Any:
+        """`value` with arrays, inside dictionaries, lists, tuples and `Record`s.
+
+        `_done` holds each container (so that its id stays its own) and what became of it: a tuple that stands
+        in a thousand places is turned once.
+        """
+        if isinstance(value, _DtypeRecord):
+            return value.dtype
+        if not isinstance(value, tuple | dict | list | Record | _ArrayRecord | np.ndarray):
+            return value
+        if (known := self._done.get(id(value))) is not None:
+            return known[1]
+        turned: Any = value
+        if isinstance(value, _ArrayRecord | np.ndarray):
+            array = value.value if isinstance(value, _ArrayRecord) else value
+            self._count(array.nbytes)
+            turned = array.copy(order="K")  # one that can be written to
+        elif isinstance(value, tuple):
+            turned = tuple(self._resolve(item) for item in value)
+        self._done[id(value)] = value, turned
+        if isinstance(value, dict):
+            for key, item in value.items():
+                value[key] = self._resolve(item)
+        elif isinstance(value, list):
+            value[:] = [self._resolve(item) for item in value]
+        elif isinstance(value, Record):
+            value.state = self._resolve(value.__dict__.get("state"))
+            value.arguments = self._resolve(value.__dict__.get("arguments", ()))
+        return turned
 
     def persistent_load(self, identifier: object) -> NoReturn:
         """Refused: a persistent id asks the reader to fetch something."""
-        self.refused = f"persistent id {str(identifier)[:40]!r}"
+        self.refused = f"persistent id {_named(identifier)}"
         raise pickle.UnpicklingError(f"refused {self.refused}")
-
-
-def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A throw-away wrapper: a hostile BUILD may set attributes on it, not on the shared function."""
-
-    def call(*arguments: Any) -> Any:
-        return function(*arguments)
-
-    return call
 
 
 def load(
@@ -217,6 +288,7 @@ def load(
     *,
     allow: AllowList,
     what: str,
+    most_bytes: int = MOST_BYTES,
     error: type[UTNetError] = AssetError,
 ) -> Any:
     """Read one pickle (any protocol, text as latin-1) that may name nothing but what `allow` lists.
@@ -225,29 +297,38 @@ def load(
         source: path, or a binary file open for reading.
         allow: (module, name) -> what stands in for it; see `MANO_GLOBALS` and `META_GLOBALS`.
         what: the file's role, for messages ("MANO file", "HO3D annotation").
+        most_bytes: longest file that is read.
         error: class of the error to raise.
 
     Returns:
         the object; containers, numbers, text, arrays and `Record`s only.
 
     Raises:
-        error: the file cannot be read, is truncated or no pickle, or names something else.
+        error: the file cannot be read, is too long, truncated or no pickle, names something else, or would
+            cost more memory or time than its length suggests.
     """
     if isinstance(source, (str, Path)):
         path = Path(source)
         try:
-            content = path.read_bytes()
-        except OSError as reason:
-            raise error(f"{what} {path}: cannot be read ({reason.strerror or reason}).") from reason
+            content = read_plain(path, most_bytes)
+        except (OSError, ValueError) as reason:  # ValueError: a name with a NUL
+            raise error(f"{what} {path}: cannot be read ({_why(reason)}).") from reason
         return _load_bytes(content, allow, f"{what} {path}", error)
-    return _load_bytes(source.read(), allow, f"{what} {getattr(source, 'name', '<stream>')}", error)
+    content = source.read(most_bytes)
+    return _load_bytes(content, allow, f"{what} {getattr(source, 'name', '<stream>')}", error)
+
+
+def _why(reason: OSError | ValueError) -> str:
+    """The system's words, without the path."""
+    return (reason.strerror if isinstance(reason, OSError) else None) or str(reason)
 
 
 def _load_bytes(content: bytes, allow: AllowList, where: str, error: type[UTNetError]) -> Any:
     """Unpickle and turn every failure into one clear line."""
-    reader = _Unpickler(io.BytesIO(content), allow)
+    reader = _Unpickler(content, allow)
     try:
-        return _resolve(reader.load(), set())
+        require_bounded(content)
+        return reader.read()
     except FAILURES as reason:
         if reader.refused is not None:
             allowed = ", ".join(sorted({f"{module}.{name}" for module, name in allow}))
@@ -283,27 +364,3 @@ FAILURES = (
 def dumps(content: object) -> bytes:
     """Protocol-2 pickle of our own data: what Python 2 era readers of MANO and HO3D files understand."""
     return pickle.dumps(content, protocol=2)
-
-
-def _resolve(value: Any, seen: set[int]) -> Any:
-    """`value` with recorded arrays turned into arrays, inside dictionaries, lists, tuples and `Record`s."""
-    if isinstance(value, _ArrayRecord):
-        return value.value
-    if isinstance(value, _DtypeRecord):
-        return value.dtype
-    if isinstance(value, tuple):
-        return tuple(_resolve(item, seen) for item in value)
-    if id(value) in seen:
-        return value
-    if isinstance(value, dict):
-        seen.add(id(value))
-        for key, item in value.items():
-            value[key] = _resolve(item, seen)
-    elif isinstance(value, list):
-        seen.add(id(value))
-        value[:] = [_resolve(item, seen) for item in value]
-    elif isinstance(value, Record):
-        seen.add(id(value))
-        value.state = _resolve(value.__dict__.get("state"), seen)
-        value.arguments = _resolve(value.__dict__.get("arguments", ()), seen)
-    return value
