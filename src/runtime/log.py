@@ -12,6 +12,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from src.errors import plain_text
+
 _ROOT = "utnet"
 
 
@@ -21,6 +23,13 @@ class _AroundBars(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
+
+
+class _Plain(logging.Formatter):
+    """Lines as a terminal may show them, whatever names are in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(plain_text, super().format(record).split("\n")))
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -41,7 +50,7 @@ def configure(*, rank: int = 0, log_file: Path | None = None) -> None:
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    form = logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s")
+    form = _Plain("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s")
     outlets: list[logging.Handler] = [_AroundBars(sys.stdout)]
     if log_file is not None and rank == 0:
         log_file.parent.mkdir(parents=True, exist_ok=True)
