@@ -22,12 +22,14 @@ from src.hand.mano import ManoLayer
 from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
 from src.runtime.tensor_file import ADVICE, copy_tensors, first_nonfinite, load_tensors, save_tensors
+from src.training.checkpoint_content import misfit
 from src.training.step import StepReport, TrainStep
 
 FORMAT = 3
 READABLE = (2, 3)
 """Formats whose weights can be used; runs go on from FORMAT alone (2 has moments without names)."""
 _NEEDED = ("format", "model", "step", "progress")
+"""Parts by which any format is known."""
 _NUMBERS = ("model", "ema", "optimizer")
 """Parts that a network or an optimiser cannot work with if a number in them is not finite."""
 _log = get_logger("checkpoint")
@@ -149,7 +151,8 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint of any format; arguments as of `load_checkpoint`.
 
     Raises:
-        AssetError: no such file, not a UTNet checkpoint, damaged, or with numbers that are not finite.
+        AssetError: no such file, not a UTNet checkpoint, damaged, with parts that are missing or of another
+            kind, or with numbers that are not finite.
     """
     state: dict[str, Any] = load_tensors(path, "checkpoint", mapped=mapped)
     missing = [name for name in _NEEDED if not isinstance(state, dict) or name not in state]
@@ -157,6 +160,10 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         raise AssetError(
             f"checkpoint {path} is not a UTNet checkpoint (no {', '.join(missing)} inside){ADVICE}"
         )
+    if type(state["format"]) is not int:
+        raise AssetError(f"checkpoint {path} is not a UTNet checkpoint (format is no whole number){ADVICE}")
+    if state["format"] in READABLE and (odd := misfit(state, Progress, resumable=state["format"] == FORMAT)):
+        raise AssetError(f"checkpoint {path} is not what this program writes: {odd}{ADVICE}")
     if (bad := first_nonfinite({part: state.get(part) for part in _NUMBERS})) is not None:
         raise AssetError(f"checkpoint {path} holds numbers that are not finite, first in {bad}{ADVICE}")
     return state
