@@ -200,6 +200,9 @@ def load_weights(
     if averaged and state["ema"] is not None:
         average = state["ema"]["average"]
         parameters = dict(model.named_parameters())
+        shapes = {name: value.shape for name, value in parameters.items()}
+        if odd := [name for name, value in average.items() if shapes.get(name) != value.shape]:
+            raise AssetError(f"checkpoint {path}: its averaged weights are not the model's, e.g. {odd[0]}")
         with torch.no_grad():
             for name, value in average.items():
                 parameters[name].copy_(value)

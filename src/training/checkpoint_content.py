@@ -92,7 +92,16 @@ def _config(value: Any) -> bool:
         isinstance(training, Mapping)
         and all(_count(1)(training.get(name)) for name in needed)
         and type(value.get("seed")) is int
+        and _plain_tree(value)
     )
+
+
+def _plain_tree(value: Any, depth: int = 4) -> bool:
+    """Sections of numbers, words and short lists, which can be compared and shown."""
+    if isinstance(value, Mapping | list):
+        inside = list(value.values() if isinstance(value, Mapping) else value)
+        return depth > 0 and len(inside) <= 100 and all(_plain_tree(v, depth - 1) for v in inside)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 _TEXT = (_text, "text")
