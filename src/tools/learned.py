@@ -10,7 +10,6 @@ held-out frames, and ends with the line RESULT. Exit status 2 with one line for 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from src.runtime import log
 from src.runtime.files import read_npz
 from src.runtime.seed import stream
 from src.schema import Shown
+from src.training.scalar_lines import read_scalars
 
 TILES = 24
 """Worst frames on the page, and as many random ones."""
@@ -71,7 +71,8 @@ def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None
         )
     base = _baselines(held_out)
     seen = {shown: _trained_on(_rows(random, shown), set(rows[shown]["frame"].tolist())) for shown in _FILES}
-    minutes = _scalars(run, "minutes")[-1]
+    if not (minutes := _scalars(run, "minutes")):
+        raise DataError(f"{run / 'scalars.jsonl'}: no scalars of a run. Give the folder of a training.")
     score = {(shown, m): float(rows[shown][m].mean()) for shown in _FILES for m in _METRICS}
     print(dataset.describe())
     print(f"{'mm':<44}{'MPJPE':>10}{'PA-MPJPE':>10}")
@@ -91,7 +92,7 @@ def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None
         f"rgbd_pa={score['rgbd', 'pa_mpjpe_mm']:.3f} rgb_mpjpe={score['rgb', 'mpjpe_mm']:.3f} "
         f"rgb_pa={score['rgb', 'pa_mpjpe_mm']:.3f} zero_pa={base['zero_pa_mm']:.3f} "
         f"mean_pose_mpjpe={base['mean_pose_mpjpe_mm']:.3f} mean_pose_pa={base['mean_pose_pa_mm']:.3f} "
-        f"nearest_pa={base['nearest_pose_pa_mm']:.3f} minutes={minutes:.1f}"
+        f"nearest_pa={base['nearest_pose_pa_mm']:.3f} minutes={minutes[-1]:.1f}"
     )
 
 
@@ -159,8 +160,8 @@ def _trained_on(rows: dict[str, Any], held_out: set[str]) -> dict[str, Any]:
 
 def _scalars(folder: Path, name: str) -> list[float]:
     """All values of a scalar, in the order of the steps."""
-    lines = (folder / "scalars.jsonl").read_text(encoding="utf-8").splitlines()
-    return [values[name] for line in lines if name in (values := json.loads(line))]
+    rows = read_scalars(folder / "scalars.jsonl")
+    return [values[name] for _, values in rows if values.get(name) is not None]
 
 
 def _baselines(folder: Path) -> dict[str, float]:
