@@ -12,7 +12,9 @@ import functools
 import multiprocessing
 import os
 import shutil
+import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.cache import TABLE, TABLE_DTYPE, CropCache
+from dataloader.cache import TABLE, TABLE_CRC, TABLE_DTYPE, CropCache
 from dataloader.cache_part import (
     ALIGN,
     Plan,
@@ -71,6 +73,7 @@ def cache_store(config: RunConfig, name: ListName) -> Store:
         mend="Set dataset.cache=PATH to a folder",
         checked=False,  # each block has a checksum of its own
         resumable=True,
+        facts={"parts": list},
     )
 
 
@@ -137,9 +140,13 @@ def _why_not(cache: Derived, wanted: dict[str, Any], geometry: Geometry) -> str 
     found = cache.fingerprint
     if any(found.get(key) != wanted[key] for key in ("format", "margin_px", "kind")):
         return "it was written by another version of this program"
-    if found["data"] != wanted["data"]:
+    if found.get("data") != wanted["data"]:
         return "the data set has changed since"
-    if not Geometry(**found["geometry"]).covers(geometry):
+    try:
+        covers = Geometry(**found["geometry"]).covers(geometry)
+    except (KeyError, TypeError):
+        return "it does not say how far its crops reach"
+    if not covers:
         return (
             "its crops reach less far than model.image_size, dataset.box_scale and augmentation.{roll_deg, "
             f"scale, shift}} now ask for: {found['geometry']}, want {geometry.as_dict()}"
@@ -195,7 +202,8 @@ def _finish(plan: Plan, parts: list[range]) -> dict[str, Any]:
         table[rows.start : rows.stop] = rows_of_part
     with disk_errors(plan.folder), atomic_write(plan.folder / TABLE) as file:
         np.save(file, table)
-    return {"parts": [plan.part_path(part).name for part in range(len(parts))]}
+    names = [plan.part_path(part).name for part in range(len(parts))]
+    return {"parts": names, TABLE_CRC: zlib.crc32(table.view(np.uint8).data)}
 
 
 def _remove_leftovers(plan: Plan) -> None:
@@ -245,17 +253,14 @@ def _estimate(plan: Plan, missing: list[range], kept: int) -> None:
 
 
 def _seconds_per_byte(folder: Path, block: NDArray[np.uint8]) -> float:
-    """What it takes to get a byte onto the disk."""
-    path, times = folder / "probe.part", -(-_PROBE_BYTES // max(len(block), 1))
+    """What it takes to get a byte onto the disk; the file has no name that a link could have been put at."""
+    times = -(-_PROBE_BYTES // max(len(block), 1))
     began = time.perf_counter()
-    try:
-        with path.open("wb") as file:
-            for _ in range(times):
-                file.write(block.data)
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        path.unlink(missing_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(times):
+            file.write(block.data)
+        file.flush()
+        os.fsync(file.fileno())
     return (time.perf_counter() - began) / max(times * len(block), 1)
 
 

@@ -22,9 +22,9 @@ from src.errors import AssetError
 from src.hand.joints import MANO16, MANO_PARENTS
 from src.runtime import safe_pickle
 from src.runtime.derived import Derived, Store
-from src.runtime.files import atomic_write
+from src.runtime.files import atomic_write, read_plain
 from src.runtime.log import get_logger
-from src.runtime.safe_pickle import MANO_GLOBALS, ChRecord, CscMatrixRecord, Record, SelectRecord
+from src.runtime.safe_pickle import MANO_GLOBALS, MOST_BYTES, ChRecord, CscMatrixRecord, Record, SelectRecord
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -109,14 +109,14 @@ def load_hand_asset(path: Path | str) -> HandAsset:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        content = read_plain(path, MOST_BYTES)
     except FileNotFoundError as reason:
         raise AssetError(f"hand model {path}: there is no such file. {_WHERE_TO_GET}") from reason
     except OSError as reason:
         raise AssetError(
             f"hand model {path}: cannot be read ({reason.strerror}). {_WHERE_TO_GET}"
         ) from reason
-    store = Store(path.parent / ".utnet", "hand", "hand model", keep=_KEPT)
+    store = Store(path.parent / ".utnet", "hand", "hand model", keep=_KEPT, facts={"is_standin": bool})
     wanted = {"format": _CACHE_FORMAT, "file_sha256": hashlib.sha256(content).hexdigest()}
     if (kept := store.find(wanted, say=True)) is not None:
         return _kept_asset(kept)
@@ -298,8 +298,8 @@ def _dense(fields: Mapping[str, Any]) -> Array:
 
 def _kept_asset(kept: Derived) -> HandAsset:
     """The converted arrays, checked as those of a file are."""
-    arrays = {name: np.array(kept.array(f"{name}.npy")) for name in _SHAPES}
-    return _checked(arrays, is_standin=bool(kept.facts["is_standin"]), where=f"{kept.folder}")
+    arrays = {name: np.array(kept.array(f"{name}.npy", shape=shape[1:])) for name, shape in _SHAPES.items()}
+    return _checked(arrays, is_standin=kept.facts["is_standin"], where=f"{kept.folder}")
 
 
 def _keep(asset: HandAsset, folder: Path) -> dict[str, Any]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
+import platform
+import re
 import secrets
 import shutil
 import stat
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +29,11 @@ from src.errors import DataError
 ZIP_FAILURES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What a damaged zip file can raise (RuntimeError: unknown compression, or encrypted by a flipped bit)."""
 _BLOCK_BYTES = 1 << 22
+_LEFTOVER = re.compile(r"\..+\.[0-9]+\.(?P<machine>[0-9a-f]{8})?[0-9a-f]{8}\.part", re.DOTALL)
+"""Names of what is written; older programs wrote no machine into them."""
+_IDLE_S = 86_400.0
+_CLAIMS = 10
+_Opened = TypeVar("_Opened", BinaryIO, "_Descriptor")
 
 
 def read_plain(path: Path, most: int) -> bytes:
@@ -55,6 +64,8 @@ def read_plain(path: Path, most: int) -> bytes:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success sync it and move it into place, else remove it.
 
+    What writers that were killed left behind in that folder is removed first.
+
     Args:
         path: final path; its folder is made.
 
@@ -63,13 +74,14 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
+        with _claimed(temporary, lambda: temporary.open("xb")) as file:
+            _remove_leftovers(temporary)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)  # while it is claimed: from here on it has no name that anybody removes
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -87,14 +99,116 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    temporary.mkdir()
+    temporary = _temporary(path)
+
+    def make() -> int:
+        temporary.mkdir()
+        return os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+
     try:
-        yield temporary
-        temporary.replace(path)
+        with _claimed(temporary, lambda: _Descriptor(make())):
+            _remove_leftovers(temporary)
+            yield temporary
+            temporary.replace(path)
         sync_folder(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard(temporary)
+
+
+class _Descriptor:
+    """A descriptor that is closed with its context."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._number
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._number)
+
+
+def _temporary(path: Path) -> Path:
+    """Name of what is written for `path`: by which process, in which life of which machine."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{_machine()}{secrets.token_hex(4)}.part")
+
+
+@functools.cache
+def _machine() -> str:
+    """8 hex digits of this machine since it was started: processes with the same ones share its locks."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        text = platform.node().encode()
+    return f"{zlib.crc32(text):08x}"
+
+
+@contextlib.contextmanager
+def _claimed(temporary: Path, make: Callable[[], _Opened]) -> Iterator[_Opened]:
+    """Make and open what is written, and hold its lock: who finds it locked knows that its writer lives."""
+    for _ in range(_CLAIMS):
+        with make() as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # taken for a leftover before it was locked
+                time.sleep(0.01)
+                _discard(temporary)
+                continue
+            except OSError:
+                pass  # there are no locks here
+            if temporary.exists():
+                yield opened
+                return
+    raise OSError(errno.EAGAIN, "somebody removes what is written", os.fspath(temporary))
+
+
+def _discard(path: Path) -> None:
+    """Remove a temporary file or folder."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(own: Path) -> None:
+    """Remove what killed writers left beside `own`, never what may have a writer.
+
+    A lock that can be had proves on the writer's own machine that it is dead. On another one locks may not be
+    shared, or not exist: there it also takes a day without a change, by the clock of the file system.
+    """
+    with contextlib.suppress(OSError), os.scandir(own.parent) as entries:
+        old = own.stat().st_mtime - _IDLE_S
+        for entry in entries:
+            found = _LEFTOVER.fullmatch(entry.name)
+            if found is None or entry.name == own.name or entry.is_symlink():
+                continue
+            here = found["machine"] == _machine()
+            with contextlib.suppress(OSError):
+                if here or entry.stat(follow_symlinks=False).st_mtime <= old:
+                    _remove_unclaimed(entry, without_locks=not here)
+
+
+def _remove_unclaimed(entry: os.DirEntry[str], *, without_locks: bool) -> None:
+    """Remove a temporary file or folder whose lock nobody holds.
+
+    Args:
+        entry: it.
+        without_locks: remove it where there are no locks either.
+    """
+    mode = os.O_RDONLY | os.O_DIRECTORY if entry.is_dir() else os.O_RDWR | os.O_NONBLOCK
+    with _Descriptor(os.open(entry.path, mode | os.O_NOFOLLOW | os.O_CLOEXEC)) as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:
+            if not without_locks:
+                return
+        _discard(Path(entry.path))  # while its lock is held
 
 
 def set_aside(path: Path) -> Path:

@@ -153,7 +153,7 @@ class Recorder:
             self._events.close()
 
     def _drop_after(self, step: int) -> float:
-        """Keep the lines of scalars.jsonl up to `step`, without those that are none. Minutes that are kept."""
+        """Keep the lines of scalars.jsonl up to `step`, not those that are none. Minutes that are kept."""
         if not self._scalars.is_file():
             return 0.0
         kept = [row for row in read_scalars(self._scalars) if row[1]["step"] <= step]
