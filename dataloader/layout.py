@@ -84,7 +84,7 @@ def read_list(config: DatasetConfig, name: ListName) -> FrameList:
     """Read train.txt or evaluation.txt.
 
     Raises:
-        DataError: no data set, or no list.
+        DataError: no data set, or no list that can be read.
     """
     root = config.root_dir
     path = root / f"{name}.txt"
@@ -94,7 +94,12 @@ def read_list(config: DatasetConfig, name: ListName) -> FrameList:
         raise DataError(
             f"HO3D: {root} holds no {path.name}, so it is not the root of an HO3D release. {_GET_DATA}"
         )
-    return FrameList(name, path, read_plain(path, _MOST_BYTES))
+    try:
+        return FrameList(name, path, read_plain(path, _MOST_BYTES))
+    except OSError as error:
+        raise DataError(
+            f"HO3D: {path} cannot be read ({error.strerror}). Restore it from the release."
+        ) from error
 
 
 def require_count(config: DatasetConfig, listed: FrameList, count: int) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import math
 import os
 import platform
 import re
@@ -29,6 +30,8 @@ from src.errors import DataError
 ZIP_FAILURES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What a damaged zip file can raise (RuntimeError: unknown compression, or encrypted by a flipped bit)."""
 _BLOCK_BYTES = 1 << 22
+_PACKED = 16
+"""Bytes of arrays per byte of an .npz: ours are not compressed, and numbers hardly can be."""
 _LEFTOVER = re.compile(r"\..+\.[0-9]+\.(?P<machine>[0-9a-f]{8})?[0-9a-f]{8}\.part", re.DOTALL)
 """Names of what is written; older programs wrote no machine into them."""
 _IDLE_S = 86_400.0
@@ -232,14 +235,31 @@ def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> d
     """
     try:
         with zipfile.ZipFile(path) as archive:  # before a damaged header asks for an array of any size
+            sizes = {record.filename: record.file_size for record in archive.infolist()}
+            if sum(sizes.values()) > _PACKED * path.stat().st_size:
+                raise ValueError(f"{sum(sizes.values()):,} bytes by its own list")
             if (torn := archive.testzip()) is not None:
                 raise ValueError(f"{torn} is damaged")
+            for name, size in sizes.items():
+                _require_array(archive, name, size)
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files if wanted(name)}
     except FileNotFoundError:
         raise
-    except ZIP_FAILURES as error:
+    except (*ZIP_FAILURES, TypeError, OverflowError, MemoryError, RecursionError) as error:
         raise DataError(f"{path} is torn, or no .npz of arrays: {error}") from error
+
+
+def _require_array(archive: zipfile.ZipFile, name: str, size: int) -> None:
+    """ValueError: a record's head claims another number of bytes than the record has."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+        if dtype.hasobject or file.tell() + math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"{name} says that it holds {dtype} in the shape {shape}")
 
 
 def sync_folder(folder: Path) -> None:
