@@ -50,7 +50,7 @@ def long_file(folder: Path, name: str) -> Path:
 
 def tuples(levels: int) -> bytes:
     """A tuple of two that holds the one before twice, `levels` times over, as a key."""
-    steps = b"".join(b"q%ch%ch%c\x86" % (k, k, k) for k in range(levels))
+    steps = b"".join(b"q%c0h%ch%c\x86" % (k, k, k) for k in range(levels))
     return b"\x80\x02})" + steps + b"Ns."
 
 
@@ -110,8 +110,8 @@ def _lists_of_lists() -> list[Any]:
 KINDS["annotations"] = {
     "tuples in tuples": _meta(tuples(60)),
     "a tower of tuples": _meta(b"\x80\x02})" + b"\x85" * 250_000 + b"Ns."),
-    "memo index": _meta(b"\x80\x02}r\xff\xff\xff\x0f."),
-    "memo index in words": _meta(b"}p268435455\n."),
+    "memo index": _meta(b"\x80\x02}r\xff\xff\xff\x05."),
+    "memo index in words": _meta(b"}p99999999\n."),
     "a length of a terabyte": _meta(b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"."),
     "a text again and again": _meta(_texts(30_000)),
     "an array again and again": _meta(_arrays(8_000)),
@@ -266,7 +266,7 @@ KINDS["checkpoints"] = {
         lambda _: b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\xe4\x0bT\x02\x85R."
     ),
     "tuples in tuples": _repacked(lambda _: tuples(60)),
-    "a memo index": _repacked(lambda _: b"\x80\x02}r\xff\xff\xff\x0f."),
+    "a memo index": _repacked(lambda _: b"\x80\x02}r\xff\xff\xff\x05."),
     "a compressed record": _bomb,
     "a pipe": lambda folder: load_checkpoint(pipe(folder, "last.pt")),
 }
