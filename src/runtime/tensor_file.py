@@ -176,7 +176,7 @@ def _require_honest(content: object, size: int) -> None:
                 seen.add(id(value))
                 left.extend(value.values() if isinstance(value, Mapping) else value)
         elif isinstance(value, Tensor):
-            if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            if value.layout != torch.strided or value.is_meta or value.is_quantized:
                 raise ValueError(f"a tensor of kind {value.layout} on {value.device}, want plain numbers")
             claimed += value.nbytes
             if value.nbytes > value.untyped_storage().nbytes() or claimed > _SHARED * size:
