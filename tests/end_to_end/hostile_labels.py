@@ -114,7 +114,7 @@ KINDS["annotations"] = {
     "memo index in words": _meta(b"}p99999999\n."),
     "a length of a terabyte": _meta(b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"."),
     "a text again and again": _meta(_texts(30_000)),
-    "an array again and again": _meta(_arrays(8_000)),
+    "an array again and again": _meta(_arrays(5_000)),
     "sets without end": _meta(b"\x80\x04" + b"\x8f" * 260_000 + b"."),
     "lists in lists": _meta({"camMat": _lists_of_lists()}),
     "a list in itself": _meta({"camMat": _loop()}),
