@@ -21,6 +21,7 @@ from src.config_file import load_config
 from src.errors import UTNetError
 from src.runtime.derived import Store
 from src.runtime.files import read_npz
+from src.runtime.json_rows import point_rows
 from src.training.recorder import Recorder
 from tests.end_to_end.hostile_labels import Case, long_file, pipe, written
 from tests.training.test_step import ALONE
@@ -119,6 +120,26 @@ def _head(descr: str, shape: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(64)
 
 
+def _truth(content: bytes, times: int = 1) -> Case:
+    """Rows of ground truth."""
+
+    def case(folder: Path) -> object:
+        path = folder / "evaluation_xyz.json"
+        with path.open("wb") as file:
+            file.writelines([content] * times)
+        with path.open("rb") as file:
+            return list(point_rows(file, 21, str(path)))
+
+    return case
+
+
+KINDS["ground truth"] = {
+    "brackets": _truth(b"[" * 200_000),
+    "a row of brackets": _truth(b"[" + b"[" * 5_000 + b"]" * 5_000 + b"]"),
+    "a number of 400 digits": _truth(b"[[" + b"[1" + b"0" * 400 + b", 0, 0]" + b", [0, 0, 0]" * 20 + b"]]"),
+    "a row without end": _truth(b"[[" + b"[0, 0, 0], " * 100_000, 60),
+    "blanks without end": _truth(b" " * (1 << 20), 60),
+}
 KINDS["caches"] = {
     "a store: lists in lists": _derived(lambda content: "[" * 100_000),
     "a store: a file of another folder": _derived(_elsewhere),
