@@ -64,10 +64,10 @@ class CropCache:
     @functools.cached_property
     def _table(self) -> NDArray[np.void]:
         """(N,) records of TABLE_DTYPE, memory-mapped."""
-        table = np.asarray(self.derived.array(TABLE))
-        if table.dtype != TABLE_DTYPE or table.shape != (self._rows,):
+        table = np.asarray(self.derived.array(TABLE, TABLE_DTYPE, ()))
+        if len(table) != self._rows or not _is_sound(table, len(self._parts)):
             raise DataError(
-                f"crop cache: {self.derived.path(TABLE)} does not fit the annotations. Delete "
+                f"crop cache: {self.derived.path(TABLE)} is damaged, or not of these annotations. Delete "
                 f"{self.derived.folder}; it is written anew."
             )
         return table
@@ -114,6 +114,16 @@ class CropCache:
                 mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
             found = self._maps[part] = np.frombuffer(mapped, np.uint8)
         return found
+
+
+def _is_sound(table: NDArray[np.void], parts: int) -> bool:
+    """Whether every row is one that may have been written: a window inside its picture, bytes in a part."""
+    x0, y0, x1, y1 = table["window"].T
+    high, wide = table["size"].T
+    inside = (x0 >= 0) & (y0 >= 0) & (x0 <= x1) & (y0 <= y1) & (x1 <= wide) & (y1 <= high)
+    placed = (table["part"] >= 0) & (table["part"] < parts)
+    counted = (table["rgb"] >= 0).all(1) & (table["depth"] >= 0).all(1)
+    return bool((inside & placed & counted).all())
 
 
 class CachedFrame:

@@ -12,6 +12,7 @@ import functools
 import multiprocessing
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -71,6 +72,7 @@ def cache_store(config: RunConfig, name: ListName) -> Store:
         mend="Set dataset.cache=PATH to a folder",
         unsummed="part-",  # each block has a checksum of its own
         resumable=True,
+        facts={"parts": list},
     )
 
 
@@ -137,9 +139,13 @@ def _why_not(cache: Derived, wanted: dict[str, Any], geometry: Geometry) -> str 
     found = cache.fingerprint
     if any(found.get(key) != wanted[key] for key in ("format", "margin_px", "kind")):
         return "it was written by another version of this program"
-    if found["data"] != wanted["data"]:
+    if found.get("data") != wanted["data"]:
         return "the data set has changed since"
-    if not Geometry(**found["geometry"]).covers(geometry):
+    try:
+        covers = Geometry(**found["geometry"]).covers(geometry)
+    except (KeyError, TypeError):
+        return "it does not say how far its crops reach"
+    if not covers:
         return (
             "its crops reach less far than model.image_size, dataset.box_scale and augmentation.{roll_deg, "
             f"scale, shift}} now ask for: {found['geometry']}, want {geometry.as_dict()}"
@@ -245,17 +251,14 @@ def _estimate(plan: Plan, missing: list[range], kept: int) -> None:
 
 
 def _seconds_per_byte(folder: Path, block: NDArray[np.uint8]) -> float:
-    """What it takes to get a byte onto the disk."""
-    path, times = folder / "probe.part", -(-_PROBE_BYTES // max(len(block), 1))
+    """What it takes to get a byte onto the disk; the file has no name that a link could have been put at."""
+    times = -(-_PROBE_BYTES // max(len(block), 1))
     began = time.perf_counter()
-    try:
-        with path.open("wb") as file:
-            for _ in range(times):
-                file.write(block.data)
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        path.unlink(missing_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(times):
+            file.write(block.data)
+        file.flush()
+        os.fsync(file.fileno())
     return (time.perf_counter() - began) / max(times * len(block), 1)
 
 

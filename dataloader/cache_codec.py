@@ -32,6 +32,7 @@ BAND = 16
 """Rows of depth that are decoded together; all bands take their steps at once."""
 _LEVEL = 9
 _HEAD = np.dtype("<u4")
+_MOST_VALUES = 1 << 16
 _ELSEWHERE = np.int8(-128)
 """Stands for a difference that is in the list."""
 EVERYTHING = (slice(None), slice(None))
@@ -128,7 +129,10 @@ def decode_rgb(
     """
     if kind == "raw" or data.size == 0:
         return _shaped(data, (*shape, 3))[cut]
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    try:
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        picture = None
     if picture is None:
         raise DataError("stored RGB cannot be decoded")
     return np.asarray(_shaped(picture, (*shape, 3))[cut], np.uint8)
@@ -142,11 +146,15 @@ def decode_depth(
     As `decode_rgb`.
     """
     if kind == "raw":
+        if data.size % 2:
+            raise DataError(f"stored depth: {data.size:,} bytes, want two a pixel")
         return _shaped(data.view("<u2"), shape)[cut]
     head_bytes = 2 * _HEAD.itemsize
     try:
         num_values, num_large = np.frombuffer(data[:head_bytes], _HEAD, 2).tolist()
         size = 2 * (num_values + num_large) + shape[0] * shape[1]
+        if zstandard.frame_content_size(data[head_bytes:].data) != size or num_values > _MOST_VALUES:
+            raise ValueError(f"not {size:,} bytes by its own head")
         plain = _decompressor().decompress(data[head_bytes:].data)
     except (zstandard.ZstdError, ValueError) as error:
         raise DataError(f"stored depth cannot be decoded ({error})") from error

@@ -19,10 +19,21 @@ from numpy.typing import NDArray
 
 from dataloader.crop import Window
 from dataloader.jpeg_file import JPEG_START, jpeg_quality, require_no_holes
+from dataloader.picture_header import MOST_PIXELS
 from src.errors import DataError
+from src.runtime.files import read_plain
 
 _HEAD_BYTES = 1 << 16
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+_MOST_BYTES = 1 << 26
+"""Longest picture file that is read."""
+_MOST_WORK = 1 << 28
+"""Pixels times scans of a JPEG: ten scans are usual, hundreds are an attack."""
+_CHUNKS = 50_000
+"""Chunks of a PNG that are looked at: 64 MB in those of 8 kB are as many as 8,000."""
+_SCAN = b"\xff\xda"
+_PNG_SIZE = struct.Struct(">II")
+"""Width and height, at byte 16 of a PNG."""
 _CHUNK, _CHECKSUM = struct.Struct(">I4s"), struct.Struct(">I")
 """Around a PNG's chunk: size and kind, then the checksum of kind and content."""
 _MEND = "Re-extract its sequence, or take the frame out of the list file."
@@ -114,7 +125,7 @@ class PictureFrame:
 def _decode(path: Path, decoder: Callable[[bytes], NDArray[Any]]) -> NDArray[Any]:
     """What `decoder` makes of a file, whole, or an error that names the file."""
     try:
-        data = path.read_bytes()
+        data = read_plain(path, _MOST_BYTES)
     except OSError as error:
         raise DataError(f"{path}: picture cannot be read ({error.strerror}). {_MEND}") from error
     try:
@@ -126,6 +137,8 @@ def _decode(path: Path, decoder: Callable[[bytes], NDArray[Any]]) -> NDArray[Any
 def _decode_rgb(data: bytes) -> NDArray[np.uint8]:
     """(H, W, 3) RGB of a JPEG or PNG."""
     if data.startswith(JPEG_START):
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        _require_modest(height, width, data.count(_SCAN))
         picture = np.asarray(simplejpeg.decode_jpeg(data, "RGB"), np.uint8)
         require_no_holes(data)
         return picture
@@ -141,18 +154,30 @@ def _decode_depth(data: bytes) -> NDArray[Any]:
 def _decode_png(data: bytes, flags: int) -> NDArray[Any]:
     """A PNG whose checksums hold: all of them are looked at before OpenCV trusts a length."""
     end = _png_end(data)
+    _require_modest(*reversed(_PNG_SIZE.unpack_from(data, 16)))
     picture = cv2.imdecode(np.frombuffer(data, np.uint8, end), flags)
     if picture is None:
         raise ValueError("its compressed rows are not whole")
     return picture
 
 
+def _require_modest(height: int, width: int, scans: int = 1) -> None:
+    """ValueError: decoding would take memory or time that no picture of a data set is worth."""
+    if height * width > MOST_PIXELS or height * width * scans > _MOST_WORK:
+        times = f" in {scans:,} scans" if scans > 1 else ""
+        raise ValueError(
+            f"its header says {width} x {height} pixels{times}, at most {MOST_PIXELS:,} are read"
+        )
+
+
 def _png_end(data: bytes) -> int:
     """Number of bytes up to the end of a PNG's last chunk; ValueError: it is not whole."""
-    if not data.startswith(_PNG_START):
+    if not data.startswith(_PNG_START) or data[12:16] != b"IHDR":
         raise ValueError(f"it begins with {data[:8]!r}, which no PNG does")
     view, at = memoryview(data), len(_PNG_START)
-    while at + 12 <= len(data):
+    for _ in range(_CHUNKS):
+        if at + 12 > len(data):
+            break
         size, kind = _CHUNK.unpack_from(data, at)
         stop: int = at + 8 + size
         if stop + 4 > len(data):

@@ -248,7 +248,9 @@ class HO3DDataset:
         data, index = self.config.dataset, index_store(self.config.dataset, self._name)
         return open_truth(
             data,
-            dataclasses.replace(index, name=f"{index.name}-truth", what="HO3D ground truth", keep=0),
+            dataclasses.replace(
+                index, name=f"{index.name}-truth", what="HO3D ground truth", keep=0, facts={}
+            ),
             self.index.sha256,
             self.index.rows["joints"][:, 0],
             show_progress=show_progress,

@@ -70,6 +70,9 @@ _ROTATION_CHUNK = 4096
 _ROWS, _UNUSABLE, _LISTING = "rows.npy", "unusable.json", "unusable.txt"
 _KEPT = 2
 """Unused indices that stay: two hand models, tried in turn, each need their own."""
+_FACTS = {
+    "listed": int, "sequences": list, "frames_sha256": str, "labels_sha256": str, "hands_sha256": str,
+}  # fmt: skip
 _SMALL = 2000
 """Below so many frames a process pool costs more than it saves."""
 _log = get_logger(__name__)
@@ -89,7 +92,7 @@ class AnnotationIndex:
         Raises:
             DataError: the array was replaced since the index was opened.
         """
-        return self.derived.array(_ROWS)
+        return self.derived.array(_ROWS, INDEX_DTYPE, ())
 
     @functools.cached_property
     def sequences(self) -> tuple[str, ...]:
@@ -172,8 +175,9 @@ def open_index(
 def index_store(config: DatasetConfig, name: ListName) -> Store:
     """Where the index of a list is kept."""
     if config.index_dir is None:
-        return Store(config.root_dir / ".utnet", name, "HO3D index", keep=_KEPT)
-    return Store(config.index_dir, f"{name}-{root_digest(config)}", "HO3D index", keep=_KEPT)
+        return Store(config.root_dir / ".utnet", name, "HO3D index", keep=_KEPT, facts=_FACTS)
+    stem = f"{name}-{root_digest(config)}"
+    return Store(config.index_dir, stem, "HO3D index", keep=_KEPT, facts=_FACTS)
 
 
 def root_digest(config: DatasetConfig) -> str:
@@ -197,9 +201,19 @@ def _fingerprint(config: DatasetConfig, frames: FrameList, hand: ManoLayer) -> d
 
 
 def _unusable(derived: Derived) -> UnusableFrames:
-    """What an index left out."""
+    """What an index left out.
+
+    Raises:
+        DataError: its file is none of ours.
+    """
     with derived.open(_UNUSABLE) as file:
-        return UnusableFrames.from_json(json.load(file))
+        try:
+            return UnusableFrames.from_json(json.load(file))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            path = derived.path(_UNUSABLE)
+            raise DataError(
+                f"HO3D index: {path} is damaged. Delete {derived.folder}; it is made anew."
+            ) from error
 
 
 def _picture_stamp(config: DatasetConfig, names: Iterable[str]) -> str:

@@ -26,6 +26,8 @@ _BREAK = re.compile(rb"\xff(?:[\x01-\xcf\xd8-\xfe]|\xff+[^\xd0-\xd7\xff])", re.D
 _HOLE = bytes(16)
 """Where zeros stand for coefficients, these are more than forty of -1 in a row."""
 _COEFFICIENTS = 64
+_SEGMENTS = 10_000
+"""Segments and fill bytes of a picture; a colour profile takes a few hundred."""
 
 
 class Segment(NamedTuple):
@@ -44,10 +46,12 @@ def segments(data: bytes) -> Iterator[Segment]:
     """Segments of a JPEG up to its end marker, or up to where it is no longer one.
 
     Raises:
-        ValueError: fill bytes stand where a scan's pixels go on.
+        ValueError: fill bytes stand where a scan's pixels go on, or more segments than a picture has.
     """
     at = len(JPEG_START)
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+    for _ in range(_SEGMENTS):
+        if data[at : at + 1] != b"\xff" or at + 4 > len(data):
+            return
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
@@ -62,6 +66,7 @@ def segments(data: bytes) -> Iterator[Segment]:
                 raise ValueError(f"bytes of 0xFF at {end:,}, among its pixels")
         yield Segment(marker, data[at + 4 : start], start, end)
         at = end
+    raise ValueError(f"more than {_SEGMENTS:,} segments")
 
 
 def require_no_holes(data: bytes) -> None:

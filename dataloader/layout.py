@@ -17,6 +17,7 @@ from pathlib import Path
 from dataloader.meta import ListName
 from src.config import DatasetConfig
 from src.errors import DataError
+from src.runtime.files import read_plain
 
 KINDS = ("rgb", "depth", "meta")
 _SUFFIX = {
@@ -24,7 +25,13 @@ _SUFFIX = {
     "v3": {"rgb": ".jpg", "depth": ".png", "meta": ".pkl"},
 }
 _STAMP_THREADS = 2
-_LINE = re.compile(r"^(?P<sequence>[^/\s]+)/(?P<frame>\d{4,9})$")
+_SHOWN = 80
+"""Characters of a line that a message shows."""
+_LINE = re.compile(r"(?P<sequence>[^/\s]+)/(?P<frame>[0-9]{4,9})")
+_UNFIT = re.compile(r"\.{1,2}|.*[\x00-\x1f\x7f-\x9f].*", re.DOTALL)
+"""No names of folders inside the data set: those of the folder above, or with characters that no name has."""
+_MOST_BYTES = 1 << 24
+"""Longest list that is read; that of HO3D_v3 has 1 MB."""
 _GET_DATA = (
     "Put HO3D there (README), write a synthetic tree with `python -m dataloader.synthetic --out DIR`, "
     "or set dataset.root_dir."
@@ -57,8 +64,8 @@ class FrameList:
     def sequences(self) -> tuple[str, ...]:
         """Sequence names in order of appearance; read without a look at the rest of a line."""
         lines = map(str.strip, _text(self.content).splitlines())
-        heads = map(itemgetter(0), map(str.partition, lines, repeat("/")))
-        return tuple(filter(None, dict.fromkeys(heads)))
+        names = dict.fromkeys(map(itemgetter(0), map(str.partition, lines, repeat("/"))))
+        return tuple(name for name in names if name and not _UNFIT.fullmatch(name))
 
 
 def frame_name(frame: int) -> str:
@@ -80,7 +87,7 @@ def read_list(config: DatasetConfig, name: ListName) -> FrameList:
     """Read train.txt or evaluation.txt.
 
     Raises:
-        DataError: no data set, or no list.
+        DataError: no data set, or no list that can be read.
     """
     root = config.root_dir
     path = root / f"{name}.txt"
@@ -90,7 +97,12 @@ def read_list(config: DatasetConfig, name: ListName) -> FrameList:
         raise DataError(
             f"HO3D: {root} holds no {path.name}, so it is not the root of an HO3D release. {_GET_DATA}"
         )
-    return FrameList(name, path, path.read_bytes())
+    try:
+        return FrameList(name, path, read_plain(path, _MOST_BYTES))
+    except OSError as error:
+        raise DataError(
+            f"HO3D: {path} cannot be read ({error.strerror}). Restore it from the release."
+        ) from error
 
 
 def require_count(config: DatasetConfig, listed: FrameList, count: int) -> None:
@@ -167,10 +179,15 @@ def _parse(content: bytes, path: Path) -> tuple[tuple[str, int], ...]:
         line = raw.strip()
         if not line:
             continue
-        match = _LINE.match(line)
-        if match is None or frame_name(int(match["frame"])) != match["frame"]:
+        match = _LINE.fullmatch(line)
+        if (
+            match is None
+            or frame_name(int(match["frame"])) != match["frame"]
+            or _UNFIT.fullmatch(match["sequence"])
+        ):
+            got = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
             raise DataError(
-                f"HO3D: {path} line {number}: got {line!r}, want SEQUENCE/FRAME such as ABF10/0042."
+                f"HO3D: {path} line {number}: got {got!r}, want SEQUENCE/FRAME such as ABF10/0042."
             )
         key = (match["sequence"], int(match["frame"]))
         if key in frames:

@@ -34,6 +34,13 @@ META_DTYPE = np.dtype(
 """One annotation; the index holds the same with `pose_aa` turned into rotation matrices."""
 
 
+MOST_BYTES = 1 << 18
+"""Longest annotation that is read; HO3D's have 2 to 6 kB."""
+
+LARGEST = 1e6
+"""No label is larger, in metres, radians, pixels or standard deviations; its squares fit any arithmetic."""
+
+
 def read_meta(path: Path, name: ListName) -> NDArray[np.void]:
     """Read one annotation.
 
@@ -45,9 +52,16 @@ def read_meta(path: Path, name: ListName) -> NDArray[np.void]:
         () record of META_DTYPE, `sequence` and `frame` left 0.
 
     Raises:
-        DataError: missing, unsafe, or a value that is None, of the wrong size or not finite.
+        DataError: missing, unsafe, or a value that is None, no real numbers, of the wrong size, not finite or
+            larger than LARGEST.
     """
-    meta = safe_pickle.load(path, allow=safe_pickle.META_GLOBALS, what="HO3D annotation", error=DataError)
+    meta = safe_pickle.load(
+        path,
+        allow=safe_pickle.META_GLOBALS,
+        what="HO3D annotation",
+        most_bytes=MOST_BYTES,
+        error=DataError,
+    )
     if not isinstance(meta, dict):
         raise DataError(f"{path}: annotation is a {type(meta).__name__}, want a dict")
     record = np.zeros((), META_DTYPE)
@@ -71,12 +85,32 @@ def _numbers(meta: dict[Any, Any], key: str, shape: tuple[int, ...], path: Path)
     value = meta.get(key)
     if value is None:
         raise DataError(f"{path}: {key} is {'None' if key in meta else 'missing'}")
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: {key} does not hold numbers") from error
-    if array.size != int(np.prod(shape)):
+    want = int(np.prod(shape))
+    array = value if isinstance(value, np.ndarray) else np.asarray(_leaves(value, want))
+    if array.dtype.kind not in "iuf":  # a complex number or a text would be turned into one without a word
+        raise DataError(f"{path}: {key} does not hold numbers")
+    if array.size != want:
         raise DataError(f"{path}: {key} has shape {array.shape}, want {shape}")
-    if not np.isfinite(array).all():
+    numbers = array.astype(np.float64)
+    if not np.isfinite(numbers).all():
         raise DataError(f"{path}: {key} is not finite")
-    return array.reshape(shape)
+    if (largest := float(np.abs(numbers).max())) > LARGEST:
+        raise DataError(f"{path}: {key} reaches {largest:g}, want at most {LARGEST:g}")
+    return numbers.reshape(shape)
+
+
+def _leaves(value: object, most: int, depth: int = 3) -> list[Any]:
+    """Numbers of a number or of nested lists, few more than `most`; None for anything else.
+
+    NumPy would follow lists that hold one another into any size.
+    """
+    if isinstance(value, np.ndarray) and value.size <= most:
+        return list(value.ravel())
+    if not isinstance(value, list | tuple):
+        return [value if type(value) in (int, float) or isinstance(value, np.number) else None]
+    found: list[Any] = []
+    for item in value[: most + 1] if depth else [None]:
+        found += _leaves(item, most, depth - 1)
+        if len(found) > most:
+            break
+    return found

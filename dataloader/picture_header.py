@@ -30,6 +30,12 @@ _FRAME_STARTS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ENDS = frozenset({0xD8, 0xD9, 0xDA})
 """Another start, the end, or the first pixels: no frame was announced."""
 
+_SEGMENTS = 10_000
+"""JPEG's segments and filling bytes in front of a size; a colour profile takes a few hundred."""
+
+MOST_PIXELS = 1 << 24
+"""Of a picture that is decoded: 4096 x 4096, fifty times HO3D's. A header of a few bytes may say any size."""
+
 Read = Callable[[int], bytes]
 """Up to _BLOCK bytes of a file from an offset; none behind its end."""
 
@@ -45,10 +51,11 @@ def picture_size(path: Path, kind: PictureKind) -> tuple[int, int]:
         (H, W) in pixels.
 
     Raises:
-        FrameError: missing, empty, another format than its name says, or no size in it.
+        FrameError: missing, empty, another format than its name says, or no size in it, or one
+            above MOST_PIXELS.
     """
     try:
-        file = os.open(path, os.O_RDONLY)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would be waited for
     except OSError as error:
         raise _absent(path, kind, error) from error
     try:
@@ -87,7 +94,7 @@ def _png_size(head: bytes, path: Path, kind: PictureKind) -> tuple[int, int]:
             Reason.FORMAT,
             f"{path}: depth has {bits} bits and colour type {colour}, want a PNG of three 8-bit channels",
         )
-    return _not_zero(height, width, path)
+    return _modest(height, width, path)
 
 
 def _jpeg_size(block: bytes, read: Read, path: Path) -> tuple[int, int]:
@@ -95,23 +102,26 @@ def _jpeg_size(block: bytes, read: Read, path: Path) -> tuple[int, int]:
     if not block.startswith(_JPEG):
         raise FrameError(Reason.FORMAT, f"{path}: no JPEG, it begins with {block[:8].hex(' ')}")
     begin, at = 0, 2  # `block` holds the file's bytes from `begin` on
-    while True:
+    for _ in range(_SEGMENTS):
         if at + 9 > begin + len(block):
             begin, block = at, read(at)
         segment = block[at - begin : at - begin + 9]
         if len(segment) < 9 or segment[0] != 0xFF or segment[1] in _ENDS:
-            raise FrameError(Reason.FORMAT, f"{path}: JPEG without a size")
+            break
         marker = segment[1]
         if marker in _FRAME_STARTS:
             height, width = int.from_bytes(segment[5:7], "big"), int.from_bytes(segment[7:9], "big")
-            return _not_zero(height, width, path)
+            return _modest(height, width, path)
         if marker == 0xFF:  # filling in front of a marker
             at += 1
         else:
             at += 2 if marker in _WITHOUT_LENGTH else 2 + max(2, int.from_bytes(segment[2:4], "big"))
+    raise FrameError(Reason.FORMAT, f"{path}: JPEG without a size")
 
 
-def _not_zero(height: int, width: int, path: Path) -> tuple[int, int]:
-    if not (height and width):
-        raise FrameError(Reason.FORMAT, f"{path}: its header says {width} x {height} pixels")
+def _modest(height: int, width: int, path: Path) -> tuple[int, int]:
+    if not 0 < height * width <= MOST_PIXELS:
+        raise FrameError(
+            Reason.FORMAT, f"{path}: its header says {width} x {height} pixels, want 1 to {MOST_PIXELS:,}"
+        )
     return height, width

@@ -18,7 +18,11 @@ from numpy.typing import NDArray
 
 from src.config import SplitConfig
 from src.errors import DataError
+from src.runtime.files import read_plain
 from src.runtime.seed import stream
+
+_MOST_BYTES = 1 << 20
+"""Longest list of held-out sequences that is read."""
 
 SplitName = Literal["train", "val", "evaluation"]
 
@@ -123,7 +127,7 @@ def read_held_out(path: Path) -> tuple[str, ...]:
         DataError: the file cannot be read, or names nothing.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_plain(path, _MOST_BYTES).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"split.held_out_list: {path} cannot be read ({error}). Name a text file with one sequence a "

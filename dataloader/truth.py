@@ -61,17 +61,19 @@ class EvaluationTruth:
     @functools.cached_property
     def joints_gl_m(self) -> NDArray[np.float64]:
         """(N, 21, 3) HO3D21, OpenGL axes, metres, memory-mapped read-only."""
-        return self.derived.array(_JOINTS)
+        return self.derived.array(_JOINTS, np.float64, (len(HO3D21), 3))
 
     @functools.cached_property
     def vertices_gl_m(self) -> NDArray[np.float64] | None:
         """(N, 778, 3) OpenGL axes, metres, likewise; None where `evaluation_verts.json` is absent."""
-        return self.derived.array(_VERTICES) if self.derived.facts["vertices_sha256"] else None
+        if not self.derived.facts.get("vertices_sha256"):
+            return None
+        return self.derived.array(_VERTICES, np.float64, (NUM_VERTICES, 3))
 
     @property
     def sha256(self) -> str:
         """Hex digest of the text of the files that are there."""
-        texts = (self.derived.fingerprint["joints_sha256"], self.derived.facts["vertices_sha256"])
+        texts = (self.derived.fingerprint["joints_sha256"], self.derived.facts.get("vertices_sha256"))
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:

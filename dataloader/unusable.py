@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from dataloader.layout import FrameList, frame_name
 from dataloader.meta import ListName
 from src.config import DatasetConfig
-from src.errors import DataError
+from src.errors import DataError, plain_text
 from src.runtime.log import get_logger
 
 NAMES_SHOWN = 20
@@ -59,7 +59,7 @@ class FrameError(DataError):
         self.fault = Fault(reason, detail)
 
     def __str__(self) -> str:
-        return self.fault.detail
+        return plain_text(self.fault.detail)
 
 
 def add_fault(faults: dict[int, Fault], row: int, fault: Fault) -> None:

@@ -1,6 +1,6 @@
 """What a run is configured by: frozen dataclasses with the unit and the range of every field.
 
-`src/config_file.py` reads them from strict YAML with dotted overrides. Precedence, last wins: the defaults
+`src/config_file/` reads them from strict YAML with dotted overrides. Precedence, last wins: the defaults
 here, the YAML's bases, the YAML, the command line. Paths are relative to the working directory.
 """
 
@@ -55,7 +55,7 @@ class DatasetConfig:
     """Loader processes per rank; 0 loads in the training process."""
     index_workers: int = _number(4, ge=1, le=64)
     """Processes that read the annotations when the index is built, and the pictures for the crop cache."""
-    cache: str = field(default="off", metadata={"off": True})
+    cache: str = "off"
     """Decoded pixels around each hand, written once and memory-mapped.
 
     off: every picture is decoded each time; auto: beside the annotation index; else the folder to write in.

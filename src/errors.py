@@ -5,8 +5,28 @@ message of a `UTNetError` as one line and leave with status 2; the traceback is 
 """
 
 
+def plain_text(text: str) -> str:
+    """Text as a terminal may show it: whatever is not printable is spelled out.
+
+    Names come from other people's files. In one of them an escape code would move the cursor, recolour the
+    screen or hide what stands before it, and a line break would make two lines of one.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _spelled(c) for c in text)
+
+
+def _spelled(character: str) -> str:
+    """`\\x1b`; a byte that was no text when it was read, as that byte."""
+    number = ord(character)
+    return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else ascii(character)[1:-1]
+
+
 class UTNetError(Exception):
-    """Root of every error that a user can mend."""
+    """Root of every error that a user can mend; each argument is a line."""
+
+    def __str__(self) -> str:
+        return "\n".join(plain_text(str(argument)) for argument in self.args)
 
 
 class ConfigError(UTNetError):

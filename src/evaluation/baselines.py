@@ -149,7 +149,12 @@ def cached_baselines(
     usable = metrics.usable_rows(val.joints_cam_m, val.joints_conf)
     store = None if cache_dir is None else Store(cache_dir, "baselines", "Baselines", keep=_KEPT)
     if store is not None and (kept := store.find(wanted, say=True)) is not None:
-        return BaselineRows(dict(zip(NAMES, np.array(kept.array(_FILE)), strict=True)), usable)
+        rows = np.array(kept.array(_FILE, np.float64, (len(usable),)))
+        if len(rows) != len(NAMES):
+            raise DataError(
+                f"Baselines: {kept.path(_FILE)} is damaged. Delete {kept.folder}; it is made anew."
+            )
+        return BaselineRows(dict(zip(NAMES, rows, strict=True)), usable)
     began = time.monotonic()
     result = compute_baselines(train, val, hand, show_progress=show_progress)
     took = f"{int(usable.sum()):,} rows in {time.monotonic() - began:.1f} s"

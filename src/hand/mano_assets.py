@@ -22,9 +22,9 @@ from src.errors import AssetError
 from src.hand.joints import MANO16, MANO_PARENTS
 from src.runtime import safe_pickle
 from src.runtime.derived import Derived, Store
-from src.runtime.files import atomic_write
+from src.runtime.files import atomic_write, read_plain
 from src.runtime.log import get_logger
-from src.runtime.safe_pickle import MANO_GLOBALS, ChRecord, CscMatrixRecord, Record, SelectRecord
+from src.runtime.safe_pickle import MANO_GLOBALS, MOST_BYTES, ChRecord, CscMatrixRecord, Record, SelectRecord
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -32,6 +32,8 @@ Index = NDArray[np.int64]
 STANDIN_KEY = "utnet_standin_version"
 """Key in a file's dictionary that marks the stand-in."""
 
+_LARGEST = 1e6
+"""No number of a hand model is larger; the largest are numbers of vertices."""
 _CACHE_FORMAT = 2
 _KEPT = 2
 """Arrays of other files in the same folder that stay."""
@@ -107,14 +109,14 @@ def load_hand_asset(path: Path | str) -> HandAsset:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        content = read_plain(path, MOST_BYTES)
     except FileNotFoundError as reason:
         raise AssetError(f"hand model {path}: there is no such file. {_WHERE_TO_GET}") from reason
     except OSError as reason:
         raise AssetError(
             f"hand model {path}: cannot be read ({reason.strerror}). {_WHERE_TO_GET}"
         ) from reason
-    store = Store(path.parent / ".utnet", "hand", "hand model", keep=_KEPT)
+    store = Store(path.parent / ".utnet", "hand", "hand model", keep=_KEPT, facts={"is_standin": bool})
     wanted = {"format": _CACHE_FORMAT, "file_sha256": hashlib.sha256(content).hexdigest()}
     if (kept := store.find(wanted, say=True)) is not None:
         return _kept_asset(kept)
@@ -174,8 +176,10 @@ def _checked(arrays: Mapping[str, NDArray[Any]], *, is_standin: bool, where: str
             raise AssetError(f"{where}: field {name} has dtype {value.dtype}, want numbers.")
         integral = name in ("faces", "parents")
         clean[name] = np.ascontiguousarray(value, dtype=np.int64 if integral else np.float64)
-        if not np.isfinite(clean[name]).all():
-            raise AssetError(f"{where}: field {name} holds numbers that are not finite.")
+        if not (np.abs(clean[name]) <= _LARGEST).all():
+            raise AssetError(
+                f"{where}: field {name} holds numbers that are not finite, or above {_LARGEST:g}."
+            )
     if clean["faces"].min() < 0 or clean["faces"].max() >= 778:
         raise AssetError(f"{where}: field f names vertices outside 0..777.")
     if tuple(clean["parents"].tolist()) != MANO_PARENTS:
@@ -248,55 +252,54 @@ def _plain(value: object, where: str) -> NDArray[Any]:
 
     chumpy's `Ch` holds its value in `x`; `Select` means entries `idxs` of the flattened `a`.
     """
+    kind = type(value).__name__
+    if not isinstance(value, np.ndarray | Record):
+        raise AssetError(f"{where} is a {kind}, want an array.")
+    try:
+        return _array_of(value)
+    except KeyError as reason:
+        raise AssetError(f"{where}: {kind} lacks {reason}.") from reason
+    except (ValueError, IndexError, TypeError, OverflowError, RecursionError) as reason:
+        raise AssetError(f"{where}: {kind} contradicts itself ({reason}).") from reason
+
+
+def _array_of(value: object) -> NDArray[Any]:
+    """`_plain` without its error; records may hold records."""
     if isinstance(value, np.ndarray):
         return value
-    if not isinstance(value, Record):
-        raise AssetError(f"{where} is a {type(value).__name__}, want an array.")
-    fields = value.fields
-    needed = {
-        ChRecord: ("x",),
-        SelectRecord: ("a", "idxs"),
-        CscMatrixRecord: ("data", "indices", "indptr", "_shape"),
-    }[type(value)]
-    if isinstance(value, CscMatrixRecord) and "shape" in fields:
-        fields.setdefault("_shape", fields["shape"])
-    lacking = [name for name in needed if name not in fields]
-    if lacking:
-        raise AssetError(f"{where}: {type(value).__name__} lacks {lacking}.")
-    try:
-        if isinstance(value, ChRecord):
-            return _plain(fields["x"], where)
-        if isinstance(value, SelectRecord):
-            chosen = _plain(fields["a"], where).ravel()[
-                np.asarray(_plain(fields["idxs"], where), dtype=np.int64)
-            ]
-            shape = fields.get("preferred_shape")
-            return chosen if shape is None else chosen.reshape([int(n) for n in shape])
-        return _dense(fields)
-    except (ValueError, IndexError, TypeError) as reason:
-        raise AssetError(f"{where}: {type(value).__name__} contradicts itself ({reason}).") from reason
+    if isinstance(value, ChRecord):
+        return _array_of(value.fields["x"])
+    if isinstance(value, SelectRecord):
+        fields = value.fields
+        chosen = _array_of(fields["a"]).ravel()[np.asarray(_array_of(fields["idxs"]), dtype=np.int64)]
+        shape = fields.get("preferred_shape")
+        return chosen if shape is None else chosen.reshape([int(n) for n in shape])
+    if isinstance(value, CscMatrixRecord):
+        return _dense(value.fields)
+    raise TypeError(f"a {type(value).__name__} inside")
 
 
 def _dense(fields: Mapping[str, Any]) -> Array:
     """Dense matrix from compressed columns; repeated entries add up."""
-    rows, columns = (int(n) for n in fields["_shape"])
+    rows, columns = (int(n) for n in fields.get("shape", fields.get("_shape", ())))
     if not (0 < rows <= 1000 and 0 < columns <= 1000):
         raise ValueError(f"shape {(rows, columns)}")
     starts = np.asarray(fields["indptr"], dtype=np.int64)
     if starts.shape != (columns + 1,):
         raise ValueError(f"{starts.shape} column starts for {columns} columns")
+    entries = np.asarray(fields["data"], np.float64)
+    if starts[0] != 0 or starts[-1] != entries.size or (np.diff(starts) < 0).any():
+        raise ValueError(f"column starts up to {starts.max():,} for {entries.size:,} entries")
     out = np.zeros((rows, columns))
     column = np.repeat(np.arange(columns), np.diff(starts))
-    np.add.at(
-        out, (np.asarray(fields["indices"], dtype=np.int64), column), np.asarray(fields["data"], np.float64)
-    )
+    np.add.at(out, (np.asarray(fields["indices"], dtype=np.int64), column), entries)
     return out
 
 
 def _kept_asset(kept: Derived) -> HandAsset:
     """The converted arrays, checked as those of a file are."""
-    arrays = {name: np.array(kept.array(f"{name}.npy")) for name in _SHAPES}
-    return _checked(arrays, is_standin=bool(kept.facts["is_standin"]), where=f"{kept.folder}")
+    arrays = {name: np.array(kept.array(f"{name}.npy", shape=shape[1:])) for name, shape in _SHAPES.items()}
+    return _checked(arrays, is_standin=kept.facts["is_standin"], where=f"{kept.folder}")
 
 
 def _keep(asset: HandAsset, folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ very same files, or raises.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -40,6 +41,8 @@ from src.runtime.log import get_logger
 WAIT_S = 1800.0
 """Longest wait for another process that makes the same thing, seconds."""
 
+_MOST_BYTES = 1 << 26
+"""Longest derived.json that is read: the names of a million sequences."""
 MARKER = "derived.json"
 _KEY, _MARK = "[0-9a-f]{16}", "[0-9a-f]{8}"
 _OFFER_WAIT_S = 20.0
@@ -90,6 +93,8 @@ class Derived:
         Raises:
             DataError: it is no longer the file that was found when this thing was opened.
         """
+        if name not in self._states:
+            raise self._gone(name)
         if self._held is None:
             again = _open(self.folder, self.what)
             if again is None:
@@ -104,8 +109,13 @@ class Derived:
             raise self._gone(name)
         return file
 
-    def array(self, name: str) -> NDArray[Any]:
+    def array(self, name: str, dtype: Any = None, shape: tuple[int, ...] | None = None) -> NDArray[Any]:
         """An array that `np.save` wrote, memory-mapped read-only.
+
+        Args:
+            name: of the file.
+            dtype: what it holds; None: numbers of any kind, but no objects, whose bytes are addresses.
+            shape: of each of its rows; None: any.
 
         Raises:
             DataError: as `open`, or it is no such array.
@@ -114,11 +124,17 @@ class Derived:
             try:
                 version = np.lib.format.read_magic(file)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header_2_0
-                shape, fortran, dtype = read(file)
+                got, fortran, kind = read(file)
+                fits = not kind.hasobject if dtype is None else kind == dtype
+                if not fits or (shape is not None and tuple(got[1:]) != shape):
+                    raise ValueError(f"it holds {kind} in the shape {got}")
                 order: Any = "F" if fortran else "C"
-                return np.memmap(file, dtype, "r", file.tell(), shape, order)
-            except ValueError as error:
-                raise DataError(f"{self.what}: {self.path(name)} is damaged ({error}).") from error
+                return np.memmap(file, kind, "r", file.tell(), got, order)
+            except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+                raise DataError(
+                    f"{self.what}: {self.path(name)} is damaged ({error}). Delete {self.folder}; it is made "
+                    "anew."
+                ) from error
 
     def is_whole(self) -> bool:
         """Whether the content of every file has the checksum that was noted when it was made."""
@@ -166,6 +182,8 @@ class Store:
     """How names of files begin that carry checksums of their own; the others are summed when it is found."""
     resumable: bool = False
     """A making that was interrupted goes on with the files that it finished."""
+    facts: Mapping[str, type] = dataclasses.field(default_factory=dict)
+    """Facts that the maker notes, and of which kind: a thing without them is not whole."""
 
     def find(self, fingerprint: Fingerprint, *, say: bool = False) -> Derived | None:
         """The thing made from `fingerprint`, open and whole; None if there is none.
@@ -189,7 +207,10 @@ class Store:
         """
         for folder in self._folders(key):
             found = _open(folder, self.what)
-            if found is not None and _is_whole(found):
+            noted = found is not None and all(
+                isinstance(found.facts.get(name), kind) for name, kind in self.facts.items()
+            )
+            if found is not None and noted and _is_whole(found):
                 yield found
                 continue
             if found is not None:
@@ -381,15 +402,20 @@ def _open(folder: Path, what: str) -> Derived | None:
         try:
             held = stack.enter_context(open_plain(marker))
             lock(held, shared=True)
-            content = json.loads(held.read())
+            content = json.loads(held.read(_MOST_BYTES))
             if content.pop("crc32") != _content_crc32(content):
                 return None
-            states = {name: _state((folder / name).stat()) for name in content["files"]}
+            names = list(content["files"])
+            if any("/" in name or name in ("", ".", "..") for name in names):
+                return None  # a file of another folder is none of this one
+            states = {name: _state((folder / name).stat()) for name in names}
             whole = all(states[name][1] == size for name, (size, _) in content["files"].items())
             if not whole or _state(marker.stat()) != _state(os.fstat(held.fileno())):
                 return None
             found = Derived(folder, what, content, held, states)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            if not isinstance(found.facts, dict) or not isinstance(found.fingerprint, dict):
+                return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         stack.pop_all()
     return found

@@ -293,7 +293,7 @@ def spawn_ranks(
         ]
     failed = [o for o in outcomes if o.error is not None]
     if check and failed:
-        raise UTNetError("\n".join(f"rank {o.rank} of {world} failed: {o.error}" for o in failed))
+        raise UTNetError(*(f"rank {o.rank} of {world} failed: {o.error}" for o in failed))
     return [o.value for o in outcomes] if check else outcomes
 
 

@@ -6,9 +6,8 @@ import contextlib
 import errno
 import fcntl
 import functools
+import math
 import os
-import secrets
-import shutil
 import stat
 import sys
 import zipfile
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from src.errors import DataError
 from src.runtime.log import get_logger
+from src.runtime.unfinished import Descriptor, claimed, remove_leftovers, temporary_name, unfinished
 
 ZIP_FAILURES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What a damaged zip file can raise (RuntimeError: unknown compression, or encrypted by a flipped bit)."""
@@ -30,9 +30,9 @@ _BLOCK_BYTES = 1 << 22
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
 _NO_SYNC = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EROFS)
 """What file systems say that have no such thing (network, FUSE), not what a failing disk says (EIO)."""
+_PACKED = 16
+"""Bytes of arrays per byte of an .npz: ours are not compressed, and numbers hardly can be."""
 _log = get_logger("files")
-_unfinished: set[Path] = set()
-"""Temporary files of writes that are under way."""
 
 
 def open_plain(path: Path) -> BinaryIO:
@@ -64,6 +64,8 @@ def read_plain(path: Path, most: int) -> bytes:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success sync it and move it into place, else remove it.
 
+    What writers that were killed left behind in that folder is removed first.
+
     Args:
         path: final path; its folder is made.
 
@@ -72,25 +74,14 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_temporary_name(path))
-    _unfinished.add(temporary)
-    try:
-        with temporary.open("wb") as file:
+    with unfinished(path) as temporary:
+        with claimed(temporary, lambda: temporary.open("xb")) as file:
+            remove_leftovers(temporary)
             yield file
             file.flush()
             sync_file(file)
-        temporary.replace(path)
+            temporary.replace(path)  # while it is claimed: from here on it has no name that anybody removes
         sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-        _unfinished.discard(temporary)
-
-
-def remove_unfinished() -> None:
-    """Remove the temporary files that this process is writing: for a thread that is about to end it."""
-    for path in tuple(_unfinished):
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -105,14 +96,17 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_temporary_name(path))
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.replace(path)
+    with unfinished(path) as temporary:
+
+        def make() -> Descriptor:
+            temporary.mkdir()
+            return Descriptor(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY))
+
+        with claimed(temporary, make):
+            remove_leftovers(temporary)
+            yield temporary
+            temporary.replace(path)
         sync_folder(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def require_place(path: Path, *, folder: bool = False, room_bytes: int = 0, room_files: int = 0) -> Path:
@@ -141,7 +135,7 @@ def require_place(path: Path, *, folder: bool = False, room_bytes: int = 0, room
     if folder and real == Path.cwd():
         raise DataError(f"{path} is the working folder, which is not replaced. Name a folder inside it")
     above = next(parent for parent in real.parents if os.path.lexists(parent))
-    probe = above / _temporary_name(real)
+    probe = above / temporary_name(real)
     try:
         if folder:
             probe.mkdir()
@@ -168,11 +162,6 @@ def require_place(path: Path, *, folder: bool = False, room_bytes: int = 0, room
     return real
 
 
-def _temporary_name(path: Path) -> str:
-    """Of what becomes `path` when it is whole."""
-    return f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part"
-
-
 def set_aside(path: Path) -> Path:
     """Give what is at `path`, a damaged file for one, a name of its own beside it; returns that."""
     names = (path.with_name(f"{path.name}.damaged{k or ''}") for k in count())
@@ -194,14 +183,31 @@ def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> d
     """
     try:
         with zipfile.ZipFile(path) as archive:  # before a damaged header asks for an array of any size
+            sizes = {record.filename: record.file_size for record in archive.infolist()}
+            if sum(sizes.values()) > _PACKED * path.stat().st_size:
+                raise ValueError(f"{sum(sizes.values()):,} bytes by its own list")
             if (torn := archive.testzip()) is not None:
                 raise ValueError(f"{torn} is damaged")
+            for name, size in sizes.items():
+                _require_array(archive, name, size)
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files if wanted(name)}
     except FileNotFoundError:
         raise
-    except ZIP_FAILURES as error:
+    except (*ZIP_FAILURES, TypeError, OverflowError, MemoryError, RecursionError) as error:
         raise DataError(f"{path} is torn, or no .npz of arrays: {error}") from error
+
+
+def _require_array(archive: zipfile.ZipFile, name: str, size: int) -> None:
+    """ValueError: a record's head claims another number of bytes than the record has."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+        if dtype.hasobject or file.tell() + math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"{name} says that it holds {dtype} in the shape {shape}")
 
 
 def crc32(file: BinaryIO, length: int | None = None, copy: BinaryIO | None = None) -> int:

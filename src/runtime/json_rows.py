@@ -18,6 +18,8 @@ from src.errors import DataError
 
 _BLOCK = 1 << 22
 """Bytes of text at work at a time."""
+_MOST = 1 << 24
+"""Longest row, and most text that is in no row; a row of 778 points has 40 kB."""
 _OPEN, _CLOSE = ord("["), ord("]")
 
 
@@ -47,7 +49,7 @@ def json_rows(file: Readable, where: str, *, lists: int | None = None) -> Iterat
     # All text outside of rows, each row standing there as null: the structure, checked as JSON at the end.
     outside: list[bytes] = []
     pending = b""
-    depth = finished_lists = 0
+    depth = finished_lists = between = 0
     inside = False
     while block := file.read(_BLOCK):
         text = pending + block
@@ -78,6 +80,9 @@ def json_rows(file: Readable, where: str, *, lists: int | None = None) -> Iterat
         if not inside:
             outside.append(pending)
             pending = b""
+        between += 0 if inside else len(outside[-1])
+        if max(len(pending), between) > _MOST:
+            raise DataError(f"{where}: no end of a row in {_MOST:,} bytes. Download it again.")
     _check_structure(b"".join([*outside, pending]), where, lists)
 
 
@@ -97,7 +102,7 @@ def parse_points(text: bytes, points: int, where: str) -> NDArray[np.float64]:
     """
     try:
         values = np.asarray(json.loads(text), dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{where} is not {points} points of 3 numbers: {error}") from error
     if values.shape != (points, 3):
         raise DataError(f"{where} has shape {values.shape}, want ({points}, 3)")
@@ -118,7 +123,7 @@ def _check_structure(outside: bytes, where: str, lists: int | None) -> None:
     """Raise unless the text around the rows makes a list of rows, or `lists` such lists."""
     try:
         shape = json.loads(outside)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         rows = outside.count(b"null")
         raise DataError(f"{where}: not JSON, or cut short, after {rows} rows. Download it again.") from error
     groups = [shape] if lists is None else shape

@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from src.errors import ConfigError
-from src.runtime.files import remove_unfinished
+from src.runtime.unfinished import remove_unfinished
 
 _COPIES = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _COPY = ("SLURM_PROCID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")

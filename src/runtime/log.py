@@ -13,6 +13,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from src.errors import plain_text
 from src.runtime.outlet import Outlet, say_failures, secure_streams
 
 _ROOT = "utnet"
@@ -41,6 +42,13 @@ class _InFile(logging.Handler):
         super().close()
 
 
+class _Plain(logging.Formatter):
+    """Lines as a terminal may show them, whatever names are in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(plain_text, super().format(record).split("\n")))
+
+
 def get_logger(name: str) -> logging.Logger:
     """Logger of a module, below `utnet`; silent until an entry point calls `configure`."""
     return logging.getLogger(f"{_ROOT}.{name}")
@@ -60,7 +68,7 @@ def configure(*, rank: int = 0, log_file: Path | None = None) -> None:
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    form = logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s")
+    form = _Plain("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s")
     outlets: list[logging.Handler] = [_AroundBars(sys.stdout)]
     if log_file is not None and rank == 0:
         outlets.append(_InFile(log_file))

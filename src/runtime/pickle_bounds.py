@@ -9,6 +9,7 @@ hashes the last one visits a million). Here the program is run on sizes alone, b
 from __future__ import annotations
 
 import pickletools
+from typing import NamedTuple
 
 MOST_STEPS = 200_000
 """Instructions of one pickle. Annotations of HO3D have 150, MANO's file a few thousand."""
@@ -18,6 +19,15 @@ _SHARED = 4
 """Values fetched from the memo again, per byte of the file."""
 _MEMO_GAP = 1000
 """How far a memo index may run ahead of the number of entries; who writes pickles counts up by one."""
+
+
+class Bounded(NamedTuple):
+    """A pickle that costs what its length suggests."""
+
+    end: int
+    """First byte behind it."""
+    names: frozenset[str]
+    """What it looks up by `GLOBAL` and `INST`, as `module name`."""
 
 
 _ATOM, _TUPLE, _OTHER, _KEEP, _FETCH, _MARK, _NAME, _POP, _STOP = range(9)
@@ -60,18 +70,24 @@ def _table() -> list[_Step | None]:
 _STEPS = _table()
 
 
-def require_bounded(content: bytes) -> None:
-    """Walk the pickle that `content` begins with, without reading it.
+def require_bounded(content: bytes, start: int = 0, most_steps: int = MOST_STEPS) -> Bounded:
+    """Walk one pickle without reading it.
+
+    Args:
+        content: bytes that hold it.
+        start: where it begins.
+        most_steps: instructions that it may have.
 
     Raises:
         ValueError, LookupError: it is cut short or no pickle, or would cost more than its length suggests.
     """
-    at, length, shared = 0, len(content), 0
+    at, length, shared = start, len(content), 0
     stack: list[int] = []
     """Of each value, how many a walk through its tuples visits."""
     marks: list[int] = []
     memo: dict[int, int] = {}
-    for _ in range(MOST_STEPS):
+    names: set[str] = set()
+    for _ in range(most_steps):
         step = _STEPS[content[at]] if at < length else None
         if step is None:
             raise ValueError("it is cut short" if at >= length else f"no instruction at byte {at:,}")
@@ -92,12 +108,14 @@ def require_bounded(content: bytes) -> None:
         elif role == _MARK:
             marks.append(len(stack))
         elif role == _STOP:
-            return
+            return Bounded(at, frozenset(names))
         elif role == _POP and marks and marks[-1] == len(stack):
             marks.pop()  # it takes a mark where one is on top
         else:
+            if role == _NAME:
+                names.add(content[begin : at - 1].decode("utf-8", "replace").replace("\n", " "))
             _change(stack, marks, role, effect)
-    raise ValueError(f"more than {MOST_STEPS:,} instructions")
+    raise ValueError(f"more than {most_steps:,} instructions")
 
 
 def _change(stack: list[int], marks: list[int], role: int, effect: tuple[int, bool, int]) -> None:

@@ -33,8 +33,8 @@ from src.errors import AssetError, UTNetError
 from src.runtime.files import read_plain
 from src.runtime.pickle_bounds import require_bounded
 
-MOST_BYTES = 1 << 26
-"""Longest file that is read; MANO's has 4 MB."""
+MOST_BYTES = 1 << 24
+"""Longest file that is read where nothing else is said; MANO's has 4 MB."""
 
 AllowList = Mapping[tuple[str, str], object]
 
@@ -90,9 +90,10 @@ class _DtypeRecord:
 
 
 class _ArrayRecord:
-    """`numpy.ndarray`: made by `_reconstruct`, filled by its state."""
+    """`numpy.ndarray`: made by `_reconstruct`, filled by its state, an array once that is counted."""
 
-    value: NDArray[Any]
+    parts: tuple[object, object, object, object]
+    """Of `_array`."""
 
     def __init__(self, *_: object) -> None:
         raise pickle.UnpicklingError("an array that is built by hand")
@@ -102,7 +103,7 @@ class _ArrayRecord:
         if not isinstance(state, tuple) or len(state) != 5:
             raise pickle.UnpicklingError("an array with an odd state")
         _, shape, kind, fortran, content = state
-        self.value = _array(content, kind, shape, "F" if fortran else "C")
+        self.parts = content, kind, shape, "F" if fortran else "C"
 
 
 def _array(content: object, kind: object, shape: object, order: object) -> NDArray[Any]:
@@ -200,10 +201,12 @@ _MEMBER = 64
 
 
 def _cost(made: object) -> int:
-    """Bytes of what a function made; an array is counted when it is copied."""
+    """Bytes of what a function made."""
     if isinstance(made, set):
         return _MEMBER * (1 + len(made))
-    return len(made) if isinstance(made, bytes) else made.nbytes if isinstance(made, np.generic) else 1
+    if isinstance(made, bytes):
+        return len(made)
+    return made.nbytes if isinstance(made, (np.generic, np.ndarray)) else 1
 
 
 class _Unpickler(pickle.Unpickler):
@@ -262,7 +265,12 @@ class _Unpickler(pickle.Unpickler):
             return known[1]
         turned: Any = value
         if isinstance(value, (_ArrayRecord, np.ndarray)):
-            array = value.value if isinstance(value, _ArrayRecord) else value
+            if isinstance(value, _ArrayRecord):
+                content = value.parts[0]
+                self._count(len(content) if isinstance(content, str) else 0)  # bytes are made of text
+                array = _array(*value.parts)
+            else:
+                array = value
             self._count(array.nbytes)
             turned = array.copy(order="K")  # one that can be written to
         elif isinstance(value, tuple):
@@ -289,6 +297,7 @@ def load(
     *,
     allow: AllowList,
     what: str,
+    most_bytes: int = MOST_BYTES,
     error: type[UTNetError] = AssetError,
 ) -> Any:
     """Read one pickle (any protocol, text as latin-1) that may name nothing but what `allow` lists.
@@ -297,6 +306,7 @@ def load(
         source: path, or a binary file open for reading.
         allow: (module, name) -> what stands in for it; see `MANO_GLOBALS` and `META_GLOBALS`.
         what: the file's role, for messages ("MANO file", "HO3D annotation").
+        most_bytes: longest file that is read.
         error: class of the error to raise.
 
     Returns:
@@ -309,11 +319,11 @@ def load(
     if isinstance(source, (str, Path)):
         path = Path(source)
         try:
-            content = read_plain(path, MOST_BYTES)
+            content = read_plain(path, most_bytes)
         except (OSError, ValueError) as reason:  # ValueError: a name with a NUL
             raise error(f"{what} {path}: cannot be read ({_why(reason)}).") from reason
         return _load_bytes(content, allow, f"{what} {path}", error)
-    content = source.read()
+    content = source.read(most_bytes)
     return _load_bytes(content, allow, f"{what} {getattr(source, 'name', '<stream>')}", error)
 
 

@@ -6,12 +6,16 @@ zip files pass over, holds the CRC-32 of all bytes before it. That finds every f
 but for one case in four billion, at two to six times the pace of a cryptographic digest. It is no protection
 against somebody who means to deceive.
 
+Nor does a file cost more than its length suggests: records are stored as they are, their pickle is bounded
+(`pickle_bounds`), and no tensor claims more numbers than its storage holds.
+
 Files of torch.save without a seal (of other programs, or of older code) are checked by their records'
 checksums. What torch wrote before its version 1.6 is no zip, and has none.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import zipfile
@@ -25,6 +29,7 @@ from torch import Tensor
 
 from src.errors import AssetError
 from src.runtime.files import ZIP_FAILURES, atomic_write, crc32
+from src.runtime.pickle_bounds import require_bounded
 from src.runtime.safe_pickle import FAILURES, UnpicklingError
 
 ADVICE = ". Use another copy"
@@ -42,6 +47,17 @@ _MARK = b"utnet crc32 "
 _SEAL_BYTES = len(_MARK) + 8
 _END_BYTES = len(_NO_COMMENT) + _SEAL_BYTES
 """What is not summed but compared: the length of the comment, and the comment."""
+_OLD_PICKLES = 5
+"""In a file of torch before 1.6: three of facts, the content, the names of the storages."""
+_MOST_STEPS = 500_000
+"""Instructions of a pickle of tensors: 35 a tensor, so that a huge network's checkpoint has 150,000."""
+_GROWS = frozenset(
+    {"_codecs encode", "collections Counter"}
+    | {f"{m} {n}" for m in ("builtins", "__builtin__") for n in ("bytearray", "set")}
+)
+"""What torch's reader would call, and what makes of a number or a short text as much as it is asked for."""
+_SHARED = 4
+"""Times that a file's bytes may be claimed by tensors: some weights stand in two places."""
 _CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -109,8 +125,11 @@ def load_tensors(path: Path, what: str, *, mapped: bool = False) -> Any:
     try:
         if (damage := _damage(path)) is not None:
             raise AssetError(f"{what} {path} is no whole file of torch.save: {damage}{ADVICE}")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (*FAILURES, RuntimeError, OSError) as reason:
+        _require_modest(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        _require_honest(content, path.stat().st_size)
+        return content
+    except (*FAILURES, *ZIP_FAILURES) as reason:
         # torch's restricted reader fails on foreign bytes with whatever its parser trips over.
         first = re.split(r"\.\s|\n", str(reason), maxsplit=1)[0] or type(reason).__name__
         if isinstance(reason, UnpicklingError):
@@ -125,15 +144,64 @@ def tensor_bytes(content: object) -> int:
     return content.nbytes if isinstance(content, Tensor) else 0
 
 
-def first_nonfinite(content: object, name: str = "") -> str | None:
+def _require_modest(path: Path) -> None:
+    """ValueError: it asks for more than its length suggests, or names what plain tensors do not need."""
+    with path.open("rb") as file:
+        if file.read(len(_BEGIN)) != _BEGIN:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                end = 0
+                for _ in range(_OLD_PICKLES):
+                    end = _require_plain(cast(bytes, content), end) if end < len(content) else end
+            return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        packed = next((r.filename for r in records if r.compress_type != zipfile.ZIP_STORED), None)
+        if packed is not None:
+            raise ValueError(f"record {packed} is compressed, torch.save does not do that")
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError("its records say that they are longer than the file")
+        for record in records:
+            if record.filename.endswith("data.pkl"):
+                _require_plain(archive.read(record), 0)
+
+
+def _require_plain(content: bytes, start: int) -> int:
+    """Where the pickle at `start` ends; ValueError: it is not modest."""
+    found = require_bounded(content, start, _MOST_STEPS)
+    if grows := sorted(found.names & _GROWS):
+        raise ValueError(f"it names {grows[0]}, which plain tensors do not need")
+    return found.end
+
+
+def _require_honest(content: object, size: int) -> None:
+    """ValueError: tensors claim more numbers than `size` bytes hold, or are of a kind without any."""
+    left, seen, claimed = [content], set[int](), 0
+    while left:
+        value = left.pop()
+        if isinstance(value, Mapping | list | tuple):
+            if id(value) not in seen:
+                seen.add(id(value))
+                left.extend(value.values() if isinstance(value, Mapping) else value)
+        elif isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_meta or value.is_quantized:
+                raise ValueError(f"a tensor of kind {value.layout} on {value.device}, want plain numbers")
+            claimed += value.nbytes
+            if value.nbytes > value.untyped_storage().nbytes() or claimed > _SHARED * size:
+                raise ValueError(f"a tensor of shape {tuple(value.shape)} claims more numbers than there are")
+
+
+def first_nonfinite(content: object, name: str = "", depth: int = 8) -> str | None:
     """Name of the first tensor in nested dictionaries that holds a number which is not finite, and how many.
 
     Args:
         content: a tensor, a mapping of such, or anything else, which is passed over.
         name: what it is called.
+        depth: dictionaries inside dictionaries that are looked into.
     """
-    if isinstance(content, Mapping):
-        inside = (first_nonfinite(value, f"{name}.{key}".lstrip(".")) for key, value in content.items())
+    if isinstance(content, Mapping) and depth:
+        inside = (
+            first_nonfinite(value, f"{name}.{key}".lstrip("."), depth - 1) for key, value in content.items()
+        )
         return next((found for found in inside if found is not None), None)
     if not isinstance(content, Tensor) or content.dtype not in _CHECKED or not content.numel():
         return None

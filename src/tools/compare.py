@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.split import motion_of
-from src.errors import ConfigError, DataError, UTNetError
+from src.errors import ConfigError, DataError, UTNetError, plain_text
 from src.evaluation.metrics import mean
 from src.evaluation.shard import MESH_USABLE
 from src.evaluation.statistics import Interval, bootstrap_mean
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    print("\n".join(lines))
+    print("\n".join(map(plain_text, lines)))
     return 0
 
 

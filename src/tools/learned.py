@@ -9,7 +9,6 @@ held-out frames, and ends with the line RESULT. Exit status 2 with one line for 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from src.runtime.command_line import make_parser
 from src.runtime.files import read_npz, require_place
 from src.runtime.seed import stream
 from src.schema import Shown
+from src.training.scalar_lines import read_scalars
 
 TILES = 24
 """Worst frames on the page, and as many random ones."""
@@ -77,7 +77,8 @@ def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None
         )
     base = _baselines(held_out)
     seen = {shown: _trained_on(_rows(random, shown), set(rows[shown]["frame"].tolist())) for shown in _FILES}
-    minutes = _last_scalars(run)["minutes"]
+    if (minutes := _last_scalars(run).get("minutes")) is None:
+        raise DataError(f"{run / 'scalars.jsonl'}: no scalars of a run. Give the folder of a training.")
     score = {(shown, m): float(rows[shown][m].mean()) for shown in _FILES for m in _METRICS}
     print(dataset.describe())
     print(f"{'mm':<44}{'MPJPE':>10}{'PA-MPJPE':>10}")
@@ -165,8 +166,8 @@ def _trained_on(rows: dict[str, Any], held_out: set[str]) -> dict[str, Any]:
 def _last_scalars(folder: Path) -> dict[str, float]:
     """The last value of each scalar of a run, by name."""
     last: dict[str, float] = {}
-    for line in (folder / "scalars.jsonl").read_text(encoding="utf-8").splitlines():
-        last |= json.loads(line)
+    for _, values in read_scalars(folder / "scalars.jsonl"):
+        last |= {name: value for name, value in values.items() if value is not None}
     return last
 
 

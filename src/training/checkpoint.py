@@ -30,6 +30,7 @@ from src.runtime.tensor_file import (
     save_tensors,
     tensor_bytes,
 )
+from src.training.checkpoint_content import misfit
 from src.training.optim import global_batch
 from src.training.step import StepReport, TrainStep
 
@@ -37,6 +38,7 @@ FORMAT = 3
 READABLE = (2, 3)
 """Formats whose weights can be used; runs go on from FORMAT alone (2 has moments without names)."""
 _NEEDED = ("format", "model", "step", "progress")
+"""Parts by which any format is known."""
 _NUMBERS = ("model", "ema", "optimizer")
 """Parts that a network or an optimiser cannot work with if a number in them is not finite."""
 _log = get_logger("checkpoint")
@@ -168,7 +170,8 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint of any format; arguments as of `load_checkpoint`.
 
     Raises:
-        AssetError: no such file, not a UTNet checkpoint, damaged, or with numbers that are not finite.
+        AssetError: no such file, not a UTNet checkpoint, damaged, with parts that are missing or of another
+            kind, or with numbers that are not finite.
     """
     state: dict[str, Any] = load_tensors(path, "checkpoint", mapped=mapped)
     missing = [name for name in _NEEDED if not isinstance(state, dict) or name not in state]
@@ -176,6 +179,10 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         raise AssetError(
             f"checkpoint {path} is not a UTNet checkpoint (no {', '.join(missing)} inside){ADVICE}"
         )
+    if type(state["format"]) is not int:
+        raise AssetError(f"checkpoint {path} is not a UTNet checkpoint (format is no whole number){ADVICE}")
+    if state["format"] in READABLE and (odd := misfit(state, Progress, resumable=state["format"] == FORMAT)):
+        raise AssetError(f"checkpoint {path} is not what this program writes: {odd}{ADVICE}")
     if (bad := first_nonfinite({part: state.get(part) for part in _NUMBERS})) is not None:
         raise AssetError(f"checkpoint {path} holds numbers that are not finite, first in {bad}{ADVICE}")
     return state
@@ -212,6 +219,9 @@ def load_weights(
     if averaged and state["ema"] is not None:
         average = state["ema"]["average"]
         parameters = dict(model.named_parameters())
+        shapes = {name: value.shape for name, value in parameters.items()}
+        if odd := [name for name, value in average.items() if shapes.get(name) != value.shape]:
+            raise AssetError(f"checkpoint {path}: its averaged weights are not the model's, e.g. {odd[0]}")
         with torch.no_grad():
             for name, value in average.items():
                 parameters[name].copy_(value)

@@ -121,28 +121,31 @@ class Optimizer:
         Raises:
             AssetError: it is of the other `optimizer.name`, or of other parameters or shapes.
         """
-        if (state["muon"] is None) != (self.muon is None):
-            was, now = ("adamw", "muon") if state["muon"] is None else ("muon", "adamw")
+        if (state.get("muon") is None) != (self.muon is None):
+            was, now = ("adamw", "muon") if state.get("muon") is None else ("muon", "adamw")
             raise AssetError(
                 f"optimiser state: got that of optimizer.name={was}, want {now}'s. Resume with the optimiser "
                 "that the run began with"
             )
-        self._put_moments(self.adamw, state["adamw"])
+        self._put_moments(self.adamw, state.get("adamw") or {}, ("step", "exp_avg", "exp_avg_sq"))
         if self.muon is not None:
-            self._put_moments(self.muon, state["muon"])
+            self._put_moments(self.muon, state["muon"], ("momentum_buffer",))
 
     def _moments(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
         """Of each parameter by its name; empty where it has none yet."""
         return {self._names[p]: dict(optimizer.state.get(p, {})) for p in parameters_of(optimizer)}
 
-    def _put_moments(self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Any]) -> None:
-        """The opposite of `_moments`."""
+    def _put_moments(
+        self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Any], kinds: tuple[str, ...]
+    ) -> None:
+        """The opposite of `_moments`; a parameter has all `kinds` of them, or none yet."""
         parameters = parameters_of(optimizer)
         names = [self._names[p] for p in parameters]
         wrong = sorted(moments.keys() ^ set(names)) or [
             name
             for name, parameter in zip(names, parameters, strict=True)
-            if any(m.ndim and m.shape != parameter.shape for m in moments[name].values())
+            if (moments[name] and moments[name].keys() != set(kinds))
+            or any(m.shape != (() if k == "step" else parameter.shape) for k, m in moments[name].items())
         ]
         if wrong:
             raise AssetError(

@@ -30,6 +30,7 @@ from src.runtime.outlet import Outlet, optional
 from src.runtime.pace import Pace
 from src.schema import EvalResult, Shown
 from src.training.checkpoint import commit
+from src.training.scalar_lines import read_scalars
 from src.training.step import StepReport
 
 _EVENTS = "TensorBoard"
@@ -214,18 +215,10 @@ class Recorder:
 
 
 def _drop_after(path: Path, step: int) -> float:
-    """Keep the lines of scalars.jsonl up to `step`; a torn last line goes too. Minutes that are kept."""
+    """Keep the lines of scalars.jsonl up to `step`, not those that are none. Minutes that are kept."""
     if not path.is_file():
         return 0.0
-    kept, minutes = [], 0.0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if values["step"] <= step:
-            kept.append(line + "\n")
-            minutes = values.get("minutes", minutes)
+    kept = [row for row in read_scalars(path) if row[1]["step"] <= step]
     with optional(str(path)), atomic_write(path) as file:
-        file.write("".join(kept).encode())
-    return minutes
+        file.writelines(line for line, _ in kept)
+    return float(next((values["minutes"] for _, values in reversed(kept) if "minutes" in values), 0.0))

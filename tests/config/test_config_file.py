@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 from src.config import RunConfig
 from src.config_file import WRITTEN_TO, config_from_dict, config_to_dict, config_to_yaml, load_config
@@ -257,3 +259,53 @@ def test_print_config_and_one_line_error() -> None:
     assert wrong.stdout == ""
     assert wrong.stderr.count("\n") == 1
     assert "optimizer.learning_rate: unknown key" in wrong.stderr
+
+
+def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    """A seed of 010 was 8, a wait of 12:30 was 750 s, a switch called off was a boolean."""
+    text = "seed: 010\noptimizer: {lr: 1e-2, eps: .5}\nvalidation: {timeout_s: 1e3}\nsplit: {seed: 0o17}\n"
+    config = load_config(write(tmp_path, text), ["training.num_epochs=0x10", "dataset.cache=off"])
+    assert (config.seed, config.split.seed, config.training.num_epochs) == (10, 15, 16)
+    assert (config.optimizer.lr, config.optimizer.eps, config.validation.timeout_s) == (0.01, 0.5, 1000.0)
+    assert config.dataset.cache == "off"
+    for given, rule in (
+        ("validation.timeout_s=12:30", "must be a number, got '12:30'"),
+        ("seed=1_000", "must be a whole number, got '1_000'"),
+        ("seed=1e3", "must be a whole number, got 1000.0"),
+        ("optimizer.lr='1e-5'", "must be a number, got '1e-5'"),
+        ("logging.tensorboard=no", "must be true or false, got 'no'"),
+        ("dataset.cache=false", "must be text, got False"),
+        ("seed=9223372036854775808", "must have at most 63 bits"),
+    ):
+        with pytest.raises(ConfigError, match=rule):
+            load_config(write(tmp_path, ""), [given])
+
+
+@pytest.mark.parametrize("name", ["1e5", "010", "0o17", "0x1F", "off", "true", "null", "1_000", "2026-01-01"])
+def test_words_that_look_like_numbers_stay_words(tmp_path: Path, name: str) -> None:
+    """config.yaml of a run called 1e5 was read back as a number, by this reader or by another YAML's."""
+    config = dataclasses.replace(RunConfig(), name=name)
+    written = config_to_yaml(config)
+    assert load_config(write(tmp_path, written)) == config
+    assert yaml.safe_load(written)["name"] == name
+
+
+def test_few_anchors_are_read_and_many_values_are_not(tmp_path: Path) -> None:
+    """A value that is used twice is a convenience; nine aliases of nine, nine times over, fill a memory."""
+    config = load_config(
+        write(tmp_path, "model: {image_size: &size [64, 64]}\noptimizer: {betas: [.5, .5]}\n")
+    )
+    assert config.model.image_size == (64, 64)
+    twice = write(tmp_path, "seed: &n 3\nsplit: {seed: *n}\n")
+    assert (load_config(twice).seed, load_config(twice).split.seed) == (3, 3)
+    keys = [f"key{k}: 1\n" for k in range(1001)]  # each is a key and a value
+    with pytest.raises(ConfigError, match=r"key19: unknown key.*; and 980 faults more"):
+        load_config(write(tmp_path, "".join(keys[:1000])))
+    with pytest.raises(ConfigError, match="holds more than 2,000 values"):
+        load_config(write(tmp_path, "".join(keys)))
+
+
+def test_a_name_in_another_encoding_is_itself() -> None:
+    """Folders of a GBK archive are bytes that no YAML holds; the command line takes them all the same."""
+    name = os.fsdecode("手".encode("gbk"))
+    assert load_config(ROOT / "config/demo.yaml", [f"dataset.root_dir={name}"]).dataset.root_dir == Path(name)

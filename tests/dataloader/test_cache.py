@@ -22,7 +22,7 @@ import pytest
 import zstandard
 
 from dataloader import cache_build, cache_codec, cache_part, decode
-from dataloader.cache import CropCache
+from dataloader.cache import TABLE, CropCache
 from dataloader.cache_codec import decode_depth, decode_rgb, encode_depth, encode_rgb
 from dataloader.cache_window import geometry_of, within_reach
 from dataloader.decode import PictureFrame
@@ -374,6 +374,30 @@ def test_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
     damaged = dataset_of(config)
     with pytest.raises(DataError, match=r"damaged.*checksum.*Delete"):
         [damaged.view(modality="rgbd", augmented=True).raw(SampleKey(i)) for i in range(len(damaged))]
+
+
+def test_a_window_off_by_a_pixel_is_an_error(tmp_path: Path) -> None:
+    """Pixels that fit their checksum, one to the right of where they belong: a wrong picture, silently."""
+    root = tmp_path / "HO3D"
+    write_tree(root, {"MC1": 4})
+    config = config_of(root, "auto")
+    path = dataset_of(config)._cache.derived.path(TABLE)
+    table = np.load(path, mmap_mode="r+")
+    table["window"][1, [0, 2]] -= 1
+    table.flush()
+    with pytest.raises(DataError, match=r"table\.npy is damaged, or not of these annotations\. Delete"):
+        dataset_of(config)
+
+
+def test_the_probe_of_the_disk_follows_no_link(tmp_path: Path) -> None:
+    """In a folder that others write to, a link under the probe's name emptied any file of the trainer's."""
+    theirs = tmp_path / "theirs"
+    theirs.write_text("kept")
+    for name in ("probe.part", "probe"):
+        (tmp_path / name).symlink_to(theirs)
+    assert cache_build._seconds_per_byte(tmp_path, np.zeros(1 << 20, np.uint8)) > 0
+    assert theirs.read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["probe", "probe.part", "theirs"]
 
 
 @pytest.mark.parametrize("kind", ["rgb", "hole", "depth", "size"])

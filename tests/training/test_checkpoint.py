@@ -271,3 +271,37 @@ def test_a_checkpoint_with_a_number_that_is_not_finite_is_refused(tmp_path: Path
                 ckpt.load_checkpoint(path, mapped=mapped)
     with pytest.raises(AssetError, match="not finite"):
         ckpt.restore(path, run, CONFIG, hand_model(), "abc", ALONE)
+
+
+def _unfit(state: dict[str, Any], part: str) -> None:
+    """Plant something that has the right kind and not the right content."""
+    moments = next(m for m in state["optimizer"]["adamw"].values() if "exp_avg" in m)
+    if part == "a moment is missing":
+        del moments["exp_avg_sq"]
+    elif part == "a moment is a number":
+        moments["exp_avg"] = torch.tensor(1.0)
+    elif part == "no moments":
+        state["optimizer"] = {}
+    elif part == "a random state is cut":
+        state["rng"][0]["cpu"] = state["rng"][0]["cpu"][:-1]
+    elif part == "another average":
+        state["ema"]["average"] = {"weight": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["a moment is missing", "a moment is a number", "no moments", "a random state is cut", "another average"],
+)
+def test_parts_that_do_not_fit_are_refused_in_a_line(tmp_path: Path, part: str) -> None:
+    """torch takes them and fails in the first step, or counts them for something else."""
+    run = fresh()
+    run([batch(0)])
+    path = saved(tmp_path, run)
+    state = torch.load(path, weights_only=True)
+    _unfit(state, part)
+    save_tensors(state, path)
+    with pytest.raises(AssetError, match=r"optimiser state|rng is not|averaged weights"):
+        ckpt.restore(path, fresh(), CONFIG, hand_model(), "abc", ALONE)
+    if part == "another average":
+        with pytest.raises(AssetError, match=r"its averaged weights are not the model's, e\.g\. weight"):
+            ckpt.load_weights(fresh().model, ckpt.load_checkpoint(path), path)

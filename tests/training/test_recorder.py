@@ -129,3 +129,28 @@ def test_ranks_that_do_not_write_write_nothing(tmp_path: Path) -> None:
     recorder.step(1, report(0), 0.0, Pace(1.0, 0.0))
     recorder.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_lines_bar_no_resume_and_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A line of another program, years of training behind it: the curve goes on, and it is said."""
+    good = [b'{"step": %d, "minutes": %d.5, "Train/loss": 2.0}\n' % (k, k) for k in range(1, 6)]
+    broken = [
+        b"\xd6\xd0\n",
+        b'{"loss": 1.0}\n',
+        b"[1]\n",
+        b'{"step": true}\n',
+        b'{"step": 2, "minutes": "3"}\n',
+    ]
+    path = tmp_path / "scalars.jsonl"
+    path.write_bytes(b"".join(a + b for a, b in zip(good, broken, strict=True)) + b'{"step": 6, "Tr')
+    with caplog.at_level("WARNING"):
+        recorder = Recorder(tmp_path, RunConfig(), ALONE, resume_step=4)
+    assert path.read_bytes() == b"".join(good[:4])
+    assert [r.message for r in caplog.records] == [
+        f"WARNING: {path}: 5 lines are no scalars (first: line 2), passed over"
+    ]
+    recorder.scalars(5, {"Train/loss": 1.0})
+    recorder.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[-1]["minutes"] == pytest.approx(4.5, abs=1.0)  # goes on from the last line that is kept

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import operator
 import os
+import reprlib
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any, Literal
 import yaml
 
 from src.config import COUNT_OR_SHARE, RunConfig, count_or_share
+from src.config_file.yaml_text import MOST_BYTES, CoreDumper, YamlError, read_entries, read_value
 from src.errors import ConfigError
 
 WRITTEN_TO = ("dataset.cache", "dataset.index_dir", "logging.runs_dir")
@@ -31,6 +33,10 @@ would choose where others write.
 """
 MAX_FILES = 16
 """Longest chain of files by `base:`."""
+_FAULTS_SHOWN = 20
+"""Of a message that names all faults at once."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 80
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,9 @@ class _Faults:
 
     def check(self) -> None:
         if self.lines:
-            raise ConfigError("; ".join(self.lines))
+            more = len(self.lines) - _FAULTS_SHOWN
+            rest = [f"and {more:,} faults more"] if more > 0 else []
+            raise ConfigError("; ".join(self.lines[:_FAULTS_SHOWN] + rest))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -136,7 +144,7 @@ def config_to_dict(config: Any) -> Any:
 
 def config_to_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back."""
-    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config_to_dict(config), Dumper=CoreDumper, sort_keys=False, allow_unicode=True)
 
 
 def _override(leaves: dict[str, _Leaf], overrides: Sequence[str], faults: _Faults) -> None:
@@ -153,13 +161,27 @@ def _override(leaves: dict[str, _Leaf], overrides: Sequence[str], faults: _Fault
             continue
         given[key] = text
         try:
-            leaves[key] = _Leaf(yaml.safe_load(value), "command line")
-        except (yaml.YAMLError, ValueError):  # ValueError: 2026-99-99 is no date
-            faults.add("command line", key, f"{value!r} is not a YAML value")
+            leaves[key] = _Leaf(_given(value), "command line")
+        except YamlError:
+            faults.add("command line", key, f"{_shown(value)} is not a YAML value")
             continue
         if dataclasses.is_dataclass(_SECTIONS.get(key)):
             faults.add("command line", key, f"is a section: set its keys, as in {key}.KEY=VALUE")
             del leaves[key]
+
+
+def _given(value: str) -> Any:
+    """A value of the command line. What is no text, a name in another encoding, stands for itself."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value
+    return read_value(value)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; long and deep ones are cut short."""
+    return _SHORT.repr(value)
 
 
 def _checked(leaves: dict[str, _Leaf], faults: _Faults) -> RunConfig:
@@ -182,7 +204,7 @@ def _read_with_base(path: Path, faults: _Faults) -> dict[str, _Leaf]:
         if base is None:
             return leaves
         if not isinstance(base.value, str) or not base.value or "\0" in base.value:
-            faults.add(base.origin, "base", f"must name one YAML file, got {base.value!r}")
+            faults.add(base.origin, "base", f"must name one YAML file, got {_shown(base.value)}")
             return leaves
         parent = chain[-1].parent / base.value
         named = " -> ".join(map(str, [*chain, parent]))
@@ -200,50 +222,26 @@ def _read(path: Path, faults: _Faults, asked_by: str) -> dict[str, _Leaf]:
     """Leaves of one file by dotted key; problems are noted and the rest is still read."""
     leaves: dict[str, _Leaf] = {}
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise YamlError(f"is longer than {MOST_BYTES:,} bytes, which no configuration is")
+        entries = read_entries(content.decode("utf-8-sig"))
+    except (OSError, ValueError, YamlError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         remedy = f"It is the {asked_by}" if asked_by else "Give an existing YAML file with --config"
-        faults.add(str(path), "", f"{reason}. {remedy}")
+        if isinstance(error, UnicodeDecodeError):
+            reason = f"is not UTF-8 text (byte {error.start:,}): save it as UTF-8"
+        elif isinstance(error, OSError | ValueError):
+            reason += f". {remedy}"
+        faults.add(str(path), "", reason)
         return leaves
-    loader = yaml.SafeLoader(text)
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return leaves
-        if not isinstance(root, yaml.MappingNode):
-            faults.add(str(path), "", "must be a mapping of sections")
-            return leaves
-        _flatten(loader, root, "", path, leaves, faults)
-    except yaml.YAMLError as error:
-        faults.add(str(path), "", "not valid YAML: " + " ".join(str(error).split()))
-    finally:
-        loader.dispose()
-    return leaves
-
-
-def _flatten(
-    loader: yaml.SafeLoader,
-    node: yaml.MappingNode,
-    prefix: str,
-    path: Path,
-    leaves: dict[str, _Leaf],
-    faults: _Faults,
-) -> None:
-    """Walk a mapping node into `leaves`; a repeated key is a fault."""
-    seen: dict[str, int] = {}
-    for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        name = str(loader.construct_object(key_node, deep=True))
-        key = f"{prefix}{name}"
-        if name in seen:
-            faults.add(f"{path}:{line}", key, f"written twice (first on line {seen[name]}), keep one")
-            continue
-        seen[name] = line
-        if isinstance(value_node, yaml.MappingNode):
-            _flatten(loader, value_node, f"{key}.", path, leaves, faults)
+    for entry in entries:
+        if entry.rule:
+            faults.add(f"{path}:{entry.line}", entry.key, entry.rule)
         else:
-            leaves[key] = _Leaf(loader.construct_object(value_node, deep=True), f"{path}:{line}")
+            leaves[entry.key] = _Leaf(entry.value, f"{path}:{entry.line}")
+    return leaves
 
 
 def _build(cls: type, leaves: Mapping[str, _Leaf], prefix: str, faults: _Faults) -> Any:
@@ -263,7 +261,7 @@ def _build(cls: type, leaves: Mapping[str, _Leaf], prefix: str, faults: _Faults)
         if dataclasses.is_dataclass(hint):
             whole = leaves.get(key)
             if whole is not None and whole.value is not None:
-                faults.add(whole.origin, key, f"is a section of keys, got {whole.value!r}")
+                faults.add(whole.origin, key, f"is a section of keys, got {_shown(whole.value)}")
             values[name] = _build(typing.cast(type, hint), leaves, f"{key}.", faults)
             continue
         deeper = [k for k in leaves if k.startswith(f"{key}.")]
@@ -273,7 +271,7 @@ def _build(cls: type, leaves: Mapping[str, _Leaf], prefix: str, faults: _Faults)
             leaf = leaves[key]
             problem, value = _value(hint, field.metadata, leaf.value)
             if problem:
-                faults.add(leaf.origin, key, f"{problem}, got {leaf.value!r}")
+                faults.add(leaf.origin, key, f"{problem}, got {_shown(leaf.value)}")
             else:
                 values[name] = value
     return cls(**values)
@@ -295,8 +293,6 @@ def _value(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[str, Any
     """(problem or '', value of a field): its type, and the rule that its metadata states."""
     if metadata.get("count_or_share"):
         return ("", value) if count_or_share(value, 0) is not None else (f"must be {COUNT_OR_SHARE}", None)
-    if value is False and metadata.get("off"):  # YAML 1.1 reads the bare word off as false
-        value = "off"
     problem, value = _coerce(hint, value)
     return problem or _out_of_range(metadata, value), value
 
@@ -320,25 +316,30 @@ def _coerce(hint: Any, value: Any) -> tuple[str, Any]:
     if hint is float:
         return _as_float(value)
     if hint is Path:
-        return (
-            ("", Path(value).expanduser()) if isinstance(value, str) and value else ("must be a path", None)
-        )
+        return _as_path(value)
     # bool is a subclass of int: compare exactly.
     if type(value) is hint:
-        return "", value
+        return ("must have at most 63 bits" if hint is int and abs(value) >> 63 else ""), value
     names = {int: "a whole number", bool: "true or false", str: "text"}
     return f"must be {names.get(hint, hint)}", None
 
 
 def _as_float(value: Any) -> tuple[str, Any]:
-    """A finite float; YAML 1.1 reads 1e-5 as text, so text that spells a number is one."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    """A finite float."""
+    if type(value) not in (int, float):
         return "must be a number", None
+    finite = abs(value) <= sys.float_info.max  # false for nan, and defined for any whole number
+    return ("", float(value)) if finite else ("must be a finite number", None)
+
+
+def _as_path(value: Any) -> tuple[str, Any]:
+    """A path, `~` resolved."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return "must be a path", None
     try:
-        number = float(value)
-    except ValueError:
-        return "must be a number", None
-    return ("", number) if math.isfinite(number) else ("must be a finite number", None)
+        return "", Path(value).expanduser()
+    except RuntimeError:
+        return "begins with the home folder of a user that this machine does not know", None
 
 
 def _out_of_range(bounds: Mapping[str, Any], value: Any) -> str:
