@@ -160,14 +160,13 @@ def _override(leaves: dict[str, _Leaf], overrides: Sequence[str], faults: _Fault
             faults.add("command line", key, f"given twice ({given[key]!r} and {text!r}), keep one")
             continue
         given[key] = text
+        if dataclasses.is_dataclass(_SECTIONS.get(key)):
+            faults.add("command line", key, f"is a section: set its keys, as in {key}.KEY=VALUE")
+            continue
         try:
             leaves[key] = _Leaf(_given(value), "command line")
         except YamlError:
             faults.add("command line", key, f"{_shown(value)} is not a YAML value")
-            continue
-        if dataclasses.is_dataclass(_SECTIONS.get(key)):
-            faults.add("command line", key, f"is a section: set its keys, as in {key}.KEY=VALUE")
-            del leaves[key]
 
 
 def _given(value: str) -> Any:

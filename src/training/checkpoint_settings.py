@@ -48,15 +48,11 @@ def settings_of(
         overrides: from the command line; they win over both.
 
     Raises:
-        AssetError: the checkpoint keeps no settings.
         ConfigError: as of `load_config`; what is wrong in the checkpoint names it.
     """
     if config_file is not None:
         return Settings(load_config(config_file, overrides))
-    kept, remedy = state.get("config"), "Name a configuration with --config FILE"
-    if not isinstance(kept, Mapping):
-        raise AssetError(f"checkpoint {path} keeps no settings (no mapping config inside). {remedy}")
-    origin = f"checkpoint {path}"
+    kept, origin, remedy = state["config"], f"checkpoint {path}", "Name a configuration with --config FILE"
     try:
         config = config_from_dict(kept, origin, overrides)
     except ConfigError as error:
@@ -82,7 +78,7 @@ def command_settings(
         rank: 0 also names the whole checkpoints beside one that cannot be read.
 
     Raises:
-        AssetError: the checkpoint cannot be read, or keeps no settings.
+        AssetError: the checkpoint cannot be read.
         ConfigError: as of `load_config`; what is wrong in the checkpoint names it.
     """
     going_on = None if resume in (None, "auto") else Path(str(resume))

@@ -44,13 +44,14 @@ class RunFolder:
     @contextlib.contextmanager
     def gone_unless_started(self, context: DistContext) -> Iterator[None]:
         """Inside, an error removes the folder if it is new: what never began leaves nothing behind."""
+        started = False
         try:
             yield
-        except BaseException:
-            if self.new and context.is_main:
+            started = True
+        finally:
+            if self.new and context.is_main and not started:
                 log.configure(rank=context.rank)
                 shutil.rmtree(self.path, ignore_errors=True)
-            raise
 
 
 def open_run_folder(config: RunConfig, context: DistContext, resume: str | None) -> RunFolder:

@@ -200,7 +200,8 @@ def test_a_chain_of_bases_has_an_end(tmp_path: Path) -> None:
         ),
         (["dataset="], "dataset: is a section"),
         (["loss=null", "loss.prior=0"], "loss: is a section"),
-        (["seed=2026-99-99"], "seed: '2026-99-99' is not a YAML value"),
+        (["seed=2026-99-99"], "seed: must be a whole number, got '2026-99-99'"),
+        (["seed=[2026"], "seed: '[2026' is not a YAML value"),
     ],
 )
 def test_a_setting_is_given_once(tmp_path: Path, given: list[str], message: str) -> None:

@@ -93,7 +93,7 @@ def _crops(change: Callable[[Any], object]) -> Case:
             written(place, "part.bin", bytes(64))
             return {"parts": ["part.bin"]}
 
-        derived = Store(folder, "crops", "crops", checked=False).ensure({"kind": "raw"}, make)
+        derived = Store(folder, "crops", "crops", unsummed="part").ensure({"kind": "raw"}, make)
         frame = CropCache(derived, 2).frame(0, "0000.jpg")
         return frame.rgb(frame._window), frame.depth(frame._window)
 

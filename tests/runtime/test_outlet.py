@@ -35,6 +35,8 @@ class Disk:
         monkeypatch.setattr(outlet.os, "write", self)
 
     def __call__(self, descriptor: int, data: bytes) -> int:
+        if descriptor <= 2:  # what the tests themselves say
+            return self._write(descriptor, data)
         if not self.room:
             raise OSError(self.number, os.strerror(self.number))
         written = self._write(descriptor, bytes(data[: self.room]))
@@ -146,7 +148,7 @@ def _run(folder: Path, shell: str, **env: str) -> str:
     assert (folder / "done").read_text() == "done"
     text = (folder / "log.txt").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("line ")]
-    assert lines == [f"line {k} \u624b \\udcff" for k in range(300)]
+    assert lines == [f"line {k} \u624b \\xff" for k in range(300)]
     return text
 
 

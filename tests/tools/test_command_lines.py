@@ -9,10 +9,11 @@ import pytest
 
 import train
 from dataloader.synthetic import __main__ as synthetic
-from src.config import RunConfig
+from src.config import LoggingConfig, RunConfig
+from src.config_file import config_to_dict
 from src.hand import standin
-from src.runtime.tensor_file import save_tensors
 from src.tools import compare, doctor, export_submission, learned
+from tests.checkpoints import write_checkpoint
 
 LEARNED = ["--run", "a", "--held-out", "b", "--random", "c"]
 
@@ -45,10 +46,9 @@ def test_the_doctor_takes_the_settings_of_the_checkpoint(
     seen: list[RunConfig] = []
     monkeypatch.setattr("src.runtime.log.configure", lambda **_: None)
     monkeypatch.setattr(doctor, "examine", lambda config, _: seen.append(config) or iter(()))
-    kept = {"name": "theirs", "logging": {"runs_dir": "/theirs"}}
-    state = {"format": 3, "model": {}, "step": 4, "progress": {}, "config": kept}
-    save_tensors(state, tmp_path / "a.pt")
-    assert doctor.main(["seed=3", "--checkpoint", str(tmp_path / "a.pt")]) == 0
+    kept = config_to_dict(RunConfig(name="theirs", logging=LoggingConfig(runs_dir=Path("/theirs"))))
+    path = write_checkpoint(tmp_path / "a.pt", kept)
+    assert doctor.main(["seed=3", "--checkpoint", str(path)]) == 0
     assert seen == [RunConfig(name="theirs", seed=3)]
     with pytest.raises(SystemExit) as left:
         doctor.main(["--leaks"])

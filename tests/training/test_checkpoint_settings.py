@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import train
 from src.config import RunConfig
 from src.config_file import config_to_dict, load_config
 from src.errors import AssetError, ConfigError, UTNetError
-from src.runtime.tensor_file import save_tensors
 from src.training.checkpoint_settings import Settings, command_settings, settings_of
+from tests.checkpoints import write_checkpoint
 
 SENT = {
     "name": "theirs",
@@ -29,11 +30,12 @@ SENT = {
 }
 
 
-def write(path: Path, settings: Any = SENT) -> Path:
-    """A checkpoint of nothing but settings."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors({"format": 3, "model": {}, "step": 4, "progress": {}, "config": settings}, path)
-    return path
+def write(path: Path, settings: Mapping[str, Any] = SENT) -> Path:
+    """A checkpoint with these settings, the others as they are by default."""
+    kept: dict[str, Any] = config_to_dict(RunConfig())
+    for name, value in settings.items():
+        kept[name] = {**kept[name], **value} if isinstance(value, dict) and name != "name" else value
+    return write_checkpoint(path, kept)
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def test_a_checkpoint_decides_nothing_about_where_is_written(tmp_path: Path) -> 
 
 def test_a_named_file_wins_over_the_checkpoint(tmp_path: Path, file: Path) -> None:
     """And the checkpoint is not read for settings then: they may be of another program."""
-    path = write(tmp_path / "best.pt", settings={"of": "others"})
+    path = write(tmp_path / "best.pt", {"of": "others"})
     wanted = Settings(load_config(file, ["seed=2"]))
     assert command_settings(file, ["seed=2"], evaluate=path) == wanted
     assert command_settings(file, ["seed=2"], resume=str(path)) == wanted
@@ -106,15 +108,14 @@ def test_a_damaged_last_checkpoint_is_stood_for_by_the_one_that_goes_on(tmp_path
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
-        (None, r"best\.pt keeps no settings .*Name a configuration with --config FILE"),
-        ([1, 2], r"best\.pt keeps no settings"),
         (
             {"dataset": {"rot_dir": "x"}},
-            r"checkpoint .*best\.pt: dataset\.rot_dir: unknown key.*with --config FILE",
+            r"checkpoint .*best\.pt: dataset\.rot_dir: unknown key.*Name a configuration with --config FILE",
         ),
-        ({"seed": "7"}, r"checkpoint .*best\.pt: seed: must be a whole number"),
-        ({"seed": {"a": {"b": 1}}}, r"checkpoint .*best\.pt: seed\.a: seed is a value"),
+        ({"model": {"drop_path": "7"}}, r"checkpoint .*best\.pt: model\.drop_path: must be a number"),
+        ({"name": {"a": {"b": 1}}}, r"checkpoint .*best\.pt: name\.a: name is a value"),
         ({"loss": 3}, r"checkpoint .*best\.pt: loss: is a section of keys"),
+        ({"seed": "7"}, r"best\.pt is not what this program writes: config is not a configuration"),
     ],
 )
 def test_settings_that_are_none_are_a_line(tmp_path: Path, kept: Any, message: str) -> None:

@@ -203,6 +203,7 @@ def run_of(step: TrainStep, folder: Path, steps: int, logging: LoggingConfig) ->
         trainer=step,
         stop=StopRequest(),
         recorder=Recorder(folder, config, ALONE),
+        saver=types.SimpleNamespace(tries_again=lambda step: False),
     )
 
 
