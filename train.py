@@ -28,7 +28,7 @@ from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.leaks import FrameNames, find_leaks
 from src.config import RunConfig
 from src.config_file import config_to_yaml
-from src.errors import UTNetError
+from src.errors import DataError, UTNetError
 from src.evaluation.baselines import BaselineRows, cached_baselines
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
 from src.hand.mano import ManoLayer
@@ -200,10 +200,10 @@ def run_training(settings: Settings, context: DistContext, resume: str | None) -
     finally:
         run.recorder.close()
     if not finished:
-        _log.info(
-            f"Stopped by {run.stop.received or run.doctor.stops or 'a signal to another rank'} "
-            f"after step {run.trainer.step}, saved. Go on with --resume {run.saver.folder / LAST}"
-        )
+        saved = f"after step {run.trainer.step}, saved. Go on with --resume {run.saver.folder / LAST}"
+        if run.train_loader.died:
+            raise DataError(f"{run.train_loader.died}. Stopped {saved}")
+        _log.info(f"Stopped by {run.stop.received or run.doctor.stops or 'another rank'} {saved}")
         if starts_again():
             _log.info("Leaving with status 0: after any other, torchrun --max-restarts would start it again")
             return 0
@@ -385,7 +385,7 @@ def train_epoch(run: Run) -> float | None:
         with meter.waiting():
             group = list(islice(batches, config.training.accumulation))
         run.doctor.before(run.trainer)
-        stop = run.stop.received is not None or run.doctor.stops is not None
+        stop = bool(run.stop.received or run.doctor.stops or run.train_loader.died)
         report = run.trainer(group, stop=stop, on_backward=show)
         run.doctor.after(run.trainer, report, group)
         position.step_in_epoch += 1

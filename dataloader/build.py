@@ -25,7 +25,7 @@ from src.hand.mano_assets import load_hand_asset
 from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
 from src.runtime.seed import torch_stream
-from src.runtime.signals import stop_signals_blocked
+from src.runtime.signals import child_watch, stop_signals_blocked
 from src.schema import HandBatch
 
 _log = get_logger("data")
@@ -93,6 +93,8 @@ class DeviceLoader:
     """Iterates `HandBatch`es that are ready on the device: the one place where host and device meet.
 
     `sampler` is the batch sampler of the rank; `len` is the number of batches of the next iteration.
+    `died` says that a loader process was lost, and how: the rest of that epoch is loaded in this process, so
+    that whoever trains can save and leave.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class DeviceLoader:
     ) -> None:
         self.sampler = sampler
         self.device = device
+        self.died: str | None = None
         self._loader = loader
 
     def __len__(self) -> int:
@@ -116,29 +119,67 @@ class DeviceLoader:
         On a GPU the next batch is copied and prepared on a stream of its own while this one is at work.
 
         Raises:
-            DataError: what a loader process met, with its own message; or a process that died or hung.
+            DataError: what a loader process met, with its own message; or a process that hung.
         """
         ready = (prepare(parcel.unpack(self.device)) for parcel in self._parcels())
         return _one_ahead(ready, self.device) if self.device.type == "cuda" else ready
 
     def _parcels(self) -> Iterator[Parcel]:
-        """Batches of the loader processes, with their errors raised here."""
-        with stop_signals_blocked():
-            batches = iter(self._loader)
-        while True:
-            try:
-                parcel = next(batches, None)
-            except RuntimeError as error:
-                # torch reports a killed or hung process this way; errors of ours come as values.
-                raise DataError(
-                    f"a loader process stopped: {str(error).splitlines()[0]}. Check memory and file system; "
-                    "dataset.num_workers=0 loads in this process and shows the cause."
-                ) from error
-            if parcel is None:
-                return
+        """Batches of the loader processes, or of this one, with their errors raised here."""
+        for parcel in self._fetched():
             if isinstance(parcel, UTNetError):
                 raise parcel
             yield parcel
+
+    def _fetched(self) -> Iterator[Parcel | UTNetError]:
+        """Each batch of an epoch once, whatever becomes of the loader processes."""
+        self.died, given = None, 0
+        if self._lost_processes():
+            self._forget_processes()  # since the last epoch, with no batch of this one
+        try:
+            with stop_signals_blocked():
+                batches = iter(self._loader)
+            watch = child_watch()
+            while True:
+                with watch:  # it hears of those that die from here on
+                    if lost := self._lost_processes():
+                        raise RuntimeError(lost)
+                    parcel = next(batches, None)
+                if parcel is None:
+                    return
+                given += 1
+                yield parcel
+        except (
+            RuntimeError,
+            EOFError,
+            OSError,
+        ) as error:  # it died or hangs, or died in the middle of a batch
+            if self._loader.num_workers == 0:
+                raise
+            why = self._lost_processes() or next(iter(str(error).splitlines()), type(error).__name__)
+        yield from self._here(given, why)
+
+    def _here(self, given: int, why: str) -> Iterator[Parcel | UTNetError]:
+        """The batches behind the first `given` ones, loaded in this process."""
+        advice = "Look at memory and file system, or lower dataset.num_workers"
+        if "timed out" in why:
+            raise DataError(f"a loader process hangs: {why}. {advice} (0 loads in this process)")
+        self.died = f"a loader process was lost: {why.rstrip(' .')}. {advice}"
+        _log.warning(f"WARNING: {self.died}. This process loads what is left of the epoch.")
+        self._forget_processes()
+        rest = list(self.sampler)[given:]
+        return iter(DataLoader(self._loader.dataset, batch_sampler=rest, collate_fn=_as_is))
+
+    def _lost_processes(self) -> str:
+        """Which loader processes are no more; '' where all live."""
+        processes = getattr(self._loader._iterator, "_workers", ())
+        return ", ".join(f"process {p.pid} ended by {p.exitcode}" for p in processes if not p.is_alive())
+
+    def _forget_processes(self) -> None:
+        """End the loader processes that are left; the next epoch starts others."""
+        lost, self._loader._iterator = self._loader._iterator, None
+        if lost is not None:
+            lost._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _one_ahead(batches: Iterator[HandBatch], device: torch.device) -> Iterator[HandBatch]:

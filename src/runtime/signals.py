@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.util import Finalize
 from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -38,6 +40,42 @@ def end_helpers() -> None:
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
+
+
+class _ChildWatch:
+    """Answers SIGCHLD as another handler does, but only inside."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self._handler = handler
+        self._inside = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self._inside:
+            self._handler(number, frame)
+
+    def __enter__(self) -> None:
+        self._inside = True
+
+    def __exit__(self, *_: object) -> None:
+        self._inside = False
+
+
+def child_watch() -> contextlib.AbstractContextManager[None]:
+    """Context of waiting for a batch: only inside does a loader process that died raise torch's RuntimeError.
+
+    torch raises it from a signal handler, in the middle of whatever the process does: a weight update, a
+    checkpoint. Call it after the processes were started.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return contextlib.nullcontext()
+    handler = signal.getsignal(signal.SIGCHLD)
+    if isinstance(handler, _ChildWatch):
+        return handler
+    if not callable(handler):  # no loader process was ever started
+        return contextlib.nullcontext()
+    watch = _ChildWatch(handler)
+    signal.signal(signal.SIGCHLD, watch)
+    return watch
 
 
 class StopRequest:

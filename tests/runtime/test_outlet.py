@@ -35,7 +35,7 @@ class Disk:
         monkeypatch.setattr(outlet.os, "write", self)
 
     def __call__(self, descriptor: int, data: bytes) -> int:
-        if descriptor <= 2:  # what the tests themselves say
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name != "log.txt":  # what the test itself says
             return self._write(descriptor, data)
         if not self.room:
             raise OSError(self.number, os.strerror(self.number))

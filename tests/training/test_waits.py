@@ -186,6 +186,7 @@ class Batches(list[Any]):
     """A loader's interface around batches that are there."""
 
     sampler: Any = ()
+    died = None
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Every epoch is the same."""

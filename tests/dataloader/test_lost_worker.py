@@ -1,0 +1,114 @@
+"""A loader process that the system kills costs speed, never a batch, and nothing in the middle of a step."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dataloader.build import DeviceLoader, build_eval_loader, build_train_loader
+from src.errors import DataError
+from src.schema import HandBatch
+from tests.dataloader.test_build import CPU, Tree, config_of, dataset_of
+from tests.log_lines import log_lines
+
+WAIT_S = 60.0
+
+
+def loaders(root: Path, workers: int) -> tuple[DeviceLoader, DeviceLoader]:
+    """Training and validation loaders of a tree."""
+    config = config_of(root, workers, validation={"batch_size": 1})
+    return (
+        build_train_loader(config, dataset_of(config, "train"), 0, 1, CPU),
+        build_eval_loader(config, dataset_of(config, "val"), 0, 1, CPU),
+    )
+
+
+def kill_workers(loader: DeviceLoader, number: int = signal.SIGKILL) -> None:
+    """As the kernel does when memory ends; returns when they are gone."""
+    for process in loader._loader._iterator._workers:  # type: ignore[union-attr]
+        os.kill(process.pid, number)
+        process.join(WAIT_S)
+
+
+def same(found: list[HandBatch], wanted: list[HandBatch]) -> bool:
+    """Whether two epochs hold the same samples in the same order, pixel by pixel."""
+    return len(found) == len(wanted) and all(
+        torch.equal(a.sample_index, b.sample_index) and torch.equal(a.rgb, b.rgb)
+        for a, b in zip(found, wanted, strict=True)
+    )
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["training", "validation"])
+@pytest.mark.parametrize("after", [1, 2])
+def test_the_rest_of_the_epoch_is_loaded_here(tree: Tree, which: int, after: int) -> None:
+    """Each batch once, whatever the dead process had prepared; the next epoch has processes again."""
+    wanted = list(loaders(tree[0], 0)[which])
+    loader = loaders(tree[0], 2)[which]
+    batches = iter(loader)
+    found = [next(batches) for _ in range(after)]
+    with log_lines("data") as said:
+        kill_workers(loader)
+        found += list(batches)
+    assert same(found, wanted)
+    assert re.match(
+        r"a loader process was lost: process \d+ ended by -9, process \d+ ended by -9\. ", str(loader.died)
+    )
+    assert len(said) == 1
+    assert "This process loads what is left of the epoch." in said[0]
+    again = iter(loader)
+    first = next(again)
+    assert len(loader._loader._iterator._workers) == 2  # type: ignore[union-attr]
+    assert same([first, *again], wanted)
+    assert loader.died is None
+
+
+def test_a_process_that_dies_while_it_is_waited_for(tree: Tree) -> None:
+    """Nobody may wait for its batch until the longest wait is over."""
+    wanted = list(loaders(tree[0], 0)[0])
+    loader = loaders(tree[0], 1)[0]
+    batches = iter(loader)
+    found = [next(batches)]
+    (process,) = loader._loader._iterator._workers  # type: ignore[union-attr]
+    os.kill(process.pid, signal.SIGSTOP)
+    threading.Timer(0.5, os.kill, (process.pid, signal.SIGKILL)).start()
+    found += list(batches)
+    assert same(found, wanted)
+    assert f"process {process.pid} ended by -9" in str(loader.died)
+
+
+def test_processes_that_died_between_two_epochs(tree: Tree) -> None:
+    """During a validation, say: whoever waits for them would wait for five minutes."""
+    train, val = loaders(tree[0], 2)
+    wanted = [list(loader) for loader in loaders(tree[0], 0)]
+    assert same(list(train), wanted[0])
+    kill_workers(train)
+    for loader, epoch in ((val, wanted[1]), (train, wanted[0]), (val, wanted[1])):
+        assert same(list(loader), epoch)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_death_raises_only_where_a_batch_is_waited_for(tree: Tree, number: int) -> None:
+    """torch raises it from a signal handler: in the middle of a weight update, or of a checkpoint."""
+    loader = loaders(tree[0], 1)[0]
+    batches = iter(loader)
+    next(batches)
+    kill_workers(loader, number)
+    for _ in range(20):
+        time.sleep(0.01)  # where Python answers signals
+    assert loader.died is None
+    assert len(list(batches)) == len(loader) - 1
+    assert loader.died is not None
+
+
+def test_a_process_that_hangs_is_an_error(tree: Tree) -> None:
+    """Whatever holds it up would hold this process up too."""
+    loader = loaders(tree[0], 0)[0]
+    with pytest.raises(DataError, match="a loader process hangs: DataLoader timed out after 300 seconds"):
+        loader._here(0, "DataLoader timed out after 300 seconds")
