@@ -127,7 +127,7 @@ def folder_stamp(config: DatasetConfig, frames: FrameList, kinds: Sequence[str])
     digest = hashlib.sha256()
     for folder in _folders(config, frames, kinds):
         stamp = folder.stat().st_mtime_ns if folder.is_dir() else -1
-        digest.update(f"{folder.parent.name}/{folder.name}:{stamp};".encode())
+        digest.update(os.fsencode(f"{folder.parent.name}/{folder.name}:{stamp};"))
     return digest.hexdigest()
 
 
@@ -140,7 +140,7 @@ def file_stamp(config: DatasetConfig, frames: FrameList, kinds: Sequence[str]) -
     digest = hashlib.sha256()
     with ThreadPoolExecutor(_STAMP_THREADS) as pool:
         for folder, stamp in zip(folders, pool.map(_file_stamp, folders), strict=True):
-            digest.update(f"{folder.parent.name}/{folder.name}:{stamp};".encode())
+            digest.update(os.fsencode(f"{folder.parent.name}/{folder.name}:{stamp};"))
     return digest.hexdigest()
 
 
@@ -199,5 +199,5 @@ def _parse(content: bytes, path: Path) -> tuple[tuple[str, int], ...]:
 
 
 def _text(content: bytes) -> str:
-    """A list's text; a byte order mark is no part of it."""
-    return content.decode("utf-8-sig", errors="replace")
+    """A list's text; a byte order mark is no part of it; names that are not UTF-8 as by `os.fsdecode`."""
+    return content.decode("utf-8-sig", errors="surrogateescape")

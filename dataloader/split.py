@@ -127,8 +127,8 @@ def read_held_out(path: Path) -> tuple[str, ...]:
         DataError: the file cannot be read, or names nothing.
     """
     try:
-        lines = read_plain(path, _MOST_BYTES).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_plain(path, _MOST_BYTES).decode("utf-8-sig", "surrogateescape").splitlines()
+    except OSError as error:
         raise DataError(
             f"split.held_out_list: {path} cannot be read ({error}). Name a text file with one sequence a "
             "line; a relative path starts at dataset.root_dir."

@@ -6,6 +6,7 @@ dataset.max_unusable names is an error, which says all of them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -107,7 +108,7 @@ class UnusableFrames:
     def write(self, path: Path) -> None:
         """All frames, a line each: name, reason and detail with tabs between."""
         lines = [f"{name}\t{fault.reason}\t{fault.detail}\n" for name, fault in self.faults.items()]
-        path.write_text("".join(lines), encoding="utf-8")
+        path.write_bytes(os.fsencode("".join(lines)))
 
     def to_json(self) -> dict[str, Any]:
         """A tree that JSON can hold; `from_json` reads it back."""

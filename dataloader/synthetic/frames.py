@@ -180,5 +180,10 @@ def write_meta(path: Path, content: dict[str, Any]) -> None:
 
 def _write(path: Path, picture: NDArray[np.uint8], flags: list[int]) -> None:
     """Encode and write, or say what failed."""
-    if not cv2.imwrite(str(path), picture, flags):
-        raise DataError(f"cannot write {path}: is the disk full, or the folder gone?")
+    done, data = cv2.imencode(path.suffix, picture, flags)
+    if not done:
+        raise DataError(f"a picture of shape {picture.shape} cannot be encoded as {path.suffix}")
+    try:
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from error

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -285,7 +286,7 @@ def _chunks(tensor: Tensor) -> Iterator[Tensor]:
 
 def _digest(text: str) -> int:
     """64 bits that stand for a text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
+    return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:8], "big", signed=True)
 
 
 def _numbers(values: NDArray[np.int64]) -> str:

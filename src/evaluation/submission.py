@@ -6,6 +6,7 @@ hand at z < 0), metres. Inside: `OPENPOSE21`, OpenCV axes, image camera, metres,
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def write_submission(
     if frames is not None:
         checks.append(_check_frames(frames, count))
         with atomic_write(folder / "pred_frames.txt") as file:
-            file.write("".join(f"{name}\n" for name in frames).encode())
+            file.write(os.fsencode("".join(f"{name}\n" for name in frames)))
     zip_path.unlink(missing_ok=True)  # it would no longer be the zip of pred.json
     with atomic_write(json_path) as file:
         _write_json(file, joints, vertices)

@@ -126,7 +126,9 @@ def load_tensors(path: Path, what: str, *, mapped: bool = False) -> Any:
         if (damage := _damage(path)) is not None:
             raise AssetError(f"{what} {path} is no whole file of torch.save: {damage}{ADVICE}")
         _require_modest(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with path.open("rb") as file:  # torch opens no name that is not UTF-8
+            source = path if mapped and os.fsencode(path).isascii() else file
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
         _require_honest(content, path.stat().st_size)
         return content
     except (*FAILURES, *ZIP_FAILURES) as reason:

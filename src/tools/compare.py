@@ -14,6 +14,7 @@ import argparse
 import csv
 import dataclasses
 import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -350,7 +351,7 @@ def write_csv(path: Path, pairs: Pairs, metric: str) -> None:
         numbers = (pairs.a[row], pairs.b[row], pairs.difference[row])
         writer.writerow([name, pairs.groups[row], *(repr(float(number)) for number in numbers)])
     with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(os.fsencode(text.getvalue()))
 
 
 if __name__ == "__main__":

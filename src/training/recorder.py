@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from src.config import RunConfig
 from src.config_file import config_to_yaml
+from src.errors import plain_text
 from src.hand.mano import ManoLayer
 from src.runtime.distributed import DistContext
 from src.runtime.files import atomic_write
@@ -67,7 +68,7 @@ class Events:
 
         def add(writer: SummaryWriter) -> None:
             writer.add_image(name, rgb, step, dataformats="HWC")
-            writer.add_text(f"{name}/file", str(path), step)
+            writer.add_text(f"{name}/file", plain_text(str(path)), step)
 
         self._with_writer(add)
 

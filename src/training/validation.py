@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.config import ValidationConfig
-from src.errors import ConfigError, TrainingError
+from src.errors import ConfigError, TrainingError, plain_text
 from src.evaluation.baselines import BaselineRows
 from src.evaluation.evaluator import CheckedResult, nonfinite_text, report_lines, write_per_sample
 from src.evaluation.official import official_joint_rows
@@ -166,7 +166,7 @@ class Outcome:
             self._named(), self.frames, official=self.official, baseline_rows=self.baselines.rows
         )
         with atomic_write(folder / f"{stem}.md") as file:
-            file.write(text.encode())
+            file.write("\n".join(map(plain_text, text.split("\n"))).encode())
         return paths
 
     def log_summary(self) -> None:
