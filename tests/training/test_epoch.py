@@ -24,6 +24,8 @@ STEPS = 5
 class Batches:
     """A loader of STEPS accumulated pairs, other ones in each epoch."""
 
+    died = None
+
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
 
