@@ -41,7 +41,7 @@ from dataloader.meta import ListName
 from src.config import RunConfig
 from src.errors import DataError
 from src.runtime.derived import Derived, Store
-from src.runtime.files import atomic_write
+from src.runtime.files import atomic_write, sync_file
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
 
@@ -251,14 +251,14 @@ def _estimate(plan: Plan, missing: list[range], kept: int) -> None:
 
 
 def _seconds_per_byte(folder: Path, block: NDArray[np.uint8]) -> float:
-    """What it takes to get a byte onto the disk; the file has no name that a link could have been put at."""
+    """What it takes to get a byte onto the disk; the file has a name that no link could have been put at."""
     times = -(-_PROBE_BYTES // max(len(block), 1))
     began = time.perf_counter()
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
         for _ in range(times):
             file.write(block.data)
         file.flush()
-        os.fsync(file.fileno())
+        sync_file(file.file)
     return (time.perf_counter() - began) / max(times * len(block), 1)
 
 

@@ -361,13 +361,13 @@ class Store:
         path = self.place / f"{self.name}.lock"
         try:
             self.place.mkdir(parents=True, exist_ok=True)
-            descriptor = open_lock(path)
+            file = open_lock(path)
         except OSError as error:
             raise DataError(
                 f"{self.what}: cannot write to {self.place} ({error.strerror}). {self.mend} that can be "
                 "written."
             ) from error
-        with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor)
+        with file:
             self._require_own(file, path)
             deadline = time.monotonic() + wait_s
             while True:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import math
+import multiprocessing
 import os
 import stat
 import sys
@@ -15,12 +15,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import DataError
+from src.runtime.launch import rank_from_environment
 from src.runtime.log import get_logger
 from src.runtime.unfinished import Descriptor, claimed, remove_leftovers, temporary_name, unfinished
 
@@ -33,6 +34,8 @@ _NO_SYNC = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 _PACKED = 16
 """Bytes of arrays per byte of an .npz: ours are not compressed, and numbers hardly can be."""
 _log = get_logger("files")
+_said: set[tuple[int, str]] = set()
+"""What was said of which file system (its device), once in a run."""
 
 
 def open_plain(path: Path) -> BinaryIO:
@@ -228,17 +231,21 @@ def crc32(file: BinaryIO, length: int | None = None, copy: BinaryIO | None = Non
     return crc
 
 
-def open_lock(path: Path) -> int:
-    """Descriptor of a lock file, made if need be; it follows no link and changes no content.
+def open_lock(path: Path) -> BinaryIO:
+    """Open a lock file, made if need be; it follows no link and changes no content.
 
     Raises:
-        OSError: it is a link, or cannot be made or opened.
+        OSError: it is a link or no file, or cannot be made or opened.
     """
-    flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
-    except PermissionError:
-        return os.open(path, os.O_RDONLY | flags)  # another user's: enough to lock it
+
+    def opener(name: str, _: int) -> int:
+        flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            return os.open(name, os.O_RDWR | os.O_CREAT | flags, 0o666)
+        except PermissionError:
+            return os.open(name, os.O_RDONLY | flags)  # another user's: enough to lock it
+
+    return open(path, "r+b", opener=opener)
 
 
 def lock(file: BinaryIO, *, shared: bool = False) -> bool:
@@ -260,7 +267,8 @@ def lock(file: BinaryIO, *, shared: bool = False) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        _once(f"{Path(file.name).parent} has no file locks ({error.strerror}): two runs may do the same work")
+        so = "two runs may do the same work"
+        _lacks(file.fileno(), Path(file.name), "has no file locks", error, so)
         return False
     return True
 
@@ -281,7 +289,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sync_file(file: BinaryIO) -> None:
+def sync_file(file: IO[bytes]) -> None:
     """Bring what was written to `file` onto the disk, where its file system can do that.
 
     Raises:
@@ -296,11 +304,14 @@ def _sync(descriptor: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
-        folder, kind = (path, "folders") if path.is_dir() else (path.parent, "files")
-        _once(f"{folder} cannot sync {kind} ({error.strerror}): a power cut may undo what was written last")
+        kind = "folders" if path.is_dir() else "files"
+        _lacks(descriptor, path, f"cannot sync {kind}", error, "a power cut may undo what was written last")
 
 
-@functools.cache
-def _once(text: str) -> None:
-    """Say something about a place once in a process."""
-    _log.warning(f"WARNING: {text}.")
+def _lacks(descriptor: int, path: Path, what: str, error: OSError, so: str) -> None:
+    """Say what the file system of `path` cannot do."""
+    key = os.fstat(descriptor).st_dev, what
+    if key in _said or multiprocessing.parent_process() is not None or rank_from_environment() != 0:
+        return
+    _said.add(key)
+    _log.warning(f"WARNING: {path}: this file system {what} ({error.strerror}): {so}.")

@@ -171,7 +171,7 @@ def _take(folder: Path) -> None:
     """
     path = folder / LOCK
     try:
-        file = os.fdopen(open_lock(path), "r+b")
+        file = open_lock(path)
     except OSError as error:
         raise ConfigError(f"run folder {folder} cannot be written to ({error.strerror})") from None
     deadline = time.monotonic() + _WAIT_S
