@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import src.runtime.parent  # noqa: F401  (looks who started us, before all that takes seconds)
 
 import torch
 
@@ -46,7 +48,7 @@ from src.runtime.outlet import optional
 from src.runtime.pace import PaceMeter
 from src.runtime.progress import progress
 from src.runtime.seed import seed_everything
-from src.runtime.signals import StopRequest
+from src.runtime.signals import StopRequest, interrupt_on_stop, stop_signals_blocked
 from src.schema import Shown
 from src.training import checkpoint as ckpt
 from src.training.checkpoint_folder import FOLDER, LAST, best_so_far, open_checkpoint
@@ -56,7 +58,7 @@ from src.training.mesh_scorer import MeshScorer
 from src.training.optim import describe_rate, global_batch
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
-from src.training.run_folder import open_run_folder
+from src.training.run_folder import RunFolder, open_run_folder
 from src.training.saver import Saver
 from src.training.setup import build_model
 from src.training.step import TrainStep
@@ -135,6 +137,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "overrides", nargs="*", metavar="section.key=value", help="settings that win over all others"
     )
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.resume not in (None, "", "auto"):  # its folders tell the run, from wherever it is named
+        arguments.resume = str(Path(arguments.resume).absolute())
     if arguments.resume and arguments.evaluate:
         parser.error("--resume trains on and --evaluate does not train: give one of them")
     return arguments
@@ -163,6 +167,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(text, file=sys.stderr, flush=True)
         abandon(status=2)
         status = 2
+    except KeyboardInterrupt as signal:
+        if rank_from_environment() == 0:
+            print(f"Stopped by {signal or 'SIGINT'}, nothing was saved", file=sys.stderr, flush=True)
+        abandon(status=2)
+        status = 2
     teardown()
     return status
 
@@ -173,6 +182,7 @@ def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
     if not arguments.evaluate:
         require_selectable(config.validation)
     require_short_temporary_folder()
+    interrupt_on_stop()
     context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.validation.timeout_s)
     configure_torch(config.runtime)
     with context.naming_the_lost():
@@ -187,10 +197,8 @@ def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
 def run_training(settings: Settings, context: DistContext, resume: str | None) -> int:
     """Train from scratch or from a checkpoint; 0 when finished, 3 when a signal ended it after saving."""
     config = settings.config
-    folder = open_run_folder(config, context, resume)
-    run_dir = folder.path
-    settings.log()
-    with folder.gone_unless_started(context):
+    with opened_run_folder(settings, context, resume) as folder:
+        run_dir = folder.path
         run = build_run(config, context, run_dir, folder.source)
     run.stop.install()
     finished = True
@@ -215,6 +223,17 @@ def run_training(settings: Settings, context: DistContext, resume: str | None) -
     return 0
 
 
+@contextlib.contextmanager
+def opened_run_folder(settings: Settings, context: DistContext, resume: str | None) -> Iterator[RunFolder]:
+    """The folder of a run for what begins it; a new one is gone where that fails, whatever ends it."""
+    with contextlib.ExitStack() as unless_started:
+        with stop_signals_blocked():
+            folder = open_run_folder(settings.config, context, resume)
+            unless_started.enter_context(folder.gone_unless_started(context))
+        settings.log()
+        yield folder
+
+
 def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
     """Score a checkpoint on validation.split and write the per-sample file.
 
@@ -222,9 +241,7 @@ def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
         TrainingError: a score is not finite; all that is said of it is written by then.
     """
     config = settings.config
-    folder = open_run_folder(config, context, None)
-    settings.log()
-    with folder.gone_unless_started(context):
+    with opened_run_folder(settings, context, None) as folder:
         judged = build_evaluation(config, context, path)
     scoring, state, files = judged.scoring, judged.state, folder.path / "val"
     recorder = Recorder(folder.path, config, context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import torch
@@ -125,10 +125,25 @@ class DeviceLoader:
         return _one_ahead(ready, self.device) if self.device.type == "cuda" else ready
 
     def _parcels(self) -> Iterator[Parcel]:
-        """Batches of the loader processes, or of this one, with their errors raised here."""
-        for parcel in self._fetched():
+        """Batches of the loader processes, or of this one.
+
+        What cannot be read is tried once more, here: a network or a memory may have come back. If it cannot
+        then, a validation ends, and a training step takes the batch before it once more, so that all ranks
+        can save before the run ends for it (`died`).
+        """
+        before: Parcel | None = None
+        for number, parcel in enumerate(self._fetched()):
             if isinstance(parcel, UTNetError):
-                raise parcel
+                error = parcel
+                parcel = cast(_Fetch, self._loader.dataset).__getitems__(list(self.sampler)[number])
+                if isinstance(parcel, UTNetError):
+                    if before is None or not isinstance(self.sampler, TrainSampler):
+                        raise parcel
+                    self.died = f"{error}. The last step took the batch before it twice"
+                    parcel = before
+                else:
+                    _log.warning(f"WARNING: {error}. Read at the second try.")
+            before = parcel
             yield parcel
 
     def _fetched(self) -> Iterator[Parcel | UTNetError]:
@@ -249,6 +264,9 @@ class _Fetch(Dataset[Any]):
             return Parcel.of(collate(self.dataset.raws(keys)), shared=get_worker_info() is not None)
         except UTNetError as error:
             return error
+        except (MemoryError, OSError) as error:
+            why = f"{type(error).__name__}: {error}"
+            return DataError(f"a batch could not be made ({why}). Look at memory and /dev/shm")
 
 
 def _device_loader(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,9 @@ from tests.rooms.sources import ROOT
 os.environ["OMP_NUM_THREADS"] = "1"
 """The test processes share the cores already, and a fork of a process whose torch has used several threads
 can wait for ever for the others. Set before any test imports torch."""
+
+# Of a suite that nohup runs, too, tests find out who a closed terminal ends.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _LONG = ROOT / "tests" / "end_to_end"
 _PRELOADED = ("train", "test_distributed_eval", "torch._inductor", "torch.utils.tensorboard")

@@ -24,7 +24,6 @@ import re
 import secrets
 import shutil
 import stat
-import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -369,18 +368,13 @@ class Store:
             ) from error
         with file:
             self._require_own(file, path)
-            deadline = time.monotonic() + wait_s
-            while True:
-                try:
-                    alone = lock(file)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise DataError(
-                            f"{self.what}: waited {wait_s:.0f} s for another process to make it ({path}). "
-                            "Make it with one process first, or end that process."
-                        ) from None
-                    time.sleep(0.05)
+            try:
+                alone = lock(file, wait_s=wait_s)
+            except BlockingIOError:
+                raise DataError(
+                    f"{self.what}: waited {wait_s:.0f} s for another process to make it ({path}). Make it "
+                    "with one process first, or end that process."
+                ) from None
             yield alone
 
     def _require_own(self, file: BinaryIO, path: Path) -> None:

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import stat
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -248,12 +249,13 @@ def open_lock(path: Path) -> BinaryIO:
     return open(path, "r+b", opener=opener)
 
 
-def lock(file: BinaryIO, *, shared: bool = False) -> bool:
-    """Take a lock, without waiting; it goes with the last descriptor of `file`.
+def lock(file: BinaryIO, *, shared: bool = False, wait_s: float = 0.0) -> bool:
+    """Take a lock; it goes with the last descriptor of `file`.
 
     Args:
         file: open.
         shared: others may hold it too, if they share it.
+        wait_s: longest wait for whoever holds it, seconds.
 
     Returns:
         False where the file system has no locks (Lustre and NFS, by how they are mounted).
@@ -262,8 +264,16 @@ def lock(file: BinaryIO, *, shared: bool = False) -> bool:
         BlockingIOError: another process holds it.
         OSError: the disk failed.
     """
+    deadline = time.monotonic() + wait_s
     try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.05)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 
+from src.runtime.parent import AGENT, Agent
+
 import torch.distributed as dist
 
 from src.errors import ConfigError
@@ -61,6 +63,8 @@ def place_from_environment() -> Place:
             f"the environment has WORLD_SIZE={world} and no {' and no '.join(lost)}: the ranks cannot find "
             "one another. Start with torchrun, or, for one process, unset RANK and WORLD_SIZE"
         )
+    if world > 1 and not 0 <= _number("MASTER_PORT") < 1 << 16:
+        raise ConfigError(f"the environment has MASTER_PORT={os.environ['MASTER_PORT']}: want 0 to 65535")
     return place
 
 
@@ -83,7 +87,15 @@ def reach_ranks(place: Place, timeout_s: float) -> dist.Store:  # type: ignore[n
     """
     wait = timedelta(seconds=min(timeout_s, _REACH_S))
     meeting = dist.rendezvous  # type: ignore[attr-defined]  # exported, but not typed
-    store, _, _ = next(meeting("env://", place.rank, place.world, timeout=wait))
+    try:
+        store, _, _ = next(meeting("env://", place.rank, place.world, timeout=wait))
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        first = str(error).splitlines()[0]
+        raise ConfigError(
+            f"rank {place.rank} of {place.world} did not meet the others at {where} in {wait.seconds} s "
+            f"({first}). Look at MASTER_ADDR and MASTER_PORT, and whether all ranks were started"
+        ) from error
     if place.local_world != place.world:
         return store
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -103,17 +115,17 @@ def end_with_parent() -> None:
     A torchrun that was killed tells nobody: its ranks would go on alone, hold their GPUs, and share the run's
     folder with those that are started in their place.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        threading.Thread(target=_follow, args=(os.getppid(),), name="parent", daemon=True).start()
+    if AGENT is not None:
+        threading.Thread(target=_follow, args=(AGENT,), name="parent", daemon=True).start()
 
 
-def _follow(parent: int) -> None:
-    while os.getppid() == parent:
+def _follow(agent: Agent) -> None:
+    while agent.lives():
         time.sleep(_LOOK_S)
     for child in multiprocessing.active_children():
         child.kill()
     remove_unfinished()
-    text = f"[rank {rank_from_environment()}] torchrun (process {parent}) is gone: this rank ends too.\n"
+    text = f"[rank {rank_from_environment()}] torchrun (process {agent.pid}) is gone: this rank ends too.\n"
     sys.stderr.write(text)
     os._exit(2)
 

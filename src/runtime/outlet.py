@@ -117,11 +117,14 @@ class Outlet:
         if not self._waiting or self._gone:
             return
         try:
+            self._let_go_of_a_removed_file()
             if self._descriptor is None:
                 assert self._path is not None
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
                 self._descriptor = os.open(self._path, flags, 0o666)
+                if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                    raise OSError(errno.EINVAL, "it is no plain file")
             while self._waiting:
                 self._drain(self._descriptor)
         except OSError as error:
@@ -138,6 +141,16 @@ class Outlet:
         """Write what waits if that is possible, and close the file."""
         self.flush()
         if self._path is not None and self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _let_go_of_a_removed_file(self) -> None:
+        """What is written from here on goes into a new one."""
+        if (
+            self._path is not None
+            and self._descriptor is not None
+            and not os.fstat(self._descriptor).st_nlink
+        ):
             os.close(self._descriptor)
             self._descriptor = None
 

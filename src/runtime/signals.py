@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -78,6 +79,19 @@ def child_watch() -> contextlib.AbstractContextManager[None]:
     return watch
 
 
+def interrupt_on_stop() -> None:
+    """From now on, until a `StopRequest` is installed, a stop signal raises KeyboardInterrupt with its name:
+    there is nothing to save yet, but something to clean up.
+    """
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+
+
 class StopRequest:
     """Remembers the first stop signal (TERM, INT, HUP, USR1); a second INT ends the process at once.
 
@@ -89,9 +103,14 @@ class StopRequest:
         self.received: str | None = None
 
     def install(self) -> None:
-        """Catch the signals from now on (main thread only)."""
+        """Catch the signals from now on (main thread only).
+
+        A HUP that nohup ignores stays ignored; torchrun undoes that in its ranks, so there it is caught.
+        """
         for number in _SIGNALS:
-            signal.signal(number, self._on_signal)
+            kept = number == signal.SIGHUP and "TORCHELASTIC_RUN_ID" not in os.environ
+            if not kept or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

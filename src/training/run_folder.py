@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -11,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,13 +20,16 @@ from src.config import RunConfig
 from src.errors import AssetError, ConfigError
 from src.runtime import log
 from src.runtime.distributed import DistContext
-from src.runtime.files import lock, open_lock
+from src.runtime.files import lock, open_lock, read_plain
 from src.training.checkpoint import read_checkpoint
 from src.training.checkpoint_folder import FOLDER, LAST, to_go_on_from
 
 META, LOCK = "meta.json", "run.lock"
 _WAIT_S = 10.0
 """What loader processes of a killed run may take to end, and with them its lock, seconds."""
+_AHEAD = timedelta(days=1)
+"""What another machine's clock may be ahead; what is said to have started later is not believed."""
+_MOST_META_BYTES = 1 << 20
 _log = log.get_logger("run folder")
 _held: list[BinaryIO] = []
 """Locks of this process, kept until it ends."""
@@ -97,20 +101,35 @@ def started(run: Path) -> datetime:
 
     The folder's name is local time: of another zone, or of the hour that comes twice, it misleads.
     """
+    now = datetime.now(UTC)
     try:
-        text = json.loads((run / META).read_text(encoding="utf-8"))["started"]
-        when = datetime.fromisoformat(text)
-    except (OSError, ValueError, KeyError, TypeError):
-        times = [path.stat().st_mtime for path in (run, *run.glob(f"{FOLDER}/*.pt"))]
-        return datetime.fromtimestamp(max(times), UTC)
-    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+        when = datetime.fromisoformat(_meta(run)["started"])
+        when = when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+        if when <= now + _AHEAD:
+            return when
+    except (ValueError, KeyError, TypeError, OverflowError):
+        pass
+    times = [0.0]
+    for path in (run, *run.glob(f"{FOLDER}/*.pt")):
+        with contextlib.suppress(OSError):  # a link to nowhere
+            times.append(path.stat().st_mtime)
+    return datetime.fromtimestamp(max(times), UTC)
+
+
+def _meta(run: Path) -> dict[str, Any]:
+    """What a run says of itself; nothing where that is not to be read."""
+    try:
+        content = json.loads(read_plain(run / META, _MOST_META_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _newest(config: RunConfig) -> tuple[Path | None, str]:
     """last.pt of the newest run of this name, or None for a new one; and a line that says why."""
     runs_dir, name = config.logging.runs_dir, config.name
     pattern = re.compile(r"\d{8}-\d{6}-" + re.escape(name))
-    found = [p for p in runs_dir.glob("*") if pattern.fullmatch(p.name)] if runs_dir.is_dir() else []
+    found = [p for p in runs_dir.glob("*") if pattern.fullmatch(p.name) and p.is_dir()]
     runs = sorted((p for p in found if not _is_evaluation(p)), key=started, reverse=True)
     saved = next((run for run in runs if any(run.glob(f"{FOLDER}/*.pt"))), None)
     if saved is None:
@@ -125,10 +144,7 @@ def _newest(config: RunConfig) -> tuple[Path | None, str]:
 
 
 def _is_evaluation(run: Path) -> bool:
-    try:
-        return "evaluated" in json.loads((run / META).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
+    return "evaluated" in _meta(run)
 
 
 def _is_finished(last: Path, config: RunConfig) -> bool:
@@ -174,17 +190,14 @@ def _take(folder: Path) -> None:
         file = open_lock(path)
     except OSError as error:
         raise ConfigError(f"run folder {folder} cannot be written to ({error.strerror})") from None
-    deadline = time.monotonic() + _WAIT_S
-    while True:
-        try:
-            locked = lock(file)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise _taken(folder, _owner(file)) from None
-            time.sleep(0.1)
+    try:
+        locked = lock(file, wait_s=_WAIT_S)
+    except BlockingIOError:
+        raise _taken(folder, _owner(file)) from None
     owner = _owner(file)
-    if not locked and owner.get("host") == socket.gethostname() and _lives(owner.get("pid")):
+    if not locked and owner.get("host", "") not in ("", socket.gethostname()):
+        raise _taken(folder, owner, f". If it is gone, delete {path}: there are no locks that would say so")
+    if not locked and owner and _lives(owner.get("pid")):
         raise _taken(folder, owner)
     since = datetime.now(UTC).isoformat(" ", "seconds")
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
@@ -193,6 +206,13 @@ def _take(folder: Path) -> None:
     file.write(json.dumps(mine).encode())
     file.flush()
     _held.append(file)
+    atexit.register(_leave, file)
+
+
+def _leave(file: BinaryIO) -> None:
+    """Say that nobody writes the folder any more."""
+    with contextlib.suppress(OSError, ValueError):
+        file.truncate(0)
 
 
 def _owner(file: BinaryIO) -> dict[str, Any]:
@@ -218,9 +238,9 @@ def _lives(pid: object) -> bool:
     return True
 
 
-def _taken(folder: Path, owner: dict[str, Any]) -> ConfigError:
+def _taken(folder: Path, owner: dict[str, Any], more: str = "") -> ConfigError:
     who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}, since {owner.get('since', '?')}"
     return ConfigError(
         f"run folder {folder} is written by another run ({who}). Two runs in one folder would overwrite each "
-        "other's checkpoints: wait for that one, end it, or start a run of another name"
+        f"other's checkpoints: wait for that one, end it, or start a run of another name{more}"
     )

@@ -11,7 +11,7 @@ from src.runtime.log import get_logger
 
 LONGEST = 1 << 16
 """Bytes of a line; those of a validation, the longest, have 2,000."""
-_MOST_STEPS = 1 << 53
+_MOST_STEPS, _MOST_MINUTES = 1 << 53, 1 << 30
 _log = get_logger("scalars")
 
 
@@ -52,9 +52,13 @@ def _scalars(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(values, dict) or type(values.get("step")) is not int:
         return None
-    if not 0 <= values["step"] < _MOST_STEPS or not isinstance(values.get("minutes", 0.0), int | float):
+    if not 0 <= values["step"] < _MOST_STEPS or not _is_time(values.get("minutes", 0.0)):
         return None
     return values if all(_is_number(value) for value in values.values()) else None
+
+
+def _is_time(minutes: Any) -> bool:
+    return isinstance(minutes, int | float) and 0 <= minutes < _MOST_MINUTES
 
 
 def _is_number(value: Any) -> bool:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 
 from dataloader.build import DeviceLoader, build_eval_loader, build_train_loader
+from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.samplers import SampleKey
 from src.errors import DataError
 from src.schema import HandBatch
 from tests.dataloader.test_build import CPU, Tree, config_of, dataset_of
@@ -112,3 +117,34 @@ def test_a_process_that_hangs_is_an_error(tree: Tree) -> None:
     loader = loaders(tree[0], 0)[0]
     with pytest.raises(DataError, match="a loader process hangs: DataLoader timed out after 300 seconds"):
         loader._here(0, "DataLoader timed out after 300 seconds")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("heals", [True, False], ids=["a moment", "for good"])
+def test_a_batch_that_cannot_be_read(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int, heals: bool
+) -> None:
+    """A server that is away for a moment costs nothing; a broken file ends a run that has saved its steps."""
+    train, val = loaders(tree[0], workers)
+    raws, wanted = HO3DDataset.raws, list(loaders(tree[0], 0)[0])
+
+    def failing(self: HO3DDataset, keys: Sequence[SampleKey]) -> Any:
+        bad = [k.index for k in keys] == [int(i) for i in wanted[2].sample_index]
+        if (bad or self is not train_set) and not (heals and (tmp_path / "tried").exists()):
+            (tmp_path / "tried").touch()
+            raise OSError(errno.EIO, "Input/output error")
+        return raws(self, keys)
+
+    train_set = cast(Any, train._loader.dataset).dataset
+    monkeypatch.setattr(HO3DDataset, "raws", failing)
+    with log_lines("data") as said:
+        found = list(train)
+    assert same(found, wanted if heals else [*wanted[:2], wanted[1], *wanted[3:]])
+    why = "a batch could not be made (OSError: [Errno 5] Input/output error). Look at memory and /dev/shm"
+    if heals:
+        assert said == [f"WARNING: {why}. Read at the second try."]
+        assert train.died is None
+    else:
+        assert train.died == f"{why}. The last step took the batch before it twice"
+        with pytest.raises(DataError, match="could not be made"):
+            list(val)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train
 from tests import processes
 from tests.end_to_end.conftest import Embedded
 from tests.rooms.sources import ROOT
@@ -150,3 +151,37 @@ def test_other_labels_under_the_same_lists_are_said(embedded: Embedded, tmp_path
     scored = embedded.main(*settings, "--evaluate", str(embedded.newest("mended") / "checkpoints/last.pt"))
     assert scored.returncode == 0, scored.stderr
     assert "have changed since" not in scored.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_during_the_start_is_a_line_and_leaves_no_folder(
+    embedded: Embedded, number: signal.Signals
+) -> None:
+    """An index takes minutes: whoever stops it then has nothing to keep."""
+    name = f"early-{number.name}"
+    process = start(embedded, f"name={name}")
+    deadline = time.monotonic() + 100
+    while not list(embedded.runs.glob(f"*-{name}")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 2, said
+    assert f"Stopped by {number.name}, nothing was saved" in said
+    assert "Traceback" not in said
+    assert not list(embedded.runs.glob(f"*-{name}"))
+
+
+def test_nohup_outlives_its_terminal_and_a_path_is_told_from_anywhere(
+    embedded: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The closed terminal is what nohup is for; and last.pt named from beside it is that run's."""
+    command = ["nohup", sys.executable, "train.py", *embedded.settings(*SETTINGS, "name=nohup")]
+    process = processes.start(command, cwd=ROOT, env=dict(os.environ))
+    run = wait_for_step(embedded, "nohup", 2)
+    process.send_signal(signal.SIGHUP)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, said
+    monkeypatch.chdir(run / "checkpoints")
+    more = ("--resume", "last.pt", "training.num_epochs=3", f"logging.runs_dir={embedded.runs}")
+    arguments = train.parse_arguments(more)
+    assert arguments.resume == str(run / "checkpoints" / "last.pt")

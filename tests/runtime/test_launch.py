@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -57,6 +58,11 @@ WRONG = [
     ({"RANK": "0", "WORLD_SIZE": "0", **HOST}, r"RANK=0 of WORLD_SIZE=0"),
     ({"RANK": "0", "WORLD_SIZE": "2"}, r"no MASTER_ADDR and no MASTER_PORT"),
     ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ""}, r"no MASTER_PORT:"),
+    (
+        {"RANK": "0", "WORLD_SIZE": "2", **HOST, "MASTER_PORT": "abc"},
+        r"MASTER_PORT='abc', which is",
+    ),
+    ({"RANK": "0", "WORLD_SIZE": "2", **HOST, "MASTER_PORT": "99999"}, r"MASTER_PORT=99999: want 0 to 65535"),
     (
         {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"},
         r"4 copies .*SLURM_STEP_NUM_TASKS=4",
@@ -114,9 +120,23 @@ def test_each_start_on_one_machine_has_names_of_its_own(monkeypatch: pytest.Monk
     assert reach_ranks(Place(0, 2, 0, 1, launched=True), 5.0) is kept
 
 
+@pytest.mark.parametrize("where", [{"MASTER_ADDR": "no.such.host.invalid"}, {}], ids=["no host", "no others"])
+def test_ranks_that_do_not_meet_are_a_line(monkeypatch: pytest.MonkeyPatch, where: dict[str, str]) -> None:
+    """47 lines of C++ do not say which address was wrong."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment(
+        monkeypatch, RANK="0", WORLD_SIZE="2", **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **where}
+    )
+    with pytest.raises(ConfigError, match=r"rank 0 of 2 did not meet the others at .*:\d+ in 1 s \("):
+        reach_ranks(Place(0, 2, 0, 1, launched=True), 1.0)
+
+
 PARENT = """
-import subprocess, sys
-child = subprocess.Popen([sys.executable, sys.argv[1], sys.argv[2]])
+import os, subprocess, sys
+variables = {**os.environ, "TORCHELASTIC_RUN_ID": "none"}
+child = subprocess.Popen(sys.argv[1:], start_new_session=True, env=variables)
 print(child.pid, flush=True)
 child.wait()
 """
@@ -135,18 +155,33 @@ with atomic_write(Path(sys.argv[1]) / "last.pt") as file:
 """
 
 
+EARLY = """
+import src.runtime.parent
+import sys, time
+from pathlib import Path
+Path(sys.argv[1], "helper").write_text("0")
+while not Path(sys.argv[1], "killed").exists():
+    time.sleep(0.01)
+from src.runtime.launch import end_with_parent
+end_with_parent()
+time.sleep(100)
+"""
+WRAPPER = """#!/bin/sh
+"$@"
+exit $?
+"""
+
+
+@pytest.mark.parametrize("around", [(), ("sh", "wrapper.sh")], ids=["alone", "in a script"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
 def test_ranks_end_with_torchrun_and_leave_nothing_half_written(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, around: tuple[str, ...]
 ) -> None:
     """Alone they would train on, hold their GPUs, and write into the folder of the run that follows."""
-    (tmp_path / "parent.py").write_text(PARENT)
-    (tmp_path / "child.py").write_text(CHILD)
+    (tmp_path / "wrapper.sh").write_text(WRAPPER)
     work = tmp_path / "work"
     work.mkdir()
-    command = [sys.executable, tmp_path / "parent.py", tmp_path / "child.py", work]
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_RUN_ID": "none"}
-    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as parent:
+    with launched(tmp_path, CHILD, around) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         wait_until(lambda: (work / "helper").is_file() and (work / "helper").read_text() != "")
@@ -155,6 +190,29 @@ def test_ranks_end_with_torchrun_and_leave_nothing_half_written(
         parent.send_signal(number)
     wait_until(lambda: not any(lives(pid) for pid in processes))
     assert [path.name for path in work.iterdir()] == ["helper"]
+
+
+def test_a_torchrun_that_was_killed_while_its_ranks_imported_is_noticed(tmp_path: Path) -> None:
+    """They asked for their parent seconds later, and took process 1 for it."""
+    work = tmp_path / "work"
+    work.mkdir()
+    with launched(tmp_path, EARLY) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        wait_until((work / "helper").is_file)
+        parent.kill()
+    (work / "killed").touch()
+    wait_until(lambda: not lives(child))
+
+
+def launched(folder: Path, program: str, around: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """A process that starts a program as torchrun starts a rank, and says its number."""
+    (folder / "parent.py").write_text(PARENT)
+    (folder / "child.py").write_text(program)
+    command = [sys.executable, "parent.py", *around, sys.executable, "child.py", str(folder / "work")]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    variables.pop("TORCHELASTIC_RUN_ID", None)
+    return subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE, text=True)
 
 
 def wait_until(done: object) -> None:

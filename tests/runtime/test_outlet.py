@@ -81,6 +81,28 @@ def test_what_waits_is_bounded_and_what_is_missing_is_said(
     assert first == f"[{9 * missing} bytes are missing here: they could not be written]"
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_file_that_is_none_is_not_written_to(tmp_path: Path, kind: str) -> None:
+    """A pipe that nobody reads would be waited for; a link leads to a file of somebody else."""
+    theirs, log = tmp_path / "theirs", tmp_path / "log.txt"
+    theirs.write_text("kept")
+    os.mkfifo(log) if kind == "pipe" else log.symlink_to(theirs)
+    with log_lines("outlets") as said:
+        Outlet("log", path=log).write("line\n")
+    assert len(said) == 1
+    assert said[0].startswith("WARNING: log: ")
+    assert theirs.read_text() == "kept"
+
+
+def test_a_file_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    """Lines into a file that has no name any more are lost, and nobody hears of it."""
+    log = Outlet("log", path=tmp_path / "log.txt")
+    log.write("one\n")
+    (tmp_path / "log.txt").unlink()
+    log.write("two\n")
+    assert (tmp_path / "log.txt").read_text() == "two\n"
+
+
 def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
     """A terminal that was stopped with Ctrl-S, a pager nobody scrolls: rank 0 would stand, and all wait."""
     reader, writer = os.pipe()

@@ -129,7 +129,7 @@ def test_a_folder_that_is_written_is_refused_with_who_writes_it(
 ) -> None:
     """Two runs in one folder overwrite each other's checkpoints; where there are no locks, by the process."""
     if not locks:
-        monkeypatch.setattr(run_folder, "lock", lambda file: False)
+        monkeypatch.setattr(run_folder, "lock", lambda file, **_: False)
     context = multiprocessing.get_context("fork")
     ready, leave = context.Event(), context.Event()
     other = context.Process(target=hold, args=(str(tmp_path), ready, leave))
@@ -152,10 +152,51 @@ def test_a_lock_of_whoever_wrote_nonsense_can_be_taken(
 ) -> None:
     """A torn lock of a machine that lost power bars nobody."""
     for locks in (True, False):
-        monkeypatch.setattr(run_folder, "lock", files.lock if locks else lambda file: False)
+        monkeypatch.setattr(run_folder, "lock", files.lock if locks else lambda file, **_: False)
         monkeypatch.setattr(run_folder, "_held", [])
         (tmp_path / LOCK).write_bytes(content)
         run_folder._take(tmp_path)
+
+
+def test_without_locks_a_run_of_another_machine_is_not_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it still runs cannot be told from here: whoever knows removes its lock."""
+    monkeypatch.setattr(run_folder, "lock", lambda file, **_: False)
+    (tmp_path / LOCK).write_text(json.dumps({"host": "other-node", "pid": 7, "since": "today"}))
+    with pytest.raises(ConfigError, match=r"process 7 on other-node.*If it is gone, delete .*run\.lock"):
+        run_folder._take(tmp_path)
+    (tmp_path / LOCK).unlink()
+    run_folder._take(tmp_path)
+    run_folder._leave(run_folder._held[-1])
+    assert (tmp_path / LOCK).read_bytes() == b"", "a run that ended in order leaves no owner"
+
+
+@pytest.mark.parametrize("odd", ["link", "file", "year 1", "nested", "pipe", "bytes", "future"])
+def test_odd_neighbours_do_not_bar_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: str
+) -> None:
+    """What stands in runs/ beside the run: a link whose disk is away, the folder of another program."""
+    good = run_of(tmp_path, "20260701-100000-demo", "2026-07-01T10:00:00+00:00")
+    other = tmp_path / "20260702-100000-demo"
+    if odd == "link":
+        other.symlink_to(tmp_path / "nowhere")
+    elif odd == "file":
+        other.touch()
+    else:
+        started_of = {"year 1": "0001-01-01T00:00:00+23:00", "future": "2999-01-01T00:00:00+00:00"}
+        meta = run_of(tmp_path, other.name, started_of.get(odd, "")) / META
+        os.utime(other, (0, 0))
+        os.utime(other / FOLDER / LAST, (0, 0))
+        if odd == "nested":
+            meta.write_text("[" * 200_000)
+        elif odd == "bytes":
+            meta.write_bytes(bytes(range(256)))
+        elif odd == "pipe":
+            meta.unlink()
+            os.mkfifo(meta)
+        os.utime(other, (0, 0))
+    assert newest(monkeypatch, tmp_path)[0] == good / FOLDER / LAST
 
 
 @pytest.mark.parametrize("kind", [DataError, OSError, KeyboardInterrupt, RuntimeError])
