@@ -40,7 +40,7 @@ from dataloader.meta import META_DTYPE, ListName, read_meta
 from dataloader.picture_header import picture_size
 from dataloader.truth import read_evaluation_joints, truth_digest
 from dataloader.unusable import Fault, FrameError, Reason, UnusableFrames
-from src.config import DatasetConfig
+from src.config import DERIVED_FOLDER, DatasetConfig
 from src.errors import DataError
 from src.geometry.rotation import rotation_from_aa
 from src.runtime.derived import Derived, Store
@@ -175,7 +175,7 @@ def open_index(
 def index_store(config: DatasetConfig, name: ListName) -> Store:
     """Where the index of a list is kept."""
     if config.index_dir is None:
-        return Store(config.root_dir / ".utnet", name, "HO3D index", keep=_KEPT, facts=_FACTS)
+        return Store(config.root_dir / DERIVED_FOLDER, name, "HO3D index", keep=_KEPT, facts=_FACTS)
     stem = f"{name}-{root_digest(config)}"
     return Store(config.index_dir, stem, "HO3D index", keep=_KEPT, facts=_FACTS)
 

@@ -39,6 +39,10 @@ def _number(
     return field(default=default, metadata={"ge": ge, "gt": gt, "le": le, "lt": lt})
 
 
+DERIVED_FOLDER = ".utnet"
+"""Where the index and what else is made of a data set stand, inside it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     """Which files are read, and how."""
@@ -50,7 +54,7 @@ class DatasetConfig:
     expected_train_frames: int | None = _number(None, ge=1)
     """Frames that train.txt must list; null: any number. HO3D_v3 has 83,325, v2 66,034."""
     index_dir: Path | None = None
-    """Folder of the packed annotation index; null: `.utnet` inside root_dir."""
+    """Folder of the packed annotation index; null: DERIVED_FOLDER inside root_dir."""
     num_workers: int = _number(4, ge=0, le=64)
     """Loader processes per rank; 0 loads in the training process."""
     index_workers: int = _number(4, ge=1, le=64)

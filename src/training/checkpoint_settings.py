@@ -7,11 +7,11 @@ decided by the command line, by a file named on it or by the defaults.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from src.config import RunConfig
+from src.config import DERIVED_FOLDER, RunConfig
 from src.config_file import WRITTEN_TO, config_from_dict, config_to_dict, load_config
 from src.errors import AssetError, ConfigError
 from src.runtime.log import get_logger
@@ -57,6 +57,7 @@ def settings_of(
         config = config_from_dict(kept, origin, overrides)
     except ConfigError as error:
         raise ConfigError(f"{error}. {remedy}" if origin in str(error) else str(error)) from None
+    config = _with_own_index(config, overrides)
     return Settings(config, _origin(kept, config, path, overrides))
 
 
@@ -94,6 +95,18 @@ def command_settings(
     return settings_of(None, state, path, overrides)
 
 
+def _with_own_index(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """What is made of data that the checkpoint alone names goes where the command writes, unless a folder for
+    it stands there already: whoever sends a checkpoint would choose where folders are made.
+    """
+    data, named = config.dataset, any(o.partition("=")[0].strip() == "dataset.root_dir" for o in overrides)
+    beside = data.root_dir / DERIVED_FOLDER
+    has_one = beside.is_dir() and not beside.is_symlink()
+    if data.index_dir is not None or named or has_one or data.root_dir == RunConfig().dataset.root_dir:
+        return config
+    return replace(config, dataset=replace(data, index_dir=config.logging.runs_dir / DERIVED_FOLDER))
+
+
 def _origin(kept: Mapping[str, Any], config: RunConfig, path: Path, overrides: Sequence[str]) -> str:
     """One line: the paths that are used, what the command line changed, what was not taken."""
     now = config_to_dict(config)
@@ -101,6 +114,8 @@ def _origin(kept: Mapping[str, Any], config: RunConfig, path: Path, overrides: S
     if overrides:
         text += f"; by the command line {', '.join(overrides)}"
     given = {override.partition("=")[0].strip() for override in overrides}
+    if config.dataset.index_dir is not None and "dataset.index_dir" not in given:
+        text += f"; what is made of the data goes to {str(config.dataset.index_dir)!r}"
     left = []
     for key in sorted(set(WRITTEN_TO) - given):
         section, _, name = key.partition(".")

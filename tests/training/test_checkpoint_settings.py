@@ -59,19 +59,48 @@ def test_a_checkpoint_decides_nothing_about_where_is_written(tmp_path: Path) -> 
         )
         assert config.training.num_epochs == 2
         assert config.logging.runs_dir == defaults.logging.runs_dir
-        assert (config.dataset.index_dir, config.dataset.cache) == (None, "off")
+        assert (config.dataset.index_dir, config.dataset.cache) == (Path("runs/.utnet"), "off")
         assert said.startswith(f"No --config: the settings are those kept in {path}: dataset.root_dir='data/")
         assert (
             "mano.model_path='data/mano/MANO_RIGHT.pkl'; by the command line training.num_epochs=2;" in said
         )
         assert said.endswith(
             "; not taken, because it says where is written: dataset.cache='/their/cache' (here 'off'), "
-            "dataset.index_dir='/their/index' (here None), logging.runs_dir='/their/runs' (here 'runs')"
+            "dataset.index_dir='/their/index' (here 'runs/.utnet'), "
+            "logging.runs_dir='/their/runs' (here 'runs')"
         )
         assert said.isprintable(), "the name of a folder could steer the terminal that shows the log"
     mine = command_settings(None, ["logging.runs_dir=my", "dataset.cache=auto"], evaluate=path)
     assert (str(mine.config.logging.runs_dir), mine.config.dataset.cache) == ("my", "auto")
     assert "/their/runs" not in str(mine.origin)
+
+
+@pytest.mark.parametrize(
+    ("made", "given", "place"),
+    [
+        (None, (), "runs/.utnet"),
+        ("link", (), "runs/.utnet"),
+        ("folder", (), None),
+        (None, ("dataset.root_dir={data}",), None),
+        (None, ("logging.runs_dir=mine",), "mine/.utnet"),
+        (None, ("dataset.index_dir=there",), "there"),
+    ],
+)
+def test_an_index_is_made_where_the_command_line_or_the_data_has_its_place(
+    tmp_path: Path, made: str | None, given: tuple[str, ...], place: str | None
+) -> None:
+    """Beside the data by default; but a folder that only a checkpoint names is not written to."""
+    data = tmp_path / "data"
+    data.mkdir()
+    if made == "folder":
+        (data / ".utnet").mkdir()
+    if made == "link":
+        (data / ".utnet").symlink_to(tmp_path)
+    path = write(tmp_path / "best.pt", {"dataset": {"root_dir": str(data), "index_dir": None}})
+    settings = command_settings(None, [text.format(data=data) for text in given], evaluate=path)
+    assert settings.config.dataset.index_dir == (None if place is None else Path(place))
+    if place == "runs/.utnet":
+        assert "; what is made of the data goes to 'runs/.utnet'" in str(settings.origin)
 
 
 def test_a_named_file_wins_over_the_checkpoint(tmp_path: Path, file: Path) -> None:
