@@ -175,9 +175,10 @@ def test_nohup_outlives_its_terminal_and_a_path_is_told_from_anywhere(
     embedded: Embedded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The closed terminal is what nohup is for; and last.pt named from beside it is that run's."""
-    command = ["nohup", sys.executable, "train.py", *embedded.settings(*SETTINGS, "name=nohup")]
+    brief = ("name=nohup", "training.num_epochs=1", "training.max_steps_per_epoch=4", "logging.every=1")
+    command = ["nohup", sys.executable, "train.py", *embedded.settings(*brief)]
     process = processes.start(command, cwd=ROOT, env=dict(os.environ))
-    run = wait_for_step(embedded, "nohup", 2)
+    run = wait_for_step(embedded, "nohup", 1)
     process.send_signal(signal.SIGHUP)
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 0, said
