@@ -106,11 +106,11 @@ def test_a_file_that_was_removed_is_made_again(tmp_path: Path) -> None:
 def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
     """A terminal that was stopped with Ctrl-S, a pager nobody scrolls: rank 0 would stand, and all wait."""
     reader, writer = os.pipe()
-    stream = Outlet("stdout", descriptor=writer)
+    stream = Outlet("a pipe", descriptor=writer)
     text = "".join(f"line {k:06}\n" for k in range(20_000))
     with log_lines("outlets") as said:
         stream.write(text)
-    assert said == ["WARNING: stdout: nobody reads it. The run goes on without it."]
+    assert said == ["WARNING: a pipe: nobody reads it. The run goes on without it."]
     read = b""
     while stream.stopped:
         read += os.read(reader, 1 << 20)
