@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -48,7 +48,7 @@ from src.runtime.outlet import optional
 from src.runtime.pace import PaceMeter
 from src.runtime.progress import progress
 from src.runtime.seed import seed_everything
-from src.runtime.signals import StopRequest, interrupt_on_stop, stop_signals_blocked
+from src.runtime.signals import StopRequest, interrupt_on_stop
 from src.schema import Shown
 from src.training import checkpoint as ckpt
 from src.training.checkpoint_folder import FOLDER, LAST, best_so_far, open_checkpoint
@@ -58,7 +58,7 @@ from src.training.mesh_scorer import MeshScorer
 from src.training.optim import describe_rate, global_batch
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
-from src.training.run_folder import RunFolder, open_run_folder
+from src.training.run_folder import open_run_folder
 from src.training.saver import Saver
 from src.training.setup import build_model
 from src.training.step import TrainStep
@@ -197,7 +197,8 @@ def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
 def run_training(settings: Settings, context: DistContext, resume: str | None) -> int:
     """Train from scratch or from a checkpoint; 0 when finished, 3 when a signal ended it after saving."""
     config = settings.config
-    with opened_run_folder(settings, context, resume) as folder:
+    with open_run_folder(config, context, resume) as folder:
+        settings.log()
         run_dir = folder.path
         run = build_run(config, context, run_dir, folder.source)
     run.stop.install()
@@ -223,17 +224,6 @@ def run_training(settings: Settings, context: DistContext, resume: str | None) -
     return 0
 
 
-@contextlib.contextmanager
-def opened_run_folder(settings: Settings, context: DistContext, resume: str | None) -> Iterator[RunFolder]:
-    """The folder of a run for what begins it; a new one is gone where that fails, whatever ends it."""
-    with contextlib.ExitStack() as unless_started:
-        with stop_signals_blocked():
-            folder = open_run_folder(settings.config, context, resume)
-            unless_started.enter_context(folder.gone_unless_started(context))
-        settings.log()
-        yield folder
-
-
 def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
     """Score a checkpoint on validation.split and write the per-sample file.
 
@@ -241,7 +231,8 @@ def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
         TrainingError: a score is not finite; all that is said of it is written by then.
     """
     config = settings.config
-    with opened_run_folder(settings, context, None) as folder:
+    with open_run_folder(config, context, None) as folder:
+        settings.log()
         judged = build_evaluation(config, context, path)
     scoring, state, files = judged.scoring, judged.state, folder.path / "val"
     recorder = Recorder(folder.path, config, context)

@@ -21,6 +21,7 @@ from src.errors import AssetError, ConfigError
 from src.runtime import log
 from src.runtime.distributed import DistContext
 from src.runtime.files import lock, open_lock, read_plain
+from src.runtime.signals import stop_signals_blocked
 from src.training.checkpoint import read_checkpoint
 from src.training.checkpoint_folder import FOLDER, LAST, to_go_on_from
 
@@ -45,23 +46,13 @@ class RunFolder:
     new: bool
     """Made by this process."""
 
-    @contextlib.contextmanager
-    def gone_unless_started(self, context: DistContext) -> Iterator[None]:
-        """Inside, an error removes the folder if it is new: what never began leaves nothing behind."""
-        started = False
-        try:
-            yield
-            started = True
-        finally:
-            if self.new and context.is_main and not started:
-                log.configure(rank=context.rank)
-                shutil.rmtree(self.path, ignore_errors=True)
 
+@contextlib.contextmanager
+def open_run_folder(config: RunConfig, context: DistContext, resume: str | None) -> Iterator[RunFolder]:
+    """The folder of this run, for what begins it: decided by rank 0, which locks it.
 
-def open_run_folder(config: RunConfig, context: DistContext, resume: str | None) -> RunFolder:
-    """The folder of this run: decided by rank 0, which locks it.
-
-    From here on the log is also kept in the run folder.
+    From here on the log is also kept in the run folder. If what begins the run fails, whatever ends it, a new
+    folder is removed: a run that never began leaves nothing behind.
 
     Args:
         config: of the run.
@@ -87,13 +78,22 @@ def open_run_folder(config: RunConfig, context: DistContext, resume: str | None)
         lines += [warning] if warning else []
         return RunFolder(own, source, new=False) if own else _make(config, source), lines
 
-    decided = context.together("making the run folder", lambda: decide() if context.is_main else None)
-    folder, lines = context.broadcast_object(decided)
-    log.configure(rank=context.rank, log_file=folder.path / "log.txt")
-    for line in lines if context.is_main else ():
-        (_log.warning if line.startswith("WARNING") else _log.info)(line)
-    opened: RunFolder = folder
-    return opened
+    with contextlib.ExitStack() as unless_begun:
+        with stop_signals_blocked():
+            decided = context.together("making the run folder", lambda: decide() if context.is_main else None)
+            folder, lines = context.broadcast_object(decided)
+            unless_begun.callback(_remove, folder, context)
+        log.configure(rank=context.rank, log_file=folder.path / "log.txt")
+        for line in lines if context.is_main else ():
+            (_log.warning if line.startswith("WARNING") else _log.info)(line)
+        yield folder
+        unless_begun.pop_all()
+
+
+def _remove(folder: RunFolder, context: DistContext) -> None:
+    if folder.new and context.is_main:
+        log.configure(rank=context.rank)
+        shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def started(run: Path) -> datetime:
@@ -173,7 +173,7 @@ def _make(config: RunConfig, source: Path | None = None) -> RunFolder:
         except OSError as error:
             raise ConfigError(
                 f"logging.runs_dir={config.logging.runs_dir}: no run folder can be made there "
-                f"({error.strerror}). Name a folder that this user may write to"
+                f"({error.strerror}). Look at its rights, and at the length of name"
             ) from None
         _take(folder)
         return RunFolder(folder, source, new=True)

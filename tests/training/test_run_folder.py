@@ -12,7 +12,7 @@ import pytest
 
 from src.config import LoggingConfig, RunConfig
 from src.errors import ConfigError, DataError
-from src.runtime import files
+from src.runtime import files, log
 from src.training import run_folder
 from src.training.checkpoint_folder import FOLDER, LAST
 from src.training.run_folder import LOCK, META, open_run_folder, started
@@ -108,10 +108,9 @@ def test_a_run_that_never_saved_does_not_hand_over_in_silence(
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
     """A misspelt name begins anew: somebody must be able to see that."""
-    with log_lines("run folder") as said:
-        folder = open_run_folder(config_in(tmp_path), ALONE, "auto")
-    assert folder.new
-    assert folder.source is None
+    with log_lines("run folder") as said, open_run_folder(config_in(tmp_path), ALONE, "auto") as folder:
+        assert folder.new
+        assert folder.source is None
     assert said == [f"--resume auto: no run called demo in {tmp_path} has saved: a new one"]
 
 
@@ -202,10 +201,14 @@ def test_odd_neighbours_do_not_bar_a_resume(
 @pytest.mark.parametrize("kind", [DataError, OSError, KeyboardInterrupt, RuntimeError])
 def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, kind: type[BaseException]) -> None:
     """Ten wrong paths in a row are ten folders that --resume auto and people look through."""
-    folder = open_run_folder(config_in(tmp_path), ALONE, None)
-    assert (folder.path / LOCK).is_file()
-    with pytest.raises(kind), folder.gone_unless_started(ALONE):
-        raise kind("no")
+
+    def begin() -> None:
+        with open_run_folder(config_in(tmp_path), ALONE, None) as folder:
+            assert (folder.path / LOCK).is_file()
+            raise kind("no")
+
+    with pytest.raises(kind, match="no"):
+        begin()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -213,8 +216,20 @@ def test_a_folder_that_was_there_stays(tmp_path: Path, monkeypatch: pytest.Monke
     """A resume that fails at its start must not take the run with it."""
     run = run_of(tmp_path, "20260101-000000-demo", "2026-01-01T00:00:00+00:00")
     monkeypatch.setattr(run_folder, "to_go_on_from", lambda path: (path, None))
-    folder = open_run_folder(config_in(tmp_path), ALONE, "auto")
-    assert (folder.path, folder.source, folder.new) == (run, run / FOLDER / LAST, False)
-    with pytest.raises(DataError), folder.gone_unless_started(ALONE):
-        raise DataError("no")
+
+    def begin() -> None:
+        with open_run_folder(config_in(tmp_path), ALONE, "auto") as folder:
+            assert (folder.path, folder.source, folder.new) == (run, run / FOLDER / LAST, False)
+            raise DataError("no")
+
+    with pytest.raises(DataError, match="no"):
+        begin()
     assert (run / FOLDER / LAST).is_file()
+
+
+def test_a_start_that_succeeds_keeps_its_folder(tmp_path: Path) -> None:
+    """And writes its log there."""
+    with open_run_folder(config_in(tmp_path), ALONE, None) as folder:
+        run_folder._log.info("begun")
+    assert "begun" in (folder.path / "log.txt").read_text()
+    log.configure()
