@@ -120,7 +120,7 @@ def load_hand_asset(path: Path | str) -> HandAsset:
     wanted = {"format": _CACHE_FORMAT, "file_sha256": hashlib.sha256(content).hexdigest()}
     if (kept := store.find(wanted, say=True)) is not None:
         return _kept_asset(kept)
-    asset = _from_pickle(path)
+    asset = _from_pickle(content, f"hand model {path}")
     if (lost := store.offer(wanted, functools.partial(_keep, asset))) is not None:
         _log.info(f"hand model {path}: its arrays are not kept ({lost}); it is converted at each start")
     return asset
@@ -228,14 +228,12 @@ def _fingerprint(arrays: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _from_pickle(path: Path) -> HandAsset:
+def _from_pickle(content: bytes, where: str) -> HandAsset:
     """Unpickle safely, then check."""
-    content = safe_pickle.load(path, allow=MANO_GLOBALS, what="hand model", error=AssetError)
-    if not isinstance(content, dict):
-        raise AssetError(
-            f"hand model {path}: holds a {type(content).__name__}, want MANO's dictionary. {_WHERE_TO_GET}"
-        )
-    return make_asset(content, is_standin=STANDIN_KEY in content, where=f"hand model {path}")
+    fields = safe_pickle.loads(content, allow=MANO_GLOBALS, where=where)
+    if not isinstance(fields, dict):
+        raise AssetError(f"{where}: holds a {type(fields).__name__}, want MANO's dictionary. {_WHERE_TO_GET}")
+    return make_asset(fields, is_standin=STANDIN_KEY in fields, where=where)
 
 
 def _parents(table: NDArray[Any], where: str) -> Index:

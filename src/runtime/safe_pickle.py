@@ -24,7 +24,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -293,47 +293,49 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(
-    source: Path | str | BinaryIO,
+    path: Path,
     *,
     allow: AllowList,
     what: str,
     most_bytes: int = MOST_BYTES,
     error: type[UTNetError] = AssetError,
 ) -> Any:
+    """Read a file that holds one pickle; see `loads`.
+
+    Args:
+        path: the file.
+        allow: as of `loads`.
+        what: the file's role, for messages ("HO3D annotation").
+        most_bytes: longest file that is read.
+        error: class of the error to raise.
+
+    Raises:
+        error: the file cannot be read or is too long; or as of `loads`.
+    """
+    try:
+        content = read_plain(path, most_bytes)
+    except (OSError, ValueError) as reason:  # ValueError: a name with a NUL
+        why = (reason.strerror if isinstance(reason, OSError) else None) or str(reason)
+        raise error(f"{what} {path}: cannot be read ({why}).") from reason
+    return loads(content, allow=allow, where=f"{what} {path}", error=error)
+
+
+def loads(content: bytes, *, allow: AllowList, where: str, error: type[UTNetError] = AssetError) -> Any:
     """Read one pickle (any protocol, text as latin-1) that may name nothing but what `allow` lists.
 
     Args:
-        source: path, or a binary file open for reading.
+        content: of a file.
         allow: (module, name) -> what stands in for it; see `MANO_GLOBALS` and `META_GLOBALS`.
-        what: the file's role, for messages ("MANO file", "HO3D annotation").
-        most_bytes: longest file that is read.
+        where: names it in messages.
         error: class of the error to raise.
 
     Returns:
         the object; containers, numbers, text, arrays and `Record`s only.
 
     Raises:
-        error: the file cannot be read, is too long, truncated or no pickle, names something else, or would
-            cost more memory or time than its length suggests.
+        error: it is truncated or no pickle, names something else, or would cost more memory or time than its
+            length suggests.
     """
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        try:
-            content = read_plain(path, most_bytes)
-        except (OSError, ValueError) as reason:  # ValueError: a name with a NUL
-            raise error(f"{what} {path}: cannot be read ({_why(reason)}).") from reason
-        return _load_bytes(content, allow, f"{what} {path}", error)
-    content = source.read(most_bytes)
-    return _load_bytes(content, allow, f"{what} {getattr(source, 'name', '<stream>')}", error)
-
-
-def _why(reason: OSError | ValueError) -> str:
-    """The system's words, without the path."""
-    return (reason.strerror if isinstance(reason, OSError) else None) or str(reason)
-
-
-def _load_bytes(content: bytes, allow: AllowList, where: str, error: type[UTNetError]) -> Any:
-    """Unpickle and turn every failure into one clear line."""
     reader = _Unpickler(content, allow)
     try:
         require_bounded(content)

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import AssetError, DataError
-from src.runtime.safe_pickle import MANO_GLOBALS, META_GLOBALS, dumps, load
+from src.runtime.safe_pickle import MANO_GLOBALS, META_GLOBALS, dumps, load, loads
 
 
 def _read(content: bytes, **options: Any) -> Any:
-    return load(io.BytesIO(content), allow=META_GLOBALS, what="HO3D annotation", **options)
+    return loads(content, allow=META_GLOBALS, where="HO3D annotation x", **options)
 
 
 META = {
