@@ -164,11 +164,7 @@ class DeviceLoader:
                     return
                 given += 1
                 yield parcel
-        except (
-            RuntimeError,
-            EOFError,
-            OSError,
-        ) as error:  # it died or hangs, or died in the middle of a batch
+        except (RuntimeError, EOFError, OSError) as error:  # a process died, in a batch or not, or hangs
             if self._loader.num_workers == 0:
                 raise
             why = self._lost_processes() or next(iter(str(error).splitlines()), type(error).__name__)

@@ -248,7 +248,6 @@ def test_print_config_and_one_line_error() -> None:
             capture_output=True,
             text=True,
             timeout=120,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
             check=False,
         )
 

@@ -21,7 +21,7 @@ TIMEOUT_S = 200
 
 def command(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a Python command line in the project's root; TimeoutError, and all of it ended, after TIMEOUT_S."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    environment = {**os.environ, **(env or {})}
     return processes.run([sys.executable, *arguments], cwd=ROOT, env=environment, timeout_s=TIMEOUT_S)
 
 

@@ -48,7 +48,7 @@ def attack(kind: str, folder: Path) -> None:
                 text = f"no error: {type(case(place)).__name__}"
             except UTNetError as error:
                 text = f"{type(error).__name__}: {error}"
-            except BaseException as error:  # noqa: BLE001  (a traceback for the user)
+            except Exception as error:  # noqa: BLE001  (whatever it is: a traceback for the user)
                 text = f"traceback: {type(error).__name__}: {error}"
             signal.setitimer(signal.ITIMER_PROF, 0)
             peak = max(0, _memory("VmHWM") - before)

@@ -30,8 +30,7 @@ SETTINGS = (
 def start(embedded: Embedded, *more: str, new_session: bool = False) -> subprocess.Popen[str]:
     """A run in the background."""
     command = [sys.executable, "train.py", *embedded.settings(*SETTINGS, *more)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return processes.start(command, cwd=ROOT, env=environment, new_session=new_session)
+    return processes.start(command, cwd=ROOT, env=dict(os.environ), new_session=new_session)
 
 
 def wait_for_step(embedded: Embedded, name: str, step: int) -> Path:
