@@ -112,7 +112,7 @@ def remove_leftovers(own: Path) -> None:
         old = own.stat().st_mtime - _IDLE_S
         for entry in entries:
             found = _LEFTOVER.fullmatch(entry.name)
-            if found is None or entry.name == own.name or entry.is_symlink():
+            if found is None or entry.name == own.name:
                 continue
             local = found["machine"] == machine()
             with contextlib.suppress(OSError):
@@ -127,6 +127,7 @@ def _remove_unclaimed(entry: os.DirEntry[str], *, without_locks: bool) -> None:
         entry: it.
         without_locks: remove it where there are no locks either.
     """
+    # O_NOFOLLOW: a link is nothing that a writer of ours left, and leads to what is not ours.
     mode = os.O_RDONLY | os.O_DIRECTORY if entry.is_dir() else os.O_RDWR | os.O_NONBLOCK
     with Descriptor(os.open(entry.path, mode | os.O_NOFOLLOW | os.O_CLOEXEC)) as opened:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import os
 import pickle
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -152,21 +155,30 @@ def test_other_labels_under_the_same_lists_are_said(embedded: Embedded, tmp_path
     assert "have changed since" not in scored.stdout
 
 
+def signalled(number: signal.Signals, place: str) -> None:
+    """Send this process a signal when it comes to a function, `module:name`."""
+    module, _, name = place.partition(":")
+    owner = importlib.import_module(module)
+    work = getattr(owner, name)
+
+    def stopped(*arguments: Any, **settings: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return work(*arguments, **settings)
+
+    setattr(owner, name, stopped)
+
+
+@pytest.mark.parametrize("place", ["train:build_model", "src.training.run_folder:_take"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_during_the_start_is_a_line_and_leaves_no_folder(
-    embedded: Embedded, number: signal.Signals
+    embedded: Embedded, number: signal.Signals, place: str
 ) -> None:
     """An index takes minutes: whoever stops it then has nothing to keep."""
-    name = f"early-{number.name}"
-    process = start(embedded, f"name={name}")
-    deadline = time.monotonic() + 100
-    while not list(embedded.runs.glob(f"*-{name}")) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=100)
-    assert process.returncode == 2, said
-    assert f"Stopped by {number.name}, nothing was saved" in said
-    assert "Traceback" not in said
+    name = f"early-{number.name}-{place[-4:]}"
+    done = embedded.main(f"name={name}", plant=functools.partial(signalled, number, place))
+    assert done.returncode == 2, done.stdout
+    assert done.stderr.splitlines()[-1] == f"Stopped by {number.name}, nothing was saved"
+    assert "Traceback" not in done.stderr
     assert not list(embedded.runs.glob(f"*-{name}"))
 
 

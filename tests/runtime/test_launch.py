@@ -14,7 +14,7 @@ import pytest
 import torch.distributed as dist
 
 from src.errors import ConfigError
-from src.runtime import launch
+from src.runtime import launch, parent
 from src.runtime.launch import (
     Place,
     place_from_environment,
@@ -181,28 +181,46 @@ def test_ranks_end_with_torchrun_and_leave_nothing_half_written(
     (tmp_path / "wrapper.sh").write_text(WRAPPER)
     work = tmp_path / "work"
     work.mkdir()
-    with launched(tmp_path, CHILD, around) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
+    with launched(tmp_path, CHILD, around) as agent:
+        assert agent.stdout is not None
+        child = int(agent.stdout.readline())
         wait_until(lambda: (work / "helper").is_file() and (work / "helper").read_text() != "")
         processes = [child, int((work / "helper").read_text())]
         assert [path.name for path in work.iterdir() if path.name.endswith(".part")], "it is writing"
-        parent.send_signal(number)
+        agent.send_signal(number)
     wait_until(lambda: not any(lives(pid) for pid in processes))
     assert [path.name for path in work.iterdir()] == ["helper"]
 
 
 def test_a_torchrun_that_was_killed_while_its_ranks_imported_is_noticed(tmp_path: Path) -> None:
-    """They asked for their parent seconds later, and took process 1 for it."""
+    """They asked for their agent seconds later, and took process 1 for it."""
     work = tmp_path / "work"
     work.mkdir()
-    with launched(tmp_path, EARLY) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
+    with launched(tmp_path, EARLY) as agent:
+        assert agent.stdout is not None
+        child = int(agent.stdout.readline())
         wait_until((work / "helper").is_file)
-        parent.kill()
+        agent.kill()
     (work / "killed").touch()
     wait_until(lambda: not lives(child))
+
+
+@pytest.mark.parametrize(("first", "lives"), [("/sbin/init", False), ("python torchrun", True)])
+def test_whose_parent_is_process_1(monkeypatch: pytest.MonkeyPatch, first: str, lives: bool) -> None:
+    """An orphan's is; and in a container that of a rank whose torchrun is process 1 itself."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(parent.os, "getppid", lambda: 1)
+    monkeypatch.setattr(parent, "_holds", lambda path, text: path == "/proc/1/cmdline" and text in first)
+    agent = parent._agent()
+    assert agent is not None
+    assert agent.lives() is lives
+
+
+def test_nobody_is_a_parent_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of one process goes on when its shell ends, as nohup asks for; no process has this number."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert parent._agent() is None
+    assert not parent.Agent(1 << 30, "").lives()
 
 
 def launched(folder: Path, program: str, around: tuple[str, ...] = ()) -> subprocess.Popen[str]:

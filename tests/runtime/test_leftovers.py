@@ -8,11 +8,12 @@ import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from src.runtime.files import atomic_directory, atomic_write
-from src.runtime.unfinished import machine
+from src.runtime.unfinished import claimed, machine
 
 DAY_S = 86_400.0
 
@@ -117,3 +118,19 @@ def test_what_is_no_leftover_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         file.write(b"x")
     assert {p.name for p in tmp_path.iterdir()} == {"own", "theirs", link.name, *names}
     assert theirs.read_text() == "x"
+
+
+def test_what_was_taken_for_a_leftover_is_made_again(tmp_path: Path) -> None:
+    """Another writer removed it between its making and its lock: it would be written into nowhere."""
+    path, made = tmp_path / "x.part", []
+
+    def make() -> BinaryIO:
+        file = path.open("xb")
+        made.append(file)
+        if len(made) == 1:
+            path.unlink()
+        return file
+
+    with claimed(path, make) as file:
+        assert len(made) == 2
+        assert os.fstat(file.fileno()).st_nlink == 1

@@ -122,6 +122,18 @@ def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
     os.close(reader)
 
 
+def test_a_reader_that_died_is_not_waited_for_nor_written_to() -> None:
+    """Its text would fill the memory, and what a library in C prints there would fail again and again."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = Outlet("a pipe", descriptor=writer)
+    stream.write("one\n")
+    stream.write("two\n")
+    assert not stream.stopped
+    assert os.write(writer, b"three\n") == 6, "the descriptor leads nowhere now"
+    os.close(writer)
+
+
 @pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError, ZeroDivisionError, MemoryError])
 def test_what_decorates_may_fail_in_any_way(kind: type[Exception]) -> None:
     """A picture, a curve, a report: once a warning, once that it works again."""
