@@ -182,6 +182,17 @@ def test_a_signal_during_the_start_is_a_line_and_leaves_no_folder(
     assert not list(embedded.runs.glob(f"*-{name}"))
 
 
+@pytest.mark.parametrize(("starts", "status"), [("0", 0), ("2", 3)])
+def test_an_agreed_stop_is_not_undone_by_torchrun(embedded: Embedded, starts: str, status: int) -> None:
+    """With restarts left it starts a run again that left with any status but 0."""
+    plant = functools.partial(signalled, signal.SIGTERM, "train:epoch_notes")
+    env = {"TORCHELASTIC_MAX_RESTARTS": "2", "TORCHELASTIC_RESTART_COUNT": starts}
+    done = embedded.main(f"name=agreed{starts}", env=env, plant=plant)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Stopped by SIGTERM after step 1, saved" in done.stdout
+    assert ("Leaving with status 0" in done.stdout) == (status == 0)
+
+
 def test_nohup_outlives_its_terminal_and_a_path_is_told_from_anywhere(
     embedded: Embedded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
