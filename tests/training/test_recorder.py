@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -140,14 +141,17 @@ def test_broken_lines_bar_no_resume_and_are_counted(tmp_path: Path, caplog: pyte
         b"[1]\n",
         b'{"step": true}\n',
         b'{"step": 2, "minutes": "3"}\n',
+        b'{"step": 2, "minutes": 1e308}\n',  # in seconds it would be Infinity, which is no JSON
+        b'{"step": 2, "minutes": -1}\n',
     ]
     path = tmp_path / "scalars.jsonl"
-    path.write_bytes(b"".join(a + b for a, b in zip(good, broken, strict=True)) + b'{"step": 6, "Tr')
+    lines = [line for pair in zip_longest(good, broken, fillvalue=b"") for line in pair]
+    path.write_bytes(b"".join(lines) + b'{"step": 6, "Tr')
     with caplog.at_level("WARNING"):
         recorder = Recorder(tmp_path, RunConfig(), ALONE, resume_step=4)
     assert path.read_bytes() == b"".join(good[:4])
     assert [r.message for r in caplog.records] == [
-        f"WARNING: {path}: 5 lines are no scalars (first: line 2), passed over"
+        f"WARNING: {path}: 7 lines are no scalars (first: line 2), passed over"
     ]
     recorder.scalars(5, {"Train/loss": 1.0})
     recorder.close()
