@@ -27,16 +27,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataloader.samplers import validation_batches
+from dataloader.batches.samplers import validation_batches
 from src.errors import ConfigError, UTNetError
 from src.evaluation.collect import collect
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, report_lines
 from src.evaluation.seeded import MESH_COLUMNS, Samples, known_answers, make_samples, mesh_columns
 from src.runtime.command_line import make_parser
-from src.runtime.distributed import DistContext, setup_distributed, spawn_ranks, teardown
-from src.runtime.link import Link
-from src.runtime.meeting import lost_peer
 from src.runtime.memory import PeakMemory
+from src.runtime.ranks.distributed import DistContext, setup_distributed, spawn_ranks, teardown
+from src.runtime.ranks.link import Link
+from src.runtime.ranks.meeting import lost_peer
 
 KINDS = ("duplicate", "missing", "nan", "raise", "stall", "kill")
 """What --inject does to a rank."""

@@ -20,14 +20,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import src.runtime.parent  # noqa: F401  (looks who started us, before all that takes seconds)
+import src.runtime.ranks.parent  # noqa: F401  (looks who started us, before all that takes seconds)
 
 import torch
 
-from dataloader.augment import epoch_notes
 from dataloader.build import DeviceLoader, build_eval_loader, build_splits, build_train_loader
+from dataloader.crop.augment import epoch_notes
+from dataloader.ho3d.leaks import FrameNames, find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.leaks import FrameNames, find_leaks
 from src.config import RunConfig
 from src.config_file import config_to_yaml
 from src.errors import DataError, UTNetError
@@ -40,26 +40,26 @@ from src.runtime import log
 from src.runtime.command_line import make_parser
 from src.runtime.complaint import complaint
 from src.runtime.debug import DebugBatches, debug_loss_enabled, trace_enabled
-from src.runtime.distributed import DistContext, abandon, setup_distributed, teardown
-from src.runtime.launch import rank_from_environment, starts_again
 from src.runtime.machine import configure_torch, require_short_temporary_folder
-from src.runtime.meeting import lost_peer
 from src.runtime.outlet import optional
 from src.runtime.pace import PaceMeter
 from src.runtime.progress import progress
+from src.runtime.ranks.distributed import DistContext, abandon, setup_distributed, teardown
+from src.runtime.ranks.launch import rank_from_environment, starts_again
+from src.runtime.ranks.meeting import lost_peer
 from src.runtime.seed import seed_everything
 from src.runtime.signals import StopRequest, interrupt_on_stop
 from src.schema import Shown
-from src.training import checkpoint as ckpt
-from src.training.checkpoint_folder import FOLDER, LAST, best_so_far, open_checkpoint
-from src.training.checkpoint_settings import DEFAULT_CONFIG, Settings, command_settings
+from src.training.checkpoints import checkpoint as ckpt
+from src.training.checkpoints.folder import FOLDER, LAST, best_so_far, open_checkpoint
+from src.training.checkpoints.saver import Saver
+from src.training.checkpoints.settings import DEFAULT_CONFIG, Settings, command_settings
 from src.training.diagnosis.doctor import Doctor
 from src.training.mesh_scorer import MeshScorer
 from src.training.optim import describe_rate, global_batch
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
-from src.training.saver import Saver
 from src.training.setup import build_model
 from src.training.step import TrainStep
 from src.training.validation import (

@@ -24,17 +24,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import Row, interleaved, report
+from dataloader.batches.collate import collate
+from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
-from dataloader.collate import collate
-from dataloader.prepare import prepare
-from dataloader.samplers import SampleKey
+from dataloader.crop.prepare import prepare
 from src.config import RunConfig
 from src.config_file import config_to_yaml, load_config
 from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
-from src.runtime.distributed import DistContext
-from src.training.checkpoint import commit
+from src.runtime.ranks.distributed import DistContext
+from src.training.checkpoints.checkpoint import commit
 from src.training.setup import backbone_dtype
 from src.training.step import TrainStep
 

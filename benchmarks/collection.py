@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from benchmarks.common import Row, interleaved, report
-from dataloader.samplers import validation_batches
+from dataloader.batches.samplers import validation_batches
 from src.evaluation.evaluator import EvaluationShard, evaluate
 from src.evaluation.metrics import mpjpe_mm, pa_mpjpe_mm
 from src.evaluation.seeded import MESH_COLUMNS, Samples, make_samples
-from src.runtime.distributed import DistContext, spawn_ranks
+from src.runtime.ranks.distributed import DistContext, spawn_ranks
 
 SAMPLES, BATCH, RANKS, REPEATS = 8332, 64, 4, 7
 STEPS = ("shards", "header", "indices", "rows", "metrics", "broadcast")

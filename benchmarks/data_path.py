@@ -22,18 +22,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.common import Row, interleaved, report
-from dataloader.augment import draw
-from dataloader.collate import collate
-from dataloader.crop import z_ref_from_box
+from dataloader.batches.collate import collate
+from dataloader.batches.modality import show_depth
+from dataloader.batches.samplers import SampleKey
+from dataloader.crop.augment import draw
+from dataloader.crop.camera import z_ref_from_box
+from dataloader.crop.prepare import IMAGENET_MEAN, IMAGENET_STD
+from dataloader.ho3d.labels import assemble
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.labels import assemble
-from dataloader.modality import show_depth
-from dataloader.prepare import IMAGENET_MEAN, IMAGENET_STD
-from dataloader.samplers import SampleKey
+from dataloader.synthetic.hand.standin import build_standin
 from dataloader.synthetic.writer import Parameters, write_tree
 from src.config import DatasetConfig, ModelConfig, RunConfig
 from src.hand.mano import ManoLayer
-from src.hand.standin import build_standin
 from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, DEPTH_UNIT_M
 
 SEQUENCES, FRAMES, BATCH, REPEATS = 8, 10, 24, 5

@@ -13,9 +13,9 @@ import smplx
 import torch
 
 from benchmarks.common import Row, interleaved, report
+from dataloader.synthetic.hand.standin import write_standin
 from src.geometry.rotation import rotation_from_aa
 from src.hand.mano import ManoLayer
-from src.hand.standin import write_standin
 
 
 def main() -> None:

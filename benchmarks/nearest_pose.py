@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import Row, report
+from dataloader.synthetic.hand.standin import write_standin
 from src.evaluation.metrics import pa_mpjpe_mm
 from src.evaluation.nearest_pose import nearest_pose_mm
 from src.geometry.rotation import rotation_from_aa
 from src.hand.mano import ManoLayer
-from src.hand.standin import write_standin
 
 ROWS, TRAIN, PLAIN_ROWS = 1600, 10_000, 4
 FULL_ROWS, FULL_TRAIN = 8332, 74_993

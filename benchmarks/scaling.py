@@ -18,7 +18,7 @@ from src.config import RunConfig
 from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
-from src.runtime.distributed import DistContext, spawn_ranks
+from src.runtime.ranks.distributed import DistContext, spawn_ranks
 from src.schema import HandBatch
 from src.training.step import TrainStep
 

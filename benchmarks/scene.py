@@ -11,19 +11,19 @@ from pathlib import Path
 
 import torch
 
+from dataloader.batches.collate import collate
+from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
-from dataloader.collate import collate
+from dataloader.crop.prepare import prepare
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.prepare import prepare
-from dataloader.samplers import SampleKey
+from dataloader.synthetic.hand.standin import build_standin, write_standin
 from dataloader.synthetic.writer import Parameters, write_tree
 from src.config import RunConfig
 from src.config_file import load_config
 from src.hand.mano import ManoLayer
-from src.hand.standin import build_standin, write_standin
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
-from src.runtime.distributed import DistContext
+from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, RawBatch
 from src.training.setup import backbone_dtype
 from src.training.step import TrainStep

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Row, report
+from dataloader.ho3d.index import open_index
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.index import open_index
+from dataloader.synthetic.hand.standin import build_standin
 from dataloader.synthetic.writer import Parameters, write_tree
 from src.config import DatasetConfig, RunConfig
 from src.hand.mano import ManoLayer
-from src.hand.standin import build_standin
-from src.runtime.distributed import DistContext, spawn_ranks
+from src.runtime.ranks.distributed import DistContext, spawn_ranks
 
 FRAMES, FOLDERS, MADE_FOLDERS, MADE_FRAMES = 83_325, 55, 11, 200
 RANKS, WORKERS, READS = 4, 8, 2_000

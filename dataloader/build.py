@@ -10,20 +10,20 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from dataloader.collate import collate
+from dataloader.batches.collate import collate
+from dataloader.batches.modality import Modality
+from dataloader.batches.parcel import Parcel
+from dataloader.batches.samplers import SampleKey, ShardSampler, TrainSampler
+from dataloader.crop.prepare import prepare
+from dataloader.ho3d.index import AnnotationIndex
+from dataloader.ho3d.split import SplitName
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.index import AnnotationIndex
-from dataloader.modality import Modality
-from dataloader.parcel import Parcel
-from dataloader.prepare import prepare
-from dataloader.samplers import SampleKey, ShardSampler, TrainSampler
-from dataloader.split import SplitName
 from src.config import RunConfig
 from src.errors import DataError, UTNetError
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import load_hand_asset
-from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
+from src.runtime.ranks.distributed import DistContext
 from src.runtime.seed import torch_stream
 from src.runtime.signals import child_watch, stop_signals_blocked
 from src.schema import HandBatch

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.augment import UNCHANGED, Augmentation, disturb_depth, draw, in_epoch, paint_rgb, widest
-from dataloader.cache import CachedFrame, CropCache
-from dataloader.cache_build import ensure_cache
-from dataloader.collate import collate
-from dataloader.crop import (
+from dataloader.batches.collate import collate
+from dataloader.batches.modality import Modality, show_depth
+from dataloader.batches.samplers import SampleKey
+from dataloader.cache.build import ensure_cache
+from dataloader.cache.crop_cache import CachedFrame, CropCache
+from dataloader.crop.augment import UNCHANGED, Augmentation, disturb_depth, draw, in_epoch, paint_rgb, widest
+from dataloader.crop.camera import (
     MIN_OVERLAP,
     CropCamera,
     covered_share,
@@ -30,17 +32,15 @@ from dataloader.crop import (
     z_ref_from_box,
     z_ref_from_depth,
 )
-from dataloader.decode import PictureFrame
-from dataloader.index import AnnotationIndex, index_store, open_index
-from dataloader.labels import CV_FROM_GL, TO_OPENPOSE, Labels, assemble, convert, hands_of, rest_roots
-from dataloader.layout import frame_path
-from dataloader.meta import ListName
-from dataloader.modality import Modality, show_depth
-from dataloader.prepare import prepare
-from dataloader.samplers import SampleKey
-from dataloader.split import Split, SplitName, divide, motion_of, read_held_out, whole_list
-from dataloader.truth import PUBLISHED, EvaluationTruth, missing_truth, open_truth
-from dataloader.turned_view import turn, turned_crop, view_about
+from dataloader.crop.prepare import prepare
+from dataloader.crop.turned_view import turn, turned_crop, view_about
+from dataloader.ho3d.index import AnnotationIndex, index_store, open_index
+from dataloader.ho3d.labels import CV_FROM_GL, TO_OPENPOSE, Labels, assemble, convert, hands_of, rest_roots
+from dataloader.ho3d.layout import frame_path
+from dataloader.ho3d.meta import ListName
+from dataloader.ho3d.split import Split, SplitName, divide, motion_of, read_held_out, whole_list
+from dataloader.ho3d.truth import PUBLISHED, EvaluationTruth, missing_truth, open_truth
+from dataloader.pictures.decode import PictureFrame
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
 from src.schema import HandSample, RawSample

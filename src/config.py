@@ -149,7 +149,7 @@ class ManoConfig:
     """The hand model."""
 
     model_path: Path = Path("data/mano/MANO_RIGHT.pkl")
-    """Right hand in MANO's file format: the licensed file, or the stand-in of src/hand/standin.py."""
+    """Right hand in MANO's file format: the licensed file, or the stand-in of dataloader/synthetic/hand."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 
 from src.config import RunConfig
 from src.config_file import config_to_dict
-from src.runtime.tensor_file import save_tensors
+from src.runtime.files.tensor_file import save_tensors
 
 
 def write_checkpoint(path: Path, config: Any = None) -> Path:

@@ -7,7 +7,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from src.hand.standin import write_standin
+from dataloader.synthetic.hand.standin import write_standin
 
 
 @functools.cache

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from dataloader.synthetic.hand.standin import build_standin
 from dataloader.synthetic.writer import Parameters, look_first, write_tree
 from src.errors import UTNetError
 from src.hand.mano_assets import HandAsset, load_hand_asset
-from src.hand.standin import build_standin
 from src.runtime import log
 from src.runtime.command_line import make_parser
 

@@ -45,7 +45,7 @@ from dataloader.synthetic.rig import Array, Rig
 from dataloader.synthetic.scene import Stage
 from src.errors import ConfigError, DataError
 from src.hand.mano_assets import HandAsset
-from src.runtime.files import atomic_directory, require_place
+from src.runtime.files.disk import atomic_directory, require_place
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
 from src.runtime.seed import stream

@@ -29,8 +29,8 @@ from src.evaluation.nearest_pose import nearest_pose_mm
 from src.geometry.procrustes import fit_rotation
 from src.hand.joints import OPENPOSE21
 from src.hand.mano import ManoLayer
-from src.runtime.derived import Store
-from src.runtime.files import atomic_write
+from src.runtime.files.derived import Store
+from src.runtime.files.disk import atomic_write
 from src.runtime.log import get_logger
 from src.schema import LabelTable
 
@@ -136,8 +136,8 @@ def cached_baselines(
         train: as there.
         val: as there.
         hand: as there.
-        cache_dir: where they are kept (`src/runtime/derived.py`); None keeps none. A folder that cannot be
-            written is said in the log and does no harm.
+        cache_dir: where they are kept (`src/runtime/files/derived.py`); None keeps none. A folder that cannot
+            be written is said in the log and does no harm.
         show_progress: as there.
 
     Raises:

@@ -7,7 +7,7 @@ order, one fixed field order, through one small buffer, each row put at its inde
 loop sends that as its status. A rank without rows says so with one word: silence means that it is gone.
 
 gloo compares neither shapes nor types: what could disagree is in the header. Who is to blame for a wait that
-failed is found out by `src.runtime.link`.
+failed is found out by `src.runtime.ranks.link`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from src.errors import CollectError
 from src.evaluation.shard import ROW_DTYPES, EvaluationShard
-from src.runtime.link import Link, name_ranks
 from src.runtime.memory import mapped
+from src.runtime.ranks.link import Link, name_ranks
 
 PROTOCOL_VERSION = 2
 HEADER = (

@@ -22,8 +22,8 @@ from src.evaluation import metrics
 from src.evaluation.collect import Receipt, Rows, collect
 from src.evaluation.shard import FILE_FACTS, MESH_USABLE, ROW_FIELDS, EvaluationShard, Guard
 from src.hand.joints import OPENPOSE21
-from src.runtime.files import atomic_write
-from src.runtime.link import Link
+from src.runtime.files.disk import atomic_write
+from src.runtime.ranks.link import Link
 from src.schema import EvalResult
 
 __all__ = ["CheckedResult", "EvaluationShard", "SampleRows", "evaluate", "report_lines", "write_per_sample"]

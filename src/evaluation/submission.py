@@ -19,8 +19,8 @@ from scipy.optimize import linear_sum_assignment
 
 from src.errors import DataError, ShapeError
 from src.hand.joints import HO3D21, OPENPOSE21, TIP_VERTICES, permutation
-from src.runtime.files import atomic_write
-from src.runtime.json_rows import Readable, json_rows, parse_points
+from src.runtime.files.disk import atomic_write
+from src.runtime.files.json_rows import Readable, json_rows, parse_points
 
 Array = NDArray[np.floating]
 Float32 = NDArray[np.float32]

@@ -20,11 +20,18 @@ from numpy.typing import NDArray
 
 from src.errors import AssetError
 from src.hand.joints import MANO16, MANO_PARENTS
-from src.runtime import safe_pickle
-from src.runtime.derived import Derived, Store
-from src.runtime.files import atomic_write, read_plain
+from src.runtime.files import safe_pickle
+from src.runtime.files.derived import Derived, Store
+from src.runtime.files.disk import atomic_write, read_plain
+from src.runtime.files.safe_pickle import (
+    MANO_GLOBALS,
+    MOST_BYTES,
+    ChRecord,
+    CscMatrixRecord,
+    Record,
+    SelectRecord,
+)
 from src.runtime.log import get_logger
-from src.runtime.safe_pickle import MANO_GLOBALS, MOST_BYTES, ChRecord, CscMatrixRecord, Record, SelectRecord
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -40,7 +47,7 @@ _KEPT = 2
 _WHERE_TO_GET = (
     "Register at https://mano.is.tue.mpg.de, download the models and put MANO_RIGHT.pkl at "
     "data/mano/MANO_RIGHT.pkl (or set mano.model_path). Without it, config/demo.yaml runs on the stand-in "
-    "hand that `make demo` and `python -m src.hand.standin --out PATH` write."
+    "hand that `make demo` and `python -m dataloader.synthetic.hand.standin --out PATH` write."
 )
 _log = get_logger(__name__)
 
@@ -96,7 +103,7 @@ def load_hand_asset(path: Path | str) -> HandAsset:
     """Read a right-hand model in MANO's pickle format.
 
     The converted arrays are kept beside the file, in `.utnet`, where the folder can be written
-    (`src/runtime/derived.py`); those of another content are never read.
+    (`src/runtime/files/derived.py`); those of another content are never read.
 
     Args:
         path: `MANO_RIGHT.pkl` or the stand-in.

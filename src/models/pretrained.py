@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from src.errors import AssetError
 from src.models.tokens import PATCH
 from src.models.utnet import UTNet
-from src.runtime.files import ZIP_FAILURES
-from src.runtime.tensor_file import first_nonfinite, load_tensors
+from src.runtime.files.disk import ZIP_FAILURES
+from src.runtime.files.tensor_file import first_nonfinite, load_tensors
 
 MIN_LOADED = 0.9
 """Share of the backbone's tensors that a file must fill."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from src.errors import ShapeError
 from src.hand.joints import FINGERS, OPENPOSE21, OPENPOSE_BONES
-from src.runtime.files import atomic_write
+from src.runtime.files.disk import atomic_write
 
 _FINGER_RGB = dict(
     zip(FINGERS, ((230, 60, 60), (235, 160, 30), (60, 190, 70), (50, 140, 240), (190, 80, 220)), strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.distributed as dist
 
 from src.errors import CollectError, ConfigError, PeerError, TrainingError
-from src.runtime.launch import rank_from_environment
+from src.runtime.ranks.launch import rank_from_environment
 
 
 def complaint(error: Exception) -> str | None:

@@ -10,8 +10,8 @@ import os
 import torch
 from torch import Tensor
 
-from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
+from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, LossTerms, Prediction
 
 _log = get_logger("debug")

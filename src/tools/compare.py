@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.split import motion_of
+from dataloader.ho3d.split import motion_of
 from src.errors import ConfigError, DataError, UTNetError, plain_text
 from src.evaluation.metrics import mean
 from src.evaluation.shard import MESH_USABLE
 from src.evaluation.statistics import Interval, bootstrap_mean
 from src.runtime.command_line import make_parser
 from src.runtime.debug import trace_enabled
-from src.runtime.files import atomic_write, read_npz, require_place
+from src.runtime.files.disk import atomic_write, read_npz, require_place
 
 LEVEL = 0.95
 FEW_GROUPS = 10

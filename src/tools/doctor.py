@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from dataloader.build import build_dataset, build_eval_loader, build_train_loader
+from dataloader.ho3d.leaks import FrameNames, LeakReport, find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.leaks import FrameNames, LeakReport, find_leaks
 from src.config import RunConfig
 from src.errors import TrainingError, UTNetError
 from src.evaluation.baselines import compute_baselines
@@ -37,12 +37,12 @@ from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.runtime import log
 from src.runtime.command_line import make_parser
-from src.runtime.distributed import DistContext, setup_distributed, teardown
 from src.runtime.machine import configure_torch, has_bf16
+from src.runtime.ranks.distributed import DistContext, setup_distributed, teardown
 from src.schema import HandBatch, LabelTable, Shown
-from src.training import checkpoint as ckpt
-from src.training.checkpoint_folder import open_checkpoint
-from src.training.checkpoint_settings import command_settings
+from src.training.checkpoints import checkpoint as ckpt
+from src.training.checkpoints.folder import open_checkpoint
+from src.training.checkpoints.settings import command_settings
 from src.training.diagnosis.doctor import check_data
 from src.training.diagnosis.finding import Finding, Status, summary
 from src.training.diagnosis.network import check_mean, check_output, check_probe, probe
@@ -52,7 +52,7 @@ from src.training.diagnosis.steps import Snapshot, check_step
 from src.training.setup import build_model
 from src.training.step import TrainStep
 
-_SPLIT_CODE = "dataloader/split.py, split.by"
+_SPLIT_CODE = "dataloader/ho3d/split.py, split.by"
 _BATCHES = 3
 _SCORED = 512
 """Validation samples that a checkpoint is scored on."""

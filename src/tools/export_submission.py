@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dataloader.batches.modality import Modality
 from dataloader.build import build_dataset, build_eval_loader
+from dataloader.ho3d.layout import frame_name, read_list
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.layout import frame_name, read_list
-from dataloader.modality import Modality
 from src.config import RunConfig
 from src.config_file import config_from_dict, load_config
 from src.errors import ConfigError, DataError, UTNetError
@@ -45,13 +45,13 @@ from src.models.utnet import UTNet
 from src.runtime import log
 from src.runtime.command_line import make_parser
 from src.runtime.debug import trace_enabled
-from src.runtime.distributed import DistContext, setup_distributed
-from src.runtime.files import require_place
-from src.runtime.launch import rank_from_environment
+from src.runtime.files.disk import require_place
 from src.runtime.machine import configure_torch
 from src.runtime.progress import progress
-from src.training import checkpoint as ckpt
-from src.training.checkpoint_folder import open_checkpoint
+from src.runtime.ranks.distributed import DistContext, setup_distributed
+from src.runtime.ranks.launch import rank_from_environment
+from src.training.checkpoints import checkpoint as ckpt
+from src.training.checkpoints.folder import open_checkpoint
 from src.training.setup import build_model
 
 OFFICIAL_FRAMES = {"v2": 11_524, "v3": 20_137}

@@ -27,7 +27,7 @@ from src.hand.mano import ManoLayer
 from src.render.pictures import grid, picture_from_network, truth_and_prediction, write_picture
 from src.runtime import log
 from src.runtime.command_line import make_parser
-from src.runtime.files import read_npz, require_place
+from src.runtime.files.disk import read_npz, require_place
 from src.runtime.seed import stream
 from src.schema import Shown
 from src.training.scalar_lines import read_scalars

@@ -25,12 +25,12 @@ from src.config import RunConfig
 from src.config_file import config_to_yaml
 from src.errors import plain_text
 from src.hand.mano import ManoLayer
-from src.runtime.distributed import DistContext
-from src.runtime.files import atomic_write
+from src.runtime.files.disk import atomic_write
 from src.runtime.outlet import Outlet, optional
 from src.runtime.pace import Pace
+from src.runtime.ranks.distributed import DistContext
 from src.schema import EvalResult, Shown
-from src.training.checkpoint import commit
+from src.training.checkpoints.checkpoint import commit
 from src.training.scalar_lines import read_scalars
 from src.training.step import StepReport
 

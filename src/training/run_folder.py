@@ -19,11 +19,11 @@ from typing import Any, BinaryIO
 from src.config import RunConfig
 from src.errors import AssetError, ConfigError
 from src.runtime import log
-from src.runtime.distributed import DistContext
-from src.runtime.files import lock, open_lock, read_plain
+from src.runtime.files.disk import lock, open_lock, read_plain
+from src.runtime.ranks.distributed import DistContext
 from src.runtime.signals import stop_signals_blocked
-from src.training.checkpoint import read_checkpoint
-from src.training.checkpoint_folder import FOLDER, LAST, to_go_on_from
+from src.training.checkpoints.checkpoint import read_checkpoint
+from src.training.checkpoints.folder import FOLDER, LAST, to_go_on_from
 
 META, LOCK = "meta.json", "run.lock"
 _WAIT_S = 10.0

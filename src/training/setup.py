@@ -10,9 +10,9 @@ from src.hand.mano_assets import banner, load_hand_asset
 from src.losses.loss import HandLoss
 from src.models.pretrained import load_backbone
 from src.models.utnet import UTNet
-from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
 from src.runtime.machine import has_bf16
+from src.runtime.ranks.distributed import DistContext
 
 _log = get_logger("setup")
 

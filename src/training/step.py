@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from src.config import RunConfig
 from src.errors import TrainingError
 from src.losses.loss import HandLoss
-from src.runtime.distributed import DistContext
+from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, LossTerms, Prediction, gathered, spread
 from src.training.muon import Share
 from src.training.optim import Ema, Optimizer, learning_rate, peak_rate

@@ -17,11 +17,11 @@ from src.evaluation.official import official_joint_rows
 from src.evaluation.points import mean
 from src.evaluation.report import summary_lines, validation_report
 from src.evaluation.submission import joints_to_official
-from src.runtime.distributed import DistContext
-from src.runtime.files import atomic_write
+from src.runtime.files.disk import atomic_write
 from src.runtime.log import get_logger
+from src.runtime.ranks.distributed import DistContext
 from src.schema import Shown
-from src.training.checkpoint import Progress
+from src.training.checkpoints.checkpoint import Progress
 from src.training.mesh_scorer import OFFICIAL_MESH_NAMES
 
 _log = get_logger("validation")

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataloader.augment import (
+from dataloader.batches.samplers import SampleKey
+from dataloader.crop.augment import (
     UNCHANGED,
     Augmentation,
     disturb_depth,
@@ -18,7 +19,6 @@ from dataloader.augment import (
     paint_rgb,
 )
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.samplers import SampleKey
 from src.config import AugmentationConfig
 from src.schema import DEPTH_UNIT_M
 from tests.dataloader.tree import FanHand, run_config, write_tree

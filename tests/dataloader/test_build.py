@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from dataloader import build
+from dataloader.batches.collate import collate
+from dataloader.batches.samplers import SampleKey
 from dataloader.build import DeviceLoader, build_dataset, build_eval_loader, build_train_loader
-from dataloader.collate import collate
+from dataloader.crop.prepare import prepare
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.prepare import prepare
-from dataloader.samplers import SampleKey
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
-from src.runtime.distributed import DistContext
+from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, HandSample
 from tests.dataloader.test_truth import meshes
 from tests.dataloader.tree import FanHand, Frame, run_config, write_tree

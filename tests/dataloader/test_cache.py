@@ -21,15 +21,18 @@ import numpy as np
 import pytest
 import zstandard
 
-from dataloader import cache_build, cache_codec, cache_part, decode
-from dataloader.cache import TABLE, CropCache
-from dataloader.cache_codec import decode_depth, decode_rgb, encode_depth, encode_rgb
-from dataloader.cache_window import geometry_of, within_reach
-from dataloader.decode import PictureFrame
+from dataloader.batches.samplers import SampleKey
+from dataloader.cache import build as cache_build
+from dataloader.cache import codec as cache_codec
+from dataloader.cache import part as cache_part
+from dataloader.cache.codec import decode_depth, decode_rgb, encode_depth, encode_rgb
+from dataloader.cache.crop_cache import TABLE, CropCache
+from dataloader.cache.window import geometry_of, within_reach
+from dataloader.ho3d.labels import hands_of
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.jpeg_file import jpeg_quality
-from dataloader.labels import hands_of
-from dataloader.samplers import SampleKey
+from dataloader.pictures import decode
+from dataloader.pictures.decode import PictureFrame
+from dataloader.pictures.jpeg_file import jpeg_quality
 from src.config import RunConfig
 from src.config_file import load_config
 from src.errors import DataError

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from dataloader import cache_window
-from dataloader.augment import Augmentation, draw
-from dataloader.cache_window import Geometry, geometry_of, reach, within_reach
-from dataloader.crop import Window, crop_camera, footprint, warp_depth, warp_rgb
+from dataloader.cache import window as cache_window
+from dataloader.cache.window import Geometry, geometry_of, reach, within_reach
+from dataloader.crop.augment import Augmentation, draw
+from dataloader.crop.camera import Window, crop_camera, footprint, warp_depth, warp_rgb
 from src.config import AugmentationConfig, DatasetConfig, ModelConfig, RunConfig
 
 PICTURE = (480, 640)

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataloader import augment, crop
-from dataloader.augment import Augmentation, Patch, disturb_depth, draw, in_epoch, paint_rgb
-from dataloader.crop import crop_camera
+from dataloader.batches.modality import show_depth
+from dataloader.batches.samplers import TrainSampler
+from dataloader.crop import augment
+from dataloader.crop import camera as crop
+from dataloader.crop.augment import Augmentation, Patch, disturb_depth, draw, in_epoch, paint_rgb
+from dataloader.crop.camera import crop_camera
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.modality import show_depth
-from dataloader.samplers import TrainSampler
 from src.config import AugmentationConfig
 from tests.dataloader.test_doors import TOLERANCE, fan
 from tests.dataloader.test_split import SEQUENCE_OF_ROW, SEQUENCES, side

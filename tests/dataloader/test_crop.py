@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataloader import crop
-from dataloader.augment import Augmentation
-from dataloader.crop import CropCamera, crop_camera
+from dataloader.crop import camera as crop
+from dataloader.crop.augment import Augmentation
+from dataloader.crop.camera import CropCamera, crop_camera
 from src.errors import DataError
 
 INTRINSICS = np.array([[614.6, 0.4, 320.3], [0, 611.0, 241.7], [0, 0, 1]])

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dataloader import decode
-from dataloader.decode import read_depth_bytes, read_rgb
+from dataloader.pictures import decode
+from dataloader.pictures.decode import read_depth_bytes, read_rgb
 from src.errors import DataError
 
 Reader = Callable[[Path], np.ndarray]

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader import decode, ho3d_dataset, label_checks
-from dataloader.collate import _stack
+from dataloader import ho3d_dataset
+from dataloader.batches.collate import _stack
+from dataloader.batches.samplers import SampleKey
+from dataloader.ho3d import label_checks
+from dataloader.ho3d.labels import convert, rest_roots
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.labels import convert, rest_roots
-from dataloader.samplers import SampleKey
+from dataloader.pictures import decode
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
 from src.hand.joints import OPENPOSE21

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataloader.decode import PictureFrame, combine_depth, jpeg_quality, read_depth_bytes, read_rgb
+from dataloader.pictures.decode import PictureFrame, combine_depth, jpeg_quality, read_depth_bytes, read_rgb
 from src.errors import DataError
 
 

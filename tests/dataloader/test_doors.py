@@ -15,10 +15,10 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from dataloader import index as index_module
+from dataloader.crop.prepare import prepare
+from dataloader.ho3d import index as index_module
+from dataloader.ho3d.labels import rest_roots
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.labels import rest_roots
-from dataloader.prepare import prepare
 from src.config import DatasetConfig, RunConfig
 from src.errors import DataError
 from src.hand.joints import HO3D21, OPENPOSE21, permutation

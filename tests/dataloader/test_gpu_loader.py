@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from dataloader import build
+from dataloader.batches.parcel import Parcel
 from dataloader.build import DeviceLoader, build_eval_loader, build_train_loader
-from dataloader.parcel import Parcel
 from src.config import ManoConfig, RunConfig
 from src.hand.mano import ManoLayer
-from src.runtime.distributed import DistContext
+from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, RawBatch
 from src.tools import export_submission
 from tests.dataloader.test_build import config_of, dataset_of

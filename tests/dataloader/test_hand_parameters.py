@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader import decode, ho3d_dataset
+from dataloader import ho3d_dataset
+from dataloader.batches.samplers import SampleKey
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.samplers import SampleKey
+from dataloader.pictures import decode
 from src.geometry.camera import apply_homography, project
 from src.hand.mano import ManoLayer
 from src.schema import HandBatch

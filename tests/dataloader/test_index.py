@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
-from dataloader import index as index_module
+from dataloader.batches.samplers import SampleKey
+from dataloader.ho3d import index as index_module
+from dataloader.ho3d.index import open_index
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.index import open_index
-from dataloader.samplers import SampleKey
 from src.config import DatasetConfig, RunConfig, SplitConfig
 from src.errors import DataError
 from tests.dataloader.tree import HO3D21, SIZE, FanHand, evaluation_meta, train_meta, write_meta, write_tree

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader import label_checks
-from dataloader.augment import UNCHANGED
-from dataloader.crop import MIN_OVERLAP, covered_share, crop_camera
-from dataloader.label_checks import MIN_IN_PICTURE, common_sizes, find_faults, label_faults, truth_faults
-from dataloader.layout import frame_path, read_list
-from dataloader.meta import META_DTYPE, ListName, read_meta
-from dataloader.picture_header import picture_size
+from dataloader.crop.augment import UNCHANGED
+from dataloader.crop.camera import MIN_OVERLAP, covered_share, crop_camera
+from dataloader.ho3d import label_checks
+from dataloader.ho3d.label_checks import MIN_IN_PICTURE, common_sizes, find_faults, label_faults, truth_faults
+from dataloader.ho3d.layout import frame_path, read_list
+from dataloader.ho3d.meta import META_DTYPE, ListName, read_meta
+from dataloader.ho3d.unusable import Fault, Reason
+from dataloader.pictures.picture_header import picture_size
 from dataloader.synthetic.writer import Parameters
 from dataloader.synthetic.writer import write_tree as write_synthetic
-from dataloader.unusable import Fault, Reason
 from src.config import AugmentationConfig, DatasetConfig
 from src.geometry.camera import project
 from src.hand.joints import HO3D21, OPENPOSE21, permutation

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dataloader.ho3d.leaks import FrameNames, LeakReport, find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.leaks import FrameNames, LeakReport, find_leaks
 from dataloader.synthetic.writer import Parameters, write_tree
 from src.config import RunConfig
 from src.errors import ConfigError, ShapeError

@@ -15,9 +15,9 @@ from typing import Any, cast
 import pytest
 import torch
 
+from dataloader.batches.samplers import SampleKey
 from dataloader.build import DeviceLoader, build_eval_loader, build_train_loader
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.samplers import SampleKey
 from src.errors import DataError
 from src.schema import HandBatch
 from tests.dataloader.test_build import CPU, Tree, config_of, dataset_of

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from dataloader.parcel import Parcel
+from dataloader.batches.parcel import Parcel
 from src.schema import RawBatch
 from tests.training.test_step import raw
 
@@ -39,7 +39,7 @@ def test_a_parcel_is_a_copy() -> None:
 def test_batches_made_ahead_on_a_gpu_are_those_of_the_cpu() -> None:
     """A batch read before its copy has ended, or overwritten while it is read, is a wrong batch."""
     from dataloader.build import _one_ahead
-    from dataloader.prepare import prepare
+    from dataloader.crop.prepare import prepare
 
     device, cpu = torch.device("cuda"), torch.device("cpu")
     parcels = [Parcel.of(raw(k), shared=False).pin_memory() for k in range(8)]

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dataloader.decode import read_depth_bytes
-from dataloader.picture_header import PictureKind, picture_size
-from dataloader.unusable import FrameError, Reason
+from dataloader.ho3d.unusable import FrameError, Reason
+from dataloader.pictures.decode import read_depth_bytes
+from dataloader.pictures.picture_header import PictureKind, picture_size
 
 
 def encoded(suffix: str, shape: tuple[int, ...] = (48, 64, 3), *flags: int) -> bytes:
@@ -154,7 +154,7 @@ def test_a_large_picture_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.M
         got.append(len(data))
         return data
 
-    monkeypatch.setattr("dataloader.picture_header.os.pread", counted)
+    monkeypatch.setattr("dataloader.pictures.picture_header.os.pread", counted)
     for suffix, kind in ((".jpg", "rgb"), (".png", "depth")):
         path = tmp_path / f"0001{suffix}"
         path.write_bytes(encoded(suffix, (480, 640, 3)))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader.collate import collate
+from dataloader.batches.collate import collate
+from dataloader.batches.samplers import SampleKey
+from dataloader.crop.prepare import prepare
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.prepare import prepare
-from dataloader.samplers import SampleKey
 from src.hand.mano import ManoLayer
 from src.render.rasterizer import rasterize
 from src.schema import DEPTH_CLIP, DEPTH_RANGE_M

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloader.samplers import ShardSampler, TrainSampler, validation_batches
+from dataloader.batches.samplers import ShardSampler, TrainSampler, validation_batches
 from src.errors import ConfigError
 
 

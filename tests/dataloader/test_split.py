@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataloader.split import Split, divide, motion_of, read_held_out, whole_list
+from dataloader.ho3d.split import Split, divide, motion_of, read_held_out, whole_list
 from src.config import SplitConfig
 from src.errors import DataError
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader import truth
+from dataloader.ho3d import truth
+from dataloader.ho3d.joint_order import require_ho3d_order
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.joint_order import require_ho3d_order
 from src.errors import DataError
 from src.geometry.rotation import rotation_from_aa
 from src.hand.joints import FINGERS, HO3D21, OPENPOSE21, TIP_VERTICES, permutation
 from src.hand.mano import ManoLayer
-from src.runtime import json_rows
+from src.runtime.files import json_rows
 from src.runtime.seed import stream
 from tests.dataloader import tree
 from tests.dataloader.tree import FLIP, SIZE, FanHand, Frame, run_config, write_tree

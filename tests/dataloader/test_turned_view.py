@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader import decode
-from dataloader.augment import draw, in_epoch, widest
-from dataloader.collate import collate
-from dataloader.crop import crop_camera, footprint, warp_depth, warp_rgb
+from dataloader.batches.collate import collate
+from dataloader.batches.samplers import SampleKey
+from dataloader.crop.augment import draw, in_epoch, widest
+from dataloader.crop.camera import crop_camera, footprint, warp_depth, warp_rgb
+from dataloader.crop.prepare import prepare
+from dataloader.crop.turned_view import View, turned_crop
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.prepare import prepare
-from dataloader.samplers import SampleKey
-from dataloader.turned_view import View, turned_crop
+from dataloader.pictures import decode
 from src.config import AugmentationConfig
 from src.hand.mano import ManoLayer
 from src.render.rasterizer import rasterize

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dataloader.layout import FrameList
-from dataloader.unusable import Fault, FrameError, Reason, UnusableFrames, add_fault
+from dataloader.ho3d.layout import FrameList
+from dataloader.ho3d.unusable import Fault, FrameError, Reason, UnusableFrames, add_fault
 from src.config import DatasetConfig
 from src.errors import ConfigError, DataError
 

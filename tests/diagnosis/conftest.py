@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from dataloader.build import build_dataset, build_eval_loader, build_train_loader
-from dataloader.split import SplitName
+from dataloader.ho3d.split import SplitName
 from src.config import RunConfig
 from src.config_file import load_config
 from src.hand.mano import ManoLayer
-from src.runtime.distributed import DistContext
+from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch
 from tests.end_to_end.conftest import Embedded, embedded
 from tests.rooms.sources import ROOT

@@ -16,10 +16,10 @@ from src.evaluation.baselines import compute_baselines
 from src.losses import loss as losses
 from src.losses.loss import HandLoss
 from src.runtime.debug import TERM_UNITS, loss_table_lines
-from src.runtime.tensor_file import load_tensors, save_tensors
+from src.runtime.files.tensor_file import load_tensors, save_tensors
 from src.schema import LossTerms
 from src.tools import doctor
-from src.training.checkpoint import Progress, save_checkpoint
+from src.training.checkpoints.checkpoint import Progress, save_checkpoint
 from tests.diagnosis.conftest import ALONE, Clinic
 from tests.diagnosis.watched import Watched
 from tests.end_to_end.conftest import Embedded

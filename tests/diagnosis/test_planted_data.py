@@ -17,9 +17,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+import dataloader.crop.prepare as preparation
+import dataloader.ho3d.labels as door
 import dataloader.ho3d_dataset as loader
-import dataloader.labels as door
-import dataloader.prepare as preparation
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import load_hand_asset
 from src.runtime import log
@@ -139,7 +139,7 @@ def depth_unit(factor: float) -> Callable[[Patch], None]:
     """Depth in another unit wherever it is read."""
 
     def plant(patch: Patch) -> None:
-        for module in ("dataloader.prepare", "dataloader.crop"):
+        for module in ("dataloader.crop.prepare", "dataloader.crop.camera"):
             patch.setattr(f"{module}.DEPTH_UNIT_M", 0.00012498664727900177 * factor)
 
     return plant

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dataloader.leaks import FrameNames, LeakReport, find_leaks
+from dataloader.ho3d.leaks import FrameNames, LeakReport, find_leaks
 from src.losses.loss import HandLoss
 from src.schema import HandBatch, HandEstimate, LossTerms, Prediction
 from src.training.diagnosis.network import check_probe, probe

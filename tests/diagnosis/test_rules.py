@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader.augment import Augmentation
-from dataloader.crop import crop_camera
+from dataloader.crop.augment import Augmentation
+from dataloader.crop.camera import crop_camera
 from src.config import OptimizerConfig, RunConfig
 from src.training.diagnosis.batches import roll_rad, rolls, turned
 from src.training.diagnosis.network import ENOUGH_SAMPLES, ENOUGH_STEPS, check_output, check_probe

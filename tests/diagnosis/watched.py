@@ -10,8 +10,8 @@ import torch
 
 import train
 from dataloader.build import build_dataset
+from dataloader.ho3d.leaks import FrameNames, find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.leaks import FrameNames, find_leaks
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.training.diagnosis.doctor import Doctor

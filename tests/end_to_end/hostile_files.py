@@ -13,15 +13,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dataloader.cache import TABLE, TABLE_DTYPE, CropCache
-from dataloader.decode import read_depth_bytes, read_rgb
-from dataloader.picture_header import picture_size
+from dataloader.cache.crop_cache import TABLE, TABLE_DTYPE, CropCache
+from dataloader.pictures.decode import read_depth_bytes, read_rgb
+from dataloader.pictures.picture_header import picture_size
 from src.config import RunConfig
 from src.config_file import load_config
 from src.errors import UTNetError
-from src.runtime.derived import Store
-from src.runtime.files import read_npz
-from src.runtime.json_rows import point_rows
+from src.runtime.files.derived import Store
+from src.runtime.files.disk import read_npz
+from src.runtime.files.json_rows import point_rows
 from src.training.recorder import Recorder
 from tests.end_to_end.hostile_labels import Case, long_file, pipe, written
 from tests.training.test_step import ALONE

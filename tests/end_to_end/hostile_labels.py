@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataloader.layout import read_list
-from dataloader.meta import read_meta
-from dataloader.split import read_held_out
+from dataloader.ho3d.layout import read_list
+from dataloader.ho3d.meta import read_meta
+from dataloader.ho3d.split import read_held_out
 from src.config import DatasetConfig
 from src.hand.mano_assets import load_hand_asset
-from src.training.checkpoint import load_checkpoint
+from src.training.checkpoints.checkpoint import load_checkpoint
 from tests.hand_file import hand_file
 from tests.training.test_checkpoint_folder import write as write_checkpoint
 

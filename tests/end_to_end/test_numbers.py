@@ -28,7 +28,7 @@ from src.config import RunConfig
 from src.config_file import load_config
 from src.evaluation.metrics import mpjpe_mm, pa_mpjpe_mm
 from src.hand.mano import ManoLayer
-from src.runtime.distributed import DistContext
+from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, LossTerms, Prediction
 from src.training.setup import build_model
 from tests.end_to_end import forked

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from src.runtime import meeting
+from src.runtime.ranks import meeting
 from tests.end_to_end.conftest import Embedded
 
 LIMIT_S = 1.0
@@ -56,8 +56,8 @@ TRAINING = (
     "src.runtime.debug:batch_lines",
     "src.training.recorder:Recorder.step",
     "src.training.diagnosis.doctor:Doctor._close",
-    "src.training.checkpoint:_write",
-    "src.training.saver:prune",
+    "src.training.checkpoints.checkpoint:_write",
+    "src.training.checkpoints.saver:prune",
     "src.evaluation.evaluator:_score",
     "src.training.validation:Outcome.write",
     "src.training.picture_page:PicturePage.write",

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataloader.samplers import validation_batches
+from dataloader.batches.samplers import validation_batches
 from src.errors import CollectError
 from src.evaluation.collect import Link, collect
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, report_lines, write_per_sample
 from src.evaluation.seeded import Samples, make_samples
-from src.runtime.distributed import DistContext
 from src.runtime.memory import PeakMemory
+from src.runtime.ranks.distributed import DistContext
 
 BATCH = 4
 COLUMNS = ("mpvpe_mm", "pa_mpvpe_mm", "mesh_usable")

@@ -12,7 +12,7 @@ from src.errors import CollectError, ShapeError
 from src.evaluation.collect import Link, collect, find_fault
 from src.evaluation.evaluator import EvaluationShard
 from src.evaluation.seeded import make_samples
-from src.runtime.distributed import spawn_ranks
+from src.runtime.ranks.distributed import spawn_ranks
 from tests.evaluation import ranks
 
 SIZES = [0, 1, 2, 3, 5, 31, 32, 33, 8331, 8332, 8333]

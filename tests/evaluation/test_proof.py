@@ -12,7 +12,7 @@ import pytest
 import test_distributed_eval as proof
 from src.errors import CollectError
 from src.evaluation.seeded import Samples
-from src.runtime.distributed import DistContext, setup_distributed, spawn_ranks
+from src.runtime.ranks.distributed import DistContext, setup_distributed, spawn_ranks
 from tests import processes
 from tests.rooms.sources import ROOT
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dataloader.synthetic.hand.standin import write_standin
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import HandAsset, load_hand_asset
-from src.hand.standin import write_standin
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from dataloader.synthetic.hand.shape import flexion_axes
+from dataloader.synthetic.hand.standin import build_standin, write_standin
 from src.errors import AssetError
 from src.geometry.rotation import rotation_from_aa
 from src.hand.joints import FINGERS, MANO16, TIP_VERTICES
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import HandAsset
-from src.hand.standin import build_standin, write_standin
-from src.hand.standin_shape import flexion_axes
 
 FINGERPRINT = "9c6340c7fb3c2444"
 """Changes when the stand-in's numbers change: raise `standin.VERSION` then; old checkpoints no longer fit."""
@@ -35,7 +35,7 @@ def test_file_is_the_same_for_any_number_of_threads(standin_path: Path, tmp_path
     """Machines with other core counts write the same bytes."""
     out = tmp_path / "again.pkl"
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-    command = [sys.executable, "-m", "src.hand.standin", "--out", str(out)]
+    command = [sys.executable, "-m", "dataloader.synthetic.hand.standin", "--out", str(out)]
     subprocess.run(command, env=environment, check=True, timeout=60, capture_output=True)
     assert hashlib.sha256(out.read_bytes()).digest() == hashlib.sha256(standin_path.read_bytes()).digest()
 

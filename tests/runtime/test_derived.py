@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from src.errors import DataError
-from src.runtime import derived
-from src.runtime.derived import MARKER, Derived, Store
+from src.runtime.files import derived
+from src.runtime.files.derived import MARKER, Derived, Store
 
 FORK = multiprocessing.get_context("fork")
 JOIN_S = 60

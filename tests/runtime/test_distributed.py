@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from src.errors import ConfigError, DataError, PeerError, UTNetError
-from src.runtime import distributed
-from src.runtime.distributed import DistContext, RankOutcome, setup_distributed, spawn_ranks
+from src.runtime.ranks import distributed
+from src.runtime.ranks.distributed import DistContext, RankOutcome, setup_distributed, spawn_ranks
 
 
 def sums(context: DistContext) -> tuple[float, list[int], str]:

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from src.errors import DataError
-from src.runtime import files
-from src.runtime.files import atomic_directory, atomic_write, require_place
+from src.runtime.files import disk as files
+from src.runtime.files.disk import atomic_directory, atomic_write, require_place
 from tests.log_lines import log_lines
 
 

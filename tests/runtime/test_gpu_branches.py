@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from src.config import LoggingConfig, RunConfig
-from src.runtime import distributed
-from src.runtime.distributed import DistContext, setup_distributed
-from src.runtime.launch import Place
 from src.runtime.machine import has_bf16
-from src.training import checkpoint, step
+from src.runtime.ranks import distributed
+from src.runtime.ranks.distributed import DistContext, setup_distributed
+from src.runtime.ranks.launch import Place
+from src.training import step
+from src.training.checkpoints import checkpoint
 from src.training.recorder import Recorder
 from tests.fake_gpu import GPU
 from tests.models.scene import hand_model
@@ -44,18 +45,18 @@ REACHED = {
     "dataloader/build.py following": READY,
     "dataloader/build.py _device_loader": LOADERS,
     "dataloader/build.py _context": LOADERS,
-    "dataloader/parcel.py pin_memory": READY,
+    "dataloader/batches/parcel.py pin_memory": READY,
     "src/models/gcn.py forward": KERNELS,
     "src/models/vertex_sampling.py sample_map": KERNELS,
     "src/models/vit.py forward": KERNELS,
     "src/models/vit.py _with_branch": PRESETS,
-    "src/runtime/distributed.py devices_label": GROUP,
-    "src/runtime/distributed.py setup_distributed": GROUP,
-    "src/runtime/distributed.py _choose_device": GROUP,
+    "src/runtime/ranks/distributed.py devices_label": GROUP,
+    "src/runtime/ranks/distributed.py setup_distributed": GROUP,
+    "src/runtime/ranks/distributed.py _choose_device": GROUP,
     "src/runtime/machine.py has_bf16": HERE + "test_bf16_is_asked_of_the_gpu",
     "src/tools/export_submission.py open_evaluation": LABELS,
-    "src/training/checkpoint.py _rng_state": RNG,
-    "src/training/checkpoint.py _set_rng_state": RNG,
+    "src/training/checkpoints/checkpoint.py _rng_state": RNG,
+    "src/training/checkpoints/checkpoint.py _set_rng_state": RNG,
     "src/training/optim.py __init__": STEP,
     "src/training/recorder.py write_setup": HERE + "test_the_gpu_is_named_in_the_run_folder",
     "src/training/step.py __init__": STEP,

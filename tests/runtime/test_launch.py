@@ -14,8 +14,8 @@ import pytest
 import torch.distributed as dist
 
 from src.errors import ConfigError
-from src.runtime import launch, parent
-from src.runtime.launch import (
+from src.runtime.ranks import launch, parent
+from src.runtime.ranks.launch import (
     Place,
     place_from_environment,
     rank_from_environment,
@@ -143,8 +143,8 @@ child.wait()
 CHILD = """
 import multiprocessing, os, sys, time
 from pathlib import Path
-from src.runtime.files import atomic_write
-from src.runtime.launch import end_with_parent
+from src.runtime.files.disk import atomic_write
+from src.runtime.ranks.launch import end_with_parent
 end_with_parent()
 helper = multiprocessing.Process(target=time.sleep, args=(100,), daemon=True)
 helper.start()
@@ -156,13 +156,13 @@ with atomic_write(Path(sys.argv[1]) / "last.pt") as file:
 
 
 EARLY = """
-import src.runtime.parent
+import src.runtime.ranks.parent
 import sys, time
 from pathlib import Path
 Path(sys.argv[1], "helper").write_text("0")
 while not Path(sys.argv[1], "killed").exists():
     time.sleep(0.01)
-from src.runtime.launch import end_with_parent
+from src.runtime.ranks.launch import end_with_parent
 end_with_parent()
 time.sleep(100)
 """

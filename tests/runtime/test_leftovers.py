@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import pytest
 
-from src.runtime.files import atomic_directory, atomic_write
-from src.runtime.unfinished import claimed, machine
+from src.runtime.files.disk import atomic_directory, atomic_write
+from src.runtime.files.unfinished import claimed, machine
 
 DAY_S = 86_400.0
 

@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 
 from src.errors import LostRankError
-from src.runtime import distributed, meeting
-from src.runtime.distributed import DistContext, spawn_ranks
-from src.runtime.meeting import Beat, Meetings, Watch
+from src.runtime.ranks import distributed, meeting
+from src.runtime.ranks.distributed import DistContext, spawn_ranks
+from src.runtime.ranks.meeting import Beat, Meetings, Watch
 from tests.log_lines import log_lines
 
 LIMIT_S = 1.0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.runtime.pickle_bounds import MOST_NESTED, require_bounded
+from src.runtime.files.pickle_bounds import MOST_NESTED, require_bounded
 
 _LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
 _VALUES = st.recursive(

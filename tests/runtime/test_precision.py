@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dataloader.prepare import prepare
+from dataloader.crop.prepare import prepare
 from src.config import LossConfig, ModelConfig, RuntimeConfig
 from src.geometry.rotation import rotation_from_aa
 from src.losses.loss import HandLoss

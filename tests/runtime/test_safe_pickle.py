@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import AssetError, DataError
-from src.runtime.safe_pickle import MANO_GLOBALS, META_GLOBALS, dumps, load, loads
+from src.runtime.files.safe_pickle import MANO_GLOBALS, META_GLOBALS, dumps, load, loads
 
 
 def _read(content: bytes, **options: Any) -> Any:

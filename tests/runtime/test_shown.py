@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dataloader.unusable import FrameError, Reason
+from dataloader.ho3d.unusable import FrameError, Reason
 from src.errors import DataError, UTNetError, plain_text
 from src.runtime import log
 

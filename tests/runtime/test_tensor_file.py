@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from src.errors import AssetError
-from src.runtime.tensor_file import copy_tensors, first_nonfinite, load_tensors, save_tensors
+from src.runtime.files.tensor_file import copy_tensors, first_nonfinite, load_tensors, save_tensors
 
 STATE = {
     "format": 3,

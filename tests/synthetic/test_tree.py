@@ -16,7 +16,7 @@ from src.errors import DataError
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import HandAsset
-from src.runtime import safe_pickle
+from src.runtime.files import safe_pickle
 from tests.synthetic.conftest import SMALL
 
 FLIP = np.array([1.0, -1.0, -1.0])

@@ -9,9 +9,9 @@ import pytest
 
 import train
 from dataloader.synthetic import __main__ as synthetic
+from dataloader.synthetic.hand import standin
 from src.config import LoggingConfig, RunConfig
 from src.config_file import config_to_dict
-from src.hand import standin
 from src.tools import compare, doctor, export_submission, learned
 from tests.checkpoints import write_checkpoint
 
@@ -68,7 +68,13 @@ def test_every_tool_looks_where_it_writes_before_it_works(
         (synthetic.main, ["--out"], "folder.csv", "dataloader.synthetic.__main__._hand", "is not empty"),
         (synthetic.main, ["--out"], "file", "dataloader.synthetic.__main__._hand", "is a file"),
         (synthetic.main, ["--out"], "file/x", "dataloader.synthetic.__main__._hand", "Not a directory"),
-        (standin.main, ["--out"], "file/x.pkl", "src.hand.standin.build_standin", "Not a directory"),
+        (
+            standin.main,
+            ["--out"],
+            "file/x.pkl",
+            "dataloader.synthetic.hand.standin.build_standin",
+            "Not a directory",
+        ),
         (compare.main, ["a", "b", "--csv"], "folder.csv", "src.tools.compare.read_per_sample", "is a folder"),
         (compare.main, ["a", "b", "--csv"], "file/x", "src.tools.compare.read_per_sample", "Not a directory"),
         (learned.main, [*LEARNED, "--out"], "folder.png", "src.tools.learned.load_config", "is a folder"),

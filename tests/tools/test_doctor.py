@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dataloader.leaks import LeakReport
+from dataloader.ho3d.leaks import LeakReport
 from src.config import RunConfig
 from src.errors import DataError
 from src.hand.mano import ManoLayer

@@ -22,9 +22,9 @@ from src.evaluation.submission import read_submission, to_official
 from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
-from src.runtime.distributed import DistContext
+from src.runtime.ranks.distributed import DistContext
 from src.tools import export_submission
-from src.training import checkpoint as ckpt
+from src.training.checkpoints import checkpoint as ckpt
 from src.training.setup import backbone_dtype
 from src.training.step import TrainStep
 from tests.dataloader.test_truth import meshes

@@ -13,9 +13,9 @@ from src.config import ModelConfig, RunConfig, TrainingConfig
 from src.errors import AssetError
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
-from src.runtime.distributed import DistContext
-from src.runtime.tensor_file import save_tensors
-from src.training import checkpoint as ckpt
+from src.runtime.files.tensor_file import save_tensors
+from src.runtime.ranks.distributed import DistContext
+from src.training.checkpoints import checkpoint as ckpt
 from src.training.step import TrainStep
 from tests.models.scene import hand_model
 from tests.training.test_step import ALONE, batch, weights

@@ -14,10 +14,10 @@ import torch
 
 from src.config import RunConfig, TrainingConfig
 from src.errors import AssetError, PeerError
-from src.runtime.distributed import DistContext, spawn_ranks
-from src.training import checkpoint as ckpt
-from src.training import checkpoint_folder as folder_of
-from src.training.checkpoint import Progress
+from src.runtime.ranks.distributed import DistContext, spawn_ranks
+from src.training.checkpoints import checkpoint as ckpt
+from src.training.checkpoints import folder as folder_of
+from src.training.checkpoints.checkpoint import Progress
 
 ALONE = DistContext(0, 1, 0, torch.device("cpu"), None)
 

@@ -13,7 +13,7 @@ import train
 from src.config import RunConfig
 from src.config_file import config_to_dict, load_config
 from src.errors import AssetError, ConfigError, UTNetError
-from src.training.checkpoint_settings import Settings, command_settings, settings_of
+from src.training.checkpoints.settings import Settings, command_settings, settings_of
 from tests.checkpoints import write_checkpoint
 
 SENT = {
@@ -115,7 +115,7 @@ def test_a_named_file_wins_over_the_checkpoint(tmp_path: Path, file: Path) -> No
 
 def test_without_a_checkpoint_the_default_file_is_used(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--resume auto knows no checkpoint yet: it is the name in the file that says which runs are meant."""
-    monkeypatch.setattr("src.training.checkpoint_settings.DEFAULT_CONFIG", file)
+    monkeypatch.setattr("src.training.checkpoints.settings.DEFAULT_CONFIG", file)
     assert [command_settings(None, [], resume=r).config.name for r in (None, "auto")] == ["mine", "mine"]
 
 

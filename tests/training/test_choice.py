@@ -10,7 +10,7 @@ import pytest
 from src.config import ValidationConfig
 from src.errors import TrainingError
 from src.evaluation.evaluator import CheckedResult
-from src.training.checkpoint import Progress
+from src.training.checkpoints.checkpoint import Progress
 from src.training.validation import is_best, report
 from tests.log_lines import log_lines
 from tests.training.test_recorder import result

@@ -12,7 +12,7 @@ import pytest
 import train
 from src.config import AugmentationConfig, LoggingConfig, RunConfig, TrainingConfig, ValidationConfig
 from src.schema import HandBatch
-from src.training.checkpoint import Progress
+from src.training.checkpoints.checkpoint import Progress
 from src.training.step import StepReport, TrainStep
 from tests.log_lines import log_lines
 from tests.training.toy import ALONE, toy_batch, toy_trainer

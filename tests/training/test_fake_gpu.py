@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, unset_fake_temporarily
 
-from dataloader.parcel import Parcel
-from dataloader.prepare import prepare
+from dataloader.batches.parcel import Parcel
+from dataloader.crop.prepare import prepare
 from src.config import LossConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from src.losses.loss import HandLoss
 from src.models import gcn, vertex_sampling, vit
 from src.models.utnet import UTNet
 from src.models.vertex_sampling import sample_map
 from src.models.vit import PRESETS
-from src.runtime.distributed import DistContext
+from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, Prediction, spread
 from src.training.step import TrainStep
 from tests.fake_gpu import GPU, fake_gpu, network

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from src.config import OptimizerConfig, RunConfig, TrainingConfig
 from src.errors import TrainingError
 from src.training import setup
-from src.training.checkpoint import Progress
+from src.training.checkpoints.checkpoint import Progress
 from src.training.optim import Optimizer
 from src.training.step import TrainStep
 from tests.training.toy import flat, toy_batch, toy_trainer

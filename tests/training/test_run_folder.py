@@ -12,9 +12,10 @@ import pytest
 
 from src.config import LoggingConfig, RunConfig
 from src.errors import ConfigError, DataError
-from src.runtime import files, log
+from src.runtime import log
+from src.runtime.files import disk as files
 from src.training import run_folder
-from src.training.checkpoint_folder import FOLDER, LAST
+from src.training.checkpoints.folder import FOLDER, LAST
 from src.training.run_folder import LOCK, META, open_run_folder, started
 from tests.log_lines import log_lines
 from tests.training.toy import ALONE

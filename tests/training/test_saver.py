@@ -9,9 +9,9 @@ import pytest
 
 from src.config import RunConfig
 from src.errors import AssetError, PeerError
-from src.training import saver as saving
-from src.training.checkpoint import Progress
-from src.training.saver import MISSES, PATIENCE_S, Saver
+from src.training.checkpoints import saver as saving
+from src.training.checkpoints.checkpoint import Progress
+from src.training.checkpoints.saver import MISSES, PATIENCE_S, Saver
 from tests.log_lines import log_lines
 from tests.training.toy import ALONE
 

@@ -13,9 +13,9 @@ from src.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from src.errors import TrainingError
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
-from src.runtime.distributed import DistContext, spawn_ranks
+from src.runtime.ranks.distributed import DistContext, spawn_ranks
 from src.schema import HandBatch, LossTerms, RawBatch
-from src.training.checkpoint import Progress
+from src.training.checkpoints.checkpoint import Progress
 from src.training.step import TrainStep
 from tests.models.scene import hand_model, make_batch
 

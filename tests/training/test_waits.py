@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import train
-from dataloader.prepare import prepare
+from dataloader.crop.prepare import prepare
 from src.config import (
     LoggingConfig,
     ModelConfig,
@@ -26,9 +26,9 @@ from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.models.vit import PRESETS
 from src.runtime.debug import DebugBatches
-from src.runtime.distributed import DistContext
+from src.runtime.ranks.distributed import DistContext
 from src.runtime.signals import StopRequest
-from src.training.checkpoint import Progress
+from src.training.checkpoints.checkpoint import Progress
 from src.training.diagnosis import doctor
 from src.training.mesh_scorer import MeshScorer
 from src.training.picture_page import PicturePage

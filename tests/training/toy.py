@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from src.config import OptimizerConfig, RunConfig, SchedulerConfig, TrainingConfig
-from src.runtime.distributed import DistContext
+from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, HandEstimate, LossTerms, Prediction
 from src.training.step import TrainStep
 from tests.models.scene import make_batch

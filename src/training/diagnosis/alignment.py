@@ -44,8 +44,8 @@ NO_SKIN = 0.03
 """Redness under joints over that of the crops below which no hand is there; healthy above 0.09."""
 APART = "label and picture apart"
 AUGMENTED = "label and picture augmented apart"
-_LOADER = "dataloader/labels.py"
-_PIXELS = "dataloader/ho3d_dataset.py (_pixels), dataloader/augment.py"
+_LOADER = "dataloader/ho3d/labels.py"
+_PIXELS = "dataloader/ho3d_dataset.py (_pixels), dataloader/crop/augment.py"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _by_depth(labelled: tuple[float, int], colour: float, trials: list[_Trial], 
     if share < UNEXPLAINED and colour > NO_SKIN:
         return Finding("OK", "labels on the hand", seen, f"below {UNEXPLAINED:.0%} on skin", _LOADER)
     text = f"{seen}; no axis or roll explains it: another frame, another crop, or depth and picture apart"
-    return _wrong(APART, text, f"{_LOADER}, dataloader/crop.py")
+    return _wrong(APART, text, f"{_LOADER}, dataloader/crop/camera.py")
 
 
 def _by_colour(colour: float, trials: list[_Trial], samples: int) -> list[Finding]:
@@ -159,7 +159,7 @@ def _redder(colour: float, trials: list[_Trial], samples: int) -> _Trial | None:
 def _places(batch: HandBatch) -> Iterator[_Place]:
     """Joints under each transform that a known mistake makes."""
     joints, wrist = batch.joints_cam_m, batch.joints_cam_m[:, :1]
-    where = f"dataloader/augment.py, dataloader/crop.py, {_LOADER}"
+    where = f"dataloader/crop/augment.py, dataloader/crop/camera.py, {_LOADER}"
     for name, signs in (
         ("x mirrored in the crop", (-1.0, 1.0, 1.0)),
         ("y mirrored in the crop", (1.0, -1.0, 1.0)),
@@ -175,7 +175,7 @@ def _places(batch: HandBatch) -> Iterator[_Place]:
         ("x and y reversed in the image camera", (-1.0, -1.0, 1.0)),
     ):
         yield _Place("axis flip", name, f"{_LOADER} (CV_FROM_GL)", turned(joints, mirrors(batch, signs)))
-    where = "dataloader/augment.py, dataloader/labels.py (assemble)"
+    where = "dataloader/crop/augment.py, dataloader/ho3d/labels.py (assemble)"
     for name, times in (
         ("taking the augmentation's roll off the labels", -1.0),
         ("rolling the labels the other way", -2.0),

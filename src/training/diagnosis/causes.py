@@ -20,7 +20,7 @@ from src.hand.mano import ManoLayer
 from src.schema import HandBatch
 from src.training.diagnosis.batches import mirrors, rolls, turned
 
-LOADER = "dataloader/labels.py"
+LOADER = "dataloader/ho3d/labels.py"
 EXPLAINS = 0.02
 """Residual below which a transform explains the labels: far above rounding, far below another finger."""
 _AXES = {
@@ -109,10 +109,10 @@ def causes(b: Rows, hand: ManoLayer, made: Tensor, labels: Tensor) -> Iterator[C
     text = "a left hand (the model mirrored in its own x)"
     yield Cause("left hand", text, f"{LOADER}, mano.model_path", residual(turned(left, turn), labels))
     for name, other in _conventions(b, hand):
-        yield Cause("pose convention", name, f"{LOADER}, dataloader/index.py", residual(other, labels))
+        yield Cause("pose convention", name, f"{LOADER}, dataloader/ho3d/index.py", residual(other, labels))
     rotation = fit_rotation(made, labels).float()
     text = "a rotation of its own for each sample"
-    where = f"{LOADER} (assemble), dataloader/augment.py"
+    where = f"{LOADER} (assemble), dataloader/crop/augment.py"
     left_over = residual(turned(made, rotation), labels)
     # A rotation of its own for each sample explains whatever one rotation explains: it comes last.
     yield Cause("joints and pose turned apart", text, where, max(left_over, 0.9 * EXPLAINS))
@@ -123,8 +123,8 @@ def turns(batch: HandBatch) -> Iterator[tuple[str, str, Tensor, str]]:
     for signs, name in _AXES.items():
         yield "axis flip", f"{name} in the image camera", mirrors(batch, signs), f"{LOADER} (CV_FROM_GL)"
         turn = torch.diag(torch.tensor(signs)).expand(len(batch.rgb), 3, 3)
-        yield "axis flip", f"{name} in the crop camera", turn, f"{LOADER}, dataloader/crop.py"
-    where = f"{LOADER} (assemble), dataloader/augment.py"
+        yield "axis flip", f"{name} in the crop camera", turn, f"{LOADER}, dataloader/crop/camera.py"
+    where = f"{LOADER} (assemble), dataloader/crop/augment.py"
     apart = "joints and pose turned apart"
     yield apart, "the crop's rotation, which joints lack,", batch.rot_crop_from_img.transpose(1, 2), where
     yield apart, "the crop's rotation, which joints have twice,", batch.rot_crop_from_img, where

@@ -16,9 +16,9 @@ from src.config import RunConfig
 from src.evaluation.evaluator import CheckedResult
 from src.hand.mano import ManoLayer
 from src.runtime.debug import debug_loss_enabled, loss_table_lines
-from src.runtime.distributed import DistContext
 from src.runtime.log import get_logger
 from src.runtime.machine import has_bf16
+from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, Shown
 from src.training.diagnosis.alignment import check_alignment
 from src.training.diagnosis.batches import merge, part

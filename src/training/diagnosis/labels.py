@@ -102,7 +102,7 @@ def _places(batch: HandBatch, labelled: Tensor) -> Iterator[Finding]:
             "labels vary" if spread > 1.0 and repeats == 0 else "same sample again and again",
             f"joints spread {spread:.2f} mm over samples, {repeats} of {len(joints)} sample indices repeated",
             "above 1 mm, each sample once",
-            f"dataloader/samplers.py, {LOADER}",
+            f"dataloader/batches/samplers.py, {LOADER}",
         )
 
 
@@ -124,7 +124,7 @@ def _consistent(batch: HandBatch) -> Iterator[Finding]:
         f"joints_crop_px {gap_px:.2g} px and joints_unit {gap_unit:.2g} px from the projection, "
         f"joints_root_m {gap_mm:.2g} mm from joints minus wrist",
         "below 0.5 px and 0.1 mm",
-        "dataloader/prepare.py",
+        "dataloader/crop/prepare.py",
     )
     made = k @ batch.rot_crop_from_img @ torch.linalg.inv_ex(batch.intrinsics_img_px)[0]
     corners = torch.tensor([[0.0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]])
@@ -136,7 +136,7 @@ def _consistent(batch: HandBatch) -> Iterator[Finding]:
         "crop camera" if moved < 0.5 else "crop and its camera differ",
         f"crop_from_img moves the crop's corners {moved:.2g} px from K_crop R K_img^-1",
         "below 0.5 px: pixels and labels go through one camera",
-        "dataloader/crop.py",
+        "dataloader/crop/camera.py",
     )
 
 
@@ -149,7 +149,7 @@ def _proper(batch: HandBatch, rows: Tensor) -> Finding:
         text = f"a rotation has determinant {least:.3f}: an odd number of axes was mirrored"
         return Finding("FAIL", "axis flip", text, "+1", f"{LOADER} (CV_FROM_GL)")
     seen = f"|R R^T - 1| at most {off:.2g}, determinant at least {least:.3f}"
-    where = f"{LOADER}, dataloader/index.py"
+    where = f"{LOADER}, dataloader/ho3d/index.py"
     return judge(off < 1e-2, "rotations of labels", seen, "below 0.01, +1", where)
 
 
@@ -215,7 +215,7 @@ def wrist_path(batch: HandBatch, hand: ManoLayer, rows: Tensor) -> Finding:
     if float(((wrist - root).norm(dim=-1) - rest).abs().median()) < 1e-3:
         text = f"{seen}, as far as J0(betas) is long: the translation was taken for the wrist"
         return Finding("FAIL", "wrist without J0(betas)", text, expected, LOADER)
-    where = f"{LOADER} (assemble), dataloader/augment.py"
+    where = f"{LOADER} (assemble), dataloader/crop/augment.py"
     return Finding(
         "FAIL", "joints and wrist moved apart", f"{seen}; no axis or roll explains it", expected, where
     )

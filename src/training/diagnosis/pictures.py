@@ -87,7 +87,7 @@ def check_pictures(batch: HandBatch, *, labels_sound: bool = True) -> Iterator[F
         "joints inside the crop" if share >= INSIDE else "joints outside the crop",
         f"{share:.1%} of labelled joints project into their crop",
         f"at least {INSIDE:.0%}",
-        "dataloader/crop.py, dataset.box_scale, augmentation.shift",
+        "dataloader/crop/camera.py, dataset.box_scale, augmentation.shift",
     )
     if batch.depth_present.any() and share >= INSIDE:
         yield from _depth(batch)
@@ -117,7 +117,7 @@ def _rgb(batch: HandBatch, labels_sound: bool) -> Iterator[Finding]:
         "RGB range" if good else "RGB normalisation",
         f"[{low:.3f}, {high:.3f}]" + ("" if finite else ", not finite"),
         "inside [-2.118, 2.640], and below 0 somewhere",
-        "dataloader/prepare.py (normalise_rgb)",
+        "dataloader/crop/prepare.py (normalise_rgb)",
     )
     spread = rgb.std(dim=(2, 3)).mean(dim=1)
     blank = int((spread < BLANK_STD).sum())
@@ -126,7 +126,7 @@ def _rgb(batch: HandBatch, labels_sound: bool) -> Iterator[Finding]:
         "crops show something" if blank == 0 else "blank crops",
         f"{blank} of {len(rgb)} crops constant, least standard deviation {float(spread.min()):.3f}",
         f"none below {BLANK_STD}",
-        "dataloader/crop.py, dataloader/decode.py",
+        "dataloader/crop/camera.py, dataloader/pictures/decode.py",
         worse="FAIL" if blank > 0.1 * len(rgb) else "WARN",
     )
     if len(rgb) > 1:
@@ -145,7 +145,7 @@ def _rgb(batch: HandBatch, labels_sound: bool) -> Iterator[Finding]:
             "RGB order" if red > RED else "BGR",
             f"(R - B) / (R + B) under the joints {red:+.3f}",
             f"above {RED}: skin is redder than blue",
-            "dataloader/decode.py (read_rgb)",
+            "dataloader/pictures/decode.py (read_rgb)",
         )
 
 
@@ -158,19 +158,19 @@ def _depth(batch: HandBatch) -> Iterator[Finding]:
         "depth measured" if valid > VALID else "depth all invalid",
         f"{valid:.1%} of pixels valid where depth is shown",
         f"above {VALID:.0%}",
-        "dataloader/decode.py (combine_depth), dataloader/prepare.py (normalise_depth)",
+        "dataloader/pictures/decode.py (combine_depth), dataloader/crop/prepare.py (normalise_depth)",
     )
     labelled = shown & (batch.joints_conf[:, 0] > 0) & (batch.root_cam_m[:, 2] > 0)
     if valid <= VALID or not labelled.any():
         return
     step = _roughness_mm(batch.depth[shown], batch.depth_valid[shown])
     if step >= ROUGH_MM:
-        where = "dataloader/decode.py (combine_depth: low byte R, high byte G), dataloader/crop.py (nearest)"
+        where = "dataloader/pictures/decode.py (combine_depth), dataloader/crop/camera.py (nearest)"
         seen = f"neighbouring pixels differ by {step:.0f} mm in the median"
         yield Finding("FAIL", "depth digits mixed", seen, f"below {ROUGH_MM:.0f} mm", where)
         return
     seen = f"neighbouring pixels differ by {step:.1f} mm in the median"
-    yield Finding("OK", "depth smooth", seen, f"below {ROUGH_MM:.0f} mm", "dataloader/decode.py")
+    yield Finding("OK", "depth smooth", seen, f"below {ROUGH_MM:.0f} mm", "dataloader/pictures/decode.py")
     ratio = float((batch.z_ref_m[labelled] / batch.root_cam_m[labelled, 2]).median())
     near = Z_RATIO[0] < ratio < Z_RATIO[1]
     yield judge(
@@ -178,7 +178,7 @@ def _depth(batch: HandBatch) -> Iterator[Finding]:
         "depth in metres" if near else "depth scale",
         f"reference depth is {ratio:.4g} x the labelled wrist's",
         f"{Z_RATIO[0]} to {Z_RATIO[1]}",
-        "src/schema.py (DEPTH_UNIT_M), dataloader/decode.py (combine_depth)",
+        "src/schema.py (DEPTH_UNIT_M), dataloader/pictures/decode.py (combine_depth)",
     )
     if near:
         yield from _input_scale(batch)
@@ -186,7 +186,7 @@ def _depth(batch: HandBatch) -> Iterator[Finding]:
 
 def _input_scale(batch: HandBatch) -> Iterator[Finding]:
     """Factor between depth differences as the network sees them and as they are labelled."""
-    where = "src/schema.py (DEPTH_RANGE_M), dataloader/prepare.py (normalise_depth)"
+    where = "src/schema.py (DEPTH_RANGE_M), dataloader/crop/prepare.py (normalise_depth)"
     z, known = measured_z(batch, batch.joints_unit)
     valid, inside = under(batch.depth_valid.float(), batch.joints_unit)
     there = inside & (valid[..., 0] > 0) & batch.depth_present[:, None]

@@ -54,7 +54,7 @@ def check_scores(
         "validation labels" if lost <= UNUSABLE else "validation labels incomplete",
         f"{result.unusable_labels} of {total} samples have no complete ground truth",
         f"at most {UNUSABLE:.0%}",
-        "dataloader/ho3d_dataset.py, dataloader/truth.py",
+        "dataloader/ho3d_dataset.py, dataloader/ho3d/truth.py",
         worse="WARN",
     )
     yield judge(
@@ -127,5 +127,5 @@ def _without_depth(results: Mapping[Shown, CheckedResult]) -> Iterator[Finding]:
         "depth matters" if moved > FROZEN_MM else "dead depth branch",
         f"hiding depth moves predictions {moved:.4g} mm",
         f"above {FROZEN_MM:g} mm",
-        "src/models/tokens.py, dataloader/modality.py",
+        "src/models/tokens.py, dataloader/batches/modality.py",
     )

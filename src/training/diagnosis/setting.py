@@ -18,7 +18,7 @@ UNTOUCHED = 0.5
 
 
 class Leaks(Protocol):
-    """Counts of validation frames (`dataloader.leaks.LeakReport`)."""
+    """Counts of validation frames (`dataloader.ho3d.leaks.LeakReport`)."""
 
     @property
     def total(self) -> int:
@@ -62,7 +62,7 @@ def check_setting(
         "splits disjoint" if leaks.identical == 0 else "validation split leaks",
         f"{leaks.identical:,} of {leaks.total:,} validation frames are training frames",
         "0",
-        "dataloader/split.py, split.by",
+        "dataloader/ho3d/split.py, split.by",
     )
     if config.split.by == "sequence" and config.validation.split == "val":
         shared = leaks.same_motion + repeated_labels
@@ -72,7 +72,7 @@ def check_setting(
             f"{leaks.same_motion:,} of {leaks.total:,} validation frames are of motions that training holds, "
             f"{repeated_labels:,} have a training frame's labels",
             "0 by split.by=sequence",
-            "dataloader/split.py (motion_of)",
+            "dataloader/ho3d/split.py (motion_of)",
         )
     rate = peak_rate(config, world)
     good = RATES[0] <= rate <= RATES[1]
@@ -114,5 +114,5 @@ def check_loaded(model: nn.Module, source: str) -> Finding:
         "weights loaded" if good else "weights not loaded",
         f"{fresh} of {len(norms)} norms are as a fresh network has them after loading {source}",
         f"below {UNTOUCHED:.0%}",
-        "model.pretrained, src/models/pretrained.py, src/training/checkpoint.py",
+        "model.pretrained, src/models/pretrained.py, src/training/checkpoints/checkpoint.py",
     )

@@ -1,0 +1,1 @@
+"""Batches: which samples, on which rank, and how they travel."""

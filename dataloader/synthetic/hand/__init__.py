@@ -1,0 +1,1 @@
+"""The procedural hand in MANO's format."""

@@ -1,0 +1,1 @@
+"""Files: every call that can fail on somebody's machine."""

@@ -1,0 +1,1 @@
+"""Processes: who is there, who waits for whom, how one starts."""

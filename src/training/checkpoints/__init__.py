@@ -1,0 +1,1 @@
+"""Checkpoints: what they hold, where they stand, who writes them."""
