@@ -24,7 +24,8 @@ import src.runtime.ranks.parent  # noqa: F401  (looks who started us, before all
 
 import torch
 
-from dataloader.build import DeviceLoader, build_eval_loader, build_splits, build_train_loader
+from dataloader.batches.loader import DeviceLoader
+from dataloader.build import build_eval_loader, build_splits, build_train_loader
 from dataloader.crop.augment import epoch_notes
 from dataloader.ho3d.leaks import FrameNames, find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
@@ -236,10 +237,10 @@ def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
         judged = build_evaluation(config, context, path)
     scoring, state, files = judged.scoring, judged.state, folder.path / "val"
     recorder = Recorder(folder.path, config, context)
-    facts = {"evaluated": str(path), "split": scoring.dataset.describe()}
+    facts = {"evaluated": str(path), "split": scoring.dataset.frames.describe()}
     recorder.write_setup(config, judged.hand, context, facts)
     results = score(judged.model, judged.loss, scoring)
-    report(results, scoring.dataset.split_line, context)
+    report(results, scoring.dataset.frames.split_line, context)
     for shown, result in results.items():
         recorder.validation(state["step"], shown, result)
     if (outcome := outcome_of(results, scoring)) is not None:
@@ -263,11 +264,11 @@ def build_evaluation(config: RunConfig, context: DistContext, path: Path) -> Jud
     context.together("loading the weights", lambda: ckpt.load_weights(model, state, path))
     train_set, val_set = build_splits(config, context, hand)
     ckpt.log_changes(state["config"], config, ("dataset", "split", "model"))
-    if state["split_hash"] != train_set.split_id:
+    if state["split_hash"] != train_set.frames.split.id:
         _log.warning(
             "WARNING: the checkpoint was trained on another training split: it may have seen these samples"
         )
-    ckpt.log_labels(state["progress"].get("labels_hash", ""), train_set.index.labels_sha256, path)
+    ckpt.log_labels(state["progress"].get("labels_hash", ""), train_set.frames.index.labels_sha256, path)
     _log.info(f"Evaluating {ckpt.named(state, path)}")
     scoring = build_scoring(config, context, train_set, val_set, hand)
     return Judged(hand, model, loss, state, scoring)
@@ -281,7 +282,11 @@ def build_scoring(
     def baselines() -> BaselineRows | None:
         if not context.is_main:
             return None
-        train, val, place = train_set.labels(), val_set.labels(), val_set.index.derived.place
+        train, val, place = (
+            train_set.frames.labels(),
+            val_set.frames.labels(),
+            val_set.frames.index.derived.place,
+        )
         return cached_baselines(train, val, hand, cache_dir=place, show_progress=True)
 
     shown: tuple[Shown, ...] = ("rgbd", "rgb") if config.validation.rgb_only else ("rgbd",)
@@ -291,7 +296,7 @@ def build_scoring(
         context=context,
         dataset=val_set,
         loaders={as_: build_eval_loader(config, val_set, rank, world, device, as_) for as_ in shown},
-        meshes=MeshScorer(hand, val_set, official=config.validation.split == "evaluation"),
+        meshes=MeshScorer(hand, val_set.frames, official=config.validation.split == "evaluation"),
         baselines=context.together("scoring the baselines", baselines),
     )
 
@@ -308,13 +313,14 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
     position = ckpt.Progress()
     if source is not None:
         position = context.together(
-            "resuming", lambda: ckpt.restore(source, trainer, config, hand, train_set.split_id, context)
+            "resuming",
+            lambda: ckpt.restore(source, trainer, config, hand, train_set.frames.split.id, context),
         )
-        best = best_so_far(run_dir / FOLDER, val_set.split_id, context)
+        best = best_so_far(run_dir / FOLDER, val_set.frames.split.id, context)
         position.best_mpjpe_mm, position.best_epoch = best
         _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
-        ckpt.log_labels(position.labels_hash, train_set.index.labels_sha256, source)
-    position.judged_by, position.labels_hash = val_set.split_id, train_set.index.labels_sha256
+        ckpt.log_labels(position.labels_hash, train_set.frames.index.labels_sha256, source)
+    position.judged_by, position.labels_hash = val_set.frames.split.id, train_set.frames.index.labels_sha256
     recorder = Recorder(run_dir, config, context, resume_step=trainer.step)
     parameters = sum(p.numel() for p in model.parameters())
     _log.info(
@@ -324,15 +330,16 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
     _log.info(describe_rate(config, world))
     _log.info(f"Run folder: {run_dir}")
     facts = {
-        "train": train_set.describe(),
-        "val": val_set.describe(),
+        "train": train_set.frames.describe(),
+        "val": val_set.frames.describe(),
         "parameters": parameters,
         "global_batch": global_batch(config, world),
     }
     recorder.write_setup(config, hand, context, facts)
     doctor = Doctor(config, context, hand)
     doctor.setting(
-        trainer, lambda: find_leaks(FrameNames(*train_set.frames()), FrameNames(*val_set.frames()))
+        trainer,
+        lambda: find_leaks(FrameNames(*train_set.frames.names()), FrameNames(*val_set.frames.names())),
     )
     return Run(
         config=config,
@@ -345,7 +352,7 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         train_loader=train_loader,
         scoring=build_scoring(config, context, train_set, val_set, hand),
         progress=position,
-        saver=Saver(run_dir / FOLDER, config, hand, train_set.split_id, context),
+        saver=Saver(run_dir / FOLDER, config, hand, train_set.frames.split.id, context),
         stop=StopRequest(),
         doctor=doctor,
     )
@@ -469,7 +476,7 @@ def test(
     return evaluate(
         shard,
         num_samples=len(scoring.dataset),
-        split_hash=scoring.dataset.split_id,
+        split_hash=scoring.dataset.frames.split.id,
         group=context.side_group,
         timeout_s=scoring.config.validation.timeout_s,
         baselines=scoring.baselines.scores() if scoring.baselines is not None else None,
@@ -489,7 +496,7 @@ def validate(run: Run) -> bool:
     page = PicturePage(run.config.validation.pictures, batches) if run.context.is_main else None
     with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
         results = score(run.model, trainer.loss, scoring, page)
-    report(results, scoring.dataset.split_line, run.context)
+    report(results, scoring.dataset.frames.split_line, run.context)
     run.doctor.validation(trainer, results)
     for shown, result in results.items():
         run.recorder.validation(trainer.step, shown, result)
@@ -511,8 +518,8 @@ def outcome_of(results: dict[Shown, CheckedResult], scoring: Scoring) -> Outcome
     if scoring.baselines is None:
         return None
     data = scoring.dataset
-    frames = [data.frame_id(i) for i in range(len(data))]
-    official = official_scores(results, data.truth_joints())
+    frames = [data.frames.frame_id(i) for i in range(len(data))]
+    official = official_scores(results, data.frames.truth_joints())
     return Outcome(results, frames, scoring.config.validation.split, scoring.baselines, official)
 
 

@@ -18,14 +18,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from dataloader.batches.collate import collate
 from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.common import Row, interleaved, report
-from dataloader.batches.collate import collate
-from dataloader.batches.modality import show_depth
 from dataloader.batches.samplers import SampleKey
-from dataloader.crop.augment import draw
+from dataloader.build import build_dataset
+from dataloader.crop.augment import draw, show_depth
 from dataloader.crop.camera import z_ref_from_box
 from dataloader.crop.prepare import IMAGENET_MEAN, IMAGENET_STD
 from dataloader.ho3d.labels import assemble
@@ -73,7 +73,7 @@ def _first_version(dataset: HO3DDataset, key: SampleKey) -> dict[str, Tensor]:
     """One sample as the first version made it: everything decoded, everything float32 on the host."""
     config = dataset.config
     change = draw(config.augmentation, config.seed, key.epoch, key.index)
-    labels = dataset.labels(np.array([key.index]))
+    labels = dataset.frames.labels(np.array([key.index]))
     camera = dataset._camera(key.index, labels, change)
     stored = cv2.imread(str(dataset._path(key.index, "rgb")))
     depth_bytes = cv2.imread(str(dataset._path(key.index, "depth")))
@@ -170,7 +170,9 @@ def main() -> None:
                 "cache compact": dataclasses.replace(data, cache="auto", cache_format="compact"),
             }
             datasets = {
-                name: HO3DDataset(dataclasses.replace(config, dataset=d), "train", hand, show_progress=False)
+                name: build_dataset(
+                    dataclasses.replace(config, dataset=d), "train", hand, show_progress=False
+                )
                 for name, d in settings.items()
             }
             rows += _table(size, datasets)

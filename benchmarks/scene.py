@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
 from dataloader.batches.collate import collate
+
 from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
 from dataloader.crop.prepare import prepare
@@ -45,7 +45,7 @@ class Scene:
 
     def batch(self, count: int, device: torch.device) -> HandBatch:
         """The same, ready for the network."""
-        return prepare(self.raw(count).to(device))
+        return prepare(self.batch([count]).to(device))
 
     def trainer(self, context: DistContext, **settings: object) -> TrainStep:
         """A training step of the scene's configuration with some settings of `model` changed."""

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Row, report
+from dataloader.build import build_dataset
 from dataloader.ho3d.index import open_index
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.synthetic.hand.standin import build_standin
@@ -81,8 +82,8 @@ def _link(source: Path, target: Path) -> None:
 
 def _open(config: RunConfig, hand: ManoLayer) -> tuple[HO3DDataset, HO3DDataset]:
     """Both splits, as a rank opens them."""
-    train_set = HO3DDataset(config, "train", hand, show_progress=False)
-    return train_set, HO3DDataset(config, "val", hand, index=train_set.index, show_progress=False)
+    train_set = build_dataset(config, "train", hand, show_progress=False)
+    return train_set, build_dataset(config, "val", hand, index=train_set.index, show_progress=False)
 
 
 def _annotations_kib(index: Path, private_before: float) -> float:
@@ -113,7 +114,7 @@ def _worker(dataset: HO3DDataset, number: int, begin: Any, pipe: Any) -> None:
     """A loader process: labels from all over the split, then its memory while all others hold theirs."""
     before = _private_kib()
     for k in range(READS):
-        dataset.labels(np.array([(number + 41 * k) % len(dataset)]))
+        dataset.frames.labels(np.array([(number + 41 * k) % len(dataset)]))
     begin.wait(120)
     pipe.send(_annotations_kib(_array_of(dataset), before))
     begin.wait(120)
@@ -121,7 +122,7 @@ def _worker(dataset: HO3DDataset, number: int, begin: Any, pipe: Any) -> None:
 
 def _array_of(dataset: HO3DDataset) -> Path:
     """The mapped file of an index."""
-    return dataset.index.derived.path("rows.npy")
+    return dataset.frames.index.derived.path("rows.npy")
 
 
 def _rank(context: DistContext, config: RunConfig) -> float:

@@ -12,7 +12,7 @@ import torch
 import train
 from benchmarks.common import Row, report
 from benchmarks.scene import Scene, alone, device, scene, sync
-from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.build import build_dataset
 
 PRESETS = {"tiny": (128, 128), "small": (256, 192)}
 FULL = 8332
@@ -26,7 +26,7 @@ def _rows(made: Scene, preset: str) -> list[Row]:
     config, context = made.config, alone(where)
     step = made.trainer(context)
     model = step.model
-    val_set = HO3DDataset(config, "val", made.hand, show_progress=False)
+    val_set = build_dataset(config, "val", made.hand, show_progress=False)
     scoring = train.build_scoring(config, context, made.train, val_set, step.loss.mano)
     loader = scoring.loaders["rgbd"]
     batches = list(loader)

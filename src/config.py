@@ -260,10 +260,6 @@ class AugmentationConfig:
 
     A crop that roll, scale and shift would leave with less than 2 % of the picture keeps its place.
     """
-    view_deg: float = _number(0.0, ge=0.0, le=45.0)
-    """Scene turned about the hand, by means of its depth, by up to view_deg degrees."""
-    view_from_epoch: int = _number(0, ge=0)
-    """First epoch, counted from 0, that turns scenes; earlier ones show them as they were filmed."""
     colour: float = _number(0.3, ge=0.0, lt=1.0)
     """Strength of brightness, contrast, saturation and white balance."""
     p_occluder: float = _number(0.3, ge=0.0, le=1.0)

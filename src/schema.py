@@ -16,14 +16,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-BatchT = TypeVar("BatchT", "RawBatch", "HandBatch")
+ArrayT = TypeVar("ArrayT", Tensor, NDArray[Any])
 
 Shown = Literal["rgbd", "rgb"]
 """How a validation shows samples to the network: with their depth, or without."""
@@ -37,168 +36,169 @@ DEPTH_RANGE_M = 0.15
 DEPTH_CLIP = 1.5
 """Depth input is clipped to [-DEPTH_CLIP, DEPTH_CLIP]."""
 
+_ALIGN = 64
+"""Bytes at whose multiples the fields of a packed record begin; every dtype may be viewed there."""
 
-@dataclass(frozen=True)
-class RawSample:
-    """One sample as a worker hands it over: integers for pixels, labels already in the crop camera.
 
-    In a `RawBatch` each field carries a leading axis B and is a torch tensor.
-    """
+class Record:
+    """A frozen dataclass of arrays with one leading axis: rows, devices and transport, written once."""
 
-    sample_index: NDArray[np.int64]
-    """() row of the dataset's split."""
-    rgb_u8: NDArray[np.uint8]
-    """(H, W, 3) RGB crop, occluders painted, colour not yet jittered."""
-    depth_u16: NDArray[np.uint16]
-    """(H, W) z of the *image camera* in units of DEPTH_UNIT_M at crop pixels.
+    def fields(self) -> dict[str, Any]:
+        """Arrays by name, in the order of declaration."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
-    0 where missing or not shown.
-    """
-    depth_present: NDArray[np.bool_]
-    """() this sample's depth is shown to the network."""
-    z_ref_m: NDArray[np.float32]
-    """() reference depth along the crop camera's axis, from inputs only."""
-    colour_affine: NDArray[np.float32]
-    """(3, 4) rgb' = clip(A [r, g, b, 1]) on values in [0, 1]; [I | 0] without augmentation."""
-    intrinsics_img_px: NDArray[np.float32]
-    """(3, 3) K of the picture."""
-    intrinsics_crop_px: NDArray[np.float32]
-    """(3, 3) K of the crop camera."""
-    crop_from_img: NDArray[np.float32]
-    """(3, 3) homography, crop pixel ~ H image pixel; = K_crop rot_crop_from_img K_img^-1."""
-    rot_crop_from_img: NDArray[np.float32]
-    """(3, 3) rotation of the image camera into the crop camera."""
-    joints_cam_m: NDArray[np.float32]
-    """(J, 3) labelled joints, crop camera."""
-    joints_conf: NDArray[np.float32]
-    """(J,) weight of a joint in losses and metrics; 0 = the label does not exist."""
-    root_cam_m: NDArray[np.float32]
-    """(3,) wrist = hand translation + J0(betas), never read from the joints, crop camera."""
-    translation_m: NDArray[np.float32]
-    """(3,) MANO translation in the crop camera, root_cam_m - J0(betas)."""
-    global_orient: NDArray[np.float32]
-    """(3, 3) wrist rotation, crop camera."""
-    hand_pose: NDArray[np.float32]
-    """(15, 3, 3) local rotations in MANO16 order."""
-    betas: NDArray[np.float32]
-    """(10,) shape."""
-    mano_valid: NDArray[np.bool_]
-    """() the annotation holds MANO parameters (false on HO3D's evaluation split)."""
+    def map(self, function: Callable[[Any], Any]) -> Self:
+        """The same record with `function` applied to every array."""
+        return type(self)(**{name: function(array) for name, array in self.fields().items()})
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
+        """The same tensors on `device`."""
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pack(self, *, shared: bool) -> Packed[Self]:
+        """Copy CPU tensors into one block of bytes.
+
+        Args:
+            shared: into memory that other processes can map, so that handing it over copies nothing more.
+        """
+        places, end = [], 0
+        for name, tensor in self.fields().items():
+            places.append((name, tensor.dtype, tuple(tensor.shape), end))
+            end += -(-tensor.nbytes // _ALIGN) * _ALIGN
+        block = torch.empty(end, dtype=torch.uint8)
+        if shared:
+            block.share_memory_()  # type: ignore[no-untyped-call]
+        packed = Packed(type(self), block, tuple(places))
+        for name, view in packed.views().items():
+            view.copy_(getattr(self, name))
+        return packed
+
+
+RecordT = TypeVar("RecordT", bound=Record)
 
 
 @dataclass(frozen=True)
-class RawBatch:
-    """`RawSample`s stacked along B as torch tensors."""
+class Packed(Generic[RecordT]):
+    """A record as one block: what crosses from a loader process, and on to a GPU, in one piece.
 
-    sample_index: Tensor
-    rgb_u8: Tensor
-    depth_u16: Tensor
-    depth_present: Tensor
-    z_ref_m: Tensor
-    colour_affine: Tensor
-    intrinsics_img_px: Tensor
-    intrinsics_crop_px: Tensor
-    crop_from_img: Tensor
-    rot_crop_from_img: Tensor
-    joints_cam_m: Tensor
-    joints_conf: Tensor
-    root_cam_m: Tensor
-    translation_m: Tensor
-    global_orient: Tensor
-    hand_pose: Tensor
-    betas: Tensor
-    mano_valid: Tensor
+    Each tensor that crosses a process costs a file descriptor and a mapping, each that goes to a GPU a
+    transfer of its own: for eighteen small fields that takes longer than the pixels.
+    """
 
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> RawBatch:
-        """The same batch on `device`."""
-        return _map(self, lambda t: t.to(device, non_blocking=non_blocking))
+    kind: type[RecordT]
+    block: Tensor
+    """(bytes,) uint8."""
+    places: tuple[tuple[str, torch.dtype, tuple[int, ...], int], ...]
+    """Name, dtype, shape and first byte of each field."""
+
+    def pin_memory(self) -> Packed[RecordT]:
+        """The same in page-locked memory (the DataLoader calls this by name)."""
+        return dataclasses.replace(self, block=self.block.pin_memory())
+
+    def unpack(self, device: torch.device) -> RecordT:
+        """The record on `device`, its fields views of one block there; a GPU is not waited for."""
+        there = dataclasses.replace(self, block=self.block.to(device, non_blocking=True))
+        return self.kind(**there.views())
+
+    def views(self) -> dict[str, Tensor]:
+        """Fields by name, sharing the block's memory."""
+        found = {}
+        for name, dtype, shape, start in self.places:
+            count = dtype.itemsize * torch.Size(shape).numel()
+            found[name] = self.block[start : start + count].view(dtype).view(shape)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
-class LabelTable:
-    """Labels without pictures: what baselines and reports are made of.
-
-    **Image camera**, OpenCV axes, metres, numpy, float32; N rows.
+class HandLabels(Record, Generic[ArrayT]):
+    """What is known of B hands: tensors in the crop camera of a batch, numpy arrays in the image camera of
+    `dataloader.ho3d.labels.Labels`. OpenCV axes, metres, float32.
     """
 
-    joints_cam_m: NDArray[np.float32]
-    """(N, J, 3) OPENPOSE21; the wrist's position where a joint has no label."""
-    joints_conf: NDArray[np.float32]
-    """(N, J) 1 where labelled, else 0."""
-    global_orient: NDArray[np.float32]
-    """(N, 3, 3) wrist rotation; identity where mano_valid is false."""
-    hand_pose: NDArray[np.float32]
-    """(N, 15, 3, 3) local rotations, MANO16 order; identity where mano_valid is false."""
-    betas: NDArray[np.float32]
-    """(N, 10) shape; zero where mano_valid is false."""
-    mano_valid: NDArray[np.bool_]
-    """(N,) the annotation holds MANO parameters."""
+    joints_cam_m: ArrayT
+    """(B, J, 3) labelled joints; the wrist's position where a joint has no label."""
+    joints_conf: ArrayT
+    """(B, J) weight of a joint in losses and metrics; 0 = the label does not exist."""
+    root_cam_m: ArrayT
+    """(B, 3) wrist = hand translation + J0(betas), never read from the joints where there are parameters."""
+    translation_m: ArrayT
+    """(B, 3) MANO translation in this camera, root_cam_m - J0(betas)."""
+    global_orient: ArrayT
+    """(B, 3, 3) wrist rotation; identity where mano_valid is false."""
+    hand_pose: ArrayT
+    """(B, 15, 3, 3) local rotations in MANO16 order; identity where mano_valid is false."""
+    betas: ArrayT
+    """(B, 10) shape; zero where mano_valid is false."""
+    mano_valid: ArrayT
+    """(B,) bool, the annotation holds MANO parameters (false on HO3D's evaluation split)."""
 
 
-@dataclass(frozen=True)
-class HandSample:
-    """One sample as the network sees it, float32 CPU tensors; `HandBatch` has a leading B in each field."""
+LabelTable = HandLabels[NDArray[Any]]
+"""Labels without pictures, image camera: what baselines and reports are made of."""
+
+
+@dataclass(frozen=True, eq=False)
+class CropView(Record):
+    """From where B crops look: tensors, float32."""
+
+    intrinsics_img_px: Tensor
+    """(B, 3, 3) K of the picture."""
+    intrinsics_crop_px: Tensor
+    """(B, 3, 3) K of the crop camera."""
+    crop_from_img: Tensor
+    """(B, 3, 3) homography, crop pixel ~ H image pixel; = K_crop rot_crop_from_img K_img^-1."""
+    rot_crop_from_img: Tensor
+    """(B, 3, 3) rotation of the image camera into the crop camera."""
+    z_ref_m: Tensor
+    """(B,) reference depth along the crop camera's axis, from inputs only."""
+    depth_present: Tensor
+    """(B,) bool, this sample's depth is shown to the network."""
+
+
+@dataclass(frozen=True, eq=False)
+class RawBatch(CropView, HandLabels[Tensor]):
+    """B samples as a loader process hands them over: integers for pixels, labels in the crop camera."""
 
     sample_index: Tensor
-    """() int64, row of the dataset's split."""
+    """(B,) int64, row of the dataset's split."""
+    rgb_u8: Tensor
+    """(B, H, W, 3) RGB crop, occluders painted, colour not yet jittered."""
+    depth_u16: Tensor
+    """(B, H, W) z of the *image camera* in units of DEPTH_UNIT_M at crop pixels.
+
+    0 where missing or hidden.
+    """
+    colour_affine: Tensor
+    """(B, 3, 4) rgb' = clip(A [r, g, b, 1]) on values in [0, 1]; [I | 0] without augmentation."""
+
+
+@dataclass(frozen=True, eq=False)
+class HandSample(CropView, HandLabels[Tensor]):
+    """One sample as the network sees it: each field of `HandBatch` without its leading axis."""
+
+    sample_index: Tensor
+    """(B,) int64, row of the dataset's split."""
     rgb: Tensor
-    """(3, H, W) ImageNet-normalised crop."""
+    """(B, 3, H, W) ImageNet-normalised crop."""
     depth: Tensor
-    """(1, H, W) (z - z_ref_m) / DEPTH_RANGE_M, z along the crop camera's axis, clipped; 0 where invalid."""
+    """(B, 1, H, W) (z - z_ref_m) / DEPTH_RANGE_M along the crop camera's axis, clipped; 0 where invalid."""
     depth_valid: Tensor
-    """(1, H, W) 1 where depth was measured and is shown, else 0."""
-    depth_present: Tensor
-    """() bool, this sample's depth is shown to the network."""
-    z_ref_m: Tensor
-    """() reference depth, crop camera, from inputs only."""
-    intrinsics_img_px: Tensor
-    """(3, 3) K of the picture."""
-    intrinsics_crop_px: Tensor
-    """(3, 3) K of the crop camera."""
-    crop_from_img: Tensor
-    """(3, 3) homography from image pixels to crop pixels."""
-    rot_crop_from_img: Tensor
-    """(3, 3) rotation of the image camera into the crop camera."""
-    joints_cam_m: Tensor
-    """(J, 3) labelled joints, crop camera."""
+    """(B, 1, H, W) 1 where depth was measured and is shown, else 0."""
     joints_root_m: Tensor
-    """(J, 3) joints_cam_m minus its wrist."""
+    """(B, J, 3) joints_cam_m minus its wrist."""
     joints_crop_px: Tensor
-    """(J, 2) projections with intrinsics_crop_px."""
+    """(B, J, 2) projections with intrinsics_crop_px."""
     joints_unit: Tensor
-    """(J, 2) joints_crop_px / (W, H) - 0.5: the crop is [-0.5, 0.5]."""
-    joints_conf: Tensor
-    """(J,) weight; 0 = the label does not exist."""
-    root_cam_m: Tensor
-    """(3,) wrist by the independent path, crop camera."""
-    translation_m: Tensor
-    """(3,) MANO translation, crop camera."""
-    global_orient: Tensor
-    """(3, 3) wrist rotation, crop camera."""
-    hand_pose: Tensor
-    """(15, 3, 3) local rotations, MANO16 order."""
-    betas: Tensor
-    """(10,) shape."""
-    mano_valid: Tensor
-    """() bool, MANO parameters exist."""
+    """(B, J, 2) joints_crop_px / (W, H) - 0.5: the crop is [-0.5, 0.5]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HandBatch(HandSample):
-    """Samples stacked: each field of `HandSample` with a leading axis B, all on one device."""
-
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> HandBatch:
-        """The same batch on `device`."""
-        return _map(self, lambda t: t.to(device, non_blocking=non_blocking))
-
-    def record_stream(self, stream: torch.Stream) -> None:
-        """Tell a GPU's allocator that `stream` reads this batch, which was made on another one."""
-        for field in dataclasses.fields(self):
-            getattr(self, field.name).record_stream(stream)
+    """B samples as the network sees them, all on one device."""
 
     def row(self, i: int) -> HandSample:
         """Sample `i` of the batch."""
-        return HandSample(**{f.name: getattr(self, f.name)[i] for f in dataclasses.fields(HandSample)})
+        return HandSample(**{name: tensor[i] for name, tensor in self.fields().items()})
 
     def without_depth(self) -> HandBatch:
         """The same batch with depth hidden (depth, its mask and its flag zeroed; z_ref_m is kept)."""
@@ -319,8 +319,3 @@ class EvalResult:
     columns: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Means of the per-sample numbers computed on the ranks (`mpvpe_mm`, `pa_mpvpe_mm`, ...) over rows with a
     label, nan if a prediction is not finite; `mesh_usable` is not a mean: how many meshes are labelled."""
-
-
-def _map(batch: BatchT, function: Callable[[Tensor], Tensor]) -> BatchT:
-    """Apply `function` to every tensor of a dataclass of tensors."""
-    return type(batch)(**{f.name: function(getattr(batch, f.name)) for f in dataclasses.fields(batch)})

@@ -1,9 +1,8 @@
 """What is done to a training sample, drawn once as one frozen object and applied to everything together.
 
 The geometric part (roll, scale, shift) goes into the crop camera, so picture, depth, joints, pose and
-intrinsics follow by construction; `view_rad` turns the scene before it (turned_view.py). The rest changes
-pixels only. Everything is drawn from (seed, epoch, sample_index): the same for any number of workers or
-ranks, and whether or not depth is shown.
+intrinsics follow by construction. The rest changes pixels only. Everything is drawn from (seed, epoch,
+sample_index): the same for any number of workers or ranks, and whether or not depth is shown.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from src.config import AugmentationConfig
 from src.runtime.seed import stream
 from src.schema import DEPTH_UNIT_M
+
+Modality = Literal["train", "rgbd", "rgb"]
+"""train: depth dropped at random; rgbd: always shown; rgb: never shown."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _MAX_OCCLUDERS = 3
@@ -53,8 +56,6 @@ class Augmentation:
     """Factor on the side of the box."""
     shift: tuple[float, float] = (0.0, 0.0)
     """Displacement of the box's centre in box sides, x and y of the picture."""
-    view_rad: tuple[float, float] = (0.0, 0.0)
-    """Axis times angle, x and y of the image camera, by which the scene is turned about the hand."""
     colour_affine: NDArray[np.float32] | None = None
     """(3, 4) rgb' = A [r, g, b, 1] on [0, 1]; None: unchanged. Applied on the device."""
     occluders: tuple[Patch, ...] = ()
@@ -80,16 +81,30 @@ def calm_from(config: AugmentationConfig, num_epochs: int) -> int:
     return num_epochs - round(config.calm_share * num_epochs)
 
 
-def in_epoch(config: AugmentationConfig, epoch: int, num_epochs: int) -> AugmentationConfig:
-    """What holds in one epoch of a run: the ranges as configured or calm ones, views turned or not yet."""
-    if epoch < config.view_from_epoch and config.view_deg:
-        config = _not_turned(config)
-    return config if epoch < calm_from(config, num_epochs) else _calm(config)
+def epoch_notes(config: AugmentationConfig, epoch: int, num_epochs: int) -> list[str]:
+    """What the log says of a training epoch whose samples differ in kind from those of epoch 0."""
+    if not config.enabled or epoch < calm_from(config, num_epochs):
+        return []
+    return [
+        f"Epoch {epoch} of {num_epochs} is calm: augmentation's ranges and probabilities x "
+        f"{config.calm_strength:g}, so its training loss is lower"
+    ]
 
 
-@functools.lru_cache(maxsize=8)
-def _not_turned(config: AugmentationConfig) -> AugmentationConfig:
-    return dataclasses.replace(config, view_deg=0.0)
+@dataclass(frozen=True)
+class Augmenter:
+    """Draws what is done to the training samples of a run."""
+
+    config: AugmentationConfig
+    seed: int
+    """The run's seed."""
+    calm_from: int
+    """First epoch that is calm."""
+
+    def draw(self, epoch: int, sample_index: int) -> Augmentation:
+        """The augmentation of one sample in one epoch; see `draw`."""
+        ranges = self.config if epoch < self.calm_from else _calm(self.config)
+        return draw(ranges, self.seed, epoch, sample_index)
 
 
 @functools.lru_cache(maxsize=8)
@@ -100,33 +115,10 @@ def _calm(config: AugmentationConfig) -> AugmentationConfig:
         roll_deg=config.roll_deg * config.calm_strength,
         scale=config.scale * config.calm_strength,
         shift=config.shift * config.calm_strength,
-        view_deg=config.view_deg * config.calm_strength,
         colour=config.colour * config.calm_strength,
         p_occluder=config.p_occluder * config.calm_strength,
         p_depth_holes=config.p_depth_holes * config.calm_strength,
     )
-
-
-def epoch_notes(config: AugmentationConfig, epoch: int, num_epochs: int) -> list[str]:
-    """What the log says of a training epoch whose samples differ in kind from the epoch before it."""
-    notes: list[str] = []
-    if not config.enabled:
-        return notes
-    turned = [e for e in range(num_epochs) if in_epoch(config, e, num_epochs).view_deg]
-    if turned and epoch == turned[0]:
-        degrees = in_epoch(config, epoch, num_epochs).view_deg
-        notes.append(f"From epoch {epoch} of {num_epochs} on scenes are turned by up to {degrees:g} degrees")
-    if config.view_deg and not turned:
-        notes.append(
-            f"No scene is turned in any of the {num_epochs} epochs: augmentation.view_from_epoch is "
-            f"{config.view_from_epoch}, calm_strength {config.calm_strength:g}"
-        )
-    if epoch >= calm_from(config, num_epochs):
-        notes.append(
-            f"Epoch {epoch} of {num_epochs} is calm: augmentation's ranges and probabilities x "
-            f"{config.calm_strength:g}, so its training loss is lower"
-        )
-    return notes
 
 
 def draw(config: AugmentationConfig, seed: int, epoch: int, sample_index: int) -> Augmentation:
@@ -154,7 +146,6 @@ def draw(config: AugmentationConfig, seed: int, epoch: int, sample_index: int) -
         roll_rad=float(roll),
         scale=float(scale),
         shift=(float(shift[0]), float(shift[1])),
-        view_rad=_view(config.view_deg, rng) if config.view_deg else (0.0, 0.0),
         colour_affine=colour,
         occluders=occluders,
         holes=holes,
@@ -163,9 +154,21 @@ def draw(config: AugmentationConfig, seed: int, epoch: int, sample_index: int) -
     )
 
 
-def widest(change: Augmentation, config: AugmentationConfig) -> Augmentation:
-    """The same roll with the largest crop that the ranges allow, in the middle: what a crop cache holds."""
-    return dataclasses.replace(change, scale=1 + config.scale, shift=(0.0, 0.0))
+def show_depth(modality: Modality, p_drop: float, seed: int, epoch: int, sample_index: int) -> bool:
+    """Whether a sample's depth is shown to the network, decided before any file is opened.
+
+    A depth picture that is not shown is never read: it is 80 % of the decoding time.
+
+    Args:
+        modality: how the loader shows depth.
+        p_drop: probability that a training sample is shown without depth.
+        seed: the run's seed.
+        epoch: pass over the training split.
+        sample_index: row of the split.
+    """
+    if modality != "train":
+        return modality == "rgbd"
+    return bool(stream(seed, "modality", epoch, sample_index).random() >= p_drop)
 
 
 def paint_rgb(rgb: NDArray[np.uint8], augmentation: Augmentation) -> None:
@@ -233,13 +236,6 @@ def _colour_matrix(strength: float, rng: np.random.Generator) -> NDArray[np.floa
     colour[:, :3] = (1 + contrast) * balance[:, None] * mix
     colour[:, 3] = 0.5 * brightness - 0.5 * contrast
     return colour
-
-
-def _view(largest_deg: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Axis times angle: any direction in the picture plane, angles uniform."""
-    direction = rng.uniform(0, 2 * math.pi)
-    angle = math.radians(largest_deg) * rng.random()
-    return angle * math.cos(direction), angle * math.sin(direction)
 
 
 def _occluder(rng: np.random.Generator) -> Patch:

@@ -6,6 +6,8 @@ Nothing here waits for the device: no `.item()`, no boolean indexing, no shape t
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -31,28 +33,15 @@ def prepare(raw: RawBatch) -> HandBatch:
     depth, depth_valid = normalise_depth(raw)
     joints_crop_px = project(raw.joints_cam_m, raw.intrinsics_crop_px)
     size = _constant((float(width), float(height)), raw.rgb_u8.device)
+    kept = {f.name for f in dataclasses.fields(RawBatch)} & {f.name for f in dataclasses.fields(HandBatch)}
     return HandBatch(
-        sample_index=raw.sample_index,
+        **{name: tensor for name, tensor in raw.fields().items() if name in kept},
         rgb=normalise_rgb(raw.rgb_u8, raw.colour_affine),
         depth=depth,
         depth_valid=depth_valid,
-        depth_present=raw.depth_present,
-        z_ref_m=raw.z_ref_m,
-        intrinsics_img_px=raw.intrinsics_img_px,
-        intrinsics_crop_px=raw.intrinsics_crop_px,
-        crop_from_img=raw.crop_from_img,
-        rot_crop_from_img=raw.rot_crop_from_img,
-        joints_cam_m=raw.joints_cam_m,
         joints_root_m=raw.joints_cam_m - raw.joints_cam_m[:, :1],
         joints_crop_px=joints_crop_px,
         joints_unit=joints_crop_px / size - 0.5,
-        joints_conf=raw.joints_conf,
-        root_cam_m=raw.root_cam_m,
-        translation_m=raw.translation_m,
-        global_orient=raw.global_orient,
-        hand_pose=raw.hand_pose,
-        betas=raw.betas,
-        mano_valid=raw.mano_valid,
     )
 
 

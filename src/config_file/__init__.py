@@ -55,6 +55,10 @@ _REPLACED = {
         "is replaced by dataset.max_unusable (a count, or a share such as 0.1%), which counts every frame "
         "that cannot be used, not unreadable annotations alone",
     ),
+    "augmentation.view_deg": _Replaced(
+        None, "is gone: with turned scenes a run scored to a hundredth of a millimetre what it did without"
+    ),
+    "augmentation.view_from_epoch": _Replaced(None, "is gone, with augmentation.view_deg"),
 }
 
 

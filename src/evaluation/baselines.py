@@ -32,7 +32,7 @@ from src.hand.mano import ManoLayer
 from src.runtime.files.derived import Store
 from src.runtime.files.disk import atomic_write
 from src.runtime.log import get_logger
-from src.schema import LabelTable
+from src.schema import HandLabels, LabelTable
 
 VERSION = 1
 """Raised whenever a number changes for the same labels: older caches are then not read."""
@@ -178,7 +178,7 @@ def fingerprint(train: LabelTable, val: LabelTable, hand: ManoLayer) -> str:
     A list keeps its name when its annotations or its ground truth are replaced.
     """
     digest = hashlib.sha256(f"{hand.fingerprint}:{len(train.betas)}:{len(val.betas)}".encode())
-    arrays = [getattr(train, field.name) for field in fields(LabelTable)]
+    arrays = [getattr(train, field.name) for field in fields(HandLabels)]
     for array in (*arrays, val.joints_cam_m, val.joints_conf):
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()

@@ -92,8 +92,8 @@ def examine(config: RunConfig, arguments: argparse.Namespace) -> Iterator[Findin
     train_set = build_dataset(config, "train", cpu_hand)
     val_set = build_dataset(config, config.validation.split, cpu_hand)
     patient = _Patient(config, context, hand, model, loss, train_set, val_set, state)
-    yield train_set.describe()
-    yield val_set.describe()
+    yield train_set.frames.describe()
+    yield val_set.frames.describe()
     yield from _setting(patient)
     loader = build_train_loader(config, train_set, 0, 1, context.device)
     loader.set_epoch(0)
@@ -113,8 +113,8 @@ def examine(config: RunConfig, arguments: argparse.Namespace) -> Iterator[Findin
 def _setting(patient: _Patient) -> Iterator[Finding]:
     """Splits, rates and loaded weights."""
     train, val = patient.train_set, patient.val_set
-    report = find_leaks(FrameNames(*train.frames()), FrameNames(*val.frames()))
-    repeated = _repeated(train.labels(), val.labels())
+    report = find_leaks(FrameNames(*train.frames.names()), FrameNames(*val.frames.names()))
+    repeated = _repeated(train.frames.labels(), val.frames.labels())
     native = has_bf16(patient.context.device)
     yield from check_setting(patient.config, report, repeated_labels=repeated, native_bf16=native)
     if patient.state is not None:
@@ -177,7 +177,9 @@ def _checkpoint(patient: _Patient, batch: HandBatch) -> Iterator[Finding | str]:
         yield from check_output(seen.prediction, seen.batch)
     count = min(len(val), max(1, _SCORED // config.validation.batch_size) * config.validation.batch_size)
     hand = ManoLayer.from_file(config.mano.model_path)
-    baselines = compute_baselines(patient.train_set.labels(), val.labels(slice(count)), hand).scores()
+    baselines = compute_baselines(
+        patient.train_set.frames.labels(), val.frames.labels(slice(count)), hand
+    ).scores()
     patient.model.eval()
     results: dict[Shown, CheckedResult] = {}
     modalities: tuple[Shown, ...] = ("rgbd", "rgb")
@@ -194,7 +196,7 @@ def _checkpoint(patient: _Patient, batch: HandBatch) -> Iterator[Finding | str]:
                 loss=patient.loss.per_sample(prediction, part),
             )
         results[shown] = evaluate(
-            shard, num_samples=count, split_hash=f"{val.split_id}, first {count}", baselines=baselines
+            shard, num_samples=count, split_hash=f"{val.frames.split.id}, first {count}", baselines=baselines
         )
     yield f"Score on the first {count} of {len(val):,} validation samples"
     yield from check_scores(results, None, steps=state["step"], samples=samples)
@@ -205,9 +207,9 @@ def check_leaks(config: RunConfig, arguments: argparse.Namespace) -> Iterator[Fi
     hand = ManoLayer.from_file(config.mano.model_path)
     train = build_dataset(config, "train", hand)
     val = build_dataset(config, config.validation.split, hand)
-    yield train.describe()
-    yield val.describe()
-    report = find_leaks(FrameNames(*train.frames()), FrameNames(*val.frames()), arguments.within)
+    yield train.frames.describe()
+    yield val.frames.describe()
+    report = find_leaks(FrameNames(*train.frames.names()), FrameNames(*val.frames.names()), arguments.within)
     yield from leak_findings(report)
     yield leak_meaning(report, config)
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from dataloader.batches.modality import Modality
 from numpy.typing import NDArray
 
-from dataloader.batches.modality import Modality
 from dataloader.build import build_dataset, build_eval_loader
 from dataloader.ho3d.layout import frame_name, read_list
 from dataloader.ho3d_dataset import HO3DDataset
@@ -121,7 +121,7 @@ def export(arguments: argparse.Namespace) -> Submission:
     ckpt.load_weights(model, state, arguments.checkpoint)
     dataset = open_evaluation(config, hand)
     print(f"Checkpoint: {ckpt.named(state, arguments.checkpoint)}")
-    print(dataset.describe())
+    print(dataset.frames.describe())
     joints, vertices = predict(model, config, dataset, context, modality)
     print(f"Writing {out / 'pred.zip'} and reading it back ...", flush=True)
     frames = frames_in_order(config, dataset)
@@ -196,7 +196,7 @@ def predict(
     wrong = np.flatnonzero(times != 1)
     if wrong.size:
         raise DataError(
-            f"{wrong.size} samples were predicted not once (first: {dataset.frame_id(int(wrong[0]))})"
+            f"{wrong.size} samples were predicted not once (first: {dataset.frames.frame_id(int(wrong[0]))})"
         )
     return joints, vertices
 
@@ -211,7 +211,7 @@ def frames_in_order(config: RunConfig, dataset: HO3DDataset) -> list[str]:
         f"{sequence}/{frame_name(number)}"
         for sequence, number in read_list(config.dataset, "evaluation").frames
     ]
-    frames = [dataset.frame_id(row).removeprefix("evaluation/") for row in range(len(dataset))]
+    frames = [dataset.frames.frame_id(row).removeprefix("evaluation/") for row in range(len(dataset))]
     if frames != listed:
         raise DataError(
             "the rows are not the lines of evaluation.txt: the list changed meanwhile. Start again"
@@ -241,8 +241,8 @@ def report(written: Submission, config: RunConfig, modality: Modality) -> None:
 
 def score(dataset: HO3DDataset, joints: Float32, vertices: Float32) -> None:
     """Print the official scores, or what they need."""
-    truth_joints, truth_vertices = dataset.truth_joints(), dataset.truth_vertices()
-    if (missing := dataset.missing_truth()) is not None:
+    truth_joints, truth_vertices = dataset.frames.truth_joints(), dataset.frames.truth_vertices()
+    if (missing := dataset.frames.missing_truth()) is not None:
         print(f"No official {'scores' if truth_joints is None else 'mesh scores'}: {missing}")
     if truth_joints is None:
         return

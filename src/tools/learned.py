@@ -70,17 +70,20 @@ def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None
     config = load_config(run / "config.yaml")
     dataset = build_dataset(config, "val", ManoLayer.from_file(config.mano.model_path), show_progress=False)
     rows = {shown: _rows(held_out, shown) for shown in _FILES}
-    if str(rows["rgbd"]["split_hash"]) != dataset.split_id or len(rows["rgbd"]["mpjpe_mm"]) != len(dataset):
+    if str(rows["rgbd"]["split_hash"]) != dataset.frames.split.id or len(rows["rgbd"]["mpjpe_mm"]) != len(
+        dataset
+    ):
         raise DataError(
             f"{held_out}: its split is {rows['rgbd']['split_hash']} with {len(rows['rgbd']['mpjpe_mm']):,} "
-            f"frames, the run's is {dataset.split_id} with {len(dataset):,}. Evaluate the run's own split."
+            f"frames, the run's is {dataset.frames.split.id} with {len(dataset):,}. Evaluate the run's own "
+            "split."
         )
     base = _baselines(held_out)
     seen = {shown: _trained_on(_rows(random, shown), set(rows[shown]["frame"].tolist())) for shown in _FILES}
     if (minutes := _last_scalars(run).get("minutes")) is None:
         raise DataError(f"{run / 'scalars.jsonl'}: no scalars of a run. Give the folder of a training.")
     score = {(shown, m): float(rows[shown][m].mean()) for shown in _FILES for m in _METRICS}
-    print(dataset.describe())
+    print(dataset.frames.describe())
     print(f"{'mm':<44}{'MPJPE':>10}{'PA-MPJPE':>10}")
     for shown, name in _NAMES.items():
         _line(f"{name}, held-out motions", *(score[shown, m] for m in _METRICS))
@@ -126,7 +129,7 @@ def _tile(
     sample = dataset[index]
     in_crop = torch.from_numpy(joints_cam_m[index]) @ torch.as_tensor(sample.rot_crop_from_img).T
     predicted_px = project(in_crop[None], torch.as_tensor(sample.intrinsics_crop_px)[None])[0].numpy()
-    caption = f"{dataset.frame_id(index).partition('/')[2]}: {mpjpe_mm[index]:.1f} mm"
+    caption = f"{dataset.frames.frame_id(index).partition('/')[2]}: {mpjpe_mm[index]:.1f} mm"
     picture = picture_from_network(np.asarray(sample.rgb))
     return truth_and_prediction(picture, np.asarray(sample.joints_crop_px), predicted_px, caption)
 

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from dataloader.batches.samplers import SampleKey
+from dataloader.build import build_dataset
 from dataloader.crop.augment import (
     UNCHANGED,
     Augmentation,
+    Augmenter,
+    calm_from,
     disturb_depth,
     draw,
     epoch_notes,
-    in_epoch,
     paint_rgb,
 )
-from dataloader.ho3d_dataset import HO3DDataset
 from src.config import AugmentationConfig
 from src.schema import DEPTH_UNIT_M
 from tests.dataloader.tree import FanHand, run_config, write_tree
@@ -143,53 +144,27 @@ def test_holes_remove_depth() -> None:
 def test_the_last_epochs_are_calm() -> None:
     """A key that moved nothing would be believed; one that calmed the whole run would take its variety."""
     config = dataclasses.replace(CONFIG, calm_share=0.2)
-    assert [in_epoch(config, e, 10) is config for e in range(10)] == [True] * 8 + [False] * 2
-    assert [in_epoch(config, e, 4) is config for e in range(4)] == [True] * 3 + [False]
-    assert all(in_epoch(CONFIG, e, 4) is CONFIG for e in range(4))
-    before = [draw(in_epoch(config, 0, 10), 0, 9, i) for i in range(400)]
-    after = [draw(in_epoch(config, 9, 10), 0, 9, i) for i in range(400)]
+    assert [calm_from(config, n) for n in (10, 4)] == [8, 3]
+    assert calm_from(CONFIG, 4) == 4, "no calm epoch unless asked for"
+    # 1.5 and 2.5 epochs of 15 and 25 tenths: whole epochs, rounded.
+    assert [calm_from(AugmentationConfig(calm_share=s), 10) for s in (0.0, 0.16, 0.24, 1.0)] == [10, 8, 8, 0]
+    augmenter = Augmenter(config, 0, 8)
+    before, after = ([augmenter.draw(epoch, i) for i in range(400)] for epoch in (7, 8))
     for field in ("roll_rad", "shift"):
-        wide, calm = (np.array([getattr(c, field) for c in part]) for part in (before, after))
-        np.testing.assert_allclose(calm, wide * config.calm_strength, atol=1e-12)
-    assert abs(in_epoch(config, 9, 10).colour / config.colour - config.calm_strength) < 1e-12
+        wide, calm = (np.abs([getattr(c, field) for c in part]).max() for part in (before, after))
+        assert calm == pytest.approx(wide * config.calm_strength, rel=0.03)
+    assert max(abs(c.scale - 1) for c in after) <= config.scale * config.calm_strength
     for field in ("occluders", "holes"):
         wide, calm = (np.mean([bool(getattr(c, field)) for c in part]) for part in (before, after))
         assert calm == pytest.approx(wide * config.calm_strength, abs=0.07)
     assert after[0].depth_noise_m == before[0].depth_noise_m
-    off = in_epoch(dataclasses.replace(config, calm_strength=0.0), 9, 10)
-    assert draw(off, 0, 9, 3).roll_rad == 0
-
-
-def test_scenes_turn_from_their_epoch_on() -> None:
-    """Turned too early, a short run pays for variety of no use to it; never, a long one does not gain."""
-    config = dataclasses.replace(CONFIG, view_deg=20.0, view_from_epoch=3, calm_share=0.2)
-    degrees = [in_epoch(config, e, 10).view_deg for e in range(10)]
-    assert degrees == [0.0] * 3 + [20.0] * 5 + [20.0 * config.calm_strength] * 2
-    assert [in_epoch(config, e, 3).view_deg for e in range(3)] == [0.0] * 3
-    for epoch, turned in ((2, False), (3, True)):
-        views = [draw(in_epoch(config, epoch, 10), 0, epoch, i).view_rad for i in range(20)]
-        assert all(any(view) == turned for view in views)
-    before = dataclasses.replace(CONFIG, view_deg=0.0)
-    rolls = [[draw(c, 0, 2, i).roll_rad for i in range(20)] for c in (before, in_epoch(config, 2, 10))]
-    assert rolls[0] == rolls[1]
 
 
 def test_the_log_says_what_an_epoch_shows() -> None:
     """A loss that jumps between two epochs is looked for in the model if nothing says what changed."""
-    config = dataclasses.replace(CONFIG, view_deg=20.0, view_from_epoch=2, calm_share=0.25)
-    notes = [epoch_notes(config, e, 4) for e in range(4)]
-    assert [len(lines) for lines in notes] == [0, 0, 1, 1]
-    assert "From epoch 2 of 4 on scenes are turned by up to 20 degrees" in notes[2][0]
-    assert "Epoch 3 of 4 is calm" in notes[3][0]
-    for epoch in range(2):  # a resumed run says it too
-        late = epoch_notes(config, epoch, 2)
-        assert len(late) == 1
-        assert "No scene is turned" in late[0]
-        assert "view_from_epoch is 2" in late[0]
-    still = dataclasses.replace(config, view_from_epoch=3, calm_strength=0.0)
-    assert ["No scene is turned" in note for note in epoch_notes(still, 3, 4)] == [True, False]
-    first_is_calm = dataclasses.replace(config, view_from_epoch=3)
-    assert "up to 5 degrees" in epoch_notes(first_is_calm, 3, 4)[0]
+    config = dataclasses.replace(CONFIG, calm_share=0.25)
+    assert [len(epoch_notes(config, e, 4)) for e in range(4)] == [0, 0, 0, 1]
+    assert "Epoch 3 of 4 is calm" in epoch_notes(config, 3, 4)[0]
     for silent in (dataclasses.replace(config, enabled=False), CONFIG):
         assert not any(epoch_notes(silent, e, 2) for e in range(2))
 
@@ -200,8 +175,8 @@ def test_a_sample_of_a_calm_epoch_is_calm(tmp_path: Path) -> None:
     config = run_config(
         tmp_path, training={"num_epochs": 5}, augmentation={"calm_share": 0.2, "calm_strength": 0.0}
     )
-    train = HO3DDataset(config, "train", FanHand(), show_progress=False)  # type: ignore[arg-type]
+    train = build_dataset(config, "train", FanHand(), show_progress=False)  # type: ignore[arg-type]
     plain = train.view(modality="train", augmented=False)
     for epoch, same in ((3, False), (4, True)):
-        a, b = train.raw(SampleKey(1, epoch)), plain.raw(SampleKey(1, epoch))
+        a, b = train.batch([SampleKey(1, epoch)]), plain.batch([SampleKey(1, epoch)])
         assert np.array_equal(a.crop_from_img, b.crop_from_img) == same

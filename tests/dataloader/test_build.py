@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from dataloader import build
-from dataloader.batches.collate import collate
 from dataloader.batches.samplers import SampleKey
 from dataloader.build import DeviceLoader, build_dataset, build_eval_loader, build_train_loader
 from dataloader.crop.prepare import prepare
@@ -142,7 +141,7 @@ def test_loader_processes_do_not_change_an_epoch(tree: Tree, workers: int) -> No
         assert len(one) == len(many) == len(loader) == 9
         assert all(equal(a, b) for a, b in zip(one, many, strict=True))
     first = int(one[0].sample_index[0])
-    assert equal(one[0].row(0), prepare(collate([dataset.raw(SampleKey(first, 1))])).row(0))
+    assert equal(one[0].row(0), prepare(dataset.batch([SampleKey(first, 1)])).row(0))
 
 
 def test_ranks_share_an_epoch_without_changing_it(tree: Tree) -> None:
@@ -203,7 +202,7 @@ def test_an_unreadable_picture_stops_the_loop_with_one_line(tree: Tree, tmp_path
     shutil.copytree(tree[0], root, ignore=shutil.ignore_patterns(".utnet"))
     config = config_of(root, workers)
     dataset = dataset_of(config, "val")
-    sequence, frame = dataset.frame_id(5).split("/")[1:]
+    sequence, frame = dataset.frames.frame_id(5).split("/")[1:]
     (root / "train" / sequence / "rgb" / f"{frame}.jpg").write_bytes(b"\xff\xd8")
     with pytest.raises(DataError) as caught:
         list(build_eval_loader(config, dataset, 0, 1, CPU))

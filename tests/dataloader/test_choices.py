@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataloader.batches.modality import show_depth
 from dataloader.batches.samplers import TrainSampler
 from dataloader.crop import augment
 from dataloader.crop import camera as crop
-from dataloader.crop.augment import Augmentation, Patch, disturb_depth, draw, in_epoch, paint_rgb
+from dataloader.crop.augment import Augmentation, Patch, disturb_depth, draw, paint_rgb, show_depth
 from dataloader.crop.camera import crop_camera
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config import AugmentationConfig
@@ -58,23 +57,6 @@ def test_colours_change_as_their_names_say(
     """At strength 0.5: R, G, B in this order, by Rec. 601's shares of grey."""
     matrix = augment._colour_matrix(0.5, Draws(drawn, balance))  # type: ignore[arg-type]
     assert (matrix @ [*colour, 1.0]).tolist() == pytest.approx(expected, abs=1e-4)
-
-
-def test_calm_epochs_calm_every_range() -> None:
-    """A quarter of each range and probability; the sensor's noise stays. 5 of 7 epochs at 0.35 are loud."""
-    config = AugmentationConfig(calm_share=0.35, view_deg=20.0)
-    calm = in_epoch(config, 6, 7)
-    for field in ("roll_deg", "scale", "shift", "view_deg", "colour", "p_occluder", "p_depth_holes"):
-        assert getattr(calm, field) == pytest.approx(getattr(config, field) / 4), field
-    assert calm.depth_noise_m == config.depth_noise_m
-    assert [in_epoch(config, epoch, 7) is config for epoch in range(7)] == [True] * 5 + [False] * 2
-    # 1.5 and 2.5 epochs of 15 and 25 tenths: whole epochs, rounded.
-    assert [augment.calm_from(AugmentationConfig(calm_share=s), 10) for s in (0.0, 0.16, 0.24, 1.0)] == [
-        10,
-        8,
-        8,
-        0,
-    ]
 
 
 def test_a_sizes_factor_is_uniform_about_one() -> None:
@@ -170,7 +152,7 @@ def test_frames_left_out_make_another_split(tmp_path: Path) -> None:
         if bad:
             (root / f"train/MC1/meta/{bad}.pkl").write_bytes(b"\x80\x02garbage")
         config = run_config(root, dataset={TOLERANCE: 1}, split={"by": "sequence", "val_percent": 50})
-        found[bad] = {split: fan(config, split).split_id for split in ("train", "val")}
+        found[bad] = {split: fan(config, split).frames.split.id for split in ("train", "val")}
     for split in ("train", "val"):
         assert len({ids[split] for ids in found.values()}) == 3, f"{split}: {found}"
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from dataloader.build import build_dataset
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d import index as index_module
 from dataloader.ho3d.labels import rest_roots
@@ -42,14 +43,14 @@ TOLERANCE = next(field.name for field in dataclasses.fields(DatasetConfig) if fi
 
 def fan(config: RunConfig, split: str) -> HO3DDataset:
     """A split of fan hands."""
-    return HO3DDataset(config, split, FanHand(), show_progress=False)  # type: ignore[arg-type]
+    return build_dataset(config, split, FanHand(), show_progress=False)  # type: ignore[arg-type]
 
 
 def whole_list(config: RunConfig, hand: object) -> dict[str, np.ndarray]:
     """Name of every frame of the training list -> its labelled joints, from both splits."""
     found: dict[str, np.ndarray] = {}
     for split in ("train", "val"):
-        part = HO3DDataset(config, split, hand, show_progress=False)  # type: ignore[arg-type]
+        part = build_dataset(config, split, hand, show_progress=False)  # type: ignore[arg-type]
         found |= {part.frame_id(i): joints for i, joints in enumerate(part.labels().joints_cam_m)}
     return found
 
@@ -91,7 +92,7 @@ def test_the_official_box_is_two_corners(tmp_path: Path, image_size: tuple[int, 
     dataset = fan(run_config(tmp_path, image_size=image_size), "evaluation")
     height, width = image_size
     for i in range(len(dataset)):
-        frame = frames[dataset.frame_id(i)]
+        frame = frames[dataset.frames.frame_id(i)]
         pixels = frame.pixels(OPENPOSE21)
         low, high = np.trunc(pixels.min(0) - 9), np.trunc(pixels.max(0) + 9)  # as the annotation has it
         homography = dataset[i].crop_from_img.double().numpy()
@@ -137,10 +138,10 @@ def test_a_picture_that_shrank_is_an_error_and_no_black_crop(tmp_path: Path, mod
     assert float(view[0].rgb.std()) > 0.05
     small = (24, 32)
     write_pictures(
-        tmp_path / "train/MC1", dataset.frame_id(0)[-4:], np.full((*small, 3), 90, np.uint8),
+        tmp_path / "train/MC1", dataset.frames.frame_id(0)[-4:], np.full((*small, 3), 90, np.uint8),
         np.full(small, 5000, np.uint16),
     )  # fmt: skip
-    with pytest.raises(DataError, match=dataset.frame_id(0)[-4:]):
+    with pytest.raises(DataError, match=dataset.frames.frame_id(0)[-4:]):
         view[0]
 
 
@@ -193,7 +194,7 @@ def test_frames_left_out_of_several_chunks_are_the_right_ones(
     config = dataclasses.replace(config, dataset=dataset)
     assert sorted(whole_list(config, standin)) == sorted(set(names) - {names[k] for k in bad})
     for split in ("train", "val"):
-        part = HO3DDataset(config, split, standin, show_progress=False)  # type: ignore[arg-type]
+        part = build_dataset(config, split, standin, show_progress=False)  # type: ignore[arg-type]
         labels = part.labels()
         turned = [torch.from_numpy(a) for a in (labels.global_orient, labels.hand_pose, labels.betas)]
         made = standin(*turned, torch.zeros(len(part), 3)).joints_m.numpy()
@@ -213,7 +214,7 @@ def test_labels_keep_rotations_of_half_a_turn(tmp_path: Path, standin: ManoLayer
     annotated = Rotation.from_rotvec(aa.reshape(-1, 3)).as_matrix().reshape(6, 16, 3, 3)
     for split in ("train", "val"):
         config = run_config(tmp_path, split={"val_percent": 50})
-        part = HO3DDataset(config, split, standin, show_progress=False)  # type: ignore[arg-type]
+        part = build_dataset(config, split, standin, show_progress=False)  # type: ignore[arg-type]
         labels = part.labels()
         for i in range(len(part)):
             k = names.index(part.frame_id(i))
@@ -284,7 +285,7 @@ def test_pictures_are_read_as_they_are_stored(tmp_path: Path) -> None:
     config = run_config(tmp_path, split={"val_percent": 25})
     dataset = fan(config, "val")
     before = dataset[0].rgb
-    path = tmp_path / f"train/MC1/rgb/{dataset.frame_id(0)[-4:]}.jpg"
+    path = tmp_path / f"train/MC1/rgb/{dataset.frames.frame_id(0)[-4:]}.jpg"
     data = path.read_bytes()
     tag = b"Exif\0\0II*\0" + bytes.fromhex("08000000 0100 1201 0300 01000000 06000000 00000000")
     path.write_bytes(data[:2] + b"\xff\xe1" + (len(tag) + 2).to_bytes(2, "big") + tag + data[2:])

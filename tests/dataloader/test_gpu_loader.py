@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dataloader import build
-from dataloader.batches.parcel import Parcel
+from dataloader.batches import loader as loading
 from dataloader.build import DeviceLoader, build_eval_loader, build_train_loader
 from src.config import ManoConfig, RunConfig
 from src.hand.mano import ManoLayer
@@ -34,16 +34,16 @@ def test_batches_are_made_ahead_and_handed_over_in_order(monkeypatch: pytest.Mon
     batch; one that is not made ahead leaves the device idle.
     """
     made: list[int] = []
-    parcels = [Parcel.of(raw(k), shared=False) for k in range(3)]
+    parcels = [raw(k).pack(shared=False) for k in range(3)]
     with fake_gpu() as gpu:
 
-        def prepared(batch: RawBatch, inner: Any = build.prepare) -> HandBatch:
+        def prepared(batch: RawBatch, inner: Any = loading.prepare) -> HandBatch:
             gpu.did(f"batch {len(made)} made on {gpu.stream.name}")
             made.append(len(made))
             result: HandBatch = inner(batch)
             return result
 
-        monkeypatch.setattr(build, "prepare", prepared)
+        monkeypatch.setattr(loading, "prepare", prepared)
         loader = DeviceLoader(None, (), GPU)  # type: ignore[arg-type]
         monkeypatch.setattr(loader, "_parcels", lambda: (parcel.pin_memory() for parcel in parcels))
         with Waits("cuda") as waits:
@@ -70,7 +70,7 @@ def test_batches_are_made_ahead_and_handed_over_in_order(monkeypatch: pytest.Mon
 def test_without_a_gpu_nothing_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no stream to make it on."""
     loader = DeviceLoader(None, (), torch.device("cpu"))  # type: ignore[arg-type]
-    monkeypatch.setattr(loader, "_parcels", lambda: iter([Parcel.of(raw(0), shared=False)]))
+    monkeypatch.setattr(loader, "_parcels", lambda: iter([raw(0).pack(shared=False)]))
     with mock.patch("torch.cuda.Stream", side_effect=AssertionError("a stream on a CPU")):
         assert len(list(loader)) == 1
 

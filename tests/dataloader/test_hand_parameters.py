@@ -10,6 +10,7 @@ import torch
 
 from dataloader import ho3d_dataset
 from dataloader.batches.samplers import SampleKey
+from dataloader.build import build_dataset
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.pictures import decode
 from src.geometry.camera import apply_homography, project
@@ -26,7 +27,7 @@ def dataset(standin: ManoLayer, tmp_path_factory: pytest.TempPathFactory) -> HO3
     """18 posed hands, labelled as HO3D does: forward kinematics in OpenGL axes, HO3D's order."""
     root = tmp_path_factory.mktemp("posed")
     write_posed_hands(root, standin, 20)
-    return HO3DDataset(run_config(root, split={"val_percent": 10}), "train", standin, show_progress=False)
+    return build_dataset(run_config(root, split={"val_percent": 10}), "train", standin, show_progress=False)
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def draws(dataset: HO3DDataset, monkeypatch: pytest.MonkeyPatch) -> HandBatch:
         small.config, model=dataclasses.replace(small.config.model, image_size=(16, 16))
     )
     keys = [SampleKey(i % len(dataset), i // len(dataset)) for i in range(DRAWS)]
-    return ho3d_dataset.prepare(ho3d_dataset.collate([small.raw(key) for key in keys]))
+    return ho3d_dataset.prepare(small.batch(keys))
 
 
 def test_parameters_give_the_augmented_joints(standin: ManoLayer, draws: HandBatch) -> None:
@@ -62,7 +63,7 @@ def test_wrist_rotations_stay_rotations(draws: HandBatch) -> None:
 
 def test_joints_project_where_the_picture_goes(dataset: HO3DDataset, draws: HandBatch) -> None:
     """project(joints, K_crop) and the warped projections of the picture agree < 0.5 px (lesson 4)."""
-    joints = torch.from_numpy(dataset.labels().joints_cam_m)[draws.sample_index]
+    joints = torch.from_numpy(dataset.frames.labels().joints_cam_m)[draws.sample_index]
     in_picture = project(joints, draws.intrinsics_img_px)
     error = (apply_homography(draws.crop_from_img, in_picture) - draws.joints_crop_px).norm(dim=-1)
     assert float(error.max()) < 0.5 * 16 / 256  # crops of 16 px here, 256 px in a run
@@ -73,7 +74,7 @@ def test_joints_project_where_the_picture_goes(dataset: HO3DDataset, draws: Hand
 
 def test_bone_lengths_are_kept(dataset: HO3DDataset, draws: HandBatch) -> None:
     """Roll, scale and shift of the crop must not stretch the hand in space."""
-    joints = torch.from_numpy(dataset.labels().joints_cam_m)[draws.sample_index]
+    joints = torch.from_numpy(dataset.frames.labels().joints_cam_m)[draws.sample_index]
     before, after = torch.cdist(joints, joints), torch.cdist(draws.joints_cam_m, draws.joints_cam_m)
     assert torch.allclose(before, after, atol=2e-5)  # float32 differences of points 0.7 m away
 

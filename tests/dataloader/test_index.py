@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from dataloader.batches.samplers import SampleKey
+from dataloader.build import build_dataset
 from dataloader.ho3d import index as index_module
 from dataloader.ho3d.index import open_index
-from dataloader.ho3d_dataset import HO3DDataset
 from src.config import DatasetConfig, RunConfig, SplitConfig
 from src.errors import DataError
 from tests.dataloader.tree import HO3D21, SIZE, FanHand, evaluation_meta, train_meta, write_meta, write_tree
@@ -133,7 +133,7 @@ def test_labels_rewritten_in_place_are_noticed(tmp_path: Path) -> None:
     write_meta(path, mended)
     os.utime(path.parent, ns=(folder.st_atime_ns, folder.st_mtime_ns))
     after = build(tmp_path)
-    row = [before.frame_id(i) for i in range(7)].index("train/MC1/0003")
+    row = [before.frames.frame_id(i) for i in range(7)].index("train/MC1/0003")
     np.testing.assert_allclose(after.rows["betas"][row], before.rows["betas"][row] + 0.25, rtol=1e-6)
     assert after.sha256 == before.sha256  # the same frames
     assert after.labels_sha256 != before.labels_sha256
@@ -164,16 +164,16 @@ def test_a_picture_replaced_by_one_of_another_size_is_not_drawn(tmp_path: Path) 
     write_tree(tmp_path, SEQUENCES)
     config = RunConfig(dataset=config_of(tmp_path, num_workers=0), split=SplitConfig(val_percent=40))
     hand: Any = FanHand()
-    train = HO3DDataset(config, "train", hand, show_progress=False)
-    train.raw(SampleKey(0))
+    train = build_dataset(config, "train", hand, show_progress=False)
+    train.batch([SampleKey(0)])
     for kind in ("rgb", "depth"):
         path = train._path(0, kind)
         picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         cv2.imwrite(str(path), picture[: SIZE[0] // 2, : SIZE[1] // 2])
     size = f"picture is {SIZE[1] // 2} x {SIZE[0] // 2}, and was {SIZE[1]} x {SIZE[0]} when its labels"
-    for opened in (train, HO3DDataset(config, "train", hand, show_progress=False)):
+    for opened in (train, build_dataset(config, "train", hand, show_progress=False)):
         with pytest.raises(DataError, match=size):
-            opened.raw(SampleKey(0))
+            opened.batch([SampleKey(0)])
 
 
 @pytest.mark.parametrize("kind", ["rgb", "depth"])

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dataloader.build import build_dataset
 from dataloader.ho3d.leaks import FrameNames, LeakReport, find_leaks
-from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.synthetic.writer import Parameters, write_tree
 from src.config import RunConfig
 from src.errors import ConfigError, ShapeError
@@ -89,8 +89,8 @@ def test_what_the_two_splits_of_the_embedded_set_leak(
     write_tree(root, shape, asset, workers=1)  # an equal, complete one is reused
     hand = ManoLayer.from_asset(asset)
     config = run_config(root, split={"by": by})
-    train, val = (HO3DDataset(config, side, hand, show_progress=False) for side in ("train", "val"))
-    report = find_leaks(FrameNames(*train.frames()), FrameNames(*val.frames()))
+    train, val = (build_dataset(config, side, hand, show_progress=False) for side in ("train", "val"))
+    report = find_leaks(FrameNames(*train.frames.names()), FrameNames(*val.frames.names()))
     assert report.total == len(val) > 100
     assert report.identical == 0
     if by == "frame":
@@ -103,10 +103,10 @@ def test_what_the_two_splits_of_the_embedded_set_leak(
 def test_frames_are_those_of_the_samples(tmp_path: Path) -> None:
     """A report about other rows than the split's is about nothing."""
     write_small(tmp_path / "HO3D", {"ABF10": 4, "MC1": 4})
-    data = HO3DDataset(run_config(tmp_path / "HO3D", split={"val_percent": 50}), "val", FanHand())  # type: ignore[arg-type]
-    sequence, frame = data.frames()
+    data = build_dataset(run_config(tmp_path / "HO3D", split={"val_percent": 50}), "val", FanHand())  # type: ignore[arg-type]
+    sequence, frame = data.frames.names()
     assert [f"train/{s}/{n:04d}" for s, n in zip(sequence, frame, strict=True)] == [
-        data.frame_id(i) for i in range(len(data))
+        data.frames.frame_id(i) for i in range(len(data))
     ]
 
 

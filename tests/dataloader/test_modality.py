@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataloader.batches.modality import show_depth
+from dataloader.crop.augment import show_depth
 
 
 def test_fixed_modalities_do_not_draw() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader.batches.collate import collate
 from dataloader.batches.samplers import SampleKey
+from dataloader.build import build_dataset
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d_dataset import HO3DDataset
 from src.hand.mano import ManoLayer
@@ -23,7 +23,7 @@ def dataset(standin: ManoLayer, tmp_path_factory: pytest.TempPathFactory) -> HO3
     root = tmp_path_factory.mktemp("rendered")
     write_rendered_hands(root, standin, 9)
     config = run_config(root, image_size=(256, 192), split={"val_percent": 12}, augmentation=NO_PIXEL_CHANGE)
-    train = HO3DDataset(config, "train", standin, show_progress=False)
+    train = build_dataset(config, "train", standin, show_progress=False)
     return train.view(modality="rgbd", augmented=True)
 
 
@@ -33,7 +33,7 @@ def test_depth_under_a_visible_vertex_is_its_z(standin: ManoLayer, dataset: HO3D
     The decoded hand is drawn with the crop camera and compared with the measured depth. A pixel
     of the picture is about a millimetre on the hand and surfaces slant; silhouettes may differ by a pixel.
     """
-    batch = prepare(collate([dataset.raw(SampleKey(i, e)) for i in range(len(dataset)) for e in range(4)]))
+    batch = prepare(dataset.batch([SampleKey(i, e) for i in range(len(dataset)) for e in range(4)]))
     with torch.no_grad():
         posed = standin(batch.global_orient, batch.hand_pose, batch.betas, batch.translation_m)
     errors = []
@@ -61,7 +61,7 @@ def test_no_crop_is_empty(dataset: HO3DDataset) -> None:
     """200 of 200 crops of the first version were black (lesson 1)."""
     for i in range(len(dataset)):
         for epoch in range(6):
-            raw = dataset.raw(SampleKey(i, epoch))
+            raw = dataset.batch([SampleKey(i, epoch)])
             assert raw.rgb_u8.std() > 0.05 * 255
             hand = (raw.rgb_u8[..., 0] > 150).mean()
             assert 0.01 < hand < 0.7
@@ -70,5 +70,5 @@ def test_no_crop_is_empty(dataset: HO3DDataset) -> None:
 def test_reference_depth_is_near_the_wrist(dataset: HO3DDataset) -> None:
     """Depth input saturates 225 mm from z_ref: a reference on the wall would leave a hand of ones."""
     for i in range(len(dataset)):
-        raw = dataset.raw(SampleKey(i, 0))
+        raw = dataset.batch([SampleKey(i, 0)])
         assert abs(float(raw.z_ref_m) - float(raw.root_cam_m[2])) < 0.15

@@ -73,7 +73,7 @@ def test_a_checkpoint_is_looked_at(
         )
     path = tmp_path / "last.pt"
     hand, config = clinic.hand, watched.config
-    save_checkpoint(path, watched.trainer, Progress(), config, hand, watched.train_set.split_id, ALONE)
+    save_checkpoint(path, watched.trainer, Progress(), config, hand, watched.train_set.frames.split.id, ALONE)
     state = load_tensors(path, "checkpoint")  # as four ranks with two batches a step save it
     state["world"], state["config"]["training"]["accumulation"] = 4, 2
     state["rng"] *= 4

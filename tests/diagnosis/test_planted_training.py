@@ -177,7 +177,7 @@ def test_leaking_and_empty_splits(clinic: Clinic) -> None:
     """A validation on training frames, or on motions that training holds, measures memory."""
     config = clinic.config()
     run = Watched(clinic)
-    frames = FrameNames(*run.train_set.frames())
+    frames = FrameNames(*run.train_set.frames.names())
     assert names(list(check_setting(config, find_leaks(frames, frames))))[:1] == ["validation split leaks"]
     random = clinic.config("split.by=frame")
     assert names(list(check_setting(random, LeakReport(16, 0, {1: 9}, 9, 16)))) == []
@@ -233,7 +233,7 @@ def test_metric_of_the_mean_pose(clinic: Clinic) -> None:
     """A constant mean hand looks respectable and has learned nothing."""
     from src.evaluation.baselines import mean_pose_m
 
-    table = Watched(clinic).train_set.labels()
+    table = Watched(clinic).train_set.frames.labels()
     mean = torch.from_numpy(mean_pose_m(table, table.mano_valid, clinic.hand)).float().reshape(-1, 21, 3)[:1]
     mean = mean - mean[:, :1]
 

@@ -58,7 +58,7 @@ class Watched:
 
     def begin(self) -> None:
         """What train.py does before the first step."""
-        names = [FrameNames(*data.frames()) for data in (self.train_set, self.val_set)]
+        names = [FrameNames(*data.frames.names()) for data in (self.train_set, self.val_set)]
         self.doctor.setting(self.trainer, lambda: find_leaks(*names))
 
     def steps(self, count: int) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader.batches.collate import collate
 from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
 from dataloader.crop.prepare import prepare
@@ -66,11 +65,11 @@ def depth_errors(sample: HandBatch, hand: ManoLayer) -> tuple[np.ndarray, np.nda
 
 def check(dataset: HO3DDataset, hand: ManoLayer, count: int) -> None:
     """Assert everything on `count` augmented samples."""
-    joints_img = torch.from_numpy(dataset.labels().joints_cam_m)
+    joints_img = torch.from_numpy(dataset.frames.labels().joints_cam_m)
     errors, sigmas = [], []
     for n in range(count):
         index, epoch = n % len(dataset), n // len(dataset)
-        sample = prepare(collate([dataset.raw(SampleKey(index, epoch))]))
+        sample = prepare(dataset.batch([SampleKey(index, epoch)]))
         in_picture = project(joints_img[index : index + 1], sample.intrinsics_img_px)
         moved = apply_homography(sample.crop_from_img, in_picture)
         assert (moved - project(sample.joints_cam_m, sample.intrinsics_crop_px)).norm(dim=-1).max() < 0.5

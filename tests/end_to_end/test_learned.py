@@ -91,10 +91,10 @@ def test_the_page_shows_the_worst_frames_and_where_they_were_predicted(
     monkeypatch.setattr(learned, "TILES", 3)
     errors = np.linspace(30.0, 10.0, len(data))
     errors[5], errors[2] = 99.0, np.nan
-    learned.page(data, errors, data.labels().joints_cam_m)
+    learned.page(data, errors, data.frames.labels().joints_cam_m)
     order = [2, 5, 0]
     assert [caption for *_, caption in drawn[:3]] == [
-        f"{data.frame_id(i).partition('/')[2]}: {errors[i]:.1f} mm" for i in order
+        f"{data.frames.frame_id(i).partition('/')[2]}: {errors[i]:.1f} mm" for i in order
     ]
     for truth, predicted, caption in drawn:
         np.testing.assert_allclose(predicted, truth, atol=0.01, err_msg=caption)

@@ -282,8 +282,8 @@ def test_what_validation_says_is_what_the_samples_scored(run: Counted) -> None:
 def test_the_per_sample_file_holds_predictions_in_the_pictures_camera(run: Counted) -> None:
     """Metres, OpenCV, in front of the camera, beside the labels of the same frames: the columns follow."""
     rows, (_, val) = run.rows("epoch_0002"), run.sets
-    labels = val.labels().joints_cam_m
-    assert rows["frame"].tolist() == [val.frame_id(i) for i in range(len(val))]
+    labels = val.frames.labels().joints_cam_m
+    assert rows["frame"].tolist() == [val.frames.frame_id(i) for i in range(len(val))]
     joints = rows["pred_joints_cam_m"]
     np.testing.assert_allclose(rows["mpjpe_mm"], mpjpe_mm(joints, labels), rtol=1e-4)
     np.testing.assert_allclose(rows["pa_mpjpe_mm"], pa_mpjpe_mm(joints, labels), rtol=1e-4)
@@ -293,7 +293,7 @@ def test_the_per_sample_file_holds_predictions_in_the_pictures_camera(run: Count
 
 def test_baselines_are_those_of_this_very_split(run: Counted) -> None:
     """Zero, mean and nearest pose from the labels themselves, one pair at a time."""
-    train, val = (dataset.labels() for dataset in run.sets)
+    train, val = (dataset.frames.labels() for dataset in run.sets)
     truth = val.joints_cam_m.astype(np.float64)
     turns = np.concatenate([train.global_orient[:, None], train.hand_pose], axis=1)
     mean = torch.from_numpy(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, unset_fake_temporarily
 
-from dataloader.batches.parcel import Parcel
 from dataloader.crop.prepare import prepare
 from src.config import LossConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from src.losses.loss import HandLoss
@@ -41,7 +40,7 @@ def _deterministic() -> Iterator[None]:
 def on_gpu(seed: int) -> HandBatch:
     """A batch as loader and device make it: one block of page-locked memory, copied beside the work."""
     with unset_fake_temporarily():  # what it is made with is kept for other tests
-        parcel = Parcel.of(raw(seed), shared=False)
+        parcel = raw(seed).pack(shared=False)
     return prepare(parcel.pin_memory().unpack(GPU))
 
 

@@ -253,7 +253,9 @@ def test_a_validation_waits_only_behind_its_forward_passes(monkeypatch: pytest.M
         context=ALONE,
         meshes=MeshScorer(hand_model(), truth, official=False),
         baselines=None,
-        dataset=types.SimpleNamespace(split_id="split", __len__=lambda: 4),
+        dataset=types.SimpleNamespace(
+            frames=types.SimpleNamespace(split=types.SimpleNamespace(id="split")), __len__=lambda: 4
+        ),
     )
     loader = Batches(make_batch(2, 64, 64, seed=k, noise=True) for k in range(2))
     loader.sampler = [[0, 1], [2, 3]]
