@@ -62,17 +62,20 @@ INDEX_DTYPE = np.dtype(
 (H, W) that its picture and its depth have.
 """
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever INDEX_DTYPE or the meaning of a field changes."""
 
 _CHUNK = 250
 _ROTATION_CHUNK = 4096
-_ROWS, _UNUSABLE, _LISTING = "rows.npy", "unusable.json", "unusable.txt"
+_ROWS, _LISTING = "rows.npy", "unusable.txt"
 _KEPT = 2
 """Unused indices that stay: two hand models, tried in turn, each need their own."""
 _FACTS = {
-    "listed": int, "sequences": list, "frames_sha256": str, "labels_sha256": str, "hands_sha256": str,
-}  # fmt: skip
+    "listed": int,
+    "faults": list,
+    "sequences": list,
+    **dict.fromkeys(("unusable", "frames_sha256", "labels_sha256", "hands_sha256"), str),
+}
 _SMALL = 2000
 """Below so many frames a process pool costs more than it saves."""
 _log = get_logger(__name__)
@@ -159,16 +162,19 @@ def open_index(
             _log.info(f"HO3D index: what stands in {store.place} does not fit the data; making it anew.")
         return _make(config, frames, hand, folder, show_progress)
 
+    def unusable(found: Derived) -> UnusableFrames:
+        return UnusableFrames.from_facts(name, found.facts["listed"], found.facts["faults"])
+
     def find(say: bool) -> Derived | None:
         found = store.find(fingerprint, say=say)
-        if found is None or found.facts["unusable"] == _picture_stamp(config, _unusable(found).faults):
+        if found is None or found.facts["unusable"] == _picture_stamp(config, unusable(found).faults):
             return found
         found.close()
         return None
 
     derived = store.ensure(fingerprint, make, find=find)
     require_count(config, frames, derived.facts["listed"])
-    _unusable(derived).require(config, derived.path(_LISTING))
+    unusable(derived).require(config, derived.path(_LISTING))
     return AnnotationIndex(name, derived)
 
 
@@ -198,22 +204,6 @@ def _fingerprint(config: DatasetConfig, frames: FrameList, hand: ManoLayer) -> d
         "hand": None if evaluation else hand.fingerprint,
         "truth_sha256": truth_digest(config) if evaluation else None,
     }
-
-
-def _unusable(derived: Derived) -> UnusableFrames:
-    """What an index left out.
-
-    Raises:
-        DataError: its file is none of ours.
-    """
-    with derived.open(_UNUSABLE) as file:
-        try:
-            return UnusableFrames.from_json(json.load(file))
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            path = derived.path(_UNUSABLE)
-            raise DataError(
-                f"HO3D index: {path} is damaged. Delete {derived.folder}; it is made anew."
-            ) from error
 
 
 def _picture_stamp(config: DatasetConfig, names: Iterable[str]) -> str:
@@ -254,14 +244,13 @@ def _make(
     digest = hashlib.sha256(json.dumps([frames.name, frames.sha256, left_out]).encode()).hexdigest()
     with atomic_write(folder / _ROWS) as file:
         np.save(file, packed)
-    with atomic_write(folder / _UNUSABLE) as file:
-        file.write(json.dumps(unusable.to_json()).encode())
     unusable.write(folder / _LISTING)
     _log.info(
         f"HO3D index: {len(packed):,} frames of {len(frames.sequences)} sequences written to {folder.parent}."
     )
     return {
         "listed": len(frames.frames),
+        "faults": unusable.to_facts(),
         "unusable": _picture_stamp(config, unusable.faults),
         "sequences": list(frames.sequences),
         "frames_sha256": digest,

@@ -7,8 +7,8 @@ said otherwise; sizes are (H, W), in messages width x height.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ BONE_M = 0.01
 """By how much a bone differs from its sequence's median. Only skin moves on it: a few millimetres at tips."""
 
 _CHUNK = 1024
+_NAMES = np.array(OPENPOSE21)
 
 
 def find_faults(
@@ -141,19 +142,21 @@ def truth_faults(sequence: NDArray[np.integer], joints_gl_m: Array) -> dict[int,
     joints = joints_gl_m[:, TO_OPENPOSE] * CV_FROM_GL
     _front_faults(joints, faults)
     _hand_faults(joints, faults)
-    parents, children = ([bone[end] for bone in OPENPOSE_BONES] for end in (0, 1))
+    parents, children = np.array(OPENPOSE_BONES).T
     length = np.linalg.norm(joints[:, children] - joints[:, parents], axis=-1)
     usual = _medians(sequence, length)
     gap = np.abs(length - usual)
-    worst = gap.argmax(1)
-
-    def say(row: int) -> str:
-        bone = int(worst[row])
-        ends = f"{OPENPOSE21[parents[bone]]} to {OPENPOSE21[children[bone]]}"
-        own, other = length[row, bone] * 1000, usual[row, bone] * 1000
-        return f"{ends} is {own:.0f} mm in the ground truth, in most frames of its sequence {other:.0f}"
-
-    _note(faults, (gap <= BONE_M).all(1), Reason.HAND, say)
+    worst, rows = gap.argmax(1), np.arange(len(gap))
+    _note(
+        faults,
+        (gap <= BONE_M).all(1),
+        Reason.HAND,
+        "{} to {} is {:.0f} mm in the ground truth, in most frames of its sequence {:.0f}",
+        _NAMES[parents][worst],
+        _NAMES[children][worst],
+        length[rows, worst] * 1000,
+        usual[rows, worst] * 1000,
+    )
     return faults
 
 
@@ -171,13 +174,9 @@ def _other_camera_faults(records: NDArray[np.void], faults: dict[int, Fault]) ->
     sequence, k = records["sequence"][rest], records["cam_mat"][rest].astype(np.float64)
     usual = _medians(sequence, k)
     fits = np.abs(k - usual).max((1, 2)) <= CAMERA_SHARE * np.abs(usual[:, 0, 0])
-
-    def say(row: int) -> str:
-        own, other = (np.round(part[row], 2).tolist() for part in (k, usual))
-        return f"camMat is {own}, in most frames of its sequence {other}"
-
     found: dict[int, Fault] = {}
-    _note(found, fits, Reason.CAMERA, say)
+    text = "camMat is {}, in most frames of its sequence {}"
+    _note(found, fits, Reason.CAMERA, text, np.round(k, 2).tolist(), np.round(usual, 2).tolist())
     faults.update((int(rest[row]), fault) for row, fault in found.items())
 
 
@@ -212,12 +211,16 @@ def label_faults(
 
 
 def _note(
-    faults: dict[int, Fault], fits: NDArray[np.bool_] | np.bool_, reason: Reason, say: Callable[[int], str]
+    faults: dict[int, Fault],
+    fits: NDArray[np.bool_] | np.bool_,
+    reason: Reason,
+    text: str,
+    *columns: Sequence[Any] | NDArray[Any],
 ) -> None:
-    """A fault for each row that does not fit and has none yet."""
+    """A fault for each row that does not fit and has none yet: `text` with the row's values of `columns`."""
     for row in np.flatnonzero(~fits).tolist():
         if row not in faults:
-            faults[row] = Fault(reason, say(row))
+            faults[row] = Fault(reason, text.format(*(column[row] for column in columns)))
 
 
 def _picture_faults(
@@ -227,108 +230,77 @@ def _picture_faults(
     faults: dict[int, Fault],
 ) -> None:
     """Each picture has its sequence's size, each depth its picture's."""
-
-    def size(hw: NDArray[np.int32]) -> str:
-        return f"{hw[1]} x {hw[0]}"
-
-    def rgb(row: int) -> str:
-        return f"picture is {size(rgb_hw[row])}, most of its sequence {size(picture_hw[row])}"
-
-    def depth(row: int) -> str:
-        return f"depth is {size(depth_hw[row])}, its picture {size(rgb_hw[row])}"
-
-    _note(faults, (rgb_hw == picture_hw).all(1), Reason.SIZE, rgb)
-    _note(faults, (depth_hw == rgb_hw).all(1), Reason.SIZE, depth)
+    same, beside = (rgb_hw == picture_hw).all(1), (depth_hw == rgb_hw).all(1)
+    rgb, depth, usual = (hw[:, ::-1].tolist() for hw in (rgb_hw, depth_hw, picture_hw))
+    text = "picture is {0[0]} x {0[1]}, most of its sequence {1[0]} x {1[1]}"
+    _note(faults, same, Reason.SIZE, text, rgb, usual)
+    _note(faults, beside, Reason.SIZE, "depth is {0[0]} x {0[1]}, its picture {1[0]} x {1[1]}", depth, rgb)
 
 
 def _camera_faults(k: Array, picture_hw: NDArray[np.int32], faults: dict[int, Fault]) -> None:
     """camMat is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with numbers that suit the picture."""
     wide_high = picture_hw[:, ::-1].astype(np.float64)
+    longer = wide_high.max(1)
     focal, centre = k[:, [0, 1], [0, 1]], k[:, :2, 2]
     ones = np.abs(k[:, [1, 2, 2, 2], [0, 0, 1, 2]] - [0, 0, 0, 1]).max(1) < 1e-4
     shaped = ones & (np.abs(k[:, 0, 1]) <= SKEW_SHARE * np.abs(focal[:, 0]))
-    share = focal / wide_high.max(1, keepdims=True)
+    share = focal / longer[:, None]
     long = ((share >= FOCAL_SHARES[0]) & (share <= FOCAL_SHARES[1])).all(1)
     square = (focal[:, 0] >= ASPECT[0] * focal[:, 1]) & (focal[:, 0] <= ASPECT[1] * focal[:, 1])
     middle = (np.abs(centre / wide_high - 0.5) <= CENTRE_SHARE).all(1)
-
-    def picture(row: int) -> str:
-        return f"of a picture of {wide_high[row, 0]:.0f} x {wide_high[row, 1]:.0f}"
-
-    def shape(row: int) -> str:
-        return f"camMat is {np.round(k[row], 3).tolist()}, want [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]"
-
-    def length(row: int) -> str:
-        low, high = (edge * wide_high[row].max() for edge in FOCAL_SHARES)
-        return (
-            f"focal lengths of {focal[row, 0]:.1f} and {focal[row, 1]:.1f} px {picture(row)}, "
-            f"want {low:.0f} to {high:.0f}"
-        )
-
-    def aspect(row: int) -> str:
-        return (
-            f"focal lengths of {focal[row, 0]:.1f} and {focal[row, 1]:.1f} px, want their ratio within "
-            f"{ASPECT[0]:g} to {ASPECT[1]:g}"
-        )
-
-    def place(row: int) -> str:
-        return (
-            f"principal point ({centre[row, 0]:.1f}, {centre[row, 1]:.1f}) {picture(row)}, want it within "
-            f"{CENTRE_SHARE:.0%} of the sides from the centre"
-        )
-
-    _note(faults, shaped, Reason.CAMERA, shape)
-    _note(faults, long, Reason.CAMERA, length)
-    _note(faults, middle, Reason.CAMERA, place)
-    _note(faults, square, Reason.CAMERA, aspect)
+    for fits, text, *columns in (
+        (shaped, "camMat is {}, want [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]", np.round(k, 3).tolist()),
+        (
+            long,
+            "focal lengths of {0[0]:.1f} and {0[1]:.1f} px of a picture of {1[0]:.0f} x {1[1]:.0f}, "
+            "want {2:.0f} to {3:.0f}",
+            focal,
+            wide_high,
+            FOCAL_SHARES[0] * longer,
+            FOCAL_SHARES[1] * longer,
+        ),
+        (
+            middle,
+            "principal point ({0[0]:.1f}, {0[1]:.1f}) of a picture of {1[0]:.0f} x {1[1]:.0f}, "
+            f"want it within {CENTRE_SHARE:.0%} of the sides from the centre",
+            centre,
+            wide_high,
+        ),
+        (
+            square,
+            "focal lengths of {0[0]:.1f} and {0[1]:.1f} px, want their ratio within "
+            f"{ASPECT[0]:g} to {ASPECT[1]:g}",
+            focal,
+        ),
+    ):
+        _note(faults, fits, Reason.CAMERA, text, *columns)
 
 
 def _front_faults(joints: Array, faults: dict[int, Fault]) -> None:
     """(N, j, 3) OpenCV: all joints stand in front of the camera."""
     z = joints[..., 2]
     nearest = z.argmin(1)  # a nan counts as the smallest
-
-    def say(row: int) -> str:
-        joint = int(nearest[row])
-        return (
-            f"{OPENPOSE21[joint]} is {z[row, joint]:.3f} m in front of the camera, want {MIN_Z_M:g} or more"
-        )
-
-    _note(faults, (z >= MIN_Z_M).all(1), Reason.BEHIND, say)
+    text = f"{{}} is {{:.3f}} m in front of the camera, want {MIN_Z_M:g} or more"
+    _note(faults, (z >= MIN_Z_M).all(1), Reason.BEHIND, text, _NAMES[nearest], z.min(1))
 
 
 def _hand_faults(joints: Array, faults: dict[int, Fault]) -> None:
     """The 21 joints lie as far apart as those of a hand."""
     reach = np.linalg.norm(joints - joints[:, :1], axis=-1)
     knuckle = reach[:, OPENPOSE21.index("middle_1")]
-    farthest = reach.argmax(1)
     low, high = KNUCKLE_M
-
-    def palm(row: int) -> str:
-        return (
-            f"wrist to middle knuckle is {knuckle[row] * 1000:.1f} mm, want {low * 1000:.0f} to "
-            f"{high * 1000:.0f}"
-        )
-
-    def length(row: int) -> str:
-        joint = int(farthest[row])
-        return (
-            f"{OPENPOSE21[joint]} is {reach[row, joint] * 1000:.0f} mm from the wrist, want at most "
-            f"{REACH_M * 1000:.0f}"
-        )
-
-    _note(faults, (knuckle >= low) & (knuckle <= high), Reason.HAND, palm)
-    _note(faults, (reach <= REACH_M).all(1), Reason.HAND, length)
+    text = f"wrist to middle knuckle is {{:.1f}} mm, want {low * 1000:.0f} to {high * 1000:.0f}"
+    _note(faults, (knuckle >= low) & (knuckle <= high), Reason.HAND, text, knuckle * 1000)
+    farthest = _NAMES[reach.argmax(1)]
+    text = f"{{}} is {{:.0f}} mm from the wrist, want at most {REACH_M * 1000:.0f}"
+    _note(faults, (reach <= REACH_M).all(1), Reason.HAND, text, farthest, reach.max(1) * 1000)
 
 
 def _shape_faults(betas: Array, faults: dict[int, Fault]) -> None:
     """The (N, 10) shape is one of a hand."""
     largest = np.abs(betas).max(1)
-
-    def shape(row: int) -> str:
-        return f"handBeta reaches {largest[row]:.1f} standard deviations, want at most {MAX_BETA:g}"
-
-    _note(faults, largest <= MAX_BETA, Reason.HAND, shape)
+    text = f"handBeta reaches {{:.1f}} standard deviations, want at most {MAX_BETA:g}"
+    _note(faults, largest <= MAX_BETA, Reason.HAND, text, largest)
 
 
 def _place_faults(box: Array, picture_hw: NDArray[np.int32], least: float, faults: dict[int, Fault]) -> None:
@@ -342,26 +314,14 @@ def _place_faults(box: Array, picture_hw: NDArray[np.int32], least: float, fault
         return np.asarray((np.minimum(end, edge) - np.maximum(start, -0.5)).clip(0).prod(1))
 
     share = inside(centre - half, centre + half) / side**2
-
-    def place(row: int) -> str:
-        numbers = np.round(box[row]).astype(int).tolist()
-        return f"hand's box {numbers} px, picture {picture_hw[row, 1]} x {picture_hw[row, 0]}"
-
-    def small(row: int) -> str:
-        return f"hand's box is {side[row]:.1f} px long, want {MIN_BOX_SIDE_PX:g} or more"
-
-    def outside(row: int) -> str:
-        return f"no part of the hand is inside the picture ({place(row)})"
-
-    def hidden(row: int) -> str:
-        return (
-            f"{share[row]:.1%} of the square around the hand is inside the picture, want {least:.0%} or more "
-            f"({place(row)})"
-        )
-
-    _note(faults, side >= MIN_BOX_SIDE_PX, Reason.OUTSIDE, small)
-    _note(faults, inside(low, high) > 0, Reason.OUTSIDE, outside)
-    _note(faults, share >= least, Reason.OUTSIDE, hidden)
+    numbers, size = np.round(box).astype(int).tolist(), picture_hw[:, ::-1].tolist()
+    place = "(hand's box {} px, picture {[0]} x {[1]})"
+    text = f"hand's box is {{:.1f}} px long, want {MIN_BOX_SIDE_PX:g} or more"
+    _note(faults, side >= MIN_BOX_SIDE_PX, Reason.OUTSIDE, text, side)
+    text = f"no part of the hand is inside the picture {place}"
+    _note(faults, inside(low, high) > 0, Reason.OUTSIDE, text, numbers, size, size)
+    text = f"{{:.1%}} of the square around the hand is inside the picture, want {least:.0%} or more {place}"
+    _note(faults, share >= least, Reason.OUTSIDE, text, share, numbers, size, size)
 
 
 def _given_box_faults(
@@ -375,23 +335,16 @@ def _given_box_faults(
     pixel = wrist[:, :2] / wrist[:, 2:] * k[:, [0, 1], [0, 1]] + k[:, :2, 2]
     gap = np.linalg.norm(pixel - pixel.clip(box[:, :2], box[:, 2:]), axis=1) * metres
     low, high = BOX_SIDE_M
-
-    def order(row: int) -> str:
-        return f"handBoundingBox is {np.round(box[row], 1).tolist()}, want x0 < x1 and y0 < y1"
-
-    def size(row: int) -> str:
-        return (
-            f"handBoundingBox is {side[row] * 1000:.0f} mm long at the wrist's depth, want {low * 1000:.0f} "
-            f"to {high * 1000:.0f}"
-        )
-
-    def apart(row: int) -> str:
-        return f"wrist is {gap[row] * 1000:.0f} mm from handBoundingBox, want at most {REACH_M * 1000:.0f}"
-
     ordered = np.isfinite(box).all(1) & (box[:, :2] < box[:, 2:]).all(1)
-    _note(faults, ordered, Reason.HAND, order)
-    _note(faults, (side >= low) & (side <= high), Reason.HAND, size)
-    _note(faults, gap <= REACH_M, Reason.HAND, apart)
+    text = "handBoundingBox is {}, want x0 < x1 and y0 < y1"
+    _note(faults, ordered, Reason.HAND, text, np.round(box, 1).tolist())
+    text = (
+        "handBoundingBox is {:.0f} mm long at the wrist's depth, "
+        f"want {low * 1000:.0f} to {high * 1000:.0f}"
+    )
+    _note(faults, (side >= low) & (side <= high), Reason.HAND, text, side * 1000)
+    text = f"wrist is {{:.0f}} mm from handBoundingBox, want at most {REACH_M * 1000:.0f}"
+    _note(faults, gap <= REACH_M, Reason.HAND, text, gap * 1000)
     _place_faults(box, picture_hw, MIN_OVERLAP, faults)
 
 
@@ -402,13 +355,9 @@ def _decode_faults(records: NDArray[np.void], hand: ManoLayer, faults: dict[int,
     betas, trans = (torch.from_numpy(records[field].astype(np.float64)) for field in ("betas", "trans"))
     decoded = hand.joints_m(rotations[:, 0], rotations[:, 1:], betas, trans).numpy()
     gap = np.linalg.norm(decoded - records["joints"][:, TO_OPENPOSE], axis=-1) * 1000
-    worst = gap.argmax(1)
-
-    def say(row: int) -> str:
-        joint = int(worst[row])
-        return (
-            f"joints are {gap[row, joint]:.1f} mm from what the hand model decodes "
-            f"({OPENPOSE21[joint]} the farthest), want at most {TOLERANCE_MM:g}"
-        )
-
-    _note(faults, (gap <= TOLERANCE_MM).all(1), Reason.DECODE, say)
+    text = (
+        "joints are {:.1f} mm from what the hand model decodes ({} the farthest), "
+        f"want at most {TOLERANCE_MM:g}"
+    )
+    fits = (gap <= TOLERANCE_MM).all(1)
+    _note(faults, fits, Reason.DECODE, text, gap.max(1), _NAMES[gap.argmax(1)])

@@ -66,54 +66,36 @@ def find_leaks(train: FrameNames, val: FrameNames, within: Sequence[int] = (1, 5
     if any(k < 1 for k in within):
         raise ConfigError(f"leaks: distances in frames are {list(within)}, want each at least 1")
     names, numbers = np.unique(np.concatenate([train.sequence, val.sequence]), return_inverse=True)
-    train_sequence, val_sequence = numbers[: len(train.frame)], numbers[len(train.frame) :]
     motions, motion = np.unique([motion_of(str(name)) for name in names], return_inverse=True)
-    train_motion, val_motion = motion[train_sequence], motion[val_sequence]
-    identical = _count(train_sequence, train.frame, val_sequence, val.frame)
-    instant = _count(train_motion, train.frame, val_motion, val.frame)
-    gap = _nearest_other(train_sequence, train.frame, val_sequence, val.frame)
+    frame = np.concatenate([train.frame, val.frame]).astype(np.int64)
+    frame = frame - frame.min(initial=0)
+    step = int(frame.max(initial=0)) + 1
+    count = len(train.frame)
+    sequence_key, motion_key = numbers * step + frame, motion[numbers] * step + frame
+    sequence_train, motion_train = np.sort(sequence_key[:count]), np.sort(motion_key[:count])
+    identical = _count(sequence_train, sequence_key[count:])
+    instant = _count(motion_train, motion_key[count:])
+    gap = _nearest_other(sequence_train, sequence_key[count:], step)
+    shared = np.isin(np.arange(len(motions)), motion[numbers[:count]])
     return LeakReport(
         total=len(val.frame),
         identical=int((identical > 0).sum()),
         neighbour={k: int((gap <= k).sum()) for k in sorted(set(within))},
         other_camera=int((instant > identical).sum()),
-        same_motion=int(np.isin(np.arange(len(motions)), train_motion)[val_motion].sum()),
+        same_motion=int(shared[motion[numbers[count:]]].sum()),
     )
 
 
-def _keys(
-    train_group: NDArray[np.intp],
-    train_frame: NDArray[np.int64],
-    val_group: NDArray[np.intp],
-    val_frame: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """One number per (group, frame), sorted for training; and the step from one group to the next."""
-    everything = np.concatenate([train_frame, val_frame, [0]])
-    step = int(everything.max() - everything.min()) + 1
-    low = int(everything.min())
-    train = np.sort(train_group.astype(np.int64) * step + (train_frame - low))
-    return train, val_group.astype(np.int64) * step + (val_frame - low), step
-
-
-def _count(
-    train_group: NDArray[np.intp],
-    train_frame: NDArray[np.int64],
-    val_group: NDArray[np.intp],
-    val_frame: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """(N,) training frames with the same group and number."""
-    train, val, _ = _keys(train_group, train_frame, val_group, val_frame)
+def _count(train: NDArray[np.int64], val: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) how often each key of val is among the sorted (M,) keys of training."""
     return np.asarray(np.searchsorted(train, val, "right") - np.searchsorted(train, val, "left"), np.int64)
 
 
-def _nearest_other(
-    train_group: NDArray[np.intp],
-    train_frame: NDArray[np.int64],
-    val_group: NDArray[np.intp],
-    val_frame: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """(N,) distance to the nearest training frame of the group with another number; inf if there is none."""
-    train, val, step = _keys(train_group, train_frame, val_group, val_frame)
+def _nearest_other(train: NDArray[np.int64], val: NDArray[np.int64], step: int) -> NDArray[np.float64]:
+    """(N,) distance to the nearest training frame of the its sequence with another number, inf without one.
+
+    Keys are sequence x step + frame; those of training are sorted.
+    """
     gap = np.full(len(val), np.inf)
     for place in (np.searchsorted(train, val, "left") - 1, np.searchsorted(train, val, "right")):
         there = np.flatnonzero((place >= 0) & (place < len(train)))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dataloader.ho3d.layout import FrameList, frame_name
 from dataloader.ho3d.meta import ListName
@@ -110,20 +110,26 @@ class UnusableFrames:
         lines = [f"{name}\t{fault.reason}\t{fault.detail}\n" for name, fault in self.faults.items()]
         path.write_bytes(os.fsencode("".join(lines)))
 
-    def to_json(self) -> dict[str, Any]:
-        """A tree that JSON can hold; `from_json` reads it back."""
-        faults = [[name, fault.reason.name, fault.detail] for name, fault in self.faults.items()]
-        return {"name": self.name, "listed": self.listed, "faults": faults}
+    def to_facts(self) -> list[list[str]]:
+        """Name, reason and detail of each, as JSON holds them; `from_facts` reads them back."""
+        return [[name, fault.reason.name, fault.detail] for name, fault in self.faults.items()]
 
     @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> UnusableFrames:
-        """The inverse of `to_json`.
+    def from_facts(cls, name: ListName, listed: int, facts: list[list[str]]) -> UnusableFrames:
+        """The inverse of `to_facts`.
 
         Raises:
-            KeyError, TypeError, ValueError: another tree.
+            DataError: other facts.
         """
-        faults = {str(name): Fault(Reason[reason], str(detail)) for name, reason, detail in tree["faults"]}
-        return cls(tree["name"], int(tree["listed"]), faults)
+        try:
+            return cls(
+                name, listed, {frame: Fault(Reason[reason], detail) for frame, reason, detail in facts}
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"HO3D index: its list of unusable frames is damaged ({error!r}). Delete the folder of the "
+                "index (dataset.index_dir, or .utnet in the data set); it is made anew."
+            ) from error
 
     def require(self, config: DatasetConfig, listing: Path) -> None:
         """Go on without these frames, with one warning that shows the table, or refuse the data set.

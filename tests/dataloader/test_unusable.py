@@ -148,12 +148,12 @@ def test_long_lists_are_cut_and_the_file_has_them_all(tmp_path: Path) -> None:
 def test_what_is_stored_is_read_back() -> None:
     """The next start says the same without looking at the frames again."""
     found = frames_of(TREE, 72)
-    again = UnusableFrames.from_json(json.loads(json.dumps(found.to_json())))
+    again = UnusableFrames.from_facts("train", found.listed, json.loads(json.dumps(found.to_facts())))
     assert again == found
     assert len(again) == 26
     assert again.rows() == found.rows()
-    with pytest.raises(KeyError):
-        UnusableFrames.from_json({"name": "train", "listed": 1, "faults": [["a", "UNHEARD", ""]]})
+    with pytest.raises(DataError, match="made anew"):
+        UnusableFrames.from_facts("train", 1, [["a", "UNHEARD", ""]])
 
 
 def test_a_frame_has_its_most_basic_fault() -> None:
