@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from dataloader.synthetic.cameras import HEIGHT, WIDTH, Camera
-from dataloader.synthetic.motion import Motion
-from dataloader.synthetic.objects import LABELS
-from dataloader.synthetic.rig import Array
+from dataloader.synthetic.common import Array
+from dataloader.synthetic.motion.motion import Motion
+from dataloader.synthetic.motion.objects import LABELS
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
 from src.errors import DataError
 from src.schema import DEPTH_UNIT_M
 

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import torch
 
-from dataloader.synthetic.cameras import HEIGHT, WIDTH, cameras_around
+from dataloader.synthetic.common import Array
 from dataloader.synthetic.found import HELD_OUT_NAME, RECORD_NAME, is_there
 from dataloader.synthetic.frames import (
     GL_FROM_CV,
@@ -39,10 +39,11 @@ from dataloader.synthetic.frames import (
     write_meta,
     write_rgb,
 )
-from dataloader.synthetic.motion import Motion, Orientations, make_motion
-from dataloader.synthetic.objects import KINDS
-from dataloader.synthetic.rig import Array, Rig
-from dataloader.synthetic.scene import Stage
+from dataloader.synthetic.motion.motion import Motion, Orientations, make_motion
+from dataloader.synthetic.motion.objects import KINDS
+from dataloader.synthetic.motion.rig import Rig
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, cameras_around
+from dataloader.synthetic.scene.stage import Stage
 from src.errors import ConfigError, DataError
 from src.hand.mano_assets import HandAsset
 from src.runtime.files.disk import atomic_directory, require_place

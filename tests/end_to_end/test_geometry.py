@@ -13,7 +13,7 @@ from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.synthetic.depth_sensor import noise_sigma_m
+from dataloader.synthetic.scene.depth_sensor import noise_sigma_m
 from src.config import AugmentationConfig, DatasetConfig, ManoConfig, ModelConfig, RunConfig
 from src.geometry.camera import apply_homography, project
 from src.hand.mano import ManoLayer

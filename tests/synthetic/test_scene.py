@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dataloader.synthetic.cameras import HEIGHT, WIDTH, Camera, cameras_around
-from dataloader.synthetic.depth_sensor import BASELINE_M, DepthSensor, noise_sigma_m, shadow
 from dataloader.synthetic.frames import place_in_camera
-from dataloader.synthetic.motion import make_motion
-from dataloader.synthetic.rig import Rig
-from dataloader.synthetic.scene import BACKGROUND, HAND, RenderedFrame, Stage
+from dataloader.synthetic.motion.motion import make_motion
+from dataloader.synthetic.motion.rig import Rig
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera, cameras_around
+from dataloader.synthetic.scene.depth_sensor import BASELINE_M, DepthSensor, noise_sigma_m, shadow
+from dataloader.synthetic.scene.stage import BACKGROUND, HAND, RenderedFrame, Stage
 
 Shot = tuple[RenderedFrame, Camera, NDArray[np.float64], NDArray[np.float64]]
 

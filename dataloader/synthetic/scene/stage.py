@@ -13,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from dataloader.synthetic.appearance import (
+from dataloader.synthetic.common import Array
+from dataloader.synthetic.motion.motion import Motion
+from dataloader.synthetic.motion.rig import Anatomy, Rig
+from dataloader.synthetic.scene.appearance import (
     Image,
     SkinAtlas,
     Surroundings,
@@ -23,10 +26,8 @@ from dataloader.synthetic.appearance import (
     surroundings,
     texture,
 )
-from dataloader.synthetic.cameras import HEIGHT, WIDTH, Camera
-from dataloader.synthetic.depth_sensor import DepthSensor
-from dataloader.synthetic.motion import Motion
-from dataloader.synthetic.rig import Anatomy, Array, Rig
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
+from dataloader.synthetic.scene.depth_sensor import DepthSensor
 from src.hand.joints import MANO16
 from src.render.rasterizer import Fragments, rasterize
 from src.runtime.seed import stream

@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.synthetic.cameras import HEIGHT, WIDTH, Camera
-from dataloader.synthetic.rig import Anatomy, Array
+from dataloader.synthetic.common import Array
+from dataloader.synthetic.motion.rig import Anatomy
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
 from src.hand.joints import FINGERS, MANO16
 
 Image = NDArray[np.float32]
