@@ -104,7 +104,7 @@ def test_geometry_of_a_small_set(embedded: Embedded) -> None:
 def test_geometry_of_500_frames(tmp_path: Path) -> None:
     """The same on 500 rendered frames."""
     hand_file, root = tmp_path / "STANDIN_RIGHT.pkl", tmp_path / "HO3D"
-    assert command("-m", "dataloader.synthetic.hand.standin", "--out", str(hand_file)).returncode == 0
+    assert command("-m", "dataloader.synthetic.hand", "--out", str(hand_file)).returncode == 0
     sizes = [
         "--sequences",
         "63",

@@ -13,8 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dataloader.synthetic.hand.shape import flexion_axes
-from dataloader.synthetic.hand.standin import build_standin, write_standin
+from dataloader.synthetic.common import flexion_axes
+from dataloader.synthetic.hand.standin import DIRECTIONS, build_standin, write_standin
 from src.errors import AssetError
 from src.geometry.rotation import rotation_from_aa
 from src.hand.joints import FINGERS, MANO16, TIP_VERTICES
@@ -35,7 +35,7 @@ def test_file_is_the_same_for_any_number_of_threads(standin_path: Path, tmp_path
     """Machines with other core counts write the same bytes."""
     out = tmp_path / "again.pkl"
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-    command = [sys.executable, "-m", "dataloader.synthetic.hand.standin", "--out", str(out)]
+    command = [sys.executable, "-m", "dataloader.synthetic.hand", "--out", str(out)]
     subprocess.run(command, env=environment, check=True, timeout=60, capture_output=True)
     assert hashlib.sha256(out.read_bytes()).digest() == hashlib.sha256(standin_path.read_bytes()).digest()
 
@@ -149,7 +149,7 @@ def test_correctives_keep_the_girth_of_a_bent_finger(layer: ManoLayer, asset: Ha
     """A finger bent by 70 degrees about its own axis does not collapse like a straw, on any axis."""
     joints = asset.joint_regressor @ asset.v_template
     tips = {finger: asset.v_template[TIP_VERTICES[f"{finger}_4"]] for finger in FINGERS}
-    axes = flexion_axes(joints, tips)
+    axes = flexion_axes(joints, tips, *DIRECTIONS)
     plain = ManoLayer.from_asset(asset)
     plain.directions[10:] = 0
 
@@ -180,7 +180,7 @@ def test_positive_flexion_closes_the_hand(layer: ManoLayer, asset: HandAsset) ->
     """The natural poses of the synthetic data bend fingers towards the palm, not backwards."""
     joints = asset.joint_regressor @ asset.v_template
     tips = {finger: asset.v_template[TIP_VERTICES[f"{finger}_4"]] for finger in FINGERS}
-    aa = np.radians(60) * flexion_axes(joints, tips)
+    aa = np.radians(60) * flexion_axes(joints, tips, *DIRECTIONS)
     aa[0] = 0
     posed, palm = _posed(layer, aa), joints[[0, 1, 4, 7, 10]].mean(0)
     for finger in ("index", "middle", "ring", "pinky"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from dataloader.synthetic.frames import meta, view_labels
+from dataloader.synthetic.frames import annotations, place_in_camera
 from dataloader.synthetic.motion.motion import Motion, make_motion
 from dataloader.synthetic.motion.objects import KINDS, HeldObject
 from dataloader.synthetic.motion.pose import (
@@ -209,23 +209,24 @@ def test_evaluation_boxes_hold_the_hand_up_to_the_border(
     Here the hand's middle stands on a border.
     """
     motion = motions[0]
-    joints = rig.decode(motion.hand_pose, motion.betas)[1]
     camera = cameras_around(0, motion.number, 1, motion.target_m)[0]
     rest = rig.anatomy(motion.betas).joints_m[0]
-    seen = view_labels(motion, camera, joints, rest).joints * [1, -1, -1]
+    joints = place_in_camera(rig.decode(motion.hand_pose, motion.betas)[1], rest, motion, camera)
     k = camera.intrinsics_px.copy()
-    middle = (seen @ k.T).mean((0, 1))
+    middle = (joints @ k.T).mean((0, 1))
     k[:2, 2] += place - middle[:2] / middle[2]
-    labels = view_labels(motion, dataclasses.replace(camera, intrinsics_px=k), joints, rest)
-    pixels = seen @ k.T
+    camera = dataclasses.replace(camera, intrinsics_px=k)
+    metas = annotations(motion, camera, ["a"], joints, rest, "evaluation")
+    box_px = np.array([content["handBoundingBox"] for content in metas])
+    pixels = joints @ k.T
     pixels = pixels[..., :2] / pixels[..., 2:]
     inside = ((pixels >= 0) & (pixels <= [WIDTH, HEIGHT])).all(-1)
     assert 0 < inside.mean() < 1
-    low, high = labels.box_px[:, None, :2], labels.box_px[:, None, 2:]
+    low, high = box_px[:, None, :2], box_px[:, None, 2:]
     held = ((pixels >= low) & (pixels <= high)).all(-1)
     assert held[inside].all(), f"{(~held[inside]).sum()} joints in the picture lie outside their box"
-    assert (labels.box_px >= 0).all()
-    assert (labels.box_px <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()
+    assert (box_px >= 0).all()
+    assert (box_px <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()
 
 
 def test_the_objects_labels_put_it_where_it_is_drawn(rig: Rig, motions: list[Motion]) -> None:
@@ -233,8 +234,9 @@ def test_the_objects_labels_put_it_where_it_is_drawn(rig: Rig, motions: list[Mot
     gl = np.array([1.0, -1.0, -1.0])
     for motion in motions[:6]:
         camera = cameras_around(0, motion.number, 3, motion.target_m)[1]
-        joints, wrist = rig.decode(motion.hand_pose, motion.betas)[1], rig.anatomy(motion.betas).joints_m[0]
-        content = meta(view_labels(motion, camera, joints, wrist), 4, motion, camera, ["a"], "train")
+        wrist = rig.anatomy(motion.betas).joints_m[0]
+        joints = place_in_camera(rig.decode(motion.hand_pose, motion.betas)[1], wrist, motion, camera)
+        content = annotations(motion, camera, ["a"], joints, wrist, "train")[4]
         world = motion.held.corners_m @ motion.object_rotation[4].T + motion.object_m[4]
         np.testing.assert_allclose(content["objCorners3D"] * gl, camera.to_camera(world), atol=1e-9)
         turn = Rotation.from_rotvec(content["objRot"].ravel())
