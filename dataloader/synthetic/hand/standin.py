@@ -38,7 +38,7 @@ ROOT_M = np.array([0.0957, 0.0064, 0.0062])
 VERSION = 1
 """Raised whenever a build gives other numbers."""
 
-DIRECTIONS = np.array([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-0.25, -0.62, -0.74]])
+_DIRECTIONS = np.array([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-0.25, -0.62, -0.74]])
 """Along the hand, out of its back, and where the thumb's pad looks: to the palm and the little finger."""
 
 _STEP = 0.5
@@ -65,7 +65,7 @@ def _build_fields() -> dict[str, Any]:
     joints = rest.joints_mm()
     weights = skinning_weights(mesh, rest)
     tips = {finger: mesh.points_mm[vertex] for finger, vertex in mesh.tips.items()}
-    axes = flexion_axes(joints, tips, *DIRECTIONS)
+    axes = flexion_axes(joints, tips, *_DIRECTIONS)
     mean = _mean_pose(axes)
     return {
         "v_template": _round_m(mesh.points_mm / 1000 + ROOT_M),
