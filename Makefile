@@ -31,7 +31,7 @@ $(VENV)/.ready: requirements.txt requirements-dev.txt
 	touch $@
 
 demo-data: setup
-	$(BIN)/python -m dataloader.synthetic.hand.standin --out $(DATA)/STANDIN_RIGHT.pkl
+	$(BIN)/python -m dataloader.synthetic.hand --out $(DATA)/STANDIN_RIGHT.pkl
 	$(BIN)/python -m dataloader.synthetic --out $(DATA)/HO3D_synthetic --sequences $(DEMO_SEQUENCES) \
 		--frames $(DEMO_FRAMES) --evaluation-sequences $(DEMO_EVALUATION_SEQUENCES) --seed 0 --workers 2
 
@@ -48,7 +48,7 @@ demo: demo-data
 		echo "  score a checkpoint  $(BIN)/python train.py --evaluate $$run/checkpoints/best.pt"
 
 learn-data: setup
-	$(BIN)/python -m dataloader.synthetic.hand.standin --out data/learn/STANDIN_RIGHT.pkl
+	$(BIN)/python -m dataloader.synthetic.hand --out data/learn/STANDIN_RIGHT.pkl
 	$(BIN)/python -m dataloader.synthetic --out $(LEARN) --sequences 1000 --frames 10 --held-out-sequences 80 \
 		--held-out-frames 20 --evaluation-sequences 0 --cameras 1 --seed $(SEED) --workers 2
 

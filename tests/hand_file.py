@@ -14,8 +14,9 @@ from dataloader.synthetic.hand.standin import write_standin
 def hand_file() -> Path:
     """Path of the file, in the machine's temporary folder under a name made from the code that builds it."""
     digest = hashlib.sha256()
-    for source in sorted((Path(__file__).parents[1] / "src" / "hand").glob("*.py")):
-        digest.update(source.read_bytes())
+    for room in ("src/hand", "dataloader/synthetic/hand"):
+        for source in sorted((Path(__file__).parents[1] / room).glob("*.py")):
+            digest.update(source.read_bytes())
     path = Path(tempfile.gettempdir()) / f"utnet-tests-{digest.hexdigest()[:16]}" / "STANDIN_RIGHT.pkl"
     if not path.is_file():
         write_standin(path)

@@ -7,6 +7,7 @@ the last two cases nothing half made is left behind.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import signal
 import sys
@@ -27,18 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     log.configure()
     signal.signal(signal.SIGTERM, _stop)
     try:
-        parameters = Parameters(
-            sequences=options.sequences,
-            frames=options.frames,
-            evaluation_sequences=options.evaluation_sequences,
-            seed=options.seed,
-            cameras=options.cameras,
-            orientations=options.orientations,
-            version=options.version,
-            annotations_only=options.annotations_only,
-            held_out_sequences=options.held_out_sequences,
-            held_out_frames=options.held_out_frames,
-        )
+        names = [field.name for field in dataclasses.fields(Parameters)]
+        parameters = Parameters(**{name: getattr(options, name) for name in names})
         look_first(options.out, parameters)  # before the hand is built, which takes seconds
         write_tree(options.out, parameters, _hand(options.hand), workers=options.workers)
     except UTNetError as error:

@@ -7,8 +7,6 @@ high one.
 
 from __future__ import annotations
 
-import pickle
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from dataloader.synthetic.cameras import HEIGHT, WIDTH, Camera
-from dataloader.synthetic.motion import Motion
-from dataloader.synthetic.objects import LABELS
-from dataloader.synthetic.rig import Array
+from dataloader.synthetic.common import Array, Image
+from dataloader.synthetic.motion.motion import Motion
+from dataloader.synthetic.motion.objects import LABELS
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
 from src.errors import DataError
 from src.schema import DEPTH_UNIT_M
 
@@ -32,31 +30,6 @@ GL_FROM_CV = np.diag([1.0, -1.0, -1.0])
 
 RGB_SUFFIX: dict[str, str] = {"v2": ".png", "v3": ".jpg"}
 _JPEG_QUALITY = 92
-
-
-@dataclass(frozen=True)
-class ViewLabels:
-    """Labels of N frames of one view, OpenGL camera axes, metres."""
-
-    pose_aa: Array
-    """(N, 48) axis-angle, MANO16."""
-    betas: Array
-    """(10,)."""
-    translation: Array
-    """(N, 3) handTrans."""
-    joints: Array
-    """(N, 21, 3) HO3D21."""
-    box_px: NDArray[np.int64]
-    """(N, 4) x0, y0, x1, y1 around the projected joints."""
-    object_aa: Array
-    """(N, 3)."""
-    object_translation: Array
-    """(N, 3)."""
-
-
-def wrist_rotation_cam(motion: Motion, camera: Camera) -> Array:
-    """(N, 3, 3) camera (OpenCV) from MANO's rest frame."""
-    return camera.rotation @ motion.wrist_rotation
 
 
 def place_in_camera(points_m: Array, wrist_rest_m: Array, motion: Motion, camera: Camera) -> Array:
@@ -71,74 +44,65 @@ def place_in_camera(points_m: Array, wrist_rest_m: Array, motion: Motion, camera
     Returns:
         (N, P, 3) OpenCV camera, metres.
     """
-    turned = (points_m - wrist_rest_m) @ np.swapaxes(wrist_rotation_cam(motion, camera), 1, 2)
-    return turned + camera.to_camera(motion.wrist_m)[:, None]
+    turn = camera.rotation @ motion.wrist_rotation
+    return (points_m - wrist_rest_m) @ np.swapaxes(turn, 1, 2) + camera.to_camera(motion.wrist_m)[:, None]
 
 
-def view_labels(motion: Motion, camera: Camera, joints_rest_m: Array, wrist_rest_m: Array) -> ViewLabels:
-    """Labels of all frames of a motion seen by one camera.
+def annotations(
+    motion: Motion,
+    camera: Camera,
+    serials: list[str],
+    joints_cam_m: Array,
+    wrist_rest_m: Array,
+    split: Split,
+) -> list[dict[str, Any]]:
+    """The annotations of all frames of a view, with HO3D's keys, axes and mixture of float types.
 
     Args:
-        motion: N frames.
+        motion: N frames of the hand and the object.
         camera: who looks.
-        joints_rest_m: (N, 21, 3) from `Rig.decode`, HO3D21.
+        serials: serial numbers of all cameras of the motion.
+        joints_cam_m: (N, 21, 3) from `place_in_camera`, HO3D21, OpenCV camera.
         wrist_rest_m: (3,) J0(betas).
-    """
-    joints_cv = place_in_camera(joints_rest_m, wrist_rest_m, motion, camera)
-    wrist_gl = GL_FROM_CV @ wrist_rotation_cam(motion, camera)
-    local = Rotation.from_matrix(motion.hand_pose.reshape(-1, 3, 3)).as_rotvec().reshape(-1, 45)
-    homogeneous = joints_cv @ camera.intrinsics_px.T
-    pixels = homogeneous[..., :2] / homogeneous[..., 2:]
-    box = np.concatenate([np.floor(pixels.min(1)), np.ceil(pixels.max(1))], 1)
-    object_gl = GL_FROM_CV @ camera.rotation @ motion.object_rotation
-    return ViewLabels(
-        pose_aa=np.concatenate([Rotation.from_matrix(wrist_gl).as_rotvec(), local], 1),
-        betas=motion.betas,
-        translation=camera.to_camera(motion.wrist_m) @ GL_FROM_CV - wrist_rest_m,
-        joints=joints_cv @ GL_FROM_CV,
-        box_px=box.clip(0, [WIDTH, HEIGHT, WIDTH, HEIGHT]).astype(np.int64),
-        object_aa=Rotation.from_matrix(object_gl).as_rotvec(),
-        object_translation=camera.to_camera(motion.object_m) @ GL_FROM_CV,
-    )
-
-
-def meta(
-    labels: ViewLabels, row: int, motion: Motion, camera: Camera, cameras: list[str], split: Split
-) -> dict[str, Any]:
-    """The annotation of one frame, with HO3D's keys and mixture of float types.
-
-    Args:
-        labels: of the view.
-        row: frame, 0-based.
-        motion: for the object.
-        camera: for K.
-        cameras: serial numbers of all cameras of the motion.
         split: `evaluation` holds back all but the wrist and a box.
     """
+    wrist_gl = GL_FROM_CV @ (camera.rotation @ motion.wrist_rotation)
+    local = Rotation.from_matrix(motion.hand_pose.reshape(-1, 3, 3)).as_rotvec().reshape(-1, 45)
+    pose_aa = np.concatenate([Rotation.from_matrix(wrist_gl).as_rotvec(), local], 1)
+    translation = camera.to_camera(motion.wrist_m) @ GL_FROM_CV - wrist_rest_m
+    joints = joints_cam_m @ GL_FROM_CV
+    pixels = joints_cam_m @ camera.intrinsics_px.T
+    pixels = pixels[..., :2] / pixels[..., 2:]
+    box = np.concatenate([np.floor(pixels.min(1)), np.ceil(pixels.max(1))], 1)
+    box = box.clip(0, [WIDTH, HEIGHT, WIDTH, HEIGHT]).astype(np.int64)
+    object_aa = Rotation.from_matrix(GL_FROM_CV @ camera.rotation @ motion.object_rotation).as_rotvec()
+    object_translation = camera.to_camera(motion.object_m) @ GL_FROM_CV
     corners = motion.held.corners_m
-    turn = Rotation.from_rotvec(labels.object_aa[row])
-    out: dict[str, Any] = {
-        "camMat": camera.intrinsics_px.copy(),
-        "objRot": labels.object_aa[row].reshape(3, 1).copy(),
-        "objTrans": labels.object_translation[row].astype(np.float32),
-        "objCorners3D": turn.apply(corners) + labels.object_translation[row],
-        "objCorners3DRest": corners,
-        "objName": f"synthetic_{motion.held.kind}",
-        "objLabel": LABELS[motion.held.kind],
-        "camIDList": list(cameras),
-    }
-    if split == "evaluation":
-        out["handJoints3D"] = labels.joints[row, 0].astype(np.float32)
-        out["handBoundingBox"] = [int(x) for x in labels.box_px[row]]
-        return out
-    out["handPose"] = labels.pose_aa[row].astype(np.float32)
-    out["handBeta"] = labels.betas.astype(np.float32)
-    out["handTrans"] = labels.translation[row].astype(np.float32)
-    out["handJoints3D"] = labels.joints[row].copy()
-    return out
+    metas = []
+    for row in range(len(joints)):
+        meta: dict[str, Any] = {
+            "camMat": camera.intrinsics_px,
+            "objRot": object_aa[row].reshape(3, 1),
+            "objTrans": object_translation[row].astype(np.float32),
+            "objCorners3D": Rotation.from_rotvec(object_aa[row]).apply(corners) + object_translation[row],
+            "objCorners3DRest": corners,
+            "objName": f"synthetic_{motion.held.kind}",
+            "objLabel": LABELS[motion.held.kind],
+            "camIDList": serials,
+        }
+        if split == "evaluation":
+            meta["handJoints3D"] = joints[row, 0].astype(np.float32)
+            meta["handBoundingBox"] = box[row].tolist()
+        else:
+            meta["handPose"] = pose_aa[row].astype(np.float32)
+            meta["handBeta"] = motion.betas.astype(np.float32)
+            meta["handTrans"] = translation[row].astype(np.float32)
+            meta["handJoints3D"] = joints[row]
+        metas.append(meta)
+    return metas
 
 
-def encode_depth(depth_m: NDArray[np.float32]) -> NDArray[np.uint8]:
+def encode_depth(depth_m: Image) -> NDArray[np.uint8]:
     """(H, W, 3) BGR bytes of depth (H, W) in metres: red the low byte, green the high byte, blue 0.
 
     Raises:
@@ -157,25 +121,15 @@ def encode_depth(depth_m: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def write_rgb(path: Path, rgb: NDArray[np.uint8]) -> None:
-    """Write an RGB picture as jpg or png, whichever the name says."""
-    flags = (
-        [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-        if path.suffix == ".jpg"
-        else [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    )
-    _write(path, rgb[..., ::-1], flags)
+    """Write an RGB picture (H, W, 3) as jpg or png, whichever the name says."""
+    jpg, png = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY], [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    _write(path, rgb[..., ::-1], jpg if path.suffix == ".jpg" else png)
 
 
-def write_depth(path: Path, depth_m: NDArray[np.float32]) -> None:
+def write_depth(path: Path, depth_m: Image) -> None:
     """Write depth (H, W) in metres as HO3D's PNG."""
     # OpenCV's own defaults are the fast ones: run lengths of differences.
     _write(path, encode_depth(depth_m), [])
-
-
-def write_meta(path: Path, content: dict[str, Any]) -> None:
-    """Write an annotation as HO3D does: a protocol 2 pickle."""
-    with path.open("wb") as file:
-        pickle.dump(content, file, protocol=2)
 
 
 def _write(path: Path, picture: NDArray[np.uint8], flags: list[int]) -> None:

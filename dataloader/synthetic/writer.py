@@ -24,27 +24,26 @@ import cv2
 import numpy as np
 import torch
 
-from dataloader.synthetic.cameras import HEIGHT, WIDTH, cameras_around
+from dataloader.synthetic.common import Array
 from dataloader.synthetic.found import HELD_OUT_NAME, RECORD_NAME, is_there
 from dataloader.synthetic.frames import (
     GL_FROM_CV,
     RGB_SUFFIX,
     Split,
     Version,
-    ViewLabels,
-    meta,
+    annotations,
     place_in_camera,
-    view_labels,
     write_depth,
-    write_meta,
     write_rgb,
 )
-from dataloader.synthetic.motion import Motion, Orientations, make_motion
-from dataloader.synthetic.objects import KINDS
-from dataloader.synthetic.rig import Array, Rig
-from dataloader.synthetic.scene import Stage
+from dataloader.synthetic.motion.motion import Orientations, make_motion
+from dataloader.synthetic.motion.objects import KINDS
+from dataloader.synthetic.motion.rig import Rig
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, cameras_around
+from dataloader.synthetic.scene.stage import Stage
 from src.errors import ConfigError, DataError
 from src.hand.mano_assets import HandAsset
+from src.runtime.files import safe_pickle
 from src.runtime.files.disk import atomic_directory, require_place
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
@@ -122,18 +121,18 @@ class _Job:
     split: Split
     views: int
     frames: int
-    held_out: bool = False
+    held_out: bool
 
 
 @dataclass(frozen=True)
 class _View:
     """What one written folder holds."""
 
-    split: Split
-    motion: int
+    job: _Job
     name: str
-    frame_ids: tuple[int, ...]
-    held_out: bool = False
+    frame_ids: list[int]
+    truth: tuple[Array, Array] | None
+    """Joints (N, 21, 3) and vertices (N, 778, 3) of an evaluation folder, OpenGL, metres."""
 
 
 def look_first(out: Path, parameters: Parameters, asset: HandAsset | None = None) -> Path | None:
@@ -190,6 +189,7 @@ def write_tree(out: Path, parameters: Parameters, asset: HandAsset, *, workers: 
             (root / split).mkdir()
         total = parameters.sequences + parameters.held_out_sequences + parameters.evaluation_sequences
         views = list(progress(_work(root, parameters, asset, workers), total=total, desc="sequences"))
+        views.sort(key=lambda view: (view.job.split == "evaluation", view.job.motion, view.name))
         counts = _write_lists(root, views, parameters.seed)
         record = {
             **wanted,
@@ -198,32 +198,20 @@ def write_tree(out: Path, parameters: Parameters, asset: HandAsset, *, workers: 
             "folders": {v.name: len(v.frame_ids) for v in views},
         }
         (root / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    _log.info(
-        "Synthetic data set %s: %d train frames, %d evaluation frames",
-        out,
-        counts["train"],
-        counts["evaluation"],
-    )
+    frames = (counts["train"], counts["evaluation"])
+    _log.info("Synthetic data set %s: %d train frames, %d evaluation frames", out, *frames)
     return True
-
-
-def motion_name(motion: Motion) -> str:
-    """Name of a motion.
-
-    Subject and object letters and its number. A camera digit makes it a sequence's name.
-    """
-    return f"SY{KINDS[motion.held.kind]}{motion.number + 1}"
 
 
 def _jobs(parameters: Parameters) -> list[_Job]:
     """All motions, numbered through; the last of a part may have fewer views."""
-    jobs: list[_Job] = []
     p = parameters
     parts: tuple[tuple[Split, int, int, bool], ...] = (
         ("train", p.sequences, p.frames, False),
         ("evaluation", p.evaluation_sequences, p.frames, False),
         ("train", p.held_out_sequences, p.held_out_frames, True),
     )
+    jobs: list[_Job] = []
     for split, count, frames, held_out in parts:
         for first in range(0, count, p.cameras):
             jobs.append(_Job(len(jobs), split, min(p.cameras, count - first), frames, held_out))
@@ -269,61 +257,46 @@ def _do_motion_in_worker(root: Path, parameters: Parameters, job: _Job) -> list[
 
 def _do_motion(root: Path, parameters: Parameters, rig: Rig, job: _Job) -> list[_View]:
     """Write all folders that show one motion."""
+    seed, version = parameters.seed, parameters.version
     motion = make_motion(
-        rig,
-        parameters.seed,
-        job.motion,
-        job.frames,
-        orientations=parameters.orientations,
-        gaps=parameters.version == "v3",
+        rig, seed, job.motion, job.frames, orientations=parameters.orientations, gaps=version == "v3"
     )
     vertices, joints = rig.decode(motion.hand_pose, motion.betas)
     wrist_rest = rig.anatomy(motion.betas).joints_m[0]
-    cameras = cameras_around(parameters.seed, motion.number, parameters.cameras, motion.target_m)
+    cameras = cameras_around(seed, motion.number, parameters.cameras, motion.target_m)
+    serials = [camera.serial for camera in cameras]
+    frame_ids = motion.frame_ids.tolist()
     views = []
-    for digit in range(job.views):
-        camera = cameras[digit]
-        name = f"{motion_name(motion)}{digit}"
+    for digit, camera in enumerate(cameras[: job.views]):
+        # Subject, object, number of the motion, camera.
+        name = f"SY{KINDS[motion.held.kind]}{motion.number + 1}{digit}"
         folder = root / job.split / name
         for kind in ("rgb", "depth", "meta"):
             (folder / kind).mkdir(parents=True)
-        labels = view_labels(motion, camera, joints, wrist_rest)
-        serials = [other.serial for other in cameras]
-        for row, frame in enumerate(motion.frame_ids):
-            write_meta(
-                folder / "meta" / f"{frame:04d}.pkl", meta(labels, row, motion, camera, serials, job.split)
-            )
+        joints_cam = place_in_camera(joints, wrist_rest, motion, camera)
+        metas = annotations(motion, camera, serials, joints_cam, wrist_rest, job.split)
+        for frame, meta in zip(frame_ids, metas, strict=True):
+            (folder / "meta" / f"{frame:04d}.pkl").write_bytes(safe_pickle.dumps(meta))
+        vertices_cam = place_in_camera(vertices, wrist_rest, motion, camera)
         if parameters.annotations_only:
-            _link_pictures(folder, motion, parameters.version)
+            _link_pictures(folder, frame_ids, version)
         else:
-            placed = place_in_camera(vertices, wrist_rest, motion, camera)
-            _draw_pictures(
-                folder, Stage(rig, motion, camera, parameters.seed, digit), motion, placed, parameters.version
-            )
-        if job.split == "evaluation":
-            truth = place_in_camera(vertices, wrist_rest, motion, camera) @ GL_FROM_CV
-            _keep_truth(root, name, labels, truth)
-        frame_ids = tuple(int(i) for i in motion.frame_ids)
-        views.append(_View(job.split, motion.number, name, frame_ids, job.held_out))
+            stage = Stage(rig, motion, camera, seed, digit)
+            for row, frame in enumerate(frame_ids):
+                drawn = stage.draw(row, vertices_cam[row])
+                write_rgb(folder / "rgb" / f"{frame:04d}{RGB_SUFFIX[version]}", drawn.rgb)
+                write_depth(folder / "depth" / f"{frame:04d}.png", drawn.depth_m)
+        truth = (joints_cam @ GL_FROM_CV, vertices_cam @ GL_FROM_CV) if job.split == "evaluation" else None
+        views.append(_View(job, name, frame_ids, truth))
     return views
 
 
-def _draw_pictures(
-    folder: Path, stage: Stage, motion: Motion, vertices_cam_m: Array, version: Version
-) -> None:
-    """Render and write colour and depth of each frame."""
-    for row, frame in enumerate(motion.frame_ids):
-        drawn = stage.draw(row, vertices_cam_m[row])
-        write_rgb(folder / "rgb" / f"{frame:04d}{RGB_SUFFIX[version]}", drawn.rgb)
-        write_depth(folder / "depth" / f"{frame:04d}.png", drawn.depth_m)
-
-
-def _link_pictures(folder: Path, motion: Motion, version: Version) -> None:
+def _link_pictures(folder: Path, frame_ids: list[int], version: Version) -> None:
     """One grey picture and one flat depth for all frames of a folder, by hard links."""
     grey = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
     flat = np.full((HEIGHT, WIDTH), 0.6, np.float32)
     for kind, suffix in (("rgb", RGB_SUFFIX[version]), ("depth", ".png")):
-        paths = [folder / kind / f"{frame:04d}{suffix}" for frame in motion.frame_ids]
+        paths = [folder / kind / f"{frame:04d}{suffix}" for frame in frame_ids]
         for start in range(0, len(paths), _LINKS_PER_FILE):
             first, *others = paths[start : start + _LINKS_PER_FILE]
             write_rgb(first, grey) if kind == "rgb" else write_depth(first, flat)
@@ -337,43 +310,23 @@ def _link_pictures(folder: Path, motion: Motion, version: Version) -> None:
                 ) from reason
 
 
-def _keep_truth(root: Path, name: str, labels: ViewLabels, vertices_gl_m: Array) -> None:
-    """Ground truth of one evaluation folder, until the lists are written."""
-    np.savez(root / f".{name}.npz", xyz=labels.joints, verts=vertices_gl_m)
-
-
 def _write_lists(root: Path, views: list[_View], seed: int) -> dict[str, int]:
-    """train.txt, evaluation.txt and the ground truth; views sorted in place. Returns frames per split."""
-    views.sort(key=lambda view: (view.split == "evaluation", view.motion, view.name))
-    for_list: dict[str, list[_View]] = {
-        s: [v for v in views if v.split == s] for s in ("train", "evaluation")
-    }
+    """train.txt, evaluation.txt and the ground truth, rounded to 0.1 um. Returns frames per split."""
+    train = [view for view in views if view.job.split == "train"]
+    evaluation = [view for view in views if view.job.split == "evaluation"]
     # HO3D lists its evaluation sequences in no alphabetical order; whoever sorts them mixes up the rows.
-    order = stream(seed, "evaluation order").permutation(len(for_list["evaluation"]))
-    for_list["evaluation"] = [for_list["evaluation"][i] for i in order]
-    for split, listed in for_list.items():
+    order = stream(seed, "evaluation order").permutation(len(evaluation))
+    evaluation = [evaluation[i] for i in order]
+    counts = {}
+    for split, listed in (("train", train), ("evaluation", evaluation)):
         lines = [f"{view.name}/{frame:04d}\n" for view in listed for frame in view.frame_ids]
         (root / f"{split}.txt").write_text("".join(lines), encoding="ascii")
-    held_out = [view.name for view in for_list["train"] if view.held_out]
+        counts[split] = len(lines)
+    held_out = [f"{view.name}\n" for view in train if view.job.held_out]
     if held_out:
-        (root / HELD_OUT_NAME).write_text("".join(f"{name}\n" for name in held_out), encoding="ascii")
-    _write_truth(root, [view.name for view in for_list["evaluation"]])
-    return {split: sum(len(view.frame_ids) for view in listed) for split, listed in for_list.items()}
-
-
-def _write_truth(root: Path, names: list[str]) -> None:
-    """evaluation_xyz.json and evaluation_verts.json, row by row so that memory stays small; rounded to 0.1
-    um."""
-    for key in ("xyz", "verts"):
+        (root / HELD_OUT_NAME).write_text("".join(held_out), encoding="ascii")
+    for i, key in enumerate(("xyz", "verts")):
+        rows = [row for view in evaluation if view.truth for row in np.round(view.truth[i], 7)]
         with (root / f"evaluation_{key}.json").open("w", encoding="ascii") as file:
-            file.write("[")
-            separator = ""
-            for name in names:
-                with np.load(root / f".{name}.npz") as kept:
-                    rows = np.round(kept[key], 7)
-                for row in rows:
-                    file.write(separator + json.dumps(row.tolist()))
-                    separator = ", "
-            file.write("]")
-    for name in names:
-        (root / f".{name}.npz").unlink()
+            file.write("[" + ", ".join(json.dumps(row.tolist()) for row in rows) + "]")
+    return counts

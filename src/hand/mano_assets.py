@@ -47,7 +47,7 @@ _KEPT = 2
 _WHERE_TO_GET = (
     "Register at https://mano.is.tue.mpg.de, download the models and put MANO_RIGHT.pkl at "
     "data/mano/MANO_RIGHT.pkl (or set mano.model_path). Without it, config/demo.yaml runs on the stand-in "
-    "hand that `make demo` and `python -m dataloader.synthetic.hand.standin --out PATH` write."
+    "hand that `make demo` and `python -m dataloader.synthetic.hand --out PATH` write."
 )
 _log = get_logger(__name__)
 

@@ -102,7 +102,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Embedd
 
 
 def _make(data: Embedded) -> None:
-    made = command("-m", "dataloader.synthetic.hand.standin", "--out", str(data.hand))
+    made = command("-m", "dataloader.synthetic.hand", "--out", str(data.hand))
     assert made.returncode == 0, made.stderr
     made = command(
         "-m", "dataloader.synthetic", "--out", str(data.root), "--sequences", "6", "--frames", "8",

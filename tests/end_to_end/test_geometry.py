@@ -12,7 +12,7 @@ from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d_dataset import HO3DDataset
-from dataloader.synthetic.depth_sensor import noise_sigma_m
+from dataloader.synthetic.scene.depth_sensor import noise_sigma_m
 from src.config import AugmentationConfig, DatasetConfig, ManoConfig, ModelConfig, RunConfig
 from src.geometry.camera import apply_homography, project
 from src.hand.mano import ManoLayer
@@ -103,7 +103,7 @@ def test_geometry_of_a_small_set(embedded: Embedded) -> None:
 def test_geometry_of_500_frames(tmp_path: Path) -> None:
     """The same on 500 rendered frames."""
     hand_file, root = tmp_path / "STANDIN_RIGHT.pkl", tmp_path / "HO3D"
-    assert command("-m", "dataloader.synthetic.hand.standin", "--out", str(hand_file)).returncode == 0
+    assert command("-m", "dataloader.synthetic.hand", "--out", str(hand_file)).returncode == 0
     sizes = [
         "--sequences",
         "63",

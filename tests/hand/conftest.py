@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from dataloader.synthetic.hand.standin import write_standin
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import HandAsset, load_hand_asset
+from tests.hand_file import hand_file
 
 
 @pytest.fixture(scope="session")
-def standin_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_standin(tmp_path_factory.mktemp("hand") / "STANDIN_RIGHT.pkl")
+def standin_path() -> Path:
+    return hand_file()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dataloader.synthetic.rig import Rig
+from dataloader.synthetic.motion.rig import Rig
 from dataloader.synthetic.writer import Parameters, write_tree
 from src.hand.mano_assets import HandAsset, load_hand_asset
 from tests.hand_file import hand_file

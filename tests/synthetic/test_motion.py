@@ -6,13 +6,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from dataloader.synthetic.cameras import HEIGHT, WIDTH, cameras_around
-from dataloader.synthetic.frames import meta, view_labels
-from dataloader.synthetic.motion import Motion, make_motion
-from dataloader.synthetic.objects import KINDS, HeldObject
-from dataloader.synthetic.pose import (
+from dataloader.synthetic.common import LONG_FINGERS, Array
+from dataloader.synthetic.frames import annotations, place_in_camera
+from dataloader.synthetic.motion.motion import Motion, make_motion
+from dataloader.synthetic.motion.objects import KINDS, HeldObject
+from dataloader.synthetic.motion.pose import (
     DOF,
     GESTURES,
     LIMITS_DEG,
@@ -21,16 +22,29 @@ from dataloader.synthetic.pose import (
     posture,
     random_gesture,
 )
-from dataloader.synthetic.rig import Rig
+from dataloader.synthetic.motion.rig import Rig
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera, cameras_around
 from src.hand.joints import HO3D21
-
-FRAMES = 6
 
 
 @pytest.fixture(scope="module")
 def motions(rig: Rig) -> list[Motion]:
     """Forty motions at a table."""
-    return [make_motion(rig, 0, k, FRAMES, orientations="table", gaps=True) for k in range(40)]
+    return [make_motion(rig, 0, k, 6, orientations="table", gaps=True) for k in range(40)]
+
+
+def in_world(rig: Rig, motion: Motion) -> tuple[Array, Array]:
+    """Vertices and joints of all frames in the world, metres."""
+    vertices, joints = rig.decode(motion.hand_pose, motion.betas)
+    turn = np.swapaxes(motion.wrist_rotation, 1, 2)
+    vertices, joints = ((p - joints[:, :1]) @ turn + motion.wrist_m[:, None] for p in (vertices, joints))
+    return vertices, joints
+
+
+def pixels_of(points_cam_m: Array, camera: Camera) -> Array:
+    """(..., 2) where points of the camera's frame are in its picture."""
+    pixels = points_cam_m @ camera.intrinsics_px.T
+    return pixels[..., :2] / pixels[..., 2:]
 
 
 @pytest.mark.parametrize(
@@ -42,31 +56,18 @@ def test_neighbours_share_what_they_may_not_bend_apart(first: str, second: str, 
     for bent, straight in ((first, second), (second, first)):
         angles = np.full(len(DOF), 45.0)
         angles[DOF.index(f"{bent}_mcp")], angles[DOF.index(f"{straight}_mcp")] = 90.0, 0.0
-        others = [f"{f}_mcp" for f in ("index", "middle", "ring", "pinky") if f not in (first, second)]
-        found = limit(angles)
         half = (90.0 - most) / 2
-        assert found[DOF.index(f"{bent}_mcp")] == pytest.approx(90.0 - half)
-        assert found[DOF.index(f"{straight}_mcp")] == pytest.approx(half)
-        assert [found[DOF.index(name)] for name in others] == [45.0, 45.0]
+        wanted = dict.fromkeys(LONG_FINGERS, 45.0) | {bent: 90.0 - half, straight: half}
+        found = {finger: limit(angles)[DOF.index(f"{finger}_mcp")] for finger in LONG_FINGERS}
+        assert found == pytest.approx(wanted)
 
 
 def test_joint_limits(motions: list[Motion]) -> None:
     """No frame bends a finger where fingers do not bend."""
-    low, high = (np.array([LIMITS_DEG[name][i] for name in DOF]) for i in (0, 1))
+    low, high = LIMITS_DEG.T
     for motion in motions:
         assert (motion.angles_deg >= low - 1e-9).all()
         assert (motion.angles_deg <= high + 1e-9).all()
-
-
-def test_positive_flexion_closes_the_hand(rig: Rig) -> None:
-    """Signs of the axes: a fist brings the finger tips to the palm's side, the thumb's tip in front of it."""
-    anatomy = rig.anatomy(np.zeros(10))
-    fist = local_rotations(limit(posture(GESTURES["fist"])), anatomy)
-    joints = rig.decode(fist[None], np.zeros(10))[1][0]
-    for tip in joints[17:21]:  # index, middle, ring, pinky
-        assert (tip - anatomy.joints_m[4]) @ -anatomy.dorsal > 0.01
-        assert np.linalg.norm(tip - anatomy.joints_m[0]) < 0.09
-    assert (joints[16] - anatomy.joints_m[1]) @ -anatomy.dorsal > 0.01
 
 
 def test_each_angle_moves_its_fingertip_the_way_it_says(rig: Rig) -> None:
@@ -74,7 +75,7 @@ def test_each_angle_moves_its_fingertip_the_way_it_says(rig: Rig) -> None:
     anatomy = rig.anatomy(np.zeros(10))
     flat = posture(GESTURES["flat"])
 
-    def tip(angles: np.ndarray, finger: str) -> np.ndarray:
+    def tip(angles: Array, finger: str) -> Array:
         joints = rig.decode(local_rotations(angles, anatomy)[None], np.zeros(10))[1][0]
         return joints[HO3D21.index(f"{finger}_4")] - joints[0]
 
@@ -97,21 +98,15 @@ def test_postures_differ() -> None:
     """Fingers move one by one: no two angles of different fingers are one and the same synergy."""
     rng = np.random.default_rng(0)
     drawn = np.stack([random_gesture(rng) for _ in range(300)])
-    bends = drawn[:, [DOF.index(f"{f}_mcp") for f in ("index", "middle", "ring", "pinky")]]
+    bends = drawn[:, [DOF.index(f"{finger}_mcp") for finger in LONG_FINGERS]]
     assert (bends.std(0) > 20).all()
-    correlation = np.corrcoef(bends.T)
-    assert np.abs(correlation - np.eye(4)).max() < 0.85
+    assert np.abs(np.corrcoef(bends.T) - np.eye(4)).max() < 0.85
 
 
 def test_smooth(rig: Rig) -> None:
-    """Frame to frame the hand moves as at 15-30 pictures a second, long motions with changes of grip
-    included."""
+    """Frame to frame the hand moves as at 15-30 pictures a second, also through changes of grip."""
     for number in range(4):
-        motion = make_motion(rig, 2, number, 200, orientations="table", gaps=False)
-        joints = rig.decode(motion.hand_pose, motion.betas)[1]
-        joints = (
-            np.einsum("nab,njb->nja", motion.wrist_rotation, joints - joints[:, :1]) + motion.wrist_m[:, None]
-        )
+        joints = in_world(rig, make_motion(rig, 2, number, 200, orientations="table", gaps=False))[1]
         step = np.linalg.norm(np.diff(joints, axis=0), axis=-1)
         assert step.max() < 0.045
         assert 0.001 < np.median(step) < 0.015
@@ -122,12 +117,8 @@ def test_skin_stays_outside_the_object(rig: Rig, motions: list[Motion]) -> None:
     it."""
     nearest = []
     for motion in motions:
-        if motion.grasping:
-            vertices, joints = rig.decode(motion.hand_pose, motion.betas)
-            world = (vertices - joints[:, :1]) @ np.swapaxes(motion.wrist_rotation, 1, 2) + motion.wrist_m[
-                :, None
-            ]
-            local = (world - motion.object_m[:, None]) @ motion.object_rotation
+        if np.ptp(motion.object_m, axis=0).any():  # held, not lying on the table
+            local = (in_world(rig, motion)[0] - motion.object_m[:, None]) @ motion.object_rotation
             nearest.append(motion.held.distance(local).min(1))
     assert 15 <= len(nearest) <= 33
     distance = np.concatenate(nearest)
@@ -138,44 +129,36 @@ def test_skin_stays_outside_the_object(rig: Rig, motions: list[Motion]) -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_distance_field_is_zero_on_the_mesh(kind: str) -> None:
     """What fingers close on is what is drawn."""
-    half = {"ball": np.full(3, 0.03), "box": np.array([0.02, 0.03, 0.06])}.get(
-        kind, np.array([0.03, 0.03, 0.07])
-    )
-    held = HeldObject(kind, half)
-    vertices = held.mesh()[0]
-    distance = held.distance(vertices)
+    half = {"ball": [0.03, 0.03, 0.03], "box": [0.02, 0.03, 0.06]}.get(kind, [0.03, 0.03, 0.07])
+    held = HeldObject(kind, np.array(half))
+    distance = held.distance(held.mesh()[0])
     assert distance.max() < 0.004  # a bottle's shoulder lies inside the field's steps, a mug is full
-    on_surface = np.abs(distance) < 1e-6
-    assert on_surface.mean() > 0.3
-    assert (held.distance(np.array([[0.3, 0, 0], [0, 0.3, 0], [0, 0, 0.3]])) > 0.1).all()
+    assert (np.abs(distance) < 1e-6).mean() > 0.3
+    assert (held.distance(0.3 * np.eye(3)) > 0.1).all()
 
 
-def views(motions: list[Motion]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
-    """Wrist rotations in the camera, wrists in the camera, and the forearm's direction in the picture
-    (degrees)."""
-    turns, wrists, arms = [], [], []
+def test_spread_of_views_at_a_table(rig: Rig, motions: list[Motion]) -> None:
+    """The spread decides how hard the set is: broad (mean 59 degrees from the mean), not uniform (126)."""
+    turns, wrists, arms, inside = [], [], [], []
     for motion in motions:
+        joints = in_world(rig, motion)[1]
         for camera in cameras_around(0, motion.number, 3, motion.target_m):
             turns.append(camera.rotation @ motion.wrist_rotation)
-            here = camera.to_camera(motion.wrist_m)
-            there = camera.to_camera(motion.wrist_m + 0.05 * motion.elbow_direction)
-            way = there[:, :2] / there[:, 2:] - here[:, :2] / here[:, 2:]
-            wrists.append(here)
+            wrists.append(camera.to_camera(motion.wrist_m))
+            elbow = camera.to_camera(motion.wrist_m + 0.05 * motion.elbow_direction)
+            way = pixels_of(elbow, camera) - pixels_of(wrists[-1], camera)
             arms.append(np.degrees(np.arctan2(way[:, 1], way[:, 0])))
-    return np.concatenate(turns), np.concatenate(wrists), np.concatenate(arms)
-
-
-def test_spread_of_table_orientations(motions: list[Motion]) -> None:
-    """The spread decides how hard the set is: broad (mean 59 degrees from the mean), not uniform (126)."""
-    turns, wrists, arms = views(motions)
-    mean = Rotation.from_matrix(turns).mean()
-    angle = np.degrees((mean.inv() * Rotation.from_matrix(turns)).magnitude())
+            pixels = pixels_of(camera.to_camera(joints), camera)
+            inside.append(((pixels >= 0) & (pixels < [WIDTH, HEIGHT])).all((1, 2)))
+    rotations = Rotation.from_matrix(np.concatenate(turns))
+    angle = np.degrees((rotations.mean().inv() * rotations).magnitude())
     assert 45 < angle.mean() < 75
     assert angle.max() > 100
-    upwards = (arms < -35) & (arms > -145)
-    assert upwards.mean() < 0.05  # forearms come from the lower and the side borders
-    assert (wrists[:, 2] > 0.36).all()
-    assert (wrists[:, 2] < 0.92).all()
+    arm = np.concatenate(arms)
+    assert ((arm < -35) & (arm > -145)).mean() < 0.05  # forearms come from the lower and the side borders
+    assert np.concatenate(wrists)[:, 2].min() > 0.36
+    assert np.concatenate(wrists)[:, 2].max() < 0.92
+    assert np.concatenate(inside).mean() > 0.95
 
 
 def test_so3_is_uniform(rig: Rig) -> None:
@@ -187,17 +170,10 @@ def test_so3_is_uniform(rig: Rig) -> None:
     assert values.max() < 0.35
 
 
-def test_hand_in_the_picture(rig: Rig, motions: list[Motion]) -> None:
-    """Joints are inside the 640 x 480 picture in nearly all frames."""
-    inside = []
-    for motion in motions[:15]:
-        joints = rig.decode(motion.hand_pose, motion.betas)[1]
-        world = (joints - joints[:, :1]) @ np.swapaxes(motion.wrist_rotation, 1, 2) + motion.wrist_m[:, None]
-        for camera in cameras_around(0, motion.number, 3, motion.target_m):
-            pixels = camera.to_camera(world) @ camera.intrinsics_px.T
-            pixels = pixels[..., :2] / pixels[..., 2:]
-            inside.append(((pixels >= 0) & (pixels < [WIDTH, HEIGHT])).all((1, 2)))
-    assert np.concatenate(inside).mean() > 0.95
+def placed(rig: Rig, motion: Motion, camera: Camera) -> tuple[Array, Array]:
+    """Joints of all frames in the camera and the wrist at rest, as annotations are made from."""
+    rest = rig.anatomy(motion.betas).joints_m[0]
+    return place_in_camera(rig.decode(motion.hand_pose, motion.betas)[1], rest, motion, camera), rest
 
 
 @pytest.mark.parametrize("place", [(WIDTH, 240), (0, 240), (320, HEIGHT), (320, 0)])
@@ -209,46 +185,29 @@ def test_evaluation_boxes_hold_the_hand_up_to_the_border(
     Here the hand's middle stands on a border.
     """
     motion = motions[0]
-    joints = rig.decode(motion.hand_pose, motion.betas)[1]
     camera = cameras_around(0, motion.number, 1, motion.target_m)[0]
-    rest = rig.anatomy(motion.betas).joints_m[0]
-    seen = view_labels(motion, camera, joints, rest).joints * [1, -1, -1]
+    joints, rest = placed(rig, motion, camera)
     k = camera.intrinsics_px.copy()
-    middle = (seen @ k.T).mean((0, 1))
-    k[:2, 2] += place - middle[:2] / middle[2]
-    labels = view_labels(motion, dataclasses.replace(camera, intrinsics_px=k), joints, rest)
-    pixels = seen @ k.T
-    pixels = pixels[..., :2] / pixels[..., 2:]
+    k[:2, 2] += place - pixels_of(joints, camera).mean((0, 1))
+    camera = dataclasses.replace(camera, intrinsics_px=k)
+    metas = annotations(motion, camera, ["a"], joints, rest, "evaluation")
+    box: NDArray[np.int64] = np.array([content["handBoundingBox"] for content in metas])[:, None]
+    pixels = pixels_of(joints, camera)
     inside = ((pixels >= 0) & (pixels <= [WIDTH, HEIGHT])).all(-1)
     assert 0 < inside.mean() < 1
-    low, high = labels.box_px[:, None, :2], labels.box_px[:, None, 2:]
-    held = ((pixels >= low) & (pixels <= high)).all(-1)
+    held = ((pixels >= box[..., :2]) & (pixels <= box[..., 2:])).all(-1)
     assert held[inside].all(), f"{(~held[inside]).sum()} joints in the picture lie outside their box"
-    assert (labels.box_px >= 0).all()
-    assert (labels.box_px <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()
+    assert (box >= 0).all()
+    assert (box <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()
 
 
 def test_the_objects_labels_put_it_where_it_is_drawn(rig: Rig, motions: list[Motion]) -> None:
     """HO3D's objRot and objTrans are OpenGL's as the hand is: in other axes, hand and object stand apart."""
-    gl = np.array([1.0, -1.0, -1.0])
     for motion in motions[:6]:
         camera = cameras_around(0, motion.number, 3, motion.target_m)[1]
-        joints, wrist = rig.decode(motion.hand_pose, motion.betas)[1], rig.anatomy(motion.betas).joints_m[0]
-        content = meta(view_labels(motion, camera, joints, wrist), 4, motion, camera, ["a"], "train")
+        content = annotations(motion, camera, ["a"], *placed(rig, motion, camera), "train")[4]
         world = motion.held.corners_m @ motion.object_rotation[4].T + motion.object_m[4]
-        np.testing.assert_allclose(content["objCorners3D"] * gl, camera.to_camera(world), atol=1e-9)
-        turn = Rotation.from_rotvec(content["objRot"].ravel())
-        np.testing.assert_allclose(
-            turn.apply(content["objCorners3DRest"]) + content["objTrans"], content["objCorners3D"], atol=1e-6
-        )
-
-
-def test_a_long_grip_holds_its_object_to_the_end(rig: Rig) -> None:
-    """128 frames are closed at a time: in later ones the hand must close on the object where it is then."""
-    motion = make_motion(rig, 2, 3, 200, orientations="table", gaps=False)
-    assert motion.grasping, "the test wants a grip"
-    vertices, joints = rig.decode(motion.hand_pose, motion.betas)
-    skin = (vertices - joints[:, :1]) @ np.swapaxes(motion.wrist_rotation, 1, 2) + motion.wrist_m[:, None]
-    gap_m = motion.held.distance((skin - motion.object_m[:, None]) @ motion.object_rotation).min(1)
-    assert gap_m[128:].min() > -0.0005
-    assert np.median(gap_m[128:]) < 0.003
+        found = content["objCorners3D"] * [1.0, -1.0, -1.0]
+        np.testing.assert_allclose(found, camera.to_camera(world), atol=1e-9)
+        turned = Rotation.from_rotvec(content["objRot"].ravel()).apply(content["objCorners3DRest"])
+        np.testing.assert_allclose(turned + content["objTrans"], content["objCorners3D"], atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -11,121 +12,96 @@ import numpy as np
 import pytest
 import torch
 
+from dataloader.synthetic.common import Array
 from dataloader.synthetic.frames import encode_depth, write_rgb
 from src.errors import DataError
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import HandAsset
 from src.runtime.files import safe_pickle
+from src.schema import DEPTH_UNIT_M
 from tests.synthetic.conftest import SMALL
 
 FLIP = np.array([1.0, -1.0, -1.0])
-COMMON = {
-    "camMat": ((3, 3), "f8"),
-    "objRot": ((3, 1), "f8"),
-    "objTrans": ((3,), "f4"),
-    "objCorners3D": ((8, 3), "f8"),
-    "objCorners3DRest": ((8, 3), "f8"),
-}
-TRAIN = {
-    "handPose": ((48,), "f4"),
-    "handBeta": ((10,), "f4"),
-    "handTrans": ((3,), "f4"),
-    "handJoints3D": ((21, 3), "f8"),
-}
+ARRAYS = {
+    "camMat": ((3, 3), "f8"), "objRot": ((3, 1), "f8"), "objTrans": ((3,), "f4"),
+    "objCorners3D": ((8, 3), "f8"), "objCorners3DRest": ((8, 3), "f8"),
+}  # fmt: skip
+OF_SPLIT: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {
+    "train": {
+        "handPose": ((48,), "f4"), "handBeta": ((10,), "f4"), "handTrans": ((3,), "f4"),
+        "handJoints3D": ((21, 3), "f8"),
+    },
+    "evaluation": {"handJoints3D": ((3,), "f4")},
+}  # fmt: skip
+OTHERS = {"train": {"objName", "objLabel", "camIDList"}}
+OTHERS["evaluation"] = OTHERS["train"] | {"handBoundingBox"}
 
 
-def lines(tree: Path, split: str) -> list[str]:
-    """Frames of a list file."""
-    return (tree / f"{split}.txt").read_text().split()
+def frames(tree: Path, split: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Sequence, frame and annotation, read as the loader reads it, of each line of a list."""
+    out = []
+    for line in (tree / f"{split}.txt").read_text().split():
+        sequence, frame = line.split("/")
+        path = tree / split / sequence / "meta" / f"{frame}.pkl"
+        meta = safe_pickle.load(path, allow=safe_pickle.META_GLOBALS, what="annotation")
+        out.append((sequence, frame, meta))
+    return out
 
 
-def annotation(tree: Path, split: str, line: str) -> dict[str, Any]:
-    """One meta, read as the loader reads it."""
-    sequence, frame = line.split("/")
-    path = tree / split / sequence / "meta" / f"{frame}.pkl"
-    found = safe_pickle.load(path, allow=safe_pickle.META_GLOBALS, what="annotation")
-    assert isinstance(found, dict)
-    return found
+def pixels_of(points_gl_m: Array, meta: dict[str, Any]) -> Array:
+    """(N, 2) where points of the OpenGL camera are in the picture."""
+    pixels = (points_gl_m * FLIP) @ meta["camMat"].T
+    return pixels[:, :2] / pixels[:, 2:]
 
 
 def test_layout(tree: Path) -> None:
     """Every listed frame has its three files and no others lie about.
 
-    A loader finds what HO3D_v3 would have.
+    name[:-1] is the motion: a split by motion keeps its cameras, which show the same instants, together.
     """
+    motions: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for split, folders in (("train", SMALL.sequences), ("evaluation", SMALL.evaluation_sequences)):
-        listed = lines(tree, split)
-        assert len(listed) == len(set(listed)) == folders * SMALL.frames
-        wanted = {
-            Path(split, line.split("/")[0], kind, f"{line.split('/')[1]}{suffix}")
-            for line in listed
-            for kind, suffix in (("rgb", ".jpg"), ("depth", ".png"), ("meta", ".pkl"))
-        }
+        listed = frames(tree, split)
+        wanted = set()
+        for sequence, frame, _ in listed:
+            motions[f"{split} {sequence[:-1]}"][sequence].add(frame)
+            for kind, suffix in (("rgb", ".jpg"), ("depth", ".png"), ("meta", ".pkl")):
+                wanted.add(Path(split, sequence, kind, f"{frame}{suffix}"))
+        assert len(wanted) == 3 * len(listed) == 3 * folders * SMALL.frames
         assert {p.relative_to(tree) for p in (tree / split).rglob("*.*")} == wanted
     assert {p.name for p in tree.iterdir()} == {
         "train", "evaluation", "train.txt", "evaluation.txt", "evaluation_xyz.json", "evaluation_verts.json",
         "synthetic.json",
     }  # fmt: skip
-
-
-def test_sequences_are_cameras_of_motions(tree: Path) -> None:
-    """name[:-1] is the motion: a split by motion keeps all its cameras on one side, and they show the same
-    instants."""
-    frames: dict[str, set[str]] = {}
-    for split in ("train", "evaluation"):
-        for line in lines(tree, split):
-            sequence, frame = line.split("/")
-            assert sequence[-1].isdigit()
-            frames.setdefault(sequence, set()).add(frame)
-    motions: dict[str, list[str]] = {}
-    for sequence in frames:
-        motions.setdefault(sequence[:-1], []).append(sequence)
     assert sorted(len(views) for views in motions.values()) == [1, 2, 3]
-    for views in motions.values():
-        assert len({frozenset(frames[view]) for view in views}) == 1
-    train = {line.split("/")[0][:-1] for line in lines(tree, "train")}
-    assert not train & {line.split("/")[0][:-1] for line in lines(tree, "evaluation")}
+    assert all(len({frozenset(shown) for shown in views.values()}) == 1 for views in motions.values())
+    assert len({name.split()[1] for name in motions}) == len(motions), "a motion is in both splits"
 
 
-def test_train_annotations(tree: Path) -> None:
-    """Keys, shapes and the mixture of float types are HO3D's, and no box is given away in train."""
-    for line in lines(tree, "train"):
-        meta = annotation(tree, "train", line)
-        assert set(meta) == {*COMMON, *TRAIN, "objName", "objLabel", "camIDList"}
-        for key, (shape, kind) in {**COMMON, **TRAIN}.items():
-            assert meta[key].shape == shape, key
-            assert meta[key].dtype == np.dtype(kind), key
-        assert (meta["handJoints3D"][:, 2] < 0).all(), "OpenGL: the hand is at negative z"
+@pytest.mark.parametrize("split", ["train", "evaluation"])
+def test_annotations_have_ho3ds_keys_and_types(tree: Path, split: str) -> None:
+    """The mixture of float types is HO3D's, no box is given away in train, no pose in evaluation."""
+    for _, _, meta in frames(tree, split):
+        arrays = ARRAYS | OF_SPLIT[split]
+        assert set(meta) == set(arrays) | OTHERS[split]
+        assert {key: (meta[key].shape, meta[key].dtype.str[1:]) for key in arrays} == arrays
+        assert (meta["handJoints3D"][..., 2] < 0).all(), "OpenGL: the hand is at negative z"
 
 
-def test_evaluation_annotations(tree: Path) -> None:
-    """Evaluation metas hold back everything but the wrist and a box, as HO3D does."""
-    truth = json.loads((tree / "evaluation_xyz.json").read_text())
-    for line, joints in zip(lines(tree, "evaluation"), truth, strict=True):
-        meta = annotation(tree, "evaluation", line)
-        assert set(meta) == {*COMMON, "handJoints3D", "handBoundingBox", "objName", "objLabel", "camIDList"}
-        assert meta["handJoints3D"].shape == (3,)
-        np.testing.assert_allclose(
-            meta["handJoints3D"], joints[0], atol=1e-6
-        )  # order of rows = order of lines
-        pixels = (np.array(joints) * FLIP) @ meta["camMat"].T
-        pixels = pixels[:, :2] / pixels[:, 2:]
-        x0, y0, x1, y1 = meta["handBoundingBox"]
-        assert (pixels >= [x0, y0]).all()
-        assert (pixels <= [x1, y1]).all()
-
-
-def test_evaluation_truth_is_one_mesh(tree: Path) -> None:
-    """Joints and vertices of a row are the same hand: the tips are the vertices that HO3D calls tips."""
-    joints = np.array(json.loads((tree / "evaluation_xyz.json").read_text()))
-    vertices = np.array(json.loads((tree / "evaluation_verts.json").read_text()))
-    count = SMALL.evaluation_sequences * SMALL.frames
-    assert joints.shape == (count, 21, 3)
-    assert vertices.shape == (count, 778, 3)
-    np.testing.assert_allclose(
-        vertices[:, [744, 333, 444, 672, 555]][:, [0, 1, 2, 4, 3]], joints[:, 16:], atol=2e-7
+def test_evaluation_truth_belongs_to_its_lines(tree: Path) -> None:
+    """Rows are in the list's order, and one hand each: the tips are the vertices that HO3D calls tips."""
+    joints, vertices = (
+        np.array(json.loads((tree / f"evaluation_{key}.json").read_text())) for key in ("xyz", "verts")
     )
+    listed = frames(tree, "evaluation")
+    assert vertices.shape == (len(listed), 778, 3)
+    np.testing.assert_allclose(vertices[:, [744, 333, 444, 555, 672]], joints[:, 16:], atol=2e-7)
+    for (_, _, meta), truth in zip(listed, joints, strict=True):
+        np.testing.assert_allclose(meta["handJoints3D"], truth[0], atol=1e-6)
+        x0, y0, x1, y1 = meta["handBoundingBox"]
+        pixels = pixels_of(truth, meta)
+        assert ((pixels >= [x0, y0]) & (pixels <= [x1, y1])).all()
 
 
 def test_parameters_decode_to_the_labelled_joints(tree: Path, asset: HandAsset) -> None:
@@ -133,20 +109,13 @@ def test_parameters_decode_to_the_labelled_joints(tree: Path, asset: HandAsset) 
     paths."""
     layer = ManoLayer.from_asset(asset).double()
     order = list(permutation(OPENPOSE21, HO3D21))
-    for line in lines(tree, "train"):
-        meta = annotation(tree, "train", line)
+    for _, _, meta in frames(tree, "train"):
         turns = np.stack([cv2.Rodrigues(v)[0] for v in meta["handPose"].astype(np.float64).reshape(16, 3)])
-        betas = torch.from_numpy(meta["handBeta"].astype(np.float64))[None]
-        out = layer(
-            torch.from_numpy(turns[:1]),
-            torch.from_numpy(turns[None, 1:]),
-            betas,
-            torch.from_numpy(meta["handTrans"].astype(np.float64))[None],
-        )
-        np.testing.assert_allclose(
-            out.joints_m[0, order].numpy(), meta["handJoints3D"], atol=1e-6
-        )  # float32 labels
-        rest = asset.joint_regressor @ (asset.v_template + asset.shapedirs @ betas[0].numpy())
+        given = (turns[:1], turns[None, 1:], meta["handBeta"][None], meta["handTrans"][None])
+        out = layer(*(torch.from_numpy(value.astype(np.float64)) for value in given))
+        found = out.joints_m[0, order].numpy()
+        np.testing.assert_allclose(found, meta["handJoints3D"], atol=1e-6)  # float32 labels
+        rest = asset.joint_regressor @ (asset.v_template + asset.shapedirs @ meta["handBeta"])
         np.testing.assert_allclose(meta["handTrans"] + rest[0], meta["handJoints3D"][0], atol=1e-6)
 
 
@@ -157,18 +126,14 @@ def test_labels_lie_on_what_was_painted(tree: Path) -> None:
     A flipped axis, swapped bytes or a wrong K puts the joints on the table.
     """
     on_hand, total = 0, 0
-    for line in lines(tree, "train"):
-        meta = annotation(tree, "train", line)
-        sequence, frame = line.split("/")
+    for sequence, frame, meta in frames(tree, "train"):
         bgr = cv2.imread(str(tree / "train" / sequence / "depth" / f"{frame}.png"))
         assert bgr.shape == (480, 640, 3)
         assert cv2.imread(str(tree / "train" / sequence / "rgb" / f"{frame}.jpg")).shape == (480, 640, 3)
-        depth = (bgr[..., 2].astype(np.float64) + 256.0 * bgr[..., 1]) * 0.00012498664727900177
-        points = meta["handJoints3D"] * FLIP
-        pixels = points @ meta["camMat"].T
-        column, row = np.round(pixels[:, :2] / pixels[:, 2:]).astype(int).T
+        depth = (bgr[..., 2].astype(np.float64) + 256.0 * bgr[..., 1]) * DEPTH_UNIT_M
+        column, row = np.round(pixels_of(meta["handJoints3D"], meta)).astype(int).T
         measured = depth[row.clip(0, 479), column.clip(0, 639)]
-        on_hand += ((measured > 0) & (measured < points[:, 2] + 0.006)).sum()
+        on_hand += ((measured > 0) & (measured < 0.006 - meta["handJoints3D"][:, 2])).sum()
         total += (measured > 0).sum()
     assert on_hand / total > 0.97  # a bone beside its joint's skin at a silhouette may miss
 

@@ -9,7 +9,7 @@ import pytest
 
 import train
 from dataloader.synthetic import __main__ as synthetic
-from dataloader.synthetic.hand import standin
+from dataloader.synthetic.hand import __main__ as standin
 from src.config import LoggingConfig, RunConfig
 from src.config_file import config_to_dict
 from src.tools import compare, doctor, export_submission, learned

@@ -7,29 +7,20 @@ faces ask for a wrist loop of 16 edges. The loft has 772 vertices; six edges of 
 Construction: a palm of 14 rings of 20 vertices ends in four octagons (the finger bases, neighbours sharing
 three vertices); eight-sided tubes grow from them; ten-sided tubes grow the thumb out of a hole in the
 palm's side.
-Unit: millimetres, frame of `standin_shape`. Legend: V vertices, F faces.
+Unit: millimetres, frame of `shape.py`. Legend: V vertices, F faces.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import sparse
 
-from dataloader.synthetic.hand.shape import (
-    LONG_FINGERS,
-    PARTS,
-    Array,
-    Finger,
-    Index,
-    Skeleton,
-    distance_and_gradient,
-    unit,
-)
+from dataloader.synthetic.common import LONG_FINGERS, Array, Index, unit
+from dataloader.synthetic.hand.shape import PARTS, Finger, Skeleton, distance_and_gradient
 
 NUM_VERTICES, NUM_FACES, WRIST_EDGES = 778, 1538, 16
 _PALM_SIDES, _PALM_RINGS = 20, 13
@@ -173,7 +164,7 @@ def _zip_rings(loft: _Loft, coarse: list[int], fine: list[int], fine_turn: Array
             k += 1
 
 
-def _tube(loft: _Loft, first: list[int], name: str, skeleton: Skeleton, stations: Array) -> int:
+def _tube(loft: _Loft, first: list[int], name: str, skeleton: Skeleton, stations: list[float]) -> int:
     """Grow a finger from its base through circles at `stations` (mm along the chain); returns the tip."""
     finger, part = skeleton.fingers[name], PARTS.index(name)
     previous = first
@@ -188,45 +179,24 @@ def _tube(loft: _Loft, first: list[int], name: str, skeleton: Skeleton, stations
     return apex
 
 
-def _long_stations(finger: Finger, extra: bool) -> Array:
+def _long_stations(finger: Finger, extra: bool) -> list[float]:
     """Arc lengths of a long finger's circles: close together at the joints, where the skin folds."""
     _, first, second, total = finger.arc_mm
     tip = finger.radii_mm[3]
-    stations = np.concatenate(
-        [
-            np.linspace(_BASE_AT * first, first - 6, 4)[1:],
-            [first - 2, first + 2, first + 6, second - 4, second],
-            [second + 0.38 * (total - second), total - 0.85 * tip, total - 0.25 * tip],
-        ]
-    )
-    return np.sort(np.append(stations, (first + second) / 2 + 0.3)) if extra else stations
+    stations = [*np.linspace(_BASE_AT * first, first - 6, 4)[1:], first - 2, first + 2, first + 6, second - 4]
+    stations += [second, second + 0.38 * (total - second), total - 0.85 * tip, total - 0.25 * tip]
+    return sorted([*stations, (first + second) / 2 + 0.3] if extra else stations)
 
 
-def _thumb_stations(finger: Finger) -> Array:
+def _thumb_stations(finger: Finger) -> list[float]:
     """Arc lengths of the thumb's circles."""
     _, first, second, total = finger.arc_mm
     tip = finger.radii_mm[3]
-    return np.concatenate(
-        [
-            [26.0, first - 7, first - 1.5, first + 4, first + 10, second - 7.5, second - 1.5, second + 4],
-            [second + 0.55 * (total - second), total - 0.8 * tip, total - 0.25 * tip],
-        ]
-    )
+    stations = [26.0, first - 7, first - 1.5, first + 4, first + 10, second - 7.5, second - 1.5, second + 4]
+    return [*stations, second + 0.55 * (total - second), total - 0.8 * tip, total - 0.25 * tip]
 
 
-def _match_ring(loop: list[int], loop_points: Array, ring: Array) -> list[int]:
-    """The loop, turned and perhaps reversed, so that its k-th vertex faces the ring's k-th."""
-    loop_way, ring_way = unit(loop_points - loop_points.mean(0)), unit(ring - ring.mean(0))
-    best, best_error = loop, np.inf
-    for step in (1, -1):
-        for shift in range(len(loop)):
-            error = float(np.linalg.norm(np.roll(loop_way[::step], shift, axis=0) - ring_way))
-            if error < best_error:
-                best, best_error = [int(i) for i in np.roll(loop[::step], shift)], error
-    return best
-
-
-def loft_hand(skeleton: Skeleton) -> Mesh:
+def _loft_hand(skeleton: Skeleton) -> Mesh:
     """The 772-vertex loft: right topology, positions still those of tubes and ellipses."""
     loft = _Loft()
     bases = _finger_bases(loft, skeleton)
@@ -236,24 +206,17 @@ def loft_hand(skeleton: Skeleton) -> Mesh:
         stations = _long_stations(skeleton.fingers[name], extra=name == "middle")
         tips[name] = _tube(loft, bases[name], name, skeleton, stations)
     h0, h1, h2, h3 = rings[_HOLE_FIRST_RING : _HOLE_FIRST_RING + _HOLE_RINGS + 1]
-    hole = [h3[1], h2[1], h1[1], h0[1], h0[0], h0[19], h1[19], h2[19], h3[19], h3[0]]
-    stations = _thumb_stations(skeleton.fingers["thumb"])
-    first_ring = _finger_ring(skeleton.fingers["thumb"], stations[0], len(hole))
-    hole = _match_ring(hole, np.array([loft.points[i] for i in hole]), first_ring)
-    tips["thumb"] = _tube(loft, hole, "thumb", skeleton, stations)
+    hole = [h0[0], h0[1], h1[1], h2[1], h3[1], h3[0], h3[19], h2[19], h1[19], h0[19]]
+    tips["thumb"] = _tube(loft, hole, "thumb", skeleton, _thumb_stations(skeleton.fingers["thumb"]))
 
-    triangles = [*loft.triangles]
-    for a, b, c, d in loft.quads:
-        triangles += [(a, b, c), (a, c, d)]
-    faces = np.array(triangles, dtype=np.int64)
+    quads = np.array(loft.quads)
+    faces = np.concatenate([loft.triangles, quads[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)])
     # The two vertices inside the thumb's hole belong to no face.
-    used = np.zeros(len(loft.points), dtype=bool)
-    used[faces] = True
+    used = np.isin(np.arange(len(loft.points)), faces)
     new = np.cumsum(used) - 1
-    points = np.array(loft.points)[used]
     return Mesh(
-        points_mm=points,
-        faces=_wind_outwards(new[faces], points),
+        points_mm=np.array(loft.points)[used],
+        faces=new[faces],
         part=np.array(loft.part, dtype=np.int64)[used],
         mobility=np.array(loft.mobility)[used],
         wrist_loop=new[np.array(wrist)],
@@ -261,33 +224,7 @@ def loft_hand(skeleton: Skeleton) -> Mesh:
     )
 
 
-def _wind_outwards(faces: Index, points: Array) -> Index:
-    """Turn faces so that neighbours agree and normals point out of the hand."""
-    by_edge: defaultdict[frozenset[int], list[int]] = defaultdict(list)
-    for i, face in enumerate(faces):
-        for a, b in ((0, 1), (1, 2), (2, 0)):
-            by_edge[frozenset((int(face[a]), int(face[b])))].append(i)
-    assert max(len(users) for users in by_edge.values()) == 2, "the loft is not a manifold"
-    faces, done, queue = faces.copy(), np.zeros(len(faces), dtype=bool), [0]
-    done[0] = True
-    while queue:
-        face = [int(v) for v in faces[queue.pop()]]
-        for a, b in ((0, 1), (1, 2), (2, 0)):
-            for k in by_edge[frozenset((face[a], face[b]))]:
-                if done[k]:
-                    continue
-                other = [int(v) for v in faces[k]]
-                if (other.index(face[a]) + 1) % 3 == other.index(face[b]):
-                    faces[k] = faces[k][::-1]
-                done[k] = True
-                queue.append(k)
-    assert done.all(), "the loft falls apart"
-    p, q, r = (points[faces[:, k]] - points.mean(0) for k in range(3))
-    volume = float((p * np.cross(q, r)).sum())
-    return faces if volume > 0 else faces[:, ::-1].copy()
-
-
-def split_longest(mesh: Mesh, count: int) -> Mesh:
+def _split_longest(mesh: Mesh, count: int) -> Mesh:
     """Split the `count` longest inner edges of the palm, one after the other."""
     points, faces, part, mobility = mesh.points_mm, mesh.faces, mesh.part, mesh.mobility
     for _ in range(count):
@@ -313,20 +250,15 @@ def neighbour_mean(faces: Index, num_vertices: int) -> sparse.csr_matrix:
     return sparse.csr_matrix(sparse.diags(1 / np.asarray(links.sum(1)).ravel()) @ links)
 
 
-def fair(mesh: Mesh) -> Array:
-    """(V, 3) mm: the loft, mobile vertices moved to their neighbours, hardly a face left folded."""
+def build_mesh(skeleton: Skeleton) -> Mesh:
+    """The 778-vertex mesh of `skeleton`, on its skin, in construction order."""
+    mesh = _loft_hand(skeleton)
     mean, points = neighbour_mean(mesh.faces, len(mesh.points_mm)), mesh.points_mm.copy()
     pull = np.where(mesh.mobility >= 0.25, mesh.mobility, 0)[:, None]
     for _ in range(_FAIRING_STEPS):
         points += pull * (mean @ points - points)
-    return points
-
-
-def build_mesh(skeleton: Skeleton) -> Mesh:
-    """The 778-vertex mesh of `skeleton`, on its skin, in construction order."""
-    mesh = loft_hand(skeleton)
-    mesh = dataclasses.replace(mesh, points_mm=relax(mesh, fair(mesh), skeleton, steps=60))
-    mesh = split_longest(mesh, NUM_VERTICES - len(mesh.points_mm))
+    mesh = dataclasses.replace(mesh, points_mm=relax(mesh, points, skeleton, steps=60))
+    mesh = _split_longest(mesh, NUM_VERTICES - len(points))
     mesh = dataclasses.replace(mesh, points_mm=relax(mesh, mesh.points_mm, skeleton, steps=40))
     assert mesh.points_mm.shape == (NUM_VERTICES, 3), mesh.points_mm.shape
     assert mesh.faces.shape == (NUM_FACES, 3), mesh.faces.shape
@@ -369,21 +301,18 @@ def transport(points: Array, part: Index, source: Skeleton, target: Skeleton) ->
         (V, 3) mm, near the target's skin: a start for `relax`.
     """
     carried, total = np.zeros_like(points), np.zeros(len(points))
-    origin = np.zeros(3)
+    wrist = np.zeros((1, 3))
     for name in (*LONG_FINGERS, "thumb"):
         old, new = source.fingers[name], target.fingers[name]
-        bones = [(origin, old.joints_mm[0], origin, new.joints_mm[0], 1.0)]
-        for i in range(3):
-            growth = new.radii_mm[i] / old.radii_mm[i]
-            bones.append(
-                (old.joints_mm[i], old.joints_mm[i + 1], new.joints_mm[i], new.joints_mm[i + 1], growth)
-            )
-        for start, end, new_start, new_end, growth in bones:
-            bone = end - start
-            along = np.clip((points - start) @ bone / (bone @ bone), 0, 1)[:, None]
-            offset = points - start - along * bone
+        chain, new_chain = np.vstack([wrist, old.joints_mm]), np.vstack([wrist, new.joints_mm])
+        growths = [1.0, *(new.radii_mm / old.radii_mm)]
+        for i in range(4):
+            bone = chain[i + 1] - chain[i]
+            along = np.clip((points - chain[i]) @ bone / (bone @ bone), 0, 1)[:, None]
+            offset = points - chain[i] - along * bone
             weight = np.exp(-(offset * offset).sum(1) / 8.0**2) + 1e-9
             weight = np.where((part > 0) & (part != PARTS.index(name)), 0, weight)
-            carried += weight[:, None] * (new_start + along * (new_end - new_start) + offset * growth)
+            place = new_chain[i] + along * (new_chain[i + 1] - new_chain[i]) + offset * growths[i]
+            carried += weight[:, None] * place
             total += weight
     return carried / total[:, None]

@@ -15,30 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dataloader.synthetic.common import LONG_FINGERS, Array, Index, unit
 from src.hand.joints import MANO16
 
-Array = NDArray[np.float64]
-Index = NDArray[np.int64]
-
-LONG_FINGERS = ("index", "middle", "ring", "pinky")
 PARTS = ("palm", *LONG_FINGERS, "thumb")
 """A vertex belongs to one part: its position in this tuple is the vertex's part number."""
-
-SHAPE_NAMES = (
-    "size",
-    "palm_width",
-    "finger_length",
-    "thickness",
-    "thumb_length",
-    "palm_length",
-    "taper",
-    "ring_and_pinky_length",
-    "thenar",
-    "splay",
-)
-"""What each of the ten shape numbers changes; one unit is about one standard deviation among adults."""
 
 _LENGTHS_MM = {
     "index": (39.8, 22.4, 19.7),
@@ -64,8 +46,11 @@ _KNUCKLES_MM = {
 _YAW_DEG = {"index": 5.0, "middle": 0.0, "ring": -6.0, "pinky": -14.0}
 _THUMB_DIRECTIONS = ((-0.70, -0.30, 0.62), (-0.86, -0.22, 0.46), (-0.93, -0.18, 0.30))
 _TAPER = np.array([1.0, 0.3, -0.3, -0.8])
+_RAYS = (("index", 13.5, 11.8), ("middle", 14.5, 12.2), ("ring", 14.0, 11.5), ("pinky", 13.0, 10.5))
+"""Radii of the palm at its root and at the knuckles, mm."""
 _FINGER_BLEND_MM = 2.2
 _THUMB_BLEND_MM = 4.5
+_TETRAHEDRON = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -110,16 +95,12 @@ class Skeleton:
         return joints
 
 
-def unit(vectors: Array) -> Array:
-    """(..., 3) vectors of length one."""
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
-
-
 def make_skeleton(shape: Sequence[float] | Array = (0.0,) * 10) -> Skeleton:
     """Skeleton of the hand with the given shape.
 
     Args:
-        shape: ten numbers in the order of `SHAPE_NAMES`, in standard deviations.
+        shape: ten numbers, each in about one standard deviation among adults: what they change is said by
+            the names that they are given here.
 
     Returns:
         Skeleton in mm, wrist at the origin.
@@ -139,41 +120,15 @@ def make_skeleton(shape: Sequence[float] | Array = (0.0,) * 10) -> Skeleton:
         radii = np.array(_RADII_MM[name]) * flesh * (1 + 0.10 * taper * _TAPER)
         fingers[name] = Finger(np.array(joints), radii)
     joints = [np.array(_KNUCKLES_MM["thumb"]) * [1, 1, breadth] + np.array([0.6, -0.9, 1.6]) * thenar]
-    for thumb_direction, bone in zip(unit(np.array(_THUMB_DIRECTIONS)), _LENGTHS_MM["thumb"], strict=True):
-        joints.append(joints[-1] + thumb_direction * bone * (1 + 0.06 * thumb_length))
+    for way, bone in zip(_THUMB_DIRECTIONS, _LENGTHS_MM["thumb"], strict=True):
+        joints.append(joints[-1] + unit(np.array(way)) * bone * (1 + 0.06 * thumb_length))
     radii = np.array(_RADII_MM["thumb"]) * flesh * (1 + 0.10 * taper * _TAPER)
     fingers["thumb"] = Finger(np.array(joints), radii * (1 + 0.08 * thenar * np.array([1, 0.5, 0, 0])))
     wrist = 1 - 0.04 * taper
     return Skeleton(fingers, breadth, wrist, flesh, 1 + 0.14 * thenar, 1 + 0.055 * size)
 
 
-def flexion_axes(joints: Array, tips: Mapping[str, Array]) -> Array:
-    """Axis about which each joint of a right hand closes, in the frame of this module.
-
-    Args:
-        joints: (16, 3) rest joints in MANO16 order, any unit.
-        tips: finger name -> (3,) rest position of its tip.
-
-    Returns:
-        (16, 3) unit vectors; a positive rotation closes the hand. Row 0 (the wrist) bends it towards the
-        palm.
-    """
-    axes = np.zeros((16, 3))
-    axes[0] = (0.0, 0.0, 1.0)
-    for i, name in enumerate(MANO16[1:], start=1):
-        finger, k = name.split("_")
-        bone = (tips[finger] if k == "3" else joints[i + 1]) - joints[i]
-        if finger == "thumb":
-            # The thumb closes across the palm: towards the palm, the fingers' side and the little finger.
-            axes[i] = unit(np.cross(bone, np.array([-0.25, -0.62, -0.74])))
-        else:
-            axes[i] = unit(np.cross(np.array([0.0, 1.0, 0.0]), bone))
-    return axes
-
-
-def _capsule(
-    points: Array, start: Array, end: Array, radii: tuple[float, float], depth: float = 1.0
-) -> Array:
+def _capsule(points: Array, start: Array, end: Array, radii: Sequence[float], depth: float = 1.0) -> Array:
     """(N,) distance to a capsule whose radius changes linearly; `depth` stretches it along y."""
     bone = end - start
     along = np.clip((points - start) @ bone / (bone @ bone), 0, 1)
@@ -189,8 +144,9 @@ def _smooth_min(distances: Sequence[Array], blend_mm: float) -> Array:
     return np.asarray(lowest - blend_mm * np.log(np.exp((lowest - stacked) / blend_mm).sum(0)))
 
 
-def _finger_distance(points: Array, finger: Finger, depth: float) -> Array:
+def _finger_distance(points: Array, skeleton: Skeleton, name: str) -> Array:
     """(N,) distance to one finger."""
+    finger, depth = skeleton.fingers[name], 1.0 if name == "thumb" else 0.92
     joints, radii = finger.joints_mm, finger.radii_mm
     last = joints[3] - unit(joints[3] - joints[2]) * radii[3]
     ends = (joints[1], joints[2], last)
@@ -200,36 +156,26 @@ def _finger_distance(points: Array, finger: Finger, depth: float) -> Array:
 
 def _palm_distance(points: Array, skeleton: Skeleton) -> Array:
     """(N,) distance to the palm: four rays of metacarpals, wrist, the two balls and the first web."""
-    fingers, thick = skeleton.fingers, skeleton.thickness
+    fingers, thick, thenar = skeleton.fingers, skeleton.thickness, skeleton.thenar
     parts = []
-    for name, near, far in (
-        ("index", 13.5, 11.8),
-        ("middle", 14.5, 12.2),
-        ("ring", 14.0, 11.5),
-        ("pinky", 13.0, 10.5),
-    ):
+    for name, near, far in _RAYS:
         knuckle = fingers[name].joints_mm[0]
         carpus = np.array([-12.0, 0.0, knuckle[2] * 0.42])
         forearm = np.array([34.0, 0.0, knuckle[2] * 0.45 * skeleton.wrist])
-        parts.append(
-            _capsule(points, carpus, knuckle + np.array([0, -1.5, 0]), (near * thick, far * thick), 0.95)
-        )
-        wrist = thick * skeleton.wrist
+        wrist, end = thick * skeleton.wrist, knuckle + np.array([0, -1.5, 0])
+        parts.append(_capsule(points, carpus, end, (near * thick, far * thick), 0.95))
         parts.append(_capsule(points, forearm, carpus, (15.5 * wrist, 15.0 * wrist), 1.05))
-    thumb, thenar = fingers["thumb"].joints_mm, skeleton.thenar
-    index, pinky = fingers["index"].joints_mm[0], fingers["pinky"].joints_mm[0]
-    ball = np.array([-20.0, -9.0, 16.0 * skeleton.width])
+    thumb, index, pinky = (fingers[name].joints_mm for name in ("thumb", "index", "pinky"))
+    ball, heel = np.array([[-20.0, -9.0, 16.0 * skeleton.width], [-22.0, -8.0, -21.0 * skeleton.width]])
+    web = thumb[1] * 0.5 + index[0] * 0.5 + [10, -2, 0]
+    outer = 14.5 * thick * (0.5 + 0.5 * thenar)
     parts.append(_capsule(points, ball, thumb[1], (14.5 * thenar, 11.5)))
-    web_end = thumb[1] * 0.5 + index * 0.5 + [10, -2, 0]
-    parts.append(_capsule(points, thumb[0] + [-14, -2, -4], web_end, (11.5, 9.0), 0.85))
-    heel = np.array([-22.0, -8.0, -21.0 * skeleton.width])
-    parts.append(
-        _capsule(points, heel, pinky + np.array([8, -5, 0]), (14.5 * thick * (0.5 + 0.5 * thenar), 10.5))
-    )
+    parts.append(_capsule(points, thumb[0] + [-14, -2, -4], web, (11.5, 9.0), 0.85))
+    parts.append(_capsule(points, heel, pinky[0] + np.array([8, -5, 0]), (outer, 10.5)))
     return _smooth_min(parts, 2.6)
 
 
-def distance_mm(points: Array, part: Index, skeleton: Skeleton) -> Array:
+def distance_and_gradient(points: Array, part: Index, skeleton: Skeleton) -> tuple[Array, Array]:
     """Signed distance to the skin, negative inside, exact near the skin only.
 
     A point sees the palm and its own finger, so that neighbouring fingers never grow together.
@@ -240,35 +186,27 @@ def distance_mm(points: Array, part: Index, skeleton: Skeleton) -> Array:
         skeleton: the hand.
 
     Returns:
-        (N,) mm.
+        (N,) mm, and (N, 3) its gradient, from four neighbours at the corners of a tetrahedron.
     """
+    step = 0.05
+    values = [_distance(points + step * corner, part, skeleton) for corner in _TETRAHEDRON]
+    gradient = sum(v[:, None] * c for v, c in zip(values, _TETRAHEDRON, strict=True)) / (4 * step)
+    return np.mean(values, axis=0), np.asarray(gradient)
+
+
+def _distance(points: Array, part: Index, skeleton: Skeleton) -> Array:
+    """(N,) signed distance."""
     palm = _palm_distance(points, skeleton)
     out = np.empty(len(points))
     for number, name in enumerate(PARTS):
         rows = part == number
-        if not rows.any():
-            continue
-        own = points[rows]
-        if name == "palm":
-            long = np.stack([_finger_distance(own, skeleton.fingers[f], 0.92) for f in LONG_FINGERS]).min(0)
-            thumb = _finger_distance(own, skeleton.fingers["thumb"], 1.0)
-            hand = _smooth_min([palm[rows], long], _FINGER_BLEND_MM)
-            out[rows] = _smooth_min([hand, thumb], _THUMB_BLEND_MM)
-        elif name == "thumb":
-            thumb = _finger_distance(own, skeleton.fingers["thumb"], 1.0)
-            out[rows] = _smooth_min([palm[rows], thumb], _THUMB_BLEND_MM)
-        else:
-            finger = _finger_distance(own, skeleton.fingers[name], 0.92)
-            out[rows] = _smooth_min([palm[rows], finger], _FINGER_BLEND_MM)
+        own, surface = points[rows], palm[rows]
+        if name != "thumb":
+            near = LONG_FINGERS if name == "palm" else (name,)
+            fingers = np.stack([_finger_distance(own, skeleton, finger) for finger in near]).min(0)
+            surface = _smooth_min([surface, fingers], _FINGER_BLEND_MM)
+        if name in ("palm", "thumb"):
+            thumb = _finger_distance(own, skeleton, "thumb")
+            surface = _smooth_min([surface, thumb], _THUMB_BLEND_MM)
+        out[rows] = surface
     return out
-
-
-_TETRAHEDRON = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=np.float64)
-
-
-def distance_and_gradient(points: Array, part: Index, skeleton: Skeleton) -> tuple[Array, Array]:
-    """(N,) distance and (N, 3) its gradient, from four neighbours at the corners of a tetrahedron."""
-    step = 0.05
-    values = [distance_mm(points + step * corner, part, skeleton) for corner in _TETRAHEDRON]
-    gradient = sum(v[:, None] * c for v, c in zip(values, _TETRAHEDRON, strict=True)) / (4 * step)
-    return np.mean(values, axis=0), np.asarray(gradient)

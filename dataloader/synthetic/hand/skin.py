@@ -1,6 +1,6 @@
 """How the procedural hand moves: skinning weights, joint regressor and pose-dependent correctives.
 
-Unit: millimetres, frame of `standin_shape`; joints in MANO16 order. Legend: V vertices.
+Unit: millimetres, frame of `shape.py`; joints in MANO16 order. Legend: V vertices.
 """
 
 from __future__ import annotations
@@ -8,20 +8,15 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import nnls
 
+from dataloader.synthetic.common import LONG_FINGERS, Array, smooth_step, unit
 from dataloader.synthetic.hand.mesh import Mesh, neighbour_mean
-from dataloader.synthetic.hand.shape import LONG_FINGERS, PARTS, Array, Finger, Skeleton, unit
-from src.hand.joints import MANO16, MANO_PARENTS
+from dataloader.synthetic.hand.shape import PARTS, Finger, Skeleton
+from src.hand.joints import MANO16
 
 _BULGE = 1.4
 """Gain of the volume corrective; 1 is exact to second order in the angle, 1.4 is best near 70 degrees."""
 _CREASE_MM, _PAD_MM, _KNUCKLE_MM = 1.4, 0.9, 1.0
 """Depth of the fold on the palm's side, swelling beside it, rise of the knuckle; at 90 degrees of flexion."""
-
-
-def _smooth_step(x: Array) -> Array:
-    """0 below 0, 1 above 1, smooth between."""
-    x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
 
 
 def _chain_coordinates(points: Array, finger: Finger) -> tuple[Array, Array]:
@@ -53,8 +48,8 @@ def skinning_weights(mesh: Mesh, skeleton: Skeleton) -> Array:
         along, _ = _chain_coordinates(points[rows], finger)
         arc, radii = finger.arc_mm, finger.radii_mm
         root = (along - 2) / 22 if name == "thumb" else (along + 0.9 * radii[0]) / (2 * radii[0])
-        past = [_smooth_step(root)]
-        past += [_smooth_step((along - arc[i] + 0.8 * radii[i]) / (1.6 * radii[i])) for i in (1, 2)]
+        past = [smooth_step(root)]
+        past += [smooth_step((along - arc[i] + 0.8 * radii[i]) / (1.6 * radii[i])) for i in (1, 2)]
         weights[rows, 0] = 1 - past[0]
         weights[rows, first] = past[0] * (1 - past[1])
         weights[rows, first + 1] = past[0] * past[1] * (1 - past[2])
@@ -73,7 +68,7 @@ def _palm_weights(weights: Array, mesh: Mesh, skeleton: Skeleton) -> None:
         finger = skeleton.fingers[name]
         along, distance = _chain_coordinates(points, finger)
         radius = finger.radii_mm[0]
-        follow.append(_smooth_step((along + 0.9 * radius) / (2 * radius)))
+        follow.append(smooth_step((along + 0.9 * radius) / (2 * radius)))
         distances.append(distance)
     gap = np.stack(distances, axis=1)
     nearness = np.exp(-0.5 * ((gap - gap.min(1, keepdims=True)) / 5.0) ** 2)
@@ -81,7 +76,7 @@ def _palm_weights(weights: Array, mesh: Mesh, skeleton: Skeleton) -> None:
     for i, name in enumerate(LONG_FINGERS):
         weights[rows, MANO16.index(f"{name}_1")] = nearness[:, i] * follow[i]
     along, distance = _chain_coordinates(points, skeleton.fingers["thumb"])
-    thumb = _smooth_step(along / 26) * _smooth_step((23 - distance) / 12)
+    thumb = smooth_step(along / 26) * smooth_step((23 - distance) / 12)
     weights[rows, MANO16.index("thumb_1")] = thumb * (1 - weights[rows, 1:13].sum(1))
     weights[rows, 0] = 1 - weights[rows, 1:].sum(1)
     mean = neighbour_mean(mesh.faces, len(weights))
@@ -128,7 +123,7 @@ def pose_correctives(mesh: Mesh, weights: Array, joints: Array, axes: Array) -> 
     points = mesh.points_mm
     out = np.zeros((len(points), 3, 135))
     for j in range(1, 16):
-        moved = weights[:, _descendants(j)].sum(1)
+        moved = weights[:, j : j + 3 - (j - 1) % 3].sum(1)  # the joint and those further out
         offset = points - joints[j]
         bend = moved * (1 - moved) * np.exp(-(offset * offset).sum(1) / 24.0**2)
         features = out[:, :, 9 * (j - 1) : 9 * j].reshape(len(points), 3, 3, 3)
@@ -140,15 +135,6 @@ def pose_correctives(mesh: Mesh, weights: Array, joints: Array, axes: Array) -> 
         features += _flexion_shape(offset, 4 * bend, axes[j], joints, j)[:, :, None, None] * _sine(axes[j])
         out[:, :, 9 * (j - 1) : 9 * j] = features.reshape(len(points), 3, 9)
     return out
-
-
-def _descendants(joint: int) -> list[int]:
-    """The joint and all that hangs on it."""
-    found = [joint]
-    for k in range(joint + 1, 16):
-        if MANO_PARENTS[k] in found:
-            found.append(k)
-    return found
 
 
 def _sine(axis: Array) -> Array:

@@ -3,32 +3,31 @@
 MANO is licensed and never shipped. The stand-in lets every part of UTNet run without it, through the same
 code path: 778 vertices, 1538 faces, 16 joints, 10 shape and 135 pose directions, fingertips at the same
 vertex numbers. It is not anatomy, and numbers obtained with it say nothing about MANO. Everything is
-computed from the constants of `standin_shape`, rounded to 1e-7 m, so that the file is the same, bit for
+computed from the constants of `shape.py`, rounded to 1e-7 m, so that the file is the same, bit for
 bit, for any number of threads.
 
 Frame of the file: fingers along -x, back of the hand +y, thumb +z, metres; the wrist is *not* at the origin
 (as in MANO), so that taking the translation for the wrist shows.
 
-    python -m dataloader.synthetic.hand.standin --out data/standin/STANDIN_RIGHT.pkl
+    python -m dataloader.synthetic.hand --out data/standin/STANDIN_RIGHT.pkl
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
+from dataloader.synthetic.common import Array, Index, flexion_axes
 from dataloader.synthetic.hand.mesh import NUM_VERTICES, Mesh, build_mesh, relax, transport
-from dataloader.synthetic.hand.shape import Array, Index, flexion_axes, make_skeleton
+from dataloader.synthetic.hand.shape import make_skeleton
 from dataloader.synthetic.hand.skin import joint_regressor, pose_correctives, skinning_weights
-from src.errors import AssetError, UTNetError
-from src.hand.joints import FINGERS, MANO16, MANO_PARENTS, TIP_VERTICES
+from src.errors import AssetError
+from src.hand.joints import MANO16, MANO_PARENTS, TIP_VERTICES
 from src.hand.mano_assets import STANDIN_KEY, HandAsset, load_hand_asset, make_asset
-from src.runtime.command_line import make_parser
 from src.runtime.files import safe_pickle
 from src.runtime.files.disk import atomic_write, require_place
 
@@ -38,6 +37,9 @@ ROOT_M = np.array([0.0957, 0.0064, 0.0062])
 
 VERSION = 1
 """Raised whenever a build gives other numbers."""
+
+_DIRECTIONS = np.array([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-0.25, -0.62, -0.74]])
+"""Along the hand, out of its back, and where the thumb's pad looks: to the palm and the little finger."""
 
 _STEP = 0.5
 _MEAN_FLEXION_DEG = {"1": 22.0, "2": 30.0, "3": 16.0}
@@ -63,7 +65,7 @@ def _build_fields() -> dict[str, Any]:
     joints = rest.joints_mm()
     weights = skinning_weights(mesh, rest)
     tips = {finger: mesh.points_mm[vertex] for finger, vertex in mesh.tips.items()}
-    axes = flexion_axes(joints, tips)
+    axes = flexion_axes(joints, tips, *_DIRECTIONS)
     mean = _mean_pose(axes)
     return {
         "v_template": _round_m(mesh.points_mm / 1000 + ROOT_M),
@@ -94,11 +96,10 @@ def _round_weights(weights: Array) -> Array:
 
 def _renumber(mesh: Mesh) -> Mesh:
     """Move the fingertips to the vertex numbers that HO3D reads them from; all others keep their order."""
-    wanted = {mesh.tips[finger]: TIP_VERTICES[f"{finger}_4"] for finger in FINGERS}
-    old_of_new = np.full(NUM_VERTICES, -1, dtype=np.int64)
-    for old, new in wanted.items():
-        old_of_new[new] = old
-    old_of_new[old_of_new < 0] = [i for i in range(NUM_VERTICES) if i not in wanted]
+    tips = sorted((TIP_VERTICES[f"{finger}_4"], old) for finger, old in mesh.tips.items())
+    old_of_new = [i for i in range(NUM_VERTICES) if i not in mesh.tips.values()]
+    for new, old in tips:
+        old_of_new.insert(new, old)
     new_of_old: Index = np.argsort(old_of_new)
     return Mesh(
         points_mm=mesh.points_mm[old_of_new],
@@ -200,21 +201,3 @@ def write_standin(path: Path | str = DEFAULT_PATH) -> Path:
     except OSError as reason:
         raise AssetError(f"stand-in hand {path}: cannot be written ({reason.strerror}).") from reason
     return path
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = make_parser("python -m dataloader.synthetic.hand.standin", "Write the stand-in hand.")
-    parser.add_argument("--out", type=Path, default=DEFAULT_PATH, help="file to write (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    try:
-        path = write_standin(options.out)
-    except UTNetError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(f"stand-in hand {build_standin().fingerprint} at {path}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,10 +11,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 
-from dataloader.synthetic.rig import Anatomy, Array, rotation_about
+from dataloader.synthetic.common import LONG_FINGERS, Array, rotation_about, unit
+from dataloader.synthetic.motion.rig import Anatomy
 from src.hand.joints import MANO16
-
-LONG_FINGERS = ("index", "middle", "ring", "pinky")
 
 DOF: tuple[str, ...] = (
     *(f"{finger}_{what}" for finger in LONG_FINGERS for what in ("abd", "mcp", "pip", "dip")),
@@ -22,25 +21,16 @@ DOF: tuple[str, ...] = (
 )
 """Names of the 21 angles."""
 
-LIMITS_DEG: dict[str, tuple[float, float]] = {
-    **{f"{finger}_mcp": (-20.0, 90.0) for finger in LONG_FINGERS},
-    **{f"{finger}_pip": (0.0, 108.0) for finger in LONG_FINGERS},
-    **{f"{finger}_dip": (-5.0, 75.0) for finger in LONG_FINGERS},
-    "index_abd": (-5.0, 20.0),
-    "middle_abd": (-8.0, 8.0),
-    "ring_abd": (-16.0, 4.0),
-    "pinky_abd": (-24.0, 4.0),
-    "thumb_opp": (-5.0, 58.0),
-    "thumb_abd": (-18.0, 22.0),
-    "thumb_cmc": (-22.0, 34.0),
-    "thumb_mcp": (-8.0, 58.0),
-    "thumb_ip": (-15.0, 78.0),
+COLUMNS = {finger: slice(4 * i, 4 * i + 4) for i, finger in enumerate(LONG_FINGERS)} | {
+    "thumb": slice(16, 21)
 }
-"""Smallest and largest angle of each degree of freedom."""
+"""finger -> its angles."""
 
-_LOW = np.array([LIMITS_DEG[name][0] for name in DOF])
-_HIGH = np.array([LIMITS_DEG[name][1] for name in DOF])
-_COLUMN = {name: i for i, name in enumerate(DOF)}
+_ABDUCTION = ((-5.0, 20.0), (-8.0, 8.0), (-16.0, 4.0), (-24.0, 4.0))
+_BENDING = ((-20.0, 90.0), (0.0, 108.0), (-5.0, 75.0))
+_THUMB = ((-5.0, 58.0), (-18.0, 22.0), (-22.0, 34.0), (-8.0, 58.0), (-15.0, 78.0))
+LIMITS_DEG = np.array([*(limits for abduction in _ABDUCTION for limits in (abduction, *_BENDING)), *_THUMB])
+"""(21, 2) smallest and largest angle of each degree of freedom."""
 
 # (mcp, pip) of index, middle, ring, pinky; spread in [-1, 1]; thumb opp, abd, cmc, mcp, ip.
 _Gesture = tuple[tuple[tuple[float, float], ...], float, tuple[float, float, float, float, float]]
@@ -79,11 +69,9 @@ GESTURES: dict[str, _Gesture] = {
 def posture(gesture: _Gesture) -> Array:
     """(21,) angles in degrees of a key posture."""
     fingers, spread, thumb = gesture
-    angles = np.zeros(len(DOF))
-    for finger, (mcp, pip), outwards in zip(LONG_FINGERS, fingers, (11.0, 1.0, -8.0, -14.0), strict=True):
-        _set(angles, finger, abd=spread * outwards, mcp=mcp, pip=pip, dip=0.62 * pip)
-    angles[[_COLUMN[f"thumb_{what}"] for what in ("opp", "abd", "cmc", "mcp", "ip")]] = thumb
-    return angles
+    abd = spread * np.array([11.0, 1.0, -8.0, -14.0])
+    mcp, pip = np.array(fingers).T
+    return np.concatenate([np.stack([abd, mcp, pip, 0.62 * pip], axis=1).ravel(), thumb])
 
 
 def random_gesture(rng: np.random.Generator) -> Array:
@@ -96,9 +84,13 @@ def random_gesture(rng: np.random.Generator) -> Array:
     for finger in LONG_FINGERS:
         if rng.random() < 0.25:
             mcp, pip = rng.uniform(-10, 85), rng.uniform(0, 104)
-            _set(angles, finger, abd=angles[_COLUMN[f"{finger}_abd"]], mcp=mcp, pip=pip, dip=0.62 * pip)
-    spread = np.array([3.0 if name.endswith("abd") else 9.0 for name in DOF])
-    return limit(angles + rng.normal(size=len(DOF)) * spread)
+            angles[COLUMNS[finger]][1:] = mcp, pip, 0.62 * pip
+    return limit(angles + vary(rng, 9.0))
+
+
+def vary(rng: np.random.Generator, bending_deg: float) -> Array:
+    """(21,) degrees of random change: 3 in abduction, `bending_deg` in all other angles."""
+    return rng.normal(size=len(DOF)) * [3.0 if name.endswith("abd") else bending_deg for name in DOF]
 
 
 def limit(angles_deg: Array) -> Array:
@@ -110,57 +102,40 @@ def limit(angles_deg: Array) -> Array:
     A bent knuckle leaves no room for abduction; neighbouring fingers share muscles and cannot differ at will.
     """
     angles = np.array(angles_deg, dtype=np.float64)
+    mcp, pip = angles[..., 1:16:4], angles[..., 2:16:4]  # (..., 4), index to pinky: views of `angles`
     for first, second, most in (("middle", "ring", 58.0), ("ring", "pinky", 58.0), ("middle", "index", 85.0)):
-        a, b = _COLUMN[f"{first}_mcp"], _COLUMN[f"{second}_mcp"]
-        difference = angles[..., b] - angles[..., a]
+        a, b = LONG_FINGERS.index(first), LONG_FINGERS.index(second)
+        difference = mcp[..., b] - mcp[..., a]
         excess = difference - difference.clip(-most, most)
-        angles[..., a] += 0.5 * excess
-        angles[..., b] -= 0.5 * excess
-    for finger in LONG_FINGERS:
-        room = 1.0 - 0.85 * (angles[..., _COLUMN[f"{finger}_mcp"]] / 90.0).clip(0, 1)
-        angles[..., _COLUMN[f"{finger}_abd"]] *= room
-        pip, dip = angles[..., _COLUMN[f"{finger}_pip"]], angles[..., _COLUMN[f"{finger}_dip"]]
-        angles[..., _COLUMN[f"{finger}_dip"]] = dip.clip(0.3 * pip - 8.0, 0.75 * pip + 14.0)
-    return angles.clip(_LOW, _HIGH)
+        mcp[..., a] += 0.5 * excess
+        mcp[..., b] -= 0.5 * excess
+    angles[..., 0:16:4] *= 1.0 - 0.85 * (mcp / 90.0).clip(0, 1)
+    angles[..., 3:16:4] = angles[..., 3:16:4].clip(0.3 * pip - 8.0, 0.75 * pip + 14.0)
+    return angles.clip(*LIMITS_DEG.T)
 
 
-def local_rotations(angles_deg: Array, anatomy: Anatomy, *, only: str | None = None) -> Array:
-    """MANO rotations of postures.
+def finger_rotations(finger: str, angles_deg: Array, anatomy: Anatomy) -> Array:
+    """Local rotations (..., 3, 3, 3) of one finger's joints 1, 2, 3 at postures (..., 21)."""
+    angles = np.radians(angles_deg[..., COLUMNS[finger]])
+    first = MANO16.index(f"{finger}_1")
+    bends = [rotation_about(anatomy.flexion_axes[first + k], angles[..., k - 3]) for k in range(3)]
+    if finger == "thumb":
+        opposition = rotation_about(unit(-anatomy.distal + 0.25 * anatomy.dorsal), angles[..., 0])
+        swing = opposition @ rotation_about(anatomy.dorsal, -angles[..., 1])
+    else:
+        swing = rotation_about(anatomy.dorsal, angles[..., 0])
+    return np.stack([swing @ bends[0], *bends[1:]], axis=-3)
 
-    Args:
-        angles_deg: (..., 21).
-        anatomy: axes of the hand.
-        only: fill the rows of this finger and leave the others undefined; None fills all.
 
-    Returns:
-        (..., 15, 3, 3) in MANO16 order without the wrist.
-    """
-    angles = np.radians(angles_deg)
-    out = np.empty((*angles.shape[:-1], 15, 3, 3))
-    for finger in LONG_FINGERS if only is None else {only} - {"thumb"}:
-        flex = [anatomy.flexion_axes[MANO16.index(f"{finger}_{k}")] for k in (1, 2, 3)]
-        a, m, p, d = (angles[..., _COLUMN[f"{finger}_{what}"]] for what in ("abd", "mcp", "pip", "dip"))
-        first = MANO16.index(f"{finger}_1") - 1
-        out[..., first, :, :] = rotation_about(anatomy.dorsal, a) @ rotation_about(flex[0], m)
-        out[..., first + 1, :, :] = rotation_about(flex[1], p)
-        out[..., first + 2, :, :] = rotation_about(flex[2], d)
-    if only not in (None, "thumb"):
-        return out
-    flex = [anatomy.flexion_axes[MANO16.index(f"thumb_{k}")] for k in (1, 2, 3)]
-    o, a, c, m, i = (angles[..., _COLUMN[f"thumb_{what}"]] for what in ("opp", "abd", "cmc", "mcp", "ip"))
-    swing_axis = -anatomy.distal + 0.25 * anatomy.dorsal
-    swing = rotation_about(swing_axis / np.linalg.norm(swing_axis), o)
-    first = MANO16.index("thumb_1") - 1
-    out[..., first, :, :] = swing @ rotation_about(anatomy.dorsal, -a) @ rotation_about(flex[0], c)
-    out[..., first + 1, :, :] = rotation_about(flex[1], m)
-    out[..., first + 2, :, :] = rotation_about(flex[2], i)
-    return out
+def local_rotations(angles_deg: Array, anatomy: Anatomy) -> Array:
+    """MANO's rotations (..., 15, 3, 3), MANO16 order without the wrist, of postures (..., 21) in degrees."""
+    fingers = [name.split("_")[0] for name in MANO16[1::3]]
+    return np.concatenate([finger_rotations(finger, angles_deg, anatomy) for finger in fingers], axis=-3)
 
 
 def smooth_noise(rng: np.random.Generator, times: Array, columns: int, period: float) -> Array:
     """(len(times), columns) smooth random curves of unit variance that change within about `period`."""
-    last = float(times.max()) if len(times) else 0.0
-    knots = np.arange(-1, int(last / period) + 3)
+    knots = np.arange(-1, int(times.max() / period) + 3)
     values = rng.normal(size=(len(knots), columns))
     return np.asarray(CubicSpline(knots * period, values)(times))
 
@@ -176,9 +151,3 @@ def gesture_path(rng: np.random.Generator, times: Array) -> Array:
     # Monotone between the knots, so that a limit kept at the knots is kept everywhere.
     path = PchipInterpolator(np.array(moments), np.stack(knots))(times)
     return limit(path + 1.2 * smooth_noise(rng, times, len(DOF), 8.0))
-
-
-def _set(angles: Array, finger: str, **values: float) -> None:
-    """Write the named angles of one finger."""
-    for what, value in values.items():
-        angles[_COLUMN[f"{finger}_{what}"]] = value

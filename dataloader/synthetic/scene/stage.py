@@ -13,31 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from dataloader.synthetic.appearance import (
-    Image,
-    SkinAtlas,
-    Surroundings,
+from dataloader.synthetic.common import Array, Image, Index, smooth_step, unit
+from dataloader.synthetic.motion.motion import Motion
+from dataloader.synthetic.motion.rig import Anatomy, Rig
+from dataloader.synthetic.scene.appearance import (
+    Window,
     noise,
     rest_coordinates,
     skin_atlas,
     surroundings,
     texture,
 )
-from dataloader.synthetic.cameras import HEIGHT, WIDTH, Camera
-from dataloader.synthetic.depth_sensor import DepthSensor
-from dataloader.synthetic.motion import Motion
-from dataloader.synthetic.rig import Anatomy, Array, Rig
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
+from dataloader.synthetic.scene.depth_sensor import DepthSensor
 from src.hand.joints import MANO16
 from src.render.rasterizer import Fragments, rasterize
 from src.runtime.seed import stream
 
-BACKGROUND, HAND, OBJECT, FOREARM = 0, 1, 2, 3
+BACKGROUND, HAND, OBJECT, FOREARM, SLEEVE = range(5)
 """Values of the segmentation."""
 
 _ARM_M = np.array([0.006, 0.014, 0.024, 0.036, 0.052, 0.075, 0.11, 0.16, 0.22, 0.30, 0.46, 0.461])
 """Distances of the forearm's rings from the wrist's edge; it leaves the picture, the last ring closes it."""
 
+_ARM_WIDER = np.array([0.0] * 11 + [-1.4])
 _SLEEVE_RINGS = 5
+_SLEEVE_WIDER = np.full(_SLEEVE_RINGS, 0.16)
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,24 @@ class RenderedFrame:
 
     rgb: NDArray[np.uint8]
     """(480, 640, 3)."""
-    depth_m: NDArray[np.float32]
+    depth_m: Image
     """(480, 640) measured z, 0 where nothing came back."""
-    clean_depth_m: NDArray[np.float32]
+    clean_depth_m: Image
     """(480, 640) true z."""
-    cosine: NDArray[np.float32]
+    cosine: Image
     """(480, 640) between the surface's normal and the ray; 1 for the surroundings."""
     segmentation: NDArray[np.uint8]
-    """(480, 640) BACKGROUND, HAND, OBJECT or FOREARM."""
+    """(480, 640) BACKGROUND, HAND, OBJECT, FOREARM or SLEEVE."""
 
 
 @dataclass(frozen=True)
 class _Look:
     """Light, camera tone and clothes."""
 
-    light: NDArray[np.float32]
+    light: Image
     ambient: float
     gloss: float
-    tone: NDArray[np.float32]
+    tone: Image
     blur: float
     grain: NDArray[np.int16]
     sleeve_from_m: float | None
@@ -80,58 +81,46 @@ class Stage:
         The person is the same for all cameras of a motion, the room and its light are not.
         """
         self._rig, self._motion, self._camera = rig, motion, camera
-        self._names = (seed, motion.number, digit)
+        self._seed, self._digit = seed, digit
         rng = stream(seed, "stage", motion.number, digit)
         person = stream(seed, "person", motion.number)
         anatomy = rig.anatomy(motion.betas)
         self._axis = -anatomy.distal
-        self._atlas: SkinAtlas = skin_atlas(person, anatomy)
+        self._atlas = skin_atlas(person, anatomy)
         self._look = _draw_look(rng, person)
-        scenery: Surroundings = surroundings(rng, camera)
-        self._room = (scenery.rgb * self._look.tone).clip(0, 255).astype(np.uint8)
-        self._room_depth = scenery.depth_m
+        room, self._room_depth = surroundings(rng, camera)
+        self._room = (room * self._look.tone).clip(0, 255).astype(np.uint8)
         self._sensor = DepthSensor.draw(rng, float(camera.intrinsics_px[0, 0]))
-        self._build_mesh(anatomy.vertices_m, rest_coordinates(anatomy.vertices_m, anatomy), anatomy)
+        self._build_mesh(anatomy)
 
-    def _build_mesh(self, rest: Array, plane: Array, anatomy: Anatomy) -> None:
-        """Faces, labels and the attributes that never change."""
-        rig, loop = self._rig, self._rig.wrist_loop
-        object_vertices, object_faces, object_uv = self._motion.held.mesh()
-        self._object_vertices = object_vertices
-        rings, b = len(_ARM_M), len(loop)
-        numbers = np.concatenate([loop, len(rest) + np.arange(rings * b)]).reshape(rings + 1, b)
-        groups = [(rig.faces, HAND), (_tube(numbers), FOREARM)]
-        count = len(rest) + rings * b
-        self._has_sleeve = self._look.sleeve_from_m is not None
-        if self._has_sleeve:
-            groups.append((_tube(count + np.arange(_SLEEVE_RINGS * b).reshape(_SLEEVE_RINGS, b)), FOREARM))
-            count += _SLEEVE_RINGS * b
-        groups.append((object_faces + count, OBJECT))
-        self._faces = np.concatenate([faces for faces, _ in groups])
-        self._label = np.concatenate([np.full(len(faces), label, np.uint8) for faces, label in groups])
-        self._cloth = np.concatenate(
-            [np.full(len(f), k == 2 and self._has_sleeve) for k, (f, _) in enumerate(groups)]
-        )
-        total = count + len(object_vertices)
-        self._one_sided = self._label == HAND
-        # a, b: atlas coordinates of skin, texture coordinates of cloth and object; c: how far skin looks to
-        # the back
-        static = np.zeros((total, 3), np.float32)
-        static[: len(rest), :2] = plane
-        static[: len(rest), 2] = _backness(rig, rest, anatomy)
-        arm = slice(len(rest), len(rest) + rings * b)
-        static[arm, 0] = (plane[loop, 0][None] + _ARM_M[:, None]).ravel()
-        static[arm, 1] = np.tile(plane[loop, 1], rings)
-        static[arm, 2] = np.tile(static[loop, 2], rings)
-        if self._has_sleeve:
-            around, along = np.meshgrid(np.linspace(0, 1, b), np.linspace(0, 1, _SLEEVE_RINGS))
-            static[arm.stop : count, :2] = np.stack([np.abs(2 * around - 1), along], -1).reshape(-1, 2)
-        static[count:, :2] = object_uv
-        self._static = static
+    def _build_mesh(self, anatomy: Anatomy) -> None:
+        """Faces, labels and the attributes that never change.
+
+        Attributes a, b: atlas coordinates of skin, texture coordinates of cloth and object; c: how far skin
+        looks to the back.
+        """
+        loop = self._rig.wrist_loop
+        skin = np.column_stack([rest_coordinates(anatomy.vertices_m, anatomy), _backness(self._rig, anatomy)])
+        arm = np.tile(skin[loop], (len(_ARM_M), 1))
+        arm[:, 0] += np.repeat(_ARM_M, len(loop))
+        count = len(skin) + len(arm)
+        rings = np.arange(len(skin), count).reshape(len(_ARM_M), -1)
+        parts = [(HAND, self._rig.faces, skin), (FOREARM, _tube(np.vstack([loop, rings])), arm)]
+        if self._look.sleeve_from_m is not None:
+            around, along = np.meshgrid(np.linspace(0, 1, len(loop)), np.linspace(0, 1, _SLEEVE_RINGS))
+            cloth = np.stack([np.abs(2 * around - 1), along, 0 * along], -1).reshape(-1, 3)
+            rings = np.arange(count, count + len(cloth)).reshape(_SLEEVE_RINGS, -1)
+            parts.append((SLEEVE, _tube(rings), cloth))
+            count += len(cloth)
+        self._object_vertices, object_faces, uv = self._motion.held.mesh()
+        parts.append((OBJECT, count + object_faces, np.column_stack([uv, np.zeros(len(uv))])))
+        self._label = np.concatenate([np.full(len(faces), label, np.uint8) for label, faces, _ in parts])
+        self._faces = np.concatenate([faces for _, faces, _ in parts])
+        self._static = np.concatenate([static for _, _, static in parts]).astype(np.float32)
         corner = self._faces.ravel()
         self._gather = csr_matrix(
             (np.ones(len(corner)), (corner, np.repeat(np.arange(len(self._faces)), 3))),
-            (total, len(self._faces)),
+            (len(self._static), len(self._faces)),
         )
 
     def draw(self, row: int, hand_vertices_cam_m: Array) -> RenderedFrame:
@@ -141,14 +130,13 @@ class Stage:
             row: 0-based.
             hand_vertices_cam_m: (778, 3) of this frame, this camera.
         """
-        rng = stream(*self._names[:1], "frame", *self._names[1:], int(self._motion.frame_ids[row]))
         camera, motion = self._camera, self._motion
+        rng = stream(self._seed, "frame", motion.number, self._digit, int(motion.frame_ids[row]))
         held = camera.to_camera(self._object_vertices @ motion.object_rotation[row].T + motion.object_m[row])
-        parts = [hand_vertices_cam_m, *self._arm(row, hand_vertices_cam_m), held]
-        vertices = np.concatenate(parts)
-        seen = rasterize(
-            vertices, self._faces, camera.intrinsics_px, WIDTH, HEIGHT, near_m=0.08, one_sided=self._one_sided
-        )
+        vertices = np.concatenate([hand_vertices_cam_m, *self._arm(row, hand_vertices_cam_m), held])
+        one_sided = self._label == HAND
+        k = camera.intrinsics_px
+        seen = rasterize(vertices, self._faces, k, WIDTH, HEIGHT, near_m=0.08, one_sided=one_sided)
         front = seen.depth_m < self._room_depth.ravel()[seen.pixel]
         seen = Fragments(
             seen.pixel[front], seen.triangle[front], seen.barycentric[front], seen.depth_m[front]
@@ -160,10 +148,8 @@ class Stage:
         normal, view, static = self._surface(seen, vertices)
         cosine.ravel()[seen.pixel] = np.einsum("pi,pi->p", normal, view)
         box = _box_around(seen.pixel)
-        occluded = np.zeros(len(seen.pixel), np.float32)
-        if len(occluded):
-            occluded = _crevices(depth, segmentation, box).ravel()[seen.pixel]
-        colour = self._shade(self._albedo(seen.triangle, static), normal, view, occluded)
+        occluded = _crevices(depth, segmentation, box).ravel()[seen.pixel]
+        colour = self._shade(self._albedo(self._label[seen.triangle], static), normal, view, occluded)
         rgb = self._room.copy()
         rgb.reshape(-1, 3)[seen.pixel] = colour.clip(0, 255)
         rgb = self._lens(rng, rgb, box)
@@ -172,16 +158,13 @@ class Stage:
     def _arm(self, row: int, hand: Array) -> list[Array]:
         """Rings of the forearm and the sleeve: the wrist's edge carried along a curve towards the elbow."""
         loop = hand[self._rig.wrist_loop]
-        centre = loop.mean(0)
         start = self._camera.rotation @ self._motion.wrist_rotation[row] @ self._axis
         elbow = self._camera.rotation @ self._motion.elbow_direction[row]
-        distances = _ARM_M
-        narrower = np.where(distances == distances[-1], -1.4, 0.0)
-        arm = _carry(loop, centre, start, elbow, distances, narrower)
-        if self._look.sleeve_from_m is None:
-            return [arm]
-        cuff = np.linspace(self._look.sleeve_from_m, _ARM_M[-1] + 0.01, _SLEEVE_RINGS)
-        return [arm, _carry(loop, centre, start, elbow, cuff, np.full(_SLEEVE_RINGS, 0.16))]
+        rings = [_carry(loop, start, elbow, _ARM_M, _ARM_WIDER)]
+        if self._look.sleeve_from_m is not None:
+            cuff = np.linspace(self._look.sleeve_from_m, _ARM_M[-1] + 0.01, _SLEEVE_RINGS)
+            rings.append(_carry(loop, start, elbow, cuff, _SLEEVE_WIDER))
+        return rings
 
     def _surface(self, seen: Fragments, vertices: Array) -> tuple[Image, Image, Image]:
         """(P, 3) unit normal, (P, 3) unit direction to the camera, (P, 3) static attributes at the pixels."""
@@ -210,22 +193,21 @@ class Stage:
         normal = _unit_rows(normal)
         return normal, view, mixed[:, 3:]
 
-    def _albedo(self, triangle: NDArray[np.int64], static: Image) -> Image:
+    def _albedo(self, label: NDArray[np.uint8], static: Image) -> Image:
         """(P, 3) colour before light."""
-        label, cloth = self._label[triangle], self._cloth[triangle]
-        colour = np.empty((len(triangle), 3), np.float32)
-        skin = ((label == HAND) | (label == FOREARM)) & ~cloth
+        colour = np.empty((len(label), 3), np.float32)
+        skin = (label == HAND) | (label == FOREARM)
         colour[skin] = self._atlas.sample(static[skin, :2], static[skin, 2])
-        for mask, picture in (
-            (cloth, self._look.sleeve_texture),
-            (label == OBJECT, self._look.object_texture),
-        ):
-            uv = static[mask, :2] % 1.0
+        textures = {SLEEVE: self._look.sleeve_texture, OBJECT: self._look.object_texture}
+        for part, picture in textures.items():
+            uv = static[label == part, :2] % 1.0
             h, w = picture.shape[:2]
-            colour[mask] = picture[(uv[:, 1] * (h - 1)).astype(int), (uv[:, 0] * (w - 1)).astype(int)]
+            colour[label == part] = picture[
+                (uv[:, 1] * (h - 1)).astype(int), (uv[:, 0] * (w - 1)).astype(int)
+            ]
         return colour
 
-    def _shade(self, albedo: Image, normal: Image, view: Image, occluded: NDArray[np.float32]) -> Image:
+    def _shade(self, albedo: Image, normal: Image, view: Image, occluded: Image) -> Image:
         """(P, 3) lit colour: soft sky, one lamp with wrapped falloff, a little gloss, darker crevices."""
         look = self._look
         lamp = normal @ look.light
@@ -238,12 +220,9 @@ class Stage:
         shine = np.float32(255 * look.gloss) * gloss * open_sky
         return np.asarray((albedo * strength[:, None] + shine[:, None]) * look.tone, np.float32)
 
-    def _lens(
-        self, rng: np.random.Generator, rgb: NDArray[np.uint8], box: tuple[slice, slice]
-    ) -> NDArray[np.uint8]:
+    def _lens(self, rng: np.random.Generator, rgb: NDArray[np.uint8], box: Window) -> NDArray[np.uint8]:
         """Soft edges around what was drawn, and sensor grain."""
-        if rgb[box].size:
-            rgb[box] = cv2.GaussianBlur(rgb[box], (0, 0), self._look.blur)
+        rgb[box] = cv2.GaussianBlur(rgb[box], (0, 0), self._look.blur)
         a, b = rng.integers(0, 64, 2)
         grain = self._look.grain[a : a + HEIGHT, b : b + WIDTH]
         return np.asarray(cv2.add(rgb, grain, dtype=cv2.CV_8U), np.uint8)
@@ -268,12 +247,12 @@ def _draw_look(rng: np.random.Generator, person: np.random.Generator) -> _Look:
     )
 
 
-def _carry(loop: Array, centre: Array, start: Array, elbow: Array, distances: Array, wider: Array) -> Array:
+def _carry(loop: Array, start: Array, elbow: Array, distances: Array, wider: Array) -> Array:
     """(R * b, 3) copies of the wrist's edge along a curve that leaves along `start` and bends towards
     `elbow`."""
+    centre = loop.mean(0)
     fine = np.linspace(0, distances[-1], 40)
-    share = (fine / 0.05).clip(0, 1)
-    share = share * share * (3 - 2 * share)
+    share = smooth_step(fine / 0.05)
     direction = (1 - share)[:, None] * start + share[:, None] * elbow
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     path = np.concatenate([np.zeros((1, 3)), np.cumsum(direction[:-1] * np.diff(fine)[:, None], axis=0)])
@@ -281,10 +260,8 @@ def _carry(loop: Array, centre: Array, start: Array, elbow: Array, distances: Ar
     for distance, extra in zip(distances, wider, strict=True):
         at = np.array([np.interp(distance, fine, path[:, i]) for i in range(3)])
         towards = np.array([np.interp(distance, fine, direction[:, i]) for i in range(3)])
-        towards /= np.linalg.norm(towards)
-        swell = (distance / 0.20).clip(0, 1)
-        grown = 1.0 + 0.42 * swell * swell * (3 - 2 * swell) + extra
-        rings.append(centre + at + ((loop - centre) @ _smallest_rotation(start, towards).T) * grown)
+        grown = 1.0 + 0.42 * smooth_step(distance / 0.20) + extra
+        rings.append(centre + at + ((loop - centre) @ _smallest_rotation(start, unit(towards)).T) * grown)
     return np.concatenate(rings)
 
 
@@ -295,19 +272,19 @@ def _smallest_rotation(source: Array, target: Array) -> Array:
     return np.asarray(np.eye(3) + skew + skew @ skew / max(1.0 + float(source @ target), 1e-6))
 
 
-def _tube(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+def _tube(numbers: Index) -> Index:
     """Faces between neighbouring rings of vertices (R, b)."""
     b, a = numbers[:-1], np.roll(numbers[:-1], -1, axis=1)
     d, c = numbers[1:], np.roll(numbers[1:], -1, axis=1)
     return np.concatenate([np.stack([a, b, d], -1).reshape(-1, 3), np.stack([a, d, c], -1).reshape(-1, 3)])
 
 
-def _backness(rig: Rig, rest: Array, anatomy: Anatomy) -> NDArray[np.float32]:
+def _backness(rig: Rig, anatomy: Anatomy) -> Image:
     """(V,) 1 on the back of the hand and the nail's side of the thumb, 0 on the palm, between them on the
     edges."""
-    corners = rest[rig.faces]
+    corners = anatomy.vertices_m[rig.faces]
     face_normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normal = np.zeros_like(rest)
+    normal = np.zeros_like(anatomy.vertices_m)
     np.add.at(normal, rig.faces.ravel(), np.repeat(face_normal, 3, axis=0))
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-12
     thumb = np.isin(rig.owner, [MANO16.index(f"thumb_{k}") for k in (2, 3)])
@@ -315,9 +292,7 @@ def _backness(rig: Rig, rest: Array, anatomy: Anatomy) -> NDArray[np.float32]:
     return np.clip(0.5 + 1.6 * up, 0, 1).astype(np.float32)
 
 
-def _crevices(
-    depth: NDArray[np.float32], segmentation: NDArray[np.uint8], box: tuple[slice, slice]
-) -> NDArray[np.float32]:
+def _crevices(depth: Image, segmentation: NDArray[np.uint8], box: Window) -> Image:
     """(480, 640) in [0, 0.5]: how far a surface lies behind its neighbourhood, at two sizes, inside `box`."""
     drawn = (segmentation[box] > 0).astype(np.float32)
     here = depth[box]
@@ -337,10 +312,8 @@ def _unit_rows(vectors: Image) -> Image:
     return np.asarray(vectors / length[:, None])
 
 
-def _box_around(pixel: NDArray[np.int64]) -> tuple[slice, slice]:
-    """Rows and columns that hold these pixels, with a margin; empty where there are none."""
-    if not len(pixel):
-        return slice(0, 0), slice(0, 0)
+def _box_around(pixel: Index) -> Window:
+    """Rows and columns that hold these pixels, with a margin."""
     columns = pixel % WIDTH
     top, bottom = int(pixel[0] // WIDTH), int(pixel[-1] // WIDTH)
     return slice(max(top - 4, 0), bottom + 5), slice(max(int(columns.min()) - 4, 0), int(columns.max()) + 5)

@@ -1,11 +1,12 @@
-"""One motion over time: articulation, wrist and object, in the world of a table (see cameras.py for its
+"""One motion over time: articulation, wrist and object, in the world of a table (scene/cameras.py has its
 axes).
 
 A motion either grasps an object (in segments, each with its own grip, the object taken away in between) or
 gestures over an object that lies on the table. Frame numbers are time; all curves are smooth in it.
 
 Wrist orientations. `table`: a person's right forearm reaching over a table, with yaw, pitch, roll (palm down
-to palm up) and the wrist's own bending; seen by the cameras of cameras.py. `so3`: uniform over all rotations.
+to palm up) and the wrist's own bending; seen by the cameras of scene/cameras.py. `so3`: uniform over all
+rotations.
 
 How hard it is (`table`, stand-in hand, seed 0, 100 training and 20 held-out motions x 20 frames x 3 cameras):
 wrist rotation in the camera 59 degrees from its mean on average (median 57, 95 % below 103, largest 156);
@@ -20,20 +21,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation, Slerp
 
-from dataloader.synthetic.grasp import (
-    Placement,
-    clear_thumb,
-    close_on_object,
-    contact_points,
-    open_and_target,
-    place_object,
-)
-from dataloader.synthetic.objects import HeldObject, draw_object
-from dataloader.synthetic.pose import DOF, gesture_path, limit, local_rotations, smooth_noise
-from dataloader.synthetic.rig import Anatomy, Array, Rig
+from dataloader.synthetic.common import Array, Index
+from dataloader.synthetic.motion.grasp import clear_thumb, close_on_object, open_and_target, place_object
+from dataloader.synthetic.motion.objects import HeldObject, draw_object
+from dataloader.synthetic.motion.pose import DOF, gesture_path, limit, local_rotations, smooth_noise
+from dataloader.synthetic.motion.rig import Anatomy, Rig
 from src.runtime.seed import stream
 
 Orientations = Literal["table", "so3"]
@@ -56,7 +50,7 @@ class Motion:
     """Everything that all cameras of a motion share; N frames, world frame, metres."""
 
     number: int
-    frame_ids: NDArray[np.int64]
+    frame_ids: Index
     """(N,) ascending; gaps where frames were dropped."""
     betas: Array
     """(10,)."""
@@ -75,8 +69,6 @@ class Motion:
     """(N, 3, 3)."""
     object_m: Array
     """(N, 3) centre."""
-    grasping: bool
-    """False: the object lies on the table."""
     target_m: Array
     """(3,) where the cameras look."""
 
@@ -105,7 +97,7 @@ def make_motion(
         object_rotation = rotation @ rotation_in_hand
         object_m = wrist + np.einsum("nab,nb->na", rotation, offset - anatomy.joints_m[0])
     else:
-        angles = clear_thumb(gesture_path(rng, times), anatomy, contact_points(rig, anatomy))
+        angles = clear_thumb(gesture_path(rng, times), anatomy)
         object_rotation, object_m = _on_the_table(rng, held, len(times))
     return Motion(
         number=number,
@@ -119,12 +111,11 @@ def make_motion(
         held=held,
         object_rotation=object_rotation,
         object_m=object_m,
-        grasping=grasp is not None,
         target_m=target,
     )
 
 
-def _frame_ids(rng: np.random.Generator, frames: int, gaps: bool) -> NDArray[np.int64]:
+def _frame_ids(rng: np.random.Generator, frames: int, gaps: bool) -> Index:
     """(N,) 0, 1, 2, ...; with `gaps` now and then a few numbers are left out, as in HO3D_v3."""
     steps = np.ones(frames, np.int64)
     if gaps:
@@ -147,11 +138,7 @@ def _wrist_path(
         hand = start * Rotation.from_rotvec(0.5 * smooth_noise(rng, times, 3, 28.0))
         forearm = hand * wrist.inv()
     else:
-        mean, between, within = (
-            np.array([20.0, 4.0, 50.0]),
-            np.array([20.0, 16.0, 30.0]),
-            np.array([9.0, 9.0, 15.0]),
-        )
+        mean, between, within = np.array([[20.0, 4.0, 50.0], [20.0, 16.0, 30.0], [9.0, 9.0, 15.0]])
         angles = mean + between * rng.normal(size=3) + within * smooth_noise(rng, times, 3, 24.0)
         angles = angles.clip([-50, -22, -45], [95, 60, 165])
         forearm = Rotation.from_euler("ZXY", angles, degrees=True)
@@ -164,10 +151,9 @@ def _grasping(
 ) -> tuple[Array, Array, Array] | None:
     """Angles (N, 21) and the object in the hand, rotation (N, 3, 3), offset (N, 3); None if the hand is too
     small."""
-    points = contact_points(rig, anatomy)
     count = max(1, round((times[-1] + 1) / _SEGMENT_FRAMES))
     edges = np.linspace(0, times[-1] + 1, count + 1)
-    opens, targets, placements = [], [], []
+    grips = []
     for _ in range(count):
         for _ in range(6):
             start, end = open_and_target(rng)
@@ -179,22 +165,19 @@ def _grasping(
                 break
         else:
             return None
-        opens.append(start)
-        targets.append(end)
-        placements.append(placement)
+        grips.append((start, end, *placement))
+    opens, targets, rotations, offsets = (np.stack(values) for values in zip(*grips, strict=True))
     centre = 0.5 * (edges[:-1] + edges[1:])
-    open_deg = limit(_blend(centre, np.stack(opens), times))
-    target_deg = limit(
-        _blend(centre, np.stack(targets), times) + 7.0 * smooth_noise(rng, times, len(DOF), 18.0)
-    )
-    rotation, offset = _object_path(placements, centre, times)
+    open_deg = limit(_blend(centre, opens, times))
+    target_deg = limit(_blend(centre, targets, times) + 7.0 * smooth_noise(rng, times, len(DOF), 18.0))
+    rotation, offset = _turn(centre, rotations, times), _blend(centre, offsets, times)
     # Away from the hand, and the hand open, around each change of grip.
     change = np.abs(times[:, None] - edges[1:-1]).min(1, initial=np.inf)
     away = np.exp(-((change / _TRANSITION_FRAMES) ** 2))
     offset = offset - 0.09 * away[:, None] * anatomy.dorsal + 0.05 * away[:, None] * anatomy.distal
     will = 1.3 + 1.1 * smooth_noise(rng, times, 1, 26.0) + 0.35 * smooth_noise(rng, times, 5, 16.0)
     wish = will.clip(0, 1) * (1.0 - away[:, None])
-    angles = close_on_object(open_deg, target_deg, wish, held, rotation, offset, anatomy, points)
+    angles = close_on_object(open_deg, target_deg, wish, held, rotation, offset, anatomy)
     return angles, rotation, offset
 
 
@@ -208,14 +191,13 @@ def _blend(centres: Array, values: Array, times: Array) -> Array:
     return out
 
 
-def _object_path(placements: list[Placement], centres: Array, times: Array) -> tuple[Array, Array]:
-    """Rotation (N, 3, 3) and offset (N, 3) of the object in the hand, from placement to placement."""
-    offset = _blend(centres, np.stack([p.offset_m for p in placements]), times)
-    if len(placements) == 1:
-        return np.repeat(placements[0].rotation[None], len(times), axis=0), offset
-    order = _blend(centres, np.arange(len(placements), dtype=np.float64)[:, None], times)[:, 0]
-    path = Slerp(np.arange(len(placements)), Rotation.from_matrix(np.stack([p.rotation for p in placements])))
-    return path(order.clip(0, len(placements) - 1)).as_matrix(), offset
+def _turn(centres: Array, rotations: Array, times: Array) -> Array:
+    """(N, 3, 3) rotations (K, 3, 3) at the segments' centres, turning over a few frames between them."""
+    count = len(rotations)
+    if count == 1:
+        return np.repeat(rotations, len(times), axis=0)
+    order = _blend(centres, np.arange(count, dtype=np.float64)[:, None], times)[:, 0]
+    return Slerp(np.arange(count), Rotation.from_matrix(rotations))(order.clip(0, count - 1)).as_matrix()
 
 
 def _on_the_table(rng: np.random.Generator, held: HeldObject, frames: int) -> tuple[Array, Array]:
@@ -224,6 +206,5 @@ def _on_the_table(rng: np.random.Generator, held: HeldObject, frames: int) -> tu
     place = rng.uniform(0.05, 0.17) * np.array([np.cos(angle), np.sin(angle)])
     standing = held.kind in ("mug", "ball") or rng.random() < 0.3
     tilt = Rotation.from_euler("zx", [rng.uniform(0, 360), 0.0 if standing else 90.0], degrees=True)
-    height = held.half_m[2] if standing else held.half_m[1]
-    centre = np.array([*place, height])
+    centre = np.array([*place, held.half_m[2 if standing else 1]])
     return np.repeat(tilt.as_matrix()[None], frames, axis=0), np.repeat(centre[None], frames, axis=0)

@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dataloader.synthetic.rig import Array
+from dataloader.synthetic.common import Array, Index
+
+Mesh = tuple[Array, Index, Array]
+"""Vertices (M, 3) metres, faces (K, 3), texture coordinates (M, 2)."""
 
 KINDS: dict[str, str] = {"box": "B", "cylinder": "C", "mug": "M", "ball": "S", "bottle": "T"}
 """Kind -> letter in a sequence's name."""
@@ -64,7 +66,7 @@ class HeldObject:
         x = 0.92 * self.half_m[0] + (np.cos(_HANDLE_ARC) - 0.32) * reach
         return np.stack([x, np.zeros_like(x), np.sin(_HANDLE_ARC) * reach], 1)
 
-    def mesh(self) -> tuple[Array, NDArray[np.int64], Array]:
+    def mesh(self) -> Mesh:
         """Vertices (M, 3) metres, faces (K, 3), texture coordinates (M, 2); no vertex is shared across a
         crease."""
         if self.kind == "box":
@@ -92,7 +94,7 @@ class HeldObject:
         body = _revolved([np.array(part) for part in parts])
         return _joined(body, self._handle_mesh()) if self.kind == "mug" else body
 
-    def _handle_mesh(self) -> tuple[Array, NDArray[np.int64], Array]:
+    def _handle_mesh(self) -> Mesh:
         """A bent tube."""
         around = np.linspace(0, 2 * np.pi, 10)
         outward = np.stack([np.cos(_HANDLE_ARC), np.zeros(9), np.sin(_HANDLE_ARC)], 1)
@@ -125,7 +127,7 @@ def _box_distance(outside: Array) -> Array:
     return np.asarray(np.linalg.norm(np.maximum(outside, 0), axis=-1) + np.minimum(outside.max(-1), 0))
 
 
-def _box_mesh(half: Array) -> tuple[Array, NDArray[np.int64], Array]:
+def _box_mesh(half: Array) -> Mesh:
     """Six separate squares."""
     vertices, uv = [], []
     for axis in range(3):
@@ -140,7 +142,7 @@ def _box_mesh(half: Array) -> tuple[Array, NDArray[np.int64], Array]:
     return np.array(vertices), faces, np.array(uv, np.float64)
 
 
-def _revolved(parts: list[Array]) -> tuple[Array, NDArray[np.int64], Array]:
+def _revolved(parts: list[Array]) -> Mesh:
     """Outlines (radius, z), each smooth in itself, turned about z."""
     angle = np.linspace(0, 2 * np.pi, _SIDES + 1)
     meshes = []
@@ -160,15 +162,13 @@ def _revolved(parts: list[Array]) -> tuple[Array, NDArray[np.int64], Array]:
     return whole
 
 
-def _grid_faces(rows: int, columns: int) -> NDArray[np.int64]:
+def _grid_faces(rows: int, columns: int) -> Index:
     """Two triangles for each cell of a rows x columns grid of vertices."""
     corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).reshape(-1, 1)
     halves = np.array([[0, 1, columns + 1], [0, columns + 1, columns]])
     return np.concatenate([corner + halves[0], corner + halves[1]])
 
 
-def _joined(
-    a: tuple[Array, NDArray[np.int64], Array], b: tuple[Array, NDArray[np.int64], Array]
-) -> tuple[Array, NDArray[np.int64], Array]:
+def _joined(a: Mesh, b: Mesh) -> Mesh:
     """Two meshes as one."""
     return np.vstack([a[0], b[0]]), np.vstack([a[1], b[1] + len(a[0])]), np.vstack([a[2], b[2]])

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.synthetic.cameras import HEIGHT, WIDTH
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH
 
 Map = NDArray[np.float32]
 

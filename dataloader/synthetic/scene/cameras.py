@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataloader.synthetic.rig import Array, rotation_about
+from dataloader.synthetic.common import Array, rotation_about
 from src.runtime.seed import stream
 
 WIDTH, HEIGHT = 640, 480

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from dataloader.synthetic.cameras import HEIGHT, WIDTH, Camera
-from dataloader.synthetic.rig import Anatomy, Array
+from dataloader.synthetic.common import Array, Image, unit
+from dataloader.synthetic.motion.rig import Anatomy
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
 from src.hand.joints import FINGERS, MANO16
 
-Image = NDArray[np.float32]
+Window = tuple[slice, slice]
 
 _ATLAS_PX_PER_M = 1600.0
 _ATLAS_MARGIN_M = 0.03
@@ -41,27 +41,16 @@ class SkinAtlas:
     origin_m: Array
     """(2,) (proximal, radial) of pixel (0, 0)."""
 
-    def sample(self, proximal_radial_m: NDArray[np.float32], backness: NDArray[np.float32]) -> Image:
+    def sample(self, proximal_radial_m: Image, backness: Image) -> Image:
         """(P, 3) colours at rest coordinates (P, 2), mixed by how far the skin looks to the back (P,) in [0,
         1]."""
-        cell = ((proximal_radial_m - self.origin_m.astype(np.float32)) * np.float32(_ATLAS_PX_PER_M)).astype(
-            np.int32
-        )
+        offset = proximal_radial_m - self.origin_m.astype(np.float32)
+        cell = (offset * np.float32(_ATLAS_PX_PER_M)).astype(np.int32)
         row = cell[:, 0].clip(0, self.back.shape[0] - 1)
         column = cell[:, 1].clip(0, self.back.shape[1] - 1)
         share = backness[:, None]
         mixed: Image = self.back[row, column] * share + self.palm[row, column] * (1 - share)
         return mixed
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What the camera sees where there is no hand."""
-
-    rgb: Image
-    """(480, 640, 3)."""
-    depth_m: NDArray[np.float32]
-    """(480, 640) z."""
 
 
 def rest_coordinates(points_m: Array, anatomy: Anatomy) -> Array:
@@ -78,9 +67,8 @@ def noise(
     for octave in range(octaves):
         n = cells * 2**octave
         grid = rng.random((max(2, n * height // width), n, channels), np.float32) - np.float32(0.5)
-        out += np.float32(0.55**octave) * cv2.resize(
-            grid, (width, height), interpolation=cv2.INTER_CUBIC
-        ).reshape(height, width, channels)
+        field = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+        out += np.float32(0.55**octave) * field.reshape(out.shape)
     return out
 
 
@@ -106,8 +94,12 @@ def texture(rng: np.random.Generator, height: int, width: int) -> Image:
     return np.asarray(image.clip(0, 255), np.float32)
 
 
-def surroundings(rng: np.random.Generator, camera: Camera) -> Surroundings:
-    """A table under the hand, a wall behind it and some clutter that stands on the table."""
+def surroundings(rng: np.random.Generator, camera: Camera) -> tuple[Image, Image]:
+    """A table under the hand, a wall behind it and some clutter that stands on the table.
+
+    Returns:
+        (480, 640, 3) RGB and (480, 640) z in metres.
+    """
     yy, xx = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
     k = camera.intrinsics_px
     rays = np.stack([(xx - k[0, 2]) / k[0, 0], (yy - k[1, 2]) / k[1, 1], np.ones_like(xx)], -1)
@@ -121,13 +113,12 @@ def surroundings(rng: np.random.Generator, camera: Camera) -> Surroundings:
     table, wall = texture(rng, 400, 400), texture(rng, HEIGHT, WIDTH)
     # The table's pattern is laid out back and forth, so that it has no seams.
     cell = 399 - np.abs((spot * 330.0).astype(np.int32) % 798 - 399)
-    rgb = np.where(
-        on_table[..., None], table[cell[..., 1], cell[..., 0]], wall * np.float32(rng.uniform(0.5, 1.0))
-    )
+    wall = wall * np.float32(rng.uniform(0.5, 1.0))
+    rgb = np.where(on_table[..., None], table[cell[..., 1], cell[..., 0]], wall)
     for _ in range(rng.integers(1, 5)):
         _stand_clutter(rng, rgb, depth)
     soft = cv2.GaussianBlur(rgb.astype(np.float32), (0, 0), rng.uniform(0.5, 1.5))
-    return Surroundings(np.asarray(soft, np.float32), depth)
+    return np.asarray(soft, np.float32), depth
 
 
 def skin_atlas(rng: np.random.Generator, anatomy: Anatomy) -> SkinAtlas:
@@ -145,69 +136,36 @@ def skin_atlas(rng: np.random.Generator, anatomy: Anatomy) -> SkinAtlas:
     palm_colour = colour * np.float32(1.05 + 0.30 * dark) + _f32([10, 0, -2])
     back = colour * (1 + mottle + pores)
     palm = palm_colour * (1 + 0.8 * mottle + pores)
-    draw = _AtlasPen(anatomy, low)
+    places_m = dict(zip(MANO16, anatomy.joints_m, strict=True))
+    places_m |= {f"{finger}_4": tip for finger, tip in anatomy.tips_m.items()}
+    places = {name: (rest_coordinates(p, anatomy) - low) * _ATLAS_PX_PER_M for name, p in places_m.items()}
     for finger in FINGERS:
-        _draw_finger(rng, draw, back, palm, finger, colour)
-    _draw_palm_lines(rng, draw, palm)
+        _draw_finger(rng, [places[f"{finger}_{k}"] for k in (1, 2, 3, 4)], back, palm, finger, colour)
+    _draw_palm_lines(rng, places, palm)
     return SkinAtlas(back.clip(0, 255).astype(np.float32), palm.clip(0, 255).astype(np.float32), low)
 
 
-class _AtlasPen:
-    """Positions on the atlas."""
-
-    def __init__(self, anatomy: Anatomy, origin_m: Array) -> None:
-        self.anatomy, self.origin = anatomy, origin_m
-
-    def at(self, point_m: Array) -> Array:
-        """(2,) (row, column) of a rest-frame point."""
-        return (rest_coordinates(point_m, self.anatomy) - self.origin) * _ATLAS_PX_PER_M
-
-    def joint(self, name: str) -> Array:
-        """(2,) (row, column) of a joint or tip."""
-        finger, k = name.split("_") if "_" in name else (name, "")
-        if k == "4":
-            return self.at(self.anatomy.tips_m[finger])
-        return self.at(self.anatomy.joints_m[MANO16.index(name)])
-
-
 def _draw_finger(
-    rng: np.random.Generator, pen: _AtlasPen, back: Image, palm: Image, finger: str, colour: Image
+    rng: np.random.Generator, points: list[Array], back: Image, palm: Image, finger: str, colour: Image
 ) -> None:
-    """Knuckle folds, joint creases, a rosy finger pad and a nail."""
-    points = [pen.joint(f"{finger}_{k}") for k in (1, 2, 3, 4)]
+    """Knuckle folds, joint creases, a rosy finger pad and a nail; `points` are its joints and its tip."""
     for k in (0, 1, 2):
-        along = points[k + 1] - points[k]
-        along = along / np.linalg.norm(along)
+        along = unit(points[k + 1] - points[k])
         if k:
             _glow(back, points[k], 0.008, _f32([0.90, 0.84, 0.84]))
             for shift in (-0.0022, 0.0, 0.0022):
                 place = points[k] + along * (shift + rng.normal() * 0.0003) * _ATLAS_PX_PER_M
-                _stroke(back, place, along, 0.0055, np.float32(0.86), bow=rng.normal() * 0.2 + shift * 150)
+                _stroke(back, place, along, 0.0055, 0.86, bow=rng.normal() * 0.2 + shift * 150)
         elif finger != "thumb":
             _glow(back, points[0], 0.010, _f32([0.97, 0.90, 0.90]))
         if finger != "thumb" or k:
             shift = 0.010 if k == 0 else 0.0
-            _stroke(
-                palm, points[k] + along * shift * _ATLAS_PX_PER_M, along, 0.009, np.float32(0.80), bow=0.1
-            )
-            _stroke(
-                palm,
-                points[k] + along * (shift + 0.002) * _ATLAS_PX_PER_M,
-                along,
-                0.008,
-                np.float32(0.87),
-                bow=0.1,
-            )
-    along = points[3] - points[2]
-    along = along / np.linalg.norm(along)
+            for more, half, factor in ((0.0, 0.009, 0.80), (0.002, 0.008, 0.87)):
+                place = points[k] + along * (shift + more) * _ATLAS_PX_PER_M
+                _stroke(palm, place, along, half, factor, bow=0.1)
     _glow(palm, points[3] - along * 0.008 * _ATLAS_PX_PER_M, 0.008, _f32([1.07, 0.96, 0.97]))
-    _draw_nail(
-        back,
-        points[3] - along * (0.0062 if finger != "thumb" else 0.0080) * _ATLAS_PX_PER_M,
-        along,
-        finger,
-        colour,
-    )
+    inwards = 0.0062 if finger != "thumb" else 0.0080
+    _draw_nail(back, points[3] - along * inwards * _ATLAS_PX_PER_M, along, finger, colour)
 
 
 def _draw_nail(back: Image, centre: Array, along: Array, finger: str, colour: Image) -> None:
@@ -225,10 +183,10 @@ def _draw_nail(back: Image, centre: Array, along: Array, finger: str, colour: Im
     back[box] = (patch * (1 - 0.22 * fold)) * (1 - 0.85 * plate) + shade * 0.85 * plate
 
 
-def _draw_palm_lines(rng: np.random.Generator, pen: _AtlasPen, palm: Image) -> None:
+def _draw_palm_lines(rng: np.random.Generator, places: dict[str, Array], palm: Image) -> None:
     """The thenar, the proximal and the distal crease."""
-    index, middle, pinky = pen.joint("index_1"), pen.joint("middle_1"), pen.joint("pinky_1")
-    wrist, thumb = pen.joint("wrist"), pen.joint("thumb_1")
+    names = ("index_1", "middle_1", "pinky_1", "wrist", "thumb_1")
+    index, middle, pinky, wrist, thumb = (places[name] for name in names)
     lines = (
         (0.8 * index + 0.2 * thumb, 0.45 * middle + 0.25 * wrist + 0.3 * thumb, 0.85 * wrist + 0.15 * middle),
         (0.8 * index + 0.2 * thumb, 0.7 * middle + 0.3 * wrist, 0.65 * pinky + 0.35 * wrist),
@@ -248,9 +206,7 @@ def _f32(values: list[float]) -> Image:
     return np.array(values, np.float32)
 
 
-def _local(
-    image: Image, centre: Array, along: Array, reach_m: float
-) -> tuple[Array, Array, tuple[slice, slice]]:
+def _local(image: Image, centre: Array, along: Array, reach_m: float) -> tuple[Array, Array, Window]:
     """Metres along and across a direction around `centre`, and the window of the atlas that they cover."""
     reach = int(reach_m * _ATLAS_PX_PER_M)
     low = np.maximum(np.round(centre).astype(int) - reach, 0)
@@ -267,13 +223,11 @@ def _glow(image: Image, centre: Array, radius_m: float, factor: Image) -> None:
     image[box] *= (1 + share * (factor - 1)).astype(np.float32)
 
 
-def _stroke(
-    image: Image, centre: Array, along: Array, half_m: float, factor: np.float32, *, bow: float
-) -> None:
+def _stroke(image: Image, centre: Array, along: Array, half_m: float, factor: float, *, bow: float) -> None:
     """Darken a short line across a finger, bowed along it."""
     u, v, box = _local(image, centre, along, half_m + 0.003)
     line = np.exp(-(((u - bow * v * v / half_m) / 0.0006) ** 2)) * np.clip(2 - 2 * np.abs(v) / half_m, 0, 1)
-    image[box] *= (1 - line * (1 - factor)).astype(np.float32)[..., None]
+    image[box] *= (1 - line * (1 - np.float32(factor))).astype(np.float32)[..., None]
 
 
 def _print_shapes(rng: np.random.Generator, image: Image) -> Image:
@@ -290,13 +244,12 @@ def _print_shapes(rng: np.random.Generator, image: Image) -> Image:
         elif shape == 1:
             cv2.circle(image, centre, int(rng.uniform(0.03, 0.15) * width), colour, -1, cv2.LINE_AA)
         else:
-            cv2.line(
-                image, centre, tuple(int(c) for c in points[1]), colour, int(rng.integers(2, 9)), cv2.LINE_AA
-            )
+            end = tuple(int(c) for c in points[1])
+            cv2.line(image, centre, end, colour, int(rng.integers(2, 9)), cv2.LINE_AA)
     return image
 
 
-def _stand_clutter(rng: np.random.Generator, rgb: Image, depth_m: NDArray[np.float32]) -> None:
+def _stand_clutter(rng: np.random.Generator, rgb: Image, depth_m: Image) -> None:
     """Paint an upright box whose foot stands on what is there, well behind the hand."""
     x, y = int(rng.integers(0, WIDTH - 60)), int(rng.integers(0, HEIGHT - 60))
     w, h = int(rng.integers(40, 170)), int(rng.integers(40, 170))

@@ -1,0 +1,1 @@
+"""How a hand and what it holds move: rig -> pose -> grasp -> motion."""
