@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import mmap
 import pickletools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MOST_STEPS = 200_000
 """Instructions of one pickle. Annotations of HO3D have 150, MANO's file a few thousand."""
@@ -56,7 +56,7 @@ def require_bounded(content: bytes | mmap.mmap, most_steps: int = MOST_STEPS) ->
     Raises:
         ValueError, LookupError: it is cut short or no pickle, or would cost more than its length suggests.
     """
-    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    file: Any = io.BytesIO(content) if isinstance(content, bytes) else content
     stack: list[int] = []
     """Of each value, how many a walk through its tuples visits."""
     marks: list[int] = []
