@@ -285,7 +285,7 @@ def build_scoring(
         train, val, place = (
             train_set.frames.labels(),
             val_set.frames.labels(),
-            val_set.frames.index.derived.place,
+            val_set.frames.index.derived.folder.parent,
         )
         return cached_baselines(train, val, hand, cache_dir=place, show_progress=True)
 

@@ -1,11 +1,8 @@
-"""Every branch that only a GPU takes, and the test that takes it without one."""
+"""What only a GPU does in runtime and training, tried without one (see also tests/training/test_fake_gpu.py)."""
 
 from __future__ import annotations
 
-import ast
 import json
-import re
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,70 +21,6 @@ from src.training.checkpoints import checkpoint
 from src.training.recorder import Recorder
 from tests.fake_gpu import GPU
 from tests.models.scene import hand_model
-from tests.rooms.sources import ROOT, source_files, tree
-
-BRANCH = re.compile(r"""is_cuda|device\.type [!=]=|["']cuda["']|["']nccl["']|torch\.cuda\.|pin_memory""")
-
-FAKE, LOADER = "tests/training/test_fake_gpu.py::", "tests/dataloader/test_gpu_loader.py::"
-HERE, PROOF = "tests/runtime/test_gpu_branches.py::", "tests/evaluation/test_proof.py::"
-STEP = FAKE + "test_a_whole_step_on_a_gpu_reads_the_step_before"
-KERNELS = FAKE + "test_kernels_of_a_gpu_are_the_ones_that_run"
-PRESETS = FAKE + "test_every_preset_runs_on_a_gpu_and_never_waits"
-READY = LOADER + "test_batches_are_made_ahead_and_handed_over_in_order"
-LOADERS = LOADER + "test_loaders_of_a_gpu_pin_and_do_not_fork"
-LABELS = LOADER + "test_labels_are_read_with_a_hand_on_the_cpu"
-GROUP = HERE + "test_ranks_of_gpus_talk_through_nccl"
-RNG = HERE + "test_a_gpus_random_numbers_travel_in_checkpoints"
-REACHED = {
-    "dataloader/build.py build_splits": LABELS,
-    "dataloader/build.py __iter__": READY,
-    "dataloader/build.py _one_ahead": READY,
-    "dataloader/build.py following": READY,
-    "dataloader/build.py _device_loader": LOADERS,
-    "dataloader/build.py _context": LOADERS,
-    "src/schema.py pin_memory": READY,
-    "src/models/gcn.py forward": KERNELS,
-    "src/models/vertex_sampling.py sample_map": KERNELS,
-    "src/models/vit.py forward": KERNELS,
-    "src/models/vit.py _with_branch": PRESETS,
-    "src/runtime/ranks/distributed.py devices_label": GROUP,
-    "src/runtime/ranks/distributed.py setup_distributed": GROUP,
-    "src/runtime/ranks/distributed.py _choose_device": GROUP,
-    "src/runtime/machine.py has_bf16": HERE + "test_bf16_is_asked_of_the_gpu",
-    "src/tools/export_submission.py open_evaluation": LABELS,
-    "src/training/checkpoints/checkpoint.py _rng_state": RNG,
-    "src/training/checkpoints/checkpoint.py _set_rng_state": RNG,
-    "src/training/optim.py __init__": STEP,
-    "src/training/recorder.py write_setup": HERE + "test_the_gpu_is_named_in_the_run_folder",
-    "src/training/step.py __init__": STEP,
-    "src/training/step.py wrap_for_ranks": HERE + "test_ranks_of_gpus_exchange_gradients_on_their_own_device",
-    "test_distributed_eval.py _parser": PROOF + "test_a_device_that_is_not_there_is_a_wrong_argument",
-    "test_distributed_eval.py _parse": PROOF + "test_ranks_of_our_own_are_on_the_cpu_and_say_so",
-}
-"""File and function of each branch, and what reaches it."""
-
-
-def branches() -> Iterator[str]:
-    """Files and functions whose code asks for a GPU."""
-    for path in source_files():
-        name = str(path.relative_to(ROOT))
-        if name == "src/config.py":  # names the choices
-            continue
-        functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef)]
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if BRANCH.search(line.partition("  # ")[0]):
-                around = [f for f in functions if f.lineno <= number <= (f.end_lineno or 0)]
-                yield f"{name} {max(around, key=lambda f: f.lineno).name if around else 'module'}"
-
-
-def test_every_branch_of_a_gpu_is_reached_without_one() -> None:
-    """A branch that no test takes is tried first by whoever has paid for four GPUs."""
-    found = set(branches())
-    assert found - REACHED.keys() == set(), "a GPU's branch that no test is named for"
-    assert REACHED.keys() - found == set(), "no longer a GPU's branch"
-    for place in REACHED.values():
-        file, _, test = place.partition("::")
-        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), place
 
 
 def test_bf16_is_asked_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

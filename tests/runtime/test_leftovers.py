@@ -13,7 +13,7 @@ from typing import BinaryIO
 import pytest
 
 from src.runtime.files.disk import atomic_directory, atomic_write
-from src.runtime.files.unfinished import claimed, machine
+from src.runtime.files.unfinished import machine, unfinished
 
 DAY_S = 86_400.0
 
@@ -122,15 +122,15 @@ def test_what_is_no_leftover_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_was_taken_for_a_leftover_is_made_again(tmp_path: Path) -> None:
     """Another writer removed it between its making and its lock: it would be written into nowhere."""
-    path, made = tmp_path / "x.part", []
+    made: list[BinaryIO] = []
 
-    def make() -> BinaryIO:
+    def make(path: Path) -> BinaryIO:
         file = path.open("xb")
         made.append(file)
         if len(made) == 1:
             path.unlink()
         return file
 
-    with claimed(path, make) as file:
+    with unfinished(tmp_path / "x", make) as (_, file):
         assert len(made) == 2
         assert os.fstat(file.fileno()).st_nlink == 1

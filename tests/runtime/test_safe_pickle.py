@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import AssetError, DataError
-from src.runtime.files.safe_pickle import MANO_GLOBALS, META_GLOBALS, dumps, load, loads
+from src.runtime.files.safe_pickle import MANO_GLOBALS, META_GLOBALS, load, loads
 
 
 def _read(content: bytes, **options: Any) -> Any:
@@ -243,10 +243,3 @@ def test_damaged_files_never_escape_the_error(data: st.DataObject) -> None:
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(AssetError):
         _read(bytes(content))
-
-
-def test_dumps_is_what_python2_readers_understand() -> None:
-    """Files we write are protocol 2, and our own reader takes them."""
-    content = dumps({"a": np.arange(3)})
-    assert content[:2] == b"\x80\x02"
-    np.testing.assert_array_equal(_read(content)["a"], np.arange(3))

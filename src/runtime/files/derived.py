@@ -23,7 +23,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,7 +33,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import DataError
-from src.runtime.files.disk import atomic_write, crc32, lock, open_lock, open_plain, sync_file, sync_folder
+from src.runtime.files.disk import (
+    atomic_write,
+    crc32,
+    lock,
+    open_lock,
+    open_plain,
+    read_array_header,
+    sync_file,
+    sync_folder,
+)
 from src.runtime.log import get_logger
 
 WAIT_S = 1800.0
@@ -77,11 +85,6 @@ class Derived:
         self._states = states
         self._held: BinaryIO | None = held
 
-    @property
-    def place(self) -> Path:
-        """Folder of the store."""
-        return self.folder.parent
-
     def path(self, name: str) -> Path:
         """Where a file stands, for messages."""
         return self.folder / name
@@ -92,20 +95,22 @@ class Derived:
         Raises:
             DataError: it is no longer the file that was found when this thing was opened.
         """
-        if name not in self._states:
-            raise self._gone(name)
+        gone = DataError(
+            f"{self.what}: {self.path(name)} is not the file that this run opened when it started: something "
+            "else removed, changed or replaced it. Start again (training: with --resume auto)."
+        )
         if self._held is None:
             again = _open(self.folder, self.what)
             if again is None:
-                raise self._gone(name)
+                raise gone
             self._held, again._held = again._held, None
         try:
             file = self.path(name).open("rb")
         except OSError as error:
-            raise self._gone(name) from error
-        if _state(os.fstat(file.fileno())) != self._states[name]:
+            raise gone from error
+        if _state(os.fstat(file.fileno())) != self._states.get(name):
             file.close()
-            raise self._gone(name)
+            raise gone
         return file
 
     def array(self, name: str, dtype: Any = None, shape: tuple[int, ...] | None = None) -> NDArray[Any]:
@@ -121,9 +126,7 @@ class Derived:
         """
         with self.open(name) as file:
             try:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header_2_0
-                got, fortran, kind = read(file)
+                got, fortran, kind = read_array_header(file)
                 fits = not kind.hasobject if dtype is None else kind == dtype
                 if not fits or (shape is not None and tuple(got[1:]) != shape):
                     raise ValueError(f"it holds {kind} in the shape {got}")
@@ -136,11 +139,14 @@ class Derived:
                 ) from error
 
     def is_whole(self) -> bool:
-        """Whether the content of every file has the checksum that was noted when it was made."""
-        for name, want in self._checksums.items():
-            with self.open(name) as file:
-                if want is not None and crc32(file) != want:
-                    return False
+        """Whether the content of every file has the checksum that was noted; false also if it vanishes."""
+        try:
+            for name, want in self._checksums.items():
+                with self.open(name) as file:
+                    if want is not None and crc32(file) != want:
+                        return False
+        except (OSError, DataError):
+            return False
         return True
 
     def close(self) -> None:
@@ -151,12 +157,6 @@ class Derived:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": None}
-
-    def _gone(self, name: str) -> DataError:
-        return DataError(
-            f"{self.what}: {self.path(name)} is not the file that this run opened when it started: something "
-            "else removed, changed or replaced it. Start again (training: with --resume auto)."
-        )
 
 
 @dataclass(frozen=True)
@@ -206,13 +206,11 @@ class Store:
         """
         for folder in self._folders(key):
             found = _open(folder, self.what)
-            noted = found is not None and all(
-                isinstance(found.facts.get(name), kind) for name, kind in self.facts.items()
-            )
-            if found is not None and noted and _is_whole(found):
-                yield found
-                continue
             if found is not None:
+                noted = (isinstance(found.facts.get(name), kind) for name, kind in self.facts.items())
+                if all(noted) and found.is_whole():
+                    yield found
+                    continue
                 found.close()
             if say:
                 _log.warning(f"{self.what}: {folder} is damaged or incomplete; it is made anew.")
@@ -262,10 +260,6 @@ class Store:
         made.close()
         return None
 
-    def staging(self, fingerprint: Fingerprint) -> Path:
-        """The folder in which the thing of this fingerprint is made."""
-        return self.place / f"{self.name}-{_key(_plain(fingerprint))}.part"
-
     def _make(
         self, fingerprint: dict[str, Any], make: Callable[[Path], Mapping[str, Any]], *, alone: bool
     ) -> Derived:
@@ -274,12 +268,10 @@ class Store:
         Where the lock is held (`alone`), whatever is half made has no maker. Elsewhere others may be at work:
         each has a folder of its own, and none goes on with another's.
         """
-        staging, mark = self.staging(fingerprint), secrets.token_hex(4)
-        name = staging.stem
+        name, mark = f"{self.name}-{_key(fingerprint)}", secrets.token_hex(4)
+        staging = self.place / (f"{name}.part" if alone else f"{name}-{mark}.part")
         if alone:
             self._clear(staging)
-        else:
-            staging = staging.with_name(f"{name}-{mark}.part")
         staging.mkdir(exist_ok=True)
         try:
             self._seal(staging, fingerprint, make(staging))
@@ -287,7 +279,7 @@ class Store:
             staging.rename(folder)
         finally:
             if not self.resumable or not alone:
-                _remove(staging)
+                shutil.rmtree(staging, ignore_errors=True)
         sync_folder(self.place)
         made = _open(folder, self.what)
         if made is None:
@@ -299,9 +291,11 @@ class Store:
         """Remove what was half made, but for what can go on."""
         for leftover in self.place.glob(f"{self.name}-*.part"):
             if re.fullmatch(f"{re.escape(self.name)}-{_KEY}(-{_MARK})?", leftover.stem):
-                _require_own_folder(leftover, self.what)
+                if leftover.is_symlink() or not leftover.is_dir():
+                    so = "is not a folder of UTNet. It was left as it is. Move it away."
+                    raise DataError(f"{self.what}: {leftover} {so}")
                 if leftover != staging or not self.resumable:
-                    _remove(leftover)
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     def _seal(self, folder: Path, fingerprint: dict[str, Any], facts: Mapping[str, Any]) -> None:
         """Write derived.json: from now on the folder is whole."""
@@ -334,25 +328,17 @@ class Store:
                     kept += 1
                     if kept <= self.keep:
                         continue
-                with contextlib.suppress(OSError):  # another process was faster, or may write here and not we
-                    _remove(folder.rename(folder.with_name(f"{folder.name}.old")))
-        for leftover in self.place.glob(f"{self.name}-*.old"):
-            if re.fullmatch(f"{re.escape(self.name)}-{_KEY}-{_MARK}", leftover.stem):
-                _remove(leftover)
+                shutil.rmtree(folder, ignore_errors=True)  # of a link it removes nothing
 
     def _folders(self, key: str = "") -> list[Path]:
         """Folders of this store, of one key or of all, the newest first."""
         pattern = re.compile(f"{re.escape(self.name)}-{key or _KEY}-{_MARK}")
-        try:
-            with os.scandir(self.place) as entries:
-                found = [
-                    (entry.stat(follow_symlinks=False).st_mtime_ns, entry.name)
-                    for entry in entries
-                    if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
-                ]
-        except OSError:
-            return []
-        return [self.place / name for _, name in sorted(found, reverse=True)]
+        found = []
+        with contextlib.suppress(OSError), os.scandir(self.place) as entries:
+            for entry in entries:
+                if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                    found.append((entry.stat(follow_symlinks=False).st_mtime_ns, Path(entry.path)))
+        return [path for _, path in sorted(found, reverse=True)]
 
     @contextlib.contextmanager
     def _lock(self, wait_s: float) -> Iterator[bool]:
@@ -367,7 +353,6 @@ class Store:
                 "written."
             ) from error
         with file:
-            self._require_own(file, path)
             try:
                 alone = lock(file, wait_s=wait_s)
             except BlockingIOError:
@@ -376,17 +361,6 @@ class Store:
                     "with one process first, or end that process."
                 ) from None
             yield alone
-
-    def _require_own(self, file: BinaryIO, path: Path) -> None:
-        """A lock file of ours is a plain file without content and without a second name."""
-        status = os.fstat(file.fileno())
-        if stat.S_ISREG(status.st_mode) and status.st_size == 0 and status.st_nlink == 1:
-            return
-        raise DataError(
-            f"{self.what}: {path} is not a lock file of UTNet: want an empty plain file, got "
-            f"{stat.filemode(status.st_mode)}, {status.st_size:,} bytes, {status.st_nlink} names. It stays "
-            f"as it is. Move it away, or: {self.mend[0].lower()}{self.mend[1:]} of its own."
-        )
 
 
 def _open(folder: Path, what: str) -> Derived | None:
@@ -404,34 +378,14 @@ def _open(folder: Path, what: str) -> Derived | None:
                 return None  # a file of another folder is none of this one
             states = {name: _state((folder / name).stat()) for name in names}
             whole = all(states[name][1] == size for name, (size, _) in content["files"].items())
+            whole &= isinstance(content["facts"], dict) and isinstance(content["fingerprint"], dict)
             if not whole or _state(marker.stat()) != _state(os.fstat(held.fileno())):
                 return None
             found = Derived(folder, what, content, held, states)
-            if not isinstance(found.facts, dict) or not isinstance(found.fingerprint, dict):
-                return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         stack.pop_all()
     return found
-
-
-def _is_whole(found: Derived) -> bool:
-    """Whether all checksums hold; false also if it vanishes meanwhile."""
-    try:
-        return found.is_whole()
-    except (OSError, DataError):
-        return False
-
-
-def _require_own_folder(path: Path, what: str) -> None:
-    """A folder that is worked in must be one, not a link to somewhere else."""
-    if path.is_symlink() or not path.is_dir():
-        raise DataError(f"{what}: {path} is not a folder of UTNet. It was left as it is. Move it away.")
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder, never what a link points to; what cannot be removed stays."""
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def _plain(fingerprint: Fingerprint) -> dict[str, Any]:
@@ -452,8 +406,3 @@ def _content_crc32(content: Mapping[str, Any]) -> int:
 
 def _state(status: os.stat_result) -> FileState:
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _read_header_2_0(file: BinaryIO) -> tuple[Any, Any, Any]:
-    header: tuple[Any, Any, Any] = np.lib.format.read_array_header_2_0(file)
-    return header

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import DataError
-from src.runtime.files.unfinished import Descriptor, claimed, remove_leftovers, temporary_name, unfinished
+from src.runtime.files.unfinished import Descriptor, temporary_name, unfinished
 from src.runtime.log import get_logger
 from src.runtime.ranks.launch import rank_from_environment
 
@@ -77,14 +77,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         a binary file open for writing.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished(path) as temporary:
-        with claimed(temporary, lambda: temporary.open("xb")) as file:
-            remove_leftovers(temporary)
-            yield file
-            file.flush()
-            sync_file(file)
-            temporary.replace(path)  # while it is claimed: from here on it has no name that anybody removes
+    with unfinished(path, lambda temporary: temporary.open("xb")) as (temporary, file):
+        yield file
+        file.flush()
+        sync_file(file)
+        temporary.replace(path)  # while it is claimed: from here on it has no name that anybody removes
         sync_folder(path.parent)
 
 
@@ -99,17 +96,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         the temporary folder.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished(path) as temporary:
 
-        def make() -> Descriptor:
-            temporary.mkdir()
-            return Descriptor(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY))
+    def make(temporary: Path) -> Descriptor:
+        temporary.mkdir()
+        return Descriptor(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY))
 
-        with claimed(temporary, make):
-            remove_leftovers(temporary)
-            yield temporary
-            temporary.replace(path)
+    with unfinished(path, make) as (temporary, _):
+        yield temporary
+        temporary.replace(path)
         sync_folder(path.parent)
 
 
@@ -202,14 +196,17 @@ def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> d
         raise DataError(f"{path} is torn, or no .npz of arrays: {error}") from error
 
 
+def read_array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it is in Fortran's order, and type of what `np.save` wrote; ValueError: it did not."""
+    forms = np.lib.format
+    first = forms.read_magic(file) == (1, 0)
+    return forms.read_array_header_1_0(file) if first else forms.read_array_header_2_0(file)
+
+
 def _require_array(archive: zipfile.ZipFile, name: str, size: int) -> None:
     """ValueError: a record's head claims another number of bytes than the record has."""
     with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read(file)
+        shape, _, dtype = read_array_header(file)
         if dtype.hasobject or file.tell() + math.prod(shape) * dtype.itemsize != size:
             raise ValueError(f"{name} says that it holds {dtype} in the shape {shape}")
 

@@ -65,12 +65,20 @@ def machine() -> str:
 
 
 @contextlib.contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
-    """A place beside `path` for what is to become it; whatever is still there in the end is removed."""
+def unfinished(path: Path, make: Callable[[Path], _Opened]) -> Iterator[tuple[Path, _Opened]]:
+    """A place beside `path` for what is to become it; whatever is still there in the end is removed.
+
+    Args:
+        path: its folder is made, and cleared of what killed writers left in it.
+        make: makes what is written, a file or folder, at a temporary place, and opens it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path))
     _here.add(temporary)
     try:
-        yield temporary
+        with _claimed(temporary, make) as opened:
+            _remove_leftovers(temporary)
+            yield temporary, opened
     finally:
         _discard(temporary)
         _here.discard(temporary)
@@ -84,10 +92,10 @@ def remove_unfinished() -> None:
 
 
 @contextlib.contextmanager
-def claimed(temporary: Path, make: Callable[[], _Opened]) -> Iterator[_Opened]:
+def _claimed(temporary: Path, make: Callable[[Path], _Opened]) -> Iterator[_Opened]:
     """Make and open what is written, and hold its lock: who finds it locked knows that its writer lives."""
     for _ in range(_CLAIMS):
-        with make() as opened:
+        with make(temporary) as opened:
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # taken for a leftover before it was locked
@@ -102,7 +110,7 @@ def claimed(temporary: Path, make: Callable[[], _Opened]) -> Iterator[_Opened]:
     raise OSError(errno.EAGAIN, "somebody removes what is written", os.fspath(temporary))
 
 
-def remove_leftovers(own: Path) -> None:
+def _remove_leftovers(own: Path) -> None:
     """Remove what killed writers left beside `own`.
 
     A lock that can be had proves on the writer's own machine that it is dead. On another one locks may not be
