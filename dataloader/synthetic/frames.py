@@ -48,7 +48,7 @@ def place_in_camera(points_m: Array, wrist_rest_m: Array, motion: Motion, camera
     return (points_m - wrist_rest_m) @ np.swapaxes(turn, 1, 2) + camera.to_camera(motion.wrist_m)[:, None]
 
 
-def annotations(
+def annotate(
     motion: Motion,
     camera: Camera,
     serials: list[str],

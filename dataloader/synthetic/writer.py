@@ -31,7 +31,7 @@ from dataloader.synthetic.frames import (
     RGB_SUFFIX,
     Split,
     Version,
-    annotations,
+    annotate,
     place_in_camera,
     write_depth,
     write_rgb,
@@ -274,7 +274,7 @@ def _do_motion(root: Path, parameters: Parameters, rig: Rig, job: _Job) -> list[
         for kind in ("rgb", "depth", "meta"):
             (folder / kind).mkdir(parents=True)
         joints_cam = place_in_camera(joints, wrist_rest, motion, camera)
-        metas = annotations(motion, camera, serials, joints_cam, wrist_rest, job.split)
+        metas = annotate(motion, camera, serials, joints_cam, wrist_rest, job.split)
         for frame, meta in zip(frame_ids, metas, strict=True):
             (folder / "meta" / f"{frame:04d}.pkl").write_bytes(safe_pickle.dumps(meta))
         vertices_cam = place_in_camera(vertices, wrist_rest, motion, camera)

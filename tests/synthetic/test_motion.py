@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from dataloader.synthetic.common import LONG_FINGERS, Array
-from dataloader.synthetic.frames import annotations, place_in_camera
+from dataloader.synthetic.frames import annotate, place_in_camera
 from dataloader.synthetic.motion.motion import Motion, make_motion
 from dataloader.synthetic.motion.objects import KINDS, HeldObject
 from dataloader.synthetic.motion.pose import (
@@ -190,7 +190,7 @@ def test_evaluation_boxes_hold_the_hand_up_to_the_border(
     k = camera.intrinsics_px.copy()
     k[:2, 2] += place - pixels_of(joints, camera).mean((0, 1))
     camera = dataclasses.replace(camera, intrinsics_px=k)
-    metas = annotations(motion, camera, ["a"], joints, rest, "evaluation")
+    metas = annotate(motion, camera, ["a"], joints, rest, "evaluation")
     box: NDArray[np.int64] = np.array([content["handBoundingBox"] for content in metas])[:, None]
     pixels = pixels_of(joints, camera)
     inside = ((pixels >= 0) & (pixels <= [WIDTH, HEIGHT])).all(-1)
@@ -205,7 +205,7 @@ def test_the_objects_labels_put_it_where_it_is_drawn(rig: Rig, motions: list[Mot
     """HO3D's objRot and objTrans are OpenGL's as the hand is: in other axes, hand and object stand apart."""
     for motion in motions[:6]:
         camera = cameras_around(0, motion.number, 3, motion.target_m)[1]
-        content = annotations(motion, camera, ["a"], *placed(rig, motion, camera), "train")[4]
+        content = annotate(motion, camera, ["a"], *placed(rig, motion, camera), "train")[4]
         world = motion.held.corners_m @ motion.object_rotation[4].T + motion.object_m[4]
         found = content["objCorners3D"] * [1.0, -1.0, -1.0]
         np.testing.assert_allclose(found, camera.to_camera(world), atol=1e-9)

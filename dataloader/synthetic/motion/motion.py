@@ -197,7 +197,8 @@ def _turn(centres: Array, rotations: Array, times: Array) -> Array:
     if count == 1:
         return np.repeat(rotations, len(times), axis=0)
     order = _blend(centres, np.arange(count, dtype=np.float64)[:, None], times)[:, 0]
-    return Slerp(np.arange(count), Rotation.from_matrix(rotations))(order.clip(0, count - 1)).as_matrix()
+    path = Slerp(np.arange(count), Rotation.from_matrix(rotations))
+    return np.asarray(path(order.clip(0, count - 1)).as_matrix())
 
 
 def _on_the_table(rng: np.random.Generator, held: HeldObject, frames: int) -> tuple[Array, Array]:
