@@ -55,6 +55,13 @@ _REPLACED = {
         "is replaced by dataset.max_unusable (a count, or a share such as 0.1%), which counts every frame "
         "that cannot be used, not unreadable annotations alone",
     ),
+    "model.stem": _Replaced(
+        None, "is gone: the preset decides (strided convolutions in tiny, a patch projection in the others)"
+    ),
+    "model.upsampling": _Replaced(None, "is gone: feature maps are upsampled by convolutions"),
+    "model.joints": _Replaced(None, "is gone: the joints are those of the hand model"),
+    "model.depth_residual": _Replaced(None, "is gone: the refinement always sees the depth residual"),
+    "model.compile": _Replaced(None, "is gone: compiled, a step took longer"),
 }
 
 
