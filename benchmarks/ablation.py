@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from dataloader.batches.collate import collate
 
 from benchmarks.common import Row, interleaved, report
-from dataloader.batches.collate import collate
 from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
 from dataloader.crop.prepare import prepare
@@ -44,9 +44,6 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no depth": ("dataset.p_drop_depth=1",),
     "no modality sampling": ("dataset.p_drop_depth=0",),
     "no refinement": ("model.refine_iterations=0",),
-    "refinement without depth residual": ("model.depth_residual=false",),
-    "patch embedding instead of the stem": ("model.stem=patch",),
-    "direct joints instead of the hand model": ("model.joints=direct",),
     "AdamW instead of Muon, rate 8e-4": ("optimizer.name=adamw", "optimizer.lr=8e-4"),
     "no canonical joints in the loss": ("loss.joints_canonical=0",),
     "no heat maps in the loss": ("loss.heatmap=0",),

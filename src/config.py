@@ -111,37 +111,17 @@ class ModelConfig:
     """The network."""
 
     preset: Literal["tiny", "small", "base", "large", "huge"] = "base"
-    """Width and depth of the backbone; see src/models/vit.py."""
+    """Width and depth of the backbone, and how it reads the picture; see src/models/vit.py."""
     image_size: tuple[int, int] = _number((256, 192), ge=32, le=1024)
     """(H, W) of the crop in pixels, multiples of 16."""
-    stem: Literal["auto", "conv", "patch"] = "auto"
-    """Tokens from strided convolutions or from one patch projection.
-
-    Auto: conv for tiny, patch for the others.
-    """
     drop_path: float = _number(0.0, ge=0.0, lt=1.0)
     """Drop probability of the last block's residual branches, rising linearly from 0 at the first."""
     activation_checkpointing: bool = False
     """Recompute the backbone's activations in the backward pass: less memory, about a third more time."""
-    upsampling: Literal["conv", "window"] = "conv"
-    """How token features are upsampled.
-
-    Bilinear and convolutions, or window attention guided by the picture.
-    """
-    joints: Literal["hand", "direct"] = "hand"
-    """Whose joints are the answer.
-
-    Hand: the hand model's. Direct: the voted ones, without refinement; vertices and parameters stay the
-    hand model's, so mesh and joints need not agree.
-    """
     refine_iterations: int = _number(1, ge=0, le=4)
     """Passes of the mesh refinement, with shared weights; 0 leaves it out."""
-    depth_residual: bool = True
-    """The refinement sees measured minus predicted depth under each vertex."""
     pretrained: Path | None = None
     """Backbone weights (torchvision ViT, timm ViT, ViTPose or UTNet), a local file; null: from scratch."""
-    compile: bool = False
-    """Compile the backbone with torch.compile."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ Units: metres, pixels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Self, TypeVar
 
@@ -264,23 +264,10 @@ class Prediction:
     """(B, J, h, w) votes over the crop before the softmax; cells divide the crop evenly."""
 
 
-def spread(prediction: Prediction) -> tuple[Tensor, ...]:
-    """All tensors of a prediction, in the order of its fields; `gathered` is the way back."""
-    tensors: list[Tensor] = []
-    for field in dataclasses.fields(prediction):
-        value = getattr(prediction, field.name)
-        if isinstance(value, HandEstimate):
-            tensors += [getattr(value, inner.name) for inner in dataclasses.fields(value)]
-        else:
-            tensors.append(value)
-    return tuple(tensors)
-
-
-def gathered(tensors: Sequence[Tensor]) -> Prediction:
-    """The prediction that `spread` made these tensors of."""
-    count = len(dataclasses.fields(HandEstimate))
-    hand, coarse = tensors[:count], tensors[count : 2 * count]
-    return Prediction(HandEstimate(*hand), HandEstimate(*coarse), *tensors[2 * count :])
+# DDP and torch.export look into registered dataclasses alone. In another one DDP finds no tensor, and leaves
+# every rank with gradients of its own, without a word.
+torch.export.register_dataclass(HandEstimate)
+torch.export.register_dataclass(Prediction)
 
 
 @dataclass(frozen=True)

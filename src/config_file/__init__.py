@@ -47,6 +47,8 @@ class _Replaced:
     """The key that takes its value in a checkpoint's configuration; None: the value means nothing now."""
     sentence: str
     """For who still writes it."""
+    kept: tuple[Any, ...] | None = None
+    """Values in a checkpoint under which the program still computes the same; None: whatever it is."""
 
 
 _REPLACED = {
@@ -59,6 +61,15 @@ _REPLACED = {
         None, "is gone: with turned scenes a run scored to a hundredth of a millimetre what it did without"
     ),
     "augmentation.view_from_epoch": _Replaced(None, "is gone, with augmentation.view_deg"),
+    "model.stem": _Replaced(
+        None, "is gone: the preset decides (strided convolutions in tiny, a patch projection in the others)"
+    ),
+    "model.upsampling": _Replaced(None, "is gone: feature maps are upsampled by convolutions", ("conv",)),
+    "model.joints": _Replaced(None, "is gone: the joints are those of the hand model", ("hand",)),
+    "model.depth_residual": _Replaced(
+        None, "is gone: the refinement always sees the depth residual", (True,)
+    ),
+    "model.compile": _Replaced(None, "is gone: compiled, a step took longer"),
 }
 
 
@@ -130,9 +141,11 @@ def config_from_dict(tree: Mapping[str, Any], origin: str, overrides: Sequence[s
     for key in WRITTEN_TO:
         leaves.pop(key, None)
     for key in _REPLACED.keys() & leaves.keys():
-        leaf, by = leaves.pop(key), _REPLACED[key].by
-        if by is not None:
-            leaves.setdefault(by, leaf)
+        leaf, replaced = leaves.pop(key), _REPLACED[key]
+        if replaced.by is not None:
+            leaves.setdefault(replaced.by, leaf)
+        elif replaced.kept is not None and leaf.value not in replaced.kept:
+            faults.add(leaf.origin, key, f"{replaced.sentence}; here it was {_shown(leaf.value)}")
     _override(leaves, overrides, faults)
     return _checked(leaves, faults)
 

@@ -1,4 +1,4 @@
-"""Pinhole projection and plane homographies.
+"""Pinhole projection and its inverse.
 
 Camera frame: x right, y down, z forward, metres. Pixels: x right, y down, the centre of the first pixel is
 (0, 0). Intrinsics K = [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in pixels. Any leading axes, broadcast.
@@ -52,26 +52,6 @@ def unproject(points_px: Tensor, depth_m: Tensor, intrinsics_px: Tensor) -> Tens
     y = (points_px[..., 1] - k[..., 1, 2, None]) / k[..., 1, 1, None]
     x = (points_px[..., 0] - k[..., 0, 2, None] - k[..., 0, 1, None] * y) / k[..., 0, 0, None]
     return torch.stack([x, y, torch.ones_like(x)], -1) * depth_m[..., None]
-
-
-def apply_homography(homography: Tensor, points_px: Tensor) -> Tensor:
-    """Map pixels by a homography.
-
-    Args:
-        homography: (..., 3, 3) `a_from_b`.
-        points_px: (..., N, 2) pixels of `b`.
-
-    Returns:
-        (..., N, 2) pixels of `a`.
-
-    Raises:
-        ShapeError: last axes are not 2 or (3, 3).
-    """
-    _need(points_px, (2,), "points_px")
-    _need(homography, (3, 3), "homography")
-    homogeneous = torch.cat([points_px, torch.ones_like(points_px[..., :1])], -1)
-    mapped = homogeneous @ homography.transpose(-1, -2)
-    return mapped[..., :2] / mapped[..., 2:]
 
 
 def _need(tensor: Tensor, tail: tuple[int, ...], what: str) -> None:

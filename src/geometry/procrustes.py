@@ -48,9 +48,7 @@ class Similarity:
 
 
 @torch.no_grad()
-def fit_similarity(
-    source: Tensor, target: Tensor, *, reflection: bool = False, with_scale: bool = True
-) -> Similarity:
+def fit_similarity(source: Tensor, target: Tensor, *, reflection: bool = False) -> Similarity:
     """Least-squares similarity that maps each source set onto its target.
 
     Minimises sum_j |s R source[j] + t - target[j]|^2.
@@ -59,7 +57,6 @@ def fit_similarity(
         source: (B, J, 3), any unit and frame.
         target: (B, J, 3), its unit and frame are the result's.
         reflection: allow det R = -1 where it fits better (HO3D's official evaluation does).
-        with_scale: False fixes s = 1.
 
     Returns:
         `Similarity` in float64. A source without extent (all points equal) maps onto the target's centroid:
@@ -85,8 +82,7 @@ def fit_similarity(
     rotation, gain = _best_rotation(cy.transpose(1, 2) @ cx, reflection)
     # Below rounding of the coordinates themselves there is no shape, only noise to be blown up.
     flat = variance <= _FLAT * x.square().sum((1, 2)).clamp_min(1e-300)
-    scale = gain / torch.where(flat, 1.0, variance) if with_scale else torch.ones_like(gain)
-    scale = torch.where(flat, 0.0 if with_scale else 1.0, scale)
+    scale = torch.where(flat, 0.0, gain / torch.where(flat, 1.0, variance))
     rotation = torch.where(flat[:, None, None], torch.eye(3, dtype=x.dtype, device=x.device), rotation)
     translation = (mean_y - scale[:, None, None] * (mean_x @ rotation.transpose(1, 2)))[:, 0]
     nan = torch.full((), torch.nan, dtype=x.dtype, device=x.device)
@@ -99,16 +95,15 @@ def fit_similarity(
 
 
 @torch.no_grad()
-def fit_rotation(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+def fit_rotation(source: Tensor, target: Tensor) -> Tensor:
     """Rotation about the origin that best turns each source set onto its target.
 
-    Minimises sum_j w_j |R source[j] - target[j]|^2 with det R = +1 (Kabsch 1976). No step depends on values:
+    Minimises sum_j |R source[j] - target[j]|^2 with det R = +1 (Kabsch 1976). No step depends on values:
     a GPU's host goes on meanwhile, and the function can be traced and exported.
 
     Args:
         source: (B, J, 3), any unit; not centred here.
         target: (B, J, 3).
-        weights: (B, J) or (J,), not negative; None: all 1.
 
     Returns:
         (B, 3, 3) in the dtype of `source`, computed in float64, without gradient. Where several rotations are
@@ -126,8 +121,6 @@ def fit_rotation(source: Tensor, target: Tensor, weights: Tensor | None = None) 
             f"got {tuple(source.shape)} and {tuple(target.shape)}"
         )
     x, y = source.double(), target.double()
-    if weights is not None:
-        y = y * weights.double()[..., None]
     covariance = y.transpose(1, 2) @ x
     return rotation_from_quaternion(_top_quaternion(covariance)).to(source.dtype)
 

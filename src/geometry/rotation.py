@@ -68,38 +68,6 @@ def rotation_from_aa(aa: Tensor) -> Tensor:
     return eye + sine * cross + cosine * (cross @ cross)
 
 
-def aa_from_rotation(rotation: Tensor) -> Tensor:
-    """Axis-angle of rotation matrices, right up to and at pi; for files and reports, not for gradients.
-
-    Args:
-        rotation: (..., 3, 3).
-
-    Returns:
-        (..., 3), angle in [0, pi]; at pi one of the two equal axes.
-
-    Raises:
-        ShapeError: the last two axes are not (3, 3).
-    """
-    quaternion = quaternion_from_rotation(rotation)
-    # q and -q are one rotation; w >= 0 keeps the angle below pi.
-    quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
-    vector = quaternion[..., 1:]
-    length = vector.norm(dim=-1, keepdim=True)
-    angle = 2 * torch.atan2(length, quaternion[..., :1])
-    tiny = length < 1e-12
-    return vector * torch.where(tiny, torch.full_like(length, 2.0), angle / torch.where(tiny, 1.0, length))
-
-
-def quaternion_from_rotation(rotation: Tensor) -> Tensor:
-    """(..., 3, 3) -> unit quaternions (..., 4) as w, x, y, z, without cancellation at any angle.
-
-    Source: Shepperd 1978: divide by the largest of the four components.
-    """
-    _need(rotation, (3, 3), "rotation matrices")
-    # Row k is 4 q_k times the quaternion; the row with the largest q_k divides safely.
-    return largest_row(quaternion_form(rotation))
-
-
 def rotation_from_quaternion(quaternion: Tensor) -> Tensor:
     """(..., 4) unit quaternions as w, x, y, z -> (..., 3, 3); q and -q are one rotation.
 
@@ -198,12 +166,6 @@ def cross_matrix(vector: Tensor) -> Tensor:
     zero = torch.zeros_like(x)
     rows = [torch.stack([zero, -z, y], -1), torch.stack([z, zero, -x], -1), torch.stack([-y, x, zero], -1)]
     return torch.stack(rows, -2)
-
-
-def geodesic_angle(a: Tensor, b: Tensor) -> Tensor:
-    """(..., 3, 3) twice -> (...) angle between two rotations in radians, in [0, pi]."""
-    angles: Tensor = torch.linalg.vector_norm(aa_from_rotation(a.transpose(-1, -2) @ b), dim=-1)
-    return angles
 
 
 def _need(tensor: Tensor, tail: tuple[int, ...], what: str) -> None:

@@ -59,33 +59,24 @@ class _SymmetricProduct(torch.autograd.Function):
     """A x for a constant symmetric A as `MeshGraph` keeps it; the gradient is A g, gathered likewise."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *graph: Tensor) -> Tensor:
-        """(V, M) and the arguments of `_gathered` -> (V, M)."""
-        ctx.save_for_backward(*graph)
-        return _gathered(x, *graph)
+    def forward(ctx: Any, x: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+        """As `_gathered`."""
+        ctx.save_for_backward(columns, values)
+        return _gathered(x, columns, values)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """Gradient of x alone."""
-        graph = ctx.saved_tensors
-        return _gathered(grads[0].contiguous(), *graph), *(None for _ in graph)
+        return _gathered(grads[0].contiguous(), *ctx.saved_tensors), None, None
 
 
-def _gathered(
-    x: Tensor, columns: Tensor, values: Tensor, more_rows: Tensor, more_columns: Tensor, more_values: Tensor
-) -> Tensor:
-    """The product itself; each row adds its terms in the order of its columns.
-
-    Args:
-        x: (V, M).
-        columns, values: (K, V), (K, V, 1), the first K terms of each row.
-        more_rows, more_columns, more_values: (E,), (E,), (E, 1), the terms of rows that have more.
-    """
-    first, *others = zip(columns.unbind(), values.unbind(), strict=True)
+def _gathered(x: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """The product itself, (V, M), with the k-th term of each row in (K, V) columns and (K, V, 1) values."""
+    first, *others = zip(columns, values, strict=True)
     total = x.index_select(0, first[0]).mul_(first[1])
     for index, value in others:
         total.add_(x.index_select(0, index).mul_(value))
-    return total.index_add_(0, more_rows, x.index_select(0, more_columns).mul_(more_values))
+    return total
 
 
 class MeshGraph(nn.Module):
@@ -94,37 +85,26 @@ class MeshGraph(nn.Module):
     matrix: Tensor
     columns: Tensor
     values: Tensor
-    more_rows: Tensor
-    more_columns: Tensor
-    more_values: Tensor
 
     def __init__(self, faces: Tensor, num_vertices: int) -> None:
         super().__init__()
         matrix = normalised_adjacency(faces, num_vertices)
-        empty = matrix == 0
-        most = int((~empty).sum(dim=1).median())  # 7 of the 778 vertices' 4 to 11
-        columns = empty.to(torch.int8).argsort(dim=1, stable=True)
+        linked = matrix != 0
+        most = int(linked.sum(dim=1).max())
+        columns = linked.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
         values = matrix.gather(1, columns)
         # A row with fewer adds 0 times itself: what is not finite reaches its neighbours alone.
         columns = torch.where(values == 0, torch.arange(num_vertices)[:, None], columns)
-        rows, places = values[:, most:].nonzero(as_tuple=True)
-        self._keep("matrix", matrix)
-        self._keep("columns", columns[:, :most].T)
-        self._keep("values", values[:, :most].T[..., None])
-        self._keep("more_rows", rows)
-        self._keep("more_columns", columns[rows, most + places])
-        self._keep("more_values", values[rows, most + places, None])
-
-    def _keep(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name, value.contiguous(), persistent=False)
+        self.register_buffer("matrix", matrix, persistent=False)
+        self.register_buffer("columns", columns.T.contiguous(), persistent=False)
+        self.register_buffer("values", values.T[..., None].contiguous(), persistent=False)
 
     def forward(self, nodes: Tensor) -> Tensor:
         """(V, B, C) -> (V, B, C), each node the weighted mean of itself and its neighbours."""
         x = nodes.flatten(1)
         result: Tensor
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            more = (self.more_rows, self.more_columns, self.more_values)
-            result = _SymmetricProduct.apply(x, self.columns, self.values, *more)
+            result = _SymmetricProduct.apply(x, self.columns, self.values)
         else:
             result = self.matrix @ x
         return result.view_as(nodes)
@@ -153,7 +133,6 @@ class MeshRefiner(nn.Module):
         summary: R, features of the whole crop.
         width: C.
         layers: graph convolutions.
-        depth_residual: see measured minus predicted depth.
     """
 
     to_mano: Tensor
@@ -167,7 +146,6 @@ class MeshRefiner(nn.Module):
         summary: int,
         width: int,
         layers: int,
-        depth_residual: bool,
     ) -> None:
         super().__init__()
         skin = mano.lbs_weights.detach().float()
@@ -180,7 +158,7 @@ class MeshRefiner(nn.Module):
         self.seen = list(seen)
         self.early = [count <= self.num_vertices + NUM_JOINTS for count in elements]
         self.enter = nn.Linear(sum(seen) + 6, width)
-        self.enter_depth = nn.Linear(2, width, bias=False) if depth_residual else None
+        self.enter_depth = nn.Linear(2, width, bias=False)
         self.enter_summary = nn.Linear(summary, width)
         self.vertex_identity = nn.Linear(_ROTATIONS, width, bias=False)
         self.joint_identity = nn.Parameter(torch.randn(_ROTATIONS, width) * 0.5)
@@ -192,8 +170,7 @@ class MeshRefiner(nn.Module):
         self.joint_rotation = SmallLinear(width, 6, start=0.0)
         self.whole_out = SmallLinear(2 * width, _ROTATIONS * 6 + NUM_BETAS + 3, start=0.0)
         self.register_buffer("identity", torch.tensor([1.0, 0, 0, 0, 1, 0]), persistent=False)
-        if self.enter_depth is not None:
-            nn.init.zeros_(self.enter_depth.weight)
+        nn.init.zeros_(self.enter_depth.weight)
 
     def project(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The layer `enter` on those maps that have no more elements than the hand has points.
@@ -241,9 +218,7 @@ class MeshRefiner(nn.Module):
         b, v = summary.shape[0], self.num_vertices
         place = torch.cat([estimate.vertices_root_m, estimate.joints_root_m], dim=1).detach() / JOINT_STEP_M
         points = self._enter(sampled.features, torch.cat([sampled.place, place], dim=-1))
-        points = points + self.enter_summary(summary)[:, None]
-        if self.enter_depth is not None:
-            points = points + self.enter_depth(sampled.depth)
+        points = points + self.enter_summary(summary)[:, None] + self.enter_depth(sampled.depth)
         nodes = (points[:, :v] + self.vertex_identity(self.skin)).transpose(0, 1).contiguous()
         for layer in self.layers:
             nodes = layer(nodes, self.graph)

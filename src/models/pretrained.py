@@ -120,7 +120,7 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
         raise AssetError(
             f"pretrained weights {path}: only {len(loaded)} of {len(wanted)} tensors of the backbone "
             f"found, want {MIN_LOADED:.0%} and all of {', '.join(eyes or _EYES)} ({report}). Check "
-            "model.preset and model.stem against the file"
+            "model.preset against the file; that of tiny is none of a ViT"
         )
     strange = [name for name in report.unexpected if _FEATURE_KEYS.match(name)]
     if strange:
@@ -195,7 +195,7 @@ def _require_shapes(found: dict[str, Tensor], wanted: dict[str, Tensor], path: P
         )
         raise AssetError(
             f"pretrained weights {path}: {first} is {got}, want {want}{others}. Give a plain ViT with "
-            f"patches of {PATCH} x {PATCH} pixels and the width of model.preset, and model.stem=patch"
+            f"patches of {PATCH} x {PATCH} pixels and the width of model.preset"
         )
 
 

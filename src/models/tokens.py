@@ -159,7 +159,7 @@ class TokenEmbedding(nn.Module):
     """
 
     def __init__(
-        self, image_size: tuple[int, int], width: int, *, conv_channels: tuple[int, int, int] | None
+        self, image_size: tuple[int, int], width: int, conv_channels: tuple[int, int, int] | None
     ) -> None:
         super().__init__()
         self.image_size = image_size

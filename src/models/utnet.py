@@ -11,8 +11,6 @@ Legend: B batch, N image tokens, Q queries, D channels.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -47,12 +45,10 @@ class UTNet(nn.Module):
     def __init__(self, config: ModelConfig, mano: ManoLayer) -> None:
         super().__init__()
         sizes = PRESETS[config.preset]
-        stem = sizes.stem if config.stem == "auto" else config.stem
-        conv = sizes.stem_channels if stem == "conv" else None
+        conv = sizes.stem_channels
         self.backbone_dtype = torch.float32
-        self.direct = config.joints == "direct"
-        self.refine_iterations = 0 if self.direct else config.refine_iterations
-        self.embed = TokenEmbedding(config.image_size, sizes.width, conv_channels=conv)
+        self.refine_iterations = config.refine_iterations
+        self.embed = TokenEmbedding(config.image_size, sizes.width, conv)
         self.vit = ViT(
             sizes.width,
             sizes.depth,
@@ -71,8 +67,8 @@ class UTNet(nn.Module):
             rest_joints_m=rest.mean,
         )
         self.coarse = CoarseHead(sizes.width, sizes.readout_width, rest)
-        skips = None if conv is None else (conv[1], conv[0])
-        self.pyramid = FeaturePyramid(grid, sizes.width, sizes.map_channels, skips, config.upsampling)
+        skips = (0, 0) if conv is None else (conv[1], conv[0])
+        self.pyramid = FeaturePyramid(grid, sizes.width, sizes.map_channels, skips)
         self.refiner: MeshRefiner | None = None
         # Parameters that take no part in a step are an error under DDP.
         if self.refine_iterations:
@@ -83,7 +79,6 @@ class UTNet(nn.Module):
                 summary=sizes.readout_width,
                 width=sizes.graph_width,
                 layers=sizes.graph_layers,
-                depth_residual=config.depth_residual,
             )
         self.decoder = HandDecoder(mano, config.image_size)
 
@@ -105,7 +100,7 @@ class UTNet(nn.Module):
             tokens = self.embed(batch)
             features = self.vit(torch.cat([tokens.queries, tokens.image], dim=1))
             queries, image = features.tensor_split([tokens.queries.shape[1]], dim=1)
-            maps = self.pyramid(image, tokens.skips, batch.rgb)
+            maps = self.pyramid(image, tokens.skips)
         with torch.autocast(device, enabled=False):
             maps = tuple(level.float() for level in maps)
             return self._hands(image.float(), queries.float(), maps, batch)
@@ -117,8 +112,6 @@ class UTNet(nn.Module):
         readout = self.readout(image, maps[-1], batch)
         state = self.coarse(readout, queries[:, -_HEAD_QUERIES:])
         coarse = hand = self.decoder(state, batch.intrinsics_crop_px, batch.z_ref_m)
-        if self.direct:
-            coarse = hand = replace(hand, joints_root_m=readout.joints_root_m)
         seen = () if self.refiner is None else self.refiner.project(maps)
         for _ in range(self.refine_iterations):
             points = torch.cat([hand.vertices_cam_m, hand.joints_cam_m], dim=1)
@@ -132,7 +125,3 @@ class UTNet(nn.Module):
             vote_joints_unit=readout.joints_unit,
             vote_logits=readout.logits,
         )
-
-    def compile_backbone(self) -> None:
-        """Compile the ViT in place; parameter names stay as they are, so checkpoints do too."""
-        self.vit.compile()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +37,11 @@ class Preset:
     """Transformer blocks."""
     heads: int
     """Attention heads."""
-    stem: Literal["conv", "patch"]
-    """What `ModelConfig.stem = auto` means."""
-    stem_channels: tuple[int, int, int]
-    """Channels of the picture in the convolutional stem at strides 4, 8 and 16; depth has half of them."""
+    stem_channels: tuple[int, int, int] | None
+    """Channels of the picture in a convolutional stem at strides 4, 8 and 16, half of them for depth.
+
+    None: one projection per patch, as pretrained ViTs have it.
+    """
     map_channels: tuple[int, int, int]
     """Channels of the feature maps at strides 16, 8 and 4 that vertices sample."""
     readout_width: int
@@ -53,11 +53,11 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset(192, 3, 3, "conv", (32, 64, 128), (64, 48, 32), 224, 32, 3),
-    "small": Preset(384, 12, 6, "patch", (48, 96, 192), (128, 96, 64), 512, 96, 4),
-    "base": Preset(768, 12, 12, "patch", (64, 128, 256), (192, 128, 64), 768, 128, 4),
-    "large": Preset(1024, 24, 16, "patch", (64, 128, 256), (256, 128, 64), 1024, 128, 4),
-    "huge": Preset(1280, 32, 16, "patch", (64, 128, 256), (256, 128, 64), 1024, 128, 4),
+    "tiny": Preset(192, 3, 3, (32, 64, 128), (64, 48, 32), 224, 32, 3),
+    "small": Preset(384, 12, 6, None, (128, 96, 64), 512, 96, 4),
+    "base": Preset(768, 12, 12, None, (192, 128, 64), 768, 128, 4),
+    "large": Preset(1024, 24, 16, None, (256, 128, 64), 1024, 128, 4),
+    "huge": Preset(1280, 32, 16, None, (256, 128, 64), 1024, 128, 4),
 }
 """tiny is for 128 px and two cores (< 3 M parameters in all), huge the first version's size at 256 x 192."""
 
@@ -101,8 +101,8 @@ class Block(nn.Module):
     """Pre-norm transformer block.
 
     While training, each residual branch is left out for whole samples with probability `drop_path`, and
-    scaled up where it is not (stochastic depth, Huang et al. 2016). Unless compiled, it is computed for the
-    other samples alone, as DINOv2 does: at the 0.3 of `huge` that is a seventh less arithmetic.
+    scaled up where it is not (stochastic depth, Huang et al. 2016). It is computed for the other samples
+    alone, as DINOv2 does: at the 0.3 of `huge` that is a seventh less arithmetic.
     """
 
     def __init__(self, width: int, heads: int, drop_path: float) -> None:
@@ -123,9 +123,6 @@ class Block(nn.Module):
         if not self.training or self.drop_path == 0.0:
             return x + branch(norm(x))
         keep = 1.0 - self.drop_path
-        if torch.compiler.is_compiling():  # compiled code wants one shape, however many samples are kept
-            shown = torch.rand(len(x), 1, 1, device=x.device) < keep
-            return x + branch(norm(x)) * (shown.to(x.dtype) / keep)
         rows, weight = _drawn(len(x), keep)
         if len(rows) == len(x):
             return x + branch(norm(x)) * weight

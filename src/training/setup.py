@@ -42,8 +42,6 @@ def build_model(
         found = context.together("loading pretrained weights", lambda: load_backbone(model, pretrained))
         _log.info(f"Pretrained backbone {pretrained}: {found}")
     model.backbone_dtype = backbone_dtype(config, context.device)
-    if config.model.compile:
-        model.compile_backbone()
     return hand, model, HandLoss(config.loss, hand)
 
 

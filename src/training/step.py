@@ -28,7 +28,7 @@ from src.config import RunConfig
 from src.errors import TrainingError
 from src.losses.loss import HandLoss
 from src.runtime.ranks.distributed import DistContext
-from src.schema import HandBatch, LossTerms, Prediction, gathered, spread
+from src.schema import HandBatch, LossTerms, Prediction
 from src.training.muon import Share
 from src.training.optim import Ema, Optimizer, learning_rate, peak_rate
 
@@ -100,29 +100,13 @@ class StepReport:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-class _Spread(nn.Module):
-    """The network with its prediction as a plain tuple of tensors.
-
-    With static_graph, DDP starts the first exchange of gradients from the tensors that it finds in the
-    output. It does not look into dataclasses, finds none, and leaves every rank with gradients of its own,
-    without a word.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: HandBatch) -> tuple[Tensor, ...]:
-        """See `spread`."""
-        return spread(self.model(batch))
-
-
 def wrap_for_ranks(model: nn.Module, context: DistContext, accumulation: int) -> nn.Module:
     """The model in DistributedDataParallel, or itself with one rank.
 
     Buffers are constants here and are not broadcast in forward passes, and every parameter takes part in
-    every step in the same way (find_unused_parameters=False, static_graph=True). Where a step accumulates
-    gradients the graph is not declared static: torch fails in a backward pass without exchange.
+    every step in the same way (find_unused_parameters=False, static_graph=True): DDP starts the exchange of
+    gradients from the tensors in the output, which it finds because `Prediction` is registered. Where a step
+    accumulates gradients the graph is not declared static: torch fails in a backward pass without exchange.
     """
     if context.world == 1:
         return model
@@ -132,7 +116,7 @@ def wrap_for_ranks(model: nn.Module, context: DistContext, accumulation: int) ->
         "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
     }
     return DistributedDataParallel(
-        _Spread(model),
+        model,
         device_ids=[context.device.index] if context.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         static_graph=accumulation == 1,
@@ -264,8 +248,7 @@ class TrainStep:
             last = k == len(batches) - 1
             waiting = isinstance(self.wrapped, DistributedDataParallel) and not last
             with self.wrapped.no_sync() if waiting else contextlib.nullcontext():  # type: ignore[operator]
-                output = self.wrapped(batch)
-                prediction = output if isinstance(output, Prediction) else gathered(output)
+                prediction = self.wrapped(batch)
                 terms = self.loss(prediction, batch, trace=self._trace)
                 if on_backward is not None:
                     on_backward(batch, prediction)

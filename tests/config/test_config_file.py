@@ -140,6 +140,29 @@ def test_a_replaced_key_says_what_became_of_it(tmp_path: Path) -> None:
         config_from_dict(tree, "checkpoint", ["dataset.max_unreadable=4"])
 
 
+@pytest.mark.parametrize(
+    ("key", "same", "other"),
+    [
+        ("model.joints", "hand", "direct"),
+        ("model.upsampling", "conv", "window"),
+        ("model.depth_residual", True, False),
+        ("augmentation.view_deg", 25.0, None),
+    ],
+)
+def test_a_checkpoint_may_hold_a_key_that_is_gone(key: str, same: object, other: object) -> None:
+    """Yesterday's weights must still be scored, and never by another network than the one that was trained."""
+    section, name = key.split(".")
+    tree = config_to_dict(RunConfig())
+    tree[section][name] = same
+    assert config_from_dict(tree, "checkpoint") == RunConfig()
+    with pytest.raises(ConfigError, match=rf"{key}: is gone"):
+        load_config(Path("config/demo.yaml"), [f"{key}={same}"])
+    if other is not None:
+        tree[section][name] = other
+        with pytest.raises(ConfigError, match=rf"{key}: is gone.*here it was"):
+            config_from_dict(tree, "checkpoint")
+
+
 def test_order_of_sources(tmp_path: Path) -> None:
     """Defaults < the base's base < base < file < command line; a base is sought beside who names it."""
     (tmp_path / "site").mkdir()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
@@ -14,7 +15,7 @@ from dataloader.crop.prepare import prepare
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.synthetic.scene.depth_sensor import noise_sigma_m
 from src.config import AugmentationConfig, DatasetConfig, ManoConfig, ModelConfig, RunConfig
-from src.geometry.camera import apply_homography, project
+from src.geometry.camera import project
 from src.hand.mano import ManoLayer
 from src.render.rasterizer import rasterize
 from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, HandBatch
@@ -71,7 +72,7 @@ def check(dataset: HO3DDataset, hand: ManoLayer, count: int) -> None:
         index, epoch = n % len(dataset), n // len(dataset)
         sample = prepare(dataset.batch([SampleKey(index, epoch)]))
         in_picture = project(joints_img[index : index + 1], sample.intrinsics_img_px)
-        moved = apply_homography(sample.crop_from_img, in_picture)
+        moved = project(F.pad(in_picture, (0, 1), value=1.0), sample.crop_from_img)
         assert (moved - project(sample.joints_cam_m, sample.intrinsics_crop_px)).norm(dim=-1).max() < 0.5
         assert (moved - sample.joints_crop_px).norm(dim=-1).max() < 0.5
         with torch.no_grad():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import ShapeError
-from src.geometry.camera import apply_homography, project, unproject
+from src.geometry.camera import project, unproject
 
 K = torch.tensor([[600.0, 2.0, 320.0], [0.0, 610.0, 240.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
 
@@ -29,13 +29,6 @@ def test_unproject_undoes_project(seed: int) -> None:
     points = torch.randn(3, 5, 3, generator=generator, dtype=torch.float64) * 0.2 + torch.tensor([0, 0, 0.8])
     pixels = project(points, K.expand(3, 3, 3))
     assert (unproject(pixels, points[..., 2], K.expand(3, 3, 3)) - points).abs().max() < 1e-12
-    turn, _ = torch.linalg.qr(
-        torch.eye(3, dtype=torch.float64) + 0.1 * torch.randn(3, 3, 3, generator=generator).double()
-    )
-    turn = turn * torch.sign(torch.diagonal(turn, dim1=-2, dim2=-1))[:, None, :]
-    homography = K @ turn @ torch.linalg.inv(K)
-    turned = points @ turn.transpose(-1, -2)
-    assert (apply_homography(homography, pixels) - project(turned, K.expand(3, 3, 3))).abs().max() < 1e-6
 
 
 def test_wrong_shapes_are_named() -> None:
@@ -46,5 +39,3 @@ def test_wrong_shapes_are_named() -> None:
         project(torch.zeros(4, 3), torch.zeros(3, 4))
     with pytest.raises(ShapeError, match="points_px"):
         unproject(torch.zeros(4, 3), torch.zeros(4), K)
-    with pytest.raises(ShapeError, match="homography"):
-        apply_homography(torch.zeros(2, 3), torch.zeros(4, 2))

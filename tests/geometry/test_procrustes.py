@@ -111,18 +111,6 @@ def test_the_best_rotation_of_mirrored_sets_is_found() -> None:
         )
 
 
-def test_rotation_about_the_origin_with_weights() -> None:
-    """A joint of weight 0 does not pull the wrist's rotation."""
-    x = sets()
-    rotation = torch.from_numpy(Rotation.random(len(x), rng=np.random.default_rng(0)).as_matrix())
-    y = x @ rotation.transpose(1, 2)
-    y[:, 0] += 1.0
-    weights = torch.ones(21, dtype=torch.float64)
-    weights[0] = 0
-    assert (fit_rotation(x, y, weights) - rotation).abs().max() < 1e-12
-    assert (fit_rotation(x, y) - rotation).abs().max() > 1e-3
-
-
 def covariances(spreads: tuple[float, float, float], count: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
     """Matrices with these singular values (the last with the sign of the determinant), and the best turns."""
     rng = np.random.default_rng(7)
@@ -200,18 +188,17 @@ def test_where_turns_are_equally_good_it_is_one_of_them(spreads: tuple[float, fl
 def test_any_size_and_shape_fits_as_scipy_says(
     seed: int, joints: int, flat: tuple[float, ...], exponent: int
 ) -> None:
-    """Weighted points of any unit, planar or few: the same turn as scipy's, and no size overflows."""
+    """Points of any unit, planar or few: the same turn as scipy's, and no size overflows."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(joints, 3)) * flat
     y = x @ Rotation.random(rng=rng).as_matrix().T + 0.1 * rng.normal(size=x.shape)
-    weights = rng.uniform(0.1, 1.0, joints)
-    want = Rotation.align_vectors(y, x, weights=weights)[0].as_matrix()
-    covariance = (y * weights[:, None]).T @ x
+    want = Rotation.align_vectors(y, x)[0].as_matrix()
+    covariance = y.T @ x
     first, second, third = np.linalg.svd(covariance)[1]
     gap = (second + np.sign(np.linalg.det(covariance)) * third) / first
     size = 10.0**exponent
     sets = [torch.from_numpy(points[None] * size) for points in (x, y)]
-    turn = fit_rotation(*sets, torch.from_numpy(weights))
+    turn = fit_rotation(*sets)
     assert (turn[0] - torch.from_numpy(want)).abs().max() < 1e-13 / gap
 
 

@@ -11,10 +11,8 @@ from scipy.spatial.transform import Rotation
 
 from src.errors import ShapeError
 from src.geometry.rotation import (
-    aa_from_rotation,
-    geodesic_angle,
+    largest_row,
     quaternion_form,
-    quaternion_from_rotation,
     rotation_about_z,
     rotation_between,
     rotation_from_6d,
@@ -37,15 +35,6 @@ def test_axis_angle_agrees_with_scipy_at_every_angle() -> None:
     for angle in ANGLES:
         expected = Rotation.from_rotvec(axis * angle).as_matrix()
         assert np.abs(rotation_from_aa(torch.from_numpy(axis * angle)).numpy() - expected).max() < 1e-12
-
-
-def test_axis_angle_round_trip_near_pi() -> None:
-    """acos loses half its digits near pi and flips the axis; the quaternion way does not."""
-    rotations = torch.cat(
-        [random_rotations(200), rotation_from_aa(torch.tensor([[np.pi, 0, 0], [0, np.pi - 1e-7, 0]]))]
-    )
-    back = rotation_from_aa(aa_from_rotation(rotations))
-    assert (back - rotations).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-5, 1.0, np.pi - 1e-4, np.pi])
@@ -75,7 +64,7 @@ def test_rotation_between_takes_the_shortest_way(seed: int) -> None:
     unit = torch.nn.functional.normalize
     assert (turn @ unit(a, dim=-1)[..., None] - unit(b, dim=-1)[..., None]).abs().max() < 1e-9
     angle = torch.arccos((unit(a, dim=-1) * unit(b, dim=-1)).sum(-1).clamp(-1, 1))
-    assert (geodesic_angle(turn, torch.eye(3, dtype=a.dtype)) - angle).abs().max() < 1e-6
+    assert np.abs(Rotation.from_matrix(turn.numpy()).magnitude() - angle.numpy()).max() < 1e-6
 
 
 def test_rotation_between_opposite_and_empty_directions() -> None:
@@ -104,7 +93,7 @@ def test_quaternions_are_w_x_y_z_and_come_back() -> None:
     rotations = random_rotations(50)
     quaternions = torch.from_numpy(Rotation.from_matrix(rotations.numpy()).as_quat(scalar_first=True))
     assert (rotation_from_quaternion(quaternions) - rotations).abs().max() < 1e-14
-    assert (rotation_from_quaternion(quaternion_from_rotation(rotations)) - rotations).abs().max() < 1e-14
+    assert (rotation_from_quaternion(largest_row(quaternion_form(rotations))) - rotations).abs().max() < 1e-14
     # q^T (I + K) q = 1 + trace(R(q)^T M), of any matrix.
     matrices = torch.randn(50, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     form = torch.einsum("bi,bij,bj->b", quaternions, quaternion_form(matrices), quaternions)

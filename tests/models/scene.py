@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from src.config import ModelConfig
 from src.geometry.camera import project
 from src.geometry.rotation import rotation_from_aa
 from src.hand.mano import ManoLayer
+from src.models.utnet import UTNet
+from src.models.vit import PRESETS
 from src.render.rasterizer import rasterize
 from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, HandBatch
 from tests.hand_file import hand_file
@@ -21,6 +26,20 @@ from tests.hand_file import hand_file
 def hand_model() -> ManoLayer:
     """The stand-in hand."""
     return ManoLayer.from_file(hand_file())
+
+
+def patch_stem() -> Any:
+    """While it lasts, a network of preset tiny reads the picture as the larger presets do."""
+    return mock.patch.dict(PRESETS, tiny=dataclasses.replace(PRESETS["tiny"], stem_channels=None))
+
+
+def build(config: ModelConfig, seed: int = 0, *, patches: bool = False) -> UTNet:
+    """A network with the stand-in hand and the initial weights of `seed`."""
+    torch.manual_seed(seed)
+    if not patches:
+        return UTNet(config, hand_model())
+    with patch_stem():
+        return UTNet(config, hand_model())
 
 
 def make_batch(

@@ -53,23 +53,6 @@ def test_the_wrist_starts_where_it_was_voted() -> None:
     torch.testing.assert_close(hand.root_cam_m[:, 2], batch.z_ref_m)
 
 
-def test_a_step_of_the_wrists_code_is_a_quarter() -> None:
-    """Code 1 is a quarter of the crop's width, of its height, and a factor exp(0.25) in depth."""
-    batch = make_batch(1, 64, 96, seed=1, noise=True)
-    decoder, eye = HandDecoder(hand_model(), (64, 96)), torch.eye(3)
-    for code, pixel, depth in (
-        ([0.0, 0.0, 0.0], (48.0, 32.0), 1.0),
-        ([1.0, 0.0, 0.0], (72.0, 32.0), 1.0),
-        ([0.0, 1.0, 0.0], (48.0, 48.0), 1.0),
-        ([0.0, 0.0, 1.0], (48.0, 32.0), 1.2840254),
-    ):
-        state = HandState(eye[None], eye.expand(1, 15, 3, 3), torch.zeros(1, 10), torch.tensor([code]))
-        root = decoder(state, batch.intrinsics_crop_px, batch.z_ref_m).root_cam_m
-        seen = project(root[:, None], batch.intrinsics_crop_px)[0, 0]
-        assert seen.tolist() == pytest.approx(pixel, abs=1e-3), f"code {code}"
-        assert float(root[0, 2] / batch.z_ref_m[0]) == pytest.approx(depth, rel=1e-5), f"code {code}"
-
-
 def test_each_query_says_its_own_part() -> None:
     """Query j turns rotation j, 16 gives the shape, the last two the wrist: one taken for another learns
     slower and nobody sees why.

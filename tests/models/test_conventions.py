@@ -12,21 +12,19 @@ from torch import nn
 from src.config import ModelConfig
 from src.geometry.rotation import rotation_from_aa, sixd_from_rotation
 from src.hand.joints import MANO16, OPENPOSE21
-from src.models import vit
 from src.models.heads import RestSkeleton
 from src.models.readout import DenseReadout
 from src.models.tokens import sincos_positions
 from src.models.utnet import UTNet
 from src.models.vertex_sampling import Sampled, sample_points
 from src.schema import HandBatch
-from tests.models.scene import hand_model, make_batch
+from tests.models.scene import build, hand_model, make_batch
 
 NET = ModelConfig(preset="tiny", image_size=(64, 96))
 
 
-def network(config: ModelConfig = NET) -> UTNet:
-    torch.manual_seed(0)
-    return UTNet(config, hand_model()).eval()
+def network(config: ModelConfig = NET, *, patches: bool = False) -> UTNet:
+    return build(config, patches=patches).eval()
 
 
 def wide_batch(size: int = 2) -> HandBatch:
@@ -70,23 +68,6 @@ def test_voted_joints_start_as_the_mean_hand_and_stay_relative_to_the_wrist() ->
         moved = readout(tokens, fine, batch).joints_root_m
     assert float((moved - still).abs().max()) > 0.01, "the test wants joints that moved"
     assert torch.equal(moved[:, 0], torch.zeros(2, 3))
-
-
-def test_the_depth_under_a_point_is_that_of_one_pixel() -> None:
-    """At a finger's edge lies the finger or the wall behind it: their mean is the depth of nothing, and a
-    measured pixel beside one that is not stays as it was measured.
-    """
-    batch = wide_batch(1)
-    depth, valid = torch.zeros(1, 1, 64, 96), torch.ones(1, 1, 64, 96)
-    depth[..., 48:], depth[..., 20], valid[..., 20] = 0.5, 0.0, 0.0  # 7.5 cm behind the reference
-    k = torch.tensor([[100.0, 0, 47.5], [0, 100.0, 31.5], [0, 0, 1]])[None]
-    batch = dataclasses.replace(
-        batch, depth=depth, depth_valid=valid, intrinsics_crop_px=k, z_ref_m=torch.tensor([0.6])
-    )
-    for x, residual, known in ((47.4, 0.0, 1), (47.6, 1.5, 1), (20.4, 0.0, 0), (20.6, 0.0, 1)):
-        point = torch.tensor([[[(x - 47.5) / 100 * 0.6, 0.0, 0.6]]])
-        seen = sample_points((torch.zeros(1, 1, 4, 6),), point, batch).depth[0, 0]
-        assert seen.tolist() == pytest.approx([residual, known], abs=1e-4), f"column {x}"
 
 
 def test_a_point_beside_the_crop_is_told_as_outside() -> None:
@@ -164,55 +145,9 @@ def test_what_a_joint_sees_turns_that_joint(joint: str) -> None:
     assert [name for name, change in turned.items() if float(change) > 1e-6] == [joint]
 
 
-def test_a_joints_summary_of_its_skin_is_a_mean() -> None:
-    """Weights of its vertices that do not add up to 1 make the wrist, with its 200 vertices, a hundred times
-    as loud as a finger's end.
-    """
-    net = network()
-    assert net.refiner is not None
-    assert net.refiner.readout.shape == (16, 778)
-    torch.testing.assert_close(net.refiner.readout.sum(dim=1), torch.ones(16))
-
-
-def test_further_passes_look_where_the_hand_was_moved_to() -> None:
-    """A second pass that samples under the first guess again corrects what was corrected."""
-    net = network(dataclasses.replace(NET, refine_iterations=2))
-    assert net.refiner is not None
-    with torch.no_grad():
-        net.refiner.whole_out.bias[-3:] = torch.tensor([0.4, 0.0, 0.0])
-    places: list[torch.Tensor] = []
-    net.refiner.register_forward_pre_hook(lambda _, inputs: places.append(inputs[2].place[0, :, 0]))
-    batch = wide_batch(1)
-    with torch.no_grad():
-        hand = net(batch).hand
-    # 0.4 steps of a quarter of the crop's width.
-    assert float((places[1] - places[0]).median()) == pytest.approx(0.1, abs=0.02)
-    assert len(places) == 2
-    assert torch.isfinite(hand.joints_root_m).all()
-
-
-def test_dropped_paths_rise_linearly_to_the_rate_that_was_set() -> None:
-    """The first block keeps all, the last one drops drop_path."""
-    blocks = vit.ViT(32, 4, 2, drop_path=0.3).blocks
-    assert [block.drop_path for block in blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3])
-
-
-def test_attention_is_the_same_on_the_way_that_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short sequences on a CPU have a way of their own: weights move between the two machines."""
-    torch.manual_seed(0)
-    attention, x = vit.Attention(48, 3), torch.randn(2, 7, 48)
-    with torch.no_grad():
-        own = attention(x)
-    monkeypatch.setattr(vit, "SHORT_SEQUENCE", 0)
-    with torch.no_grad():
-        fused = attention(x)
-    assert float(own.std()) > 0.01
-    torch.testing.assert_close(fused, own, atol=1e-5, rtol=1e-5)
-
-
 def test_every_norm_of_the_backbone_has_the_eps_of_pretrained_vits() -> None:
     """timm's and torchvision's ViTs have 1e-6, torch's default is ten times that (lesson 13)."""
-    net = network(dataclasses.replace(NET, stem="patch"))
+    net = network(patches=True)
     found = {n: m.eps for n, m in net.vit.named_modules() if isinstance(m, nn.LayerNorm)}
     assert len(found) == 2 * 3 + 1
     assert set(found.values()) == {1e-6}, found

@@ -14,11 +14,11 @@ from src.geometry.camera import project
 from src.models import gcn
 from src.models.gcn import MeshGraph, normalised_adjacency
 from src.models.tokens import grid_of, map_to_tokens, sincos_positions, tokens_to_map
-from src.models.upsample import double, from_windows, to_windows
+from src.models.upsample import double
 from src.models.utnet import UTNet
 from src.models.vertex_sampling import gather_map, sample_map, sample_points
 from src.schema import DEPTH_RANGE_M
-from tests.models.scene import hand_model, make_batch, with_presence
+from tests.models.scene import build, hand_model, make_batch, with_presence
 
 
 def coordinate_map(height: int, width: int, stride: int) -> torch.Tensor:
@@ -55,20 +55,14 @@ def test_tokens_of_another_grid_are_refused():
         tokens_to_map(torch.zeros(1, 191, 4), (16, 12))
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        ModelConfig(preset="tiny", image_size=(96, 48)),
-        ModelConfig(preset="tiny", image_size=(96, 48), stem="patch"),
-    ],
-)
-def test_a_bright_patch_lights_its_own_token(config):
+@pytest.mark.parametrize("patches", [False, True])
+def test_a_bright_patch_lights_its_own_token(patches):
     """The stem, too, must keep rows and columns: whatever stands in patch (r, c) changes that token most."""
     change = {"rgb": torch.zeros(6, 3), "depth": torch.zeros(6, 3)}
     # A norm over the picture carries some of the change everywhere: one set of first weights does not tell.
     for seed in range(6):
-        torch.manual_seed(seed)
-        stem = with_depth_joined(UTNet(config, hand_model())).embed
+        config = ModelConfig(preset="tiny", image_size=(96, 48))
+        stem = with_depth_joined(build(config, seed, patches=patches)).embed
         batch = make_batch(1, 96, 48, noise=True)
         for field, total in change.items():
             picture = getattr(batch, field).clone()
@@ -79,11 +73,10 @@ def test_a_bright_patch_lights_its_own_token(config):
         assert divmod(int(total.argmax()), 3) == (4, 0)
 
 
-@pytest.mark.parametrize("stem", ["conv", "patch"])
-def test_depth_does_not_change_how_loud_the_picture_is(stem):
+@pytest.mark.parametrize("patches", [False, True])
+def test_depth_does_not_change_how_loud_the_picture_is(patches):
     """With a norm over picture and depth together, learning both modalities cost a fifth of RGB-D's MPJPE."""
-    torch.manual_seed(0)
-    net = with_depth_joined(UTNet(ModelConfig(preset="tiny", image_size=(64, 64), stem=stem), hand_model()))
+    net = with_depth_joined(build(ModelConfig(preset="tiny", image_size=(64, 64)), patches=patches))
     batch = make_batch(2, 64, 64, noise=True)
     other = dataclasses.replace(batch, rgb=batch.rgb + 0.5 * torch.randn_like(batch.rgb))
     told = []
@@ -96,11 +89,10 @@ def test_depth_does_not_change_how_loud_the_picture_is(stem):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("stem", ["conv", "patch"])
-def test_each_sample_has_its_depth_or_the_placeholder(stem):
+@pytest.mark.parametrize("patches", [False, True])
+def test_each_sample_has_its_depth_or_the_placeholder(patches):
     """A batch mixes both: what a sample does not show must not reach it, and what it shows must."""
-    torch.manual_seed(0)
-    embed = UTNet(ModelConfig(preset="tiny", image_size=(64, 64), stem=stem), hand_model()).embed
+    embed = build(ModelConfig(preset="tiny", image_size=(64, 64)), patches=patches).embed
     batch = with_presence(make_batch(2, 64, 64, noise=True), [True, False])
     picture = embed(batch)  # what depth enters through is zero at the start
     for name, parameter in embed.stem.named_parameters():
@@ -200,15 +192,6 @@ def test_upsampling_keeps_coordinates():
         # Output i reads pixels s i - p ... s i - p + k - 1; their centre must be s i + (s - 1) / 2.
         assert -layer.padding[0] + (layer.kernel_size[0] - 1) / 2 == (stride - 1) / 2
         assert layer.stride[0] == stride
-
-
-def test_windows_come_back_where_they_were():
-    """Window attention must not shuffle the map."""
-    features = torch.arange(2 * 3 * 8 * 12).view(2, 3, 8, 12).float()
-    windows = to_windows(features, 4, 3)
-    assert windows.shape == (2, 8, 12, 3)
-    assert torch.equal(windows[0, 1, :, 0].view(4, 3), features[0, 0, :4, 3:6])
-    assert torch.equal(from_windows(windows, 4, 3, (8, 12)), features)
 
 
 def test_deterministic_sampling_equals_grid_sample():

@@ -10,18 +10,12 @@ from torch import Tensor
 
 from src.config import ModelConfig
 from src.models import utnet, vit
-from src.models.utnet import UTNet
 from src.models.vertex_sampling import Sampled
 from src.models.vit import Attention, ViT
 from src.schema import HandBatch
-from tests.models.scene import hand_model, make_batch
+from tests.models.scene import build, make_batch
 
 TINY = ModelConfig(preset="tiny", image_size=(64, 64))
-
-
-def build(config: ModelConfig) -> UTNet:
-    torch.manual_seed(0)
-    return UTNet(config, hand_model())
 
 
 def test_paths_are_dropped_from_none_at_the_first_block_to_drop_path_at_the_last() -> None:

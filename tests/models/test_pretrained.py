@@ -16,14 +16,13 @@ from src.models.pretrained import load_backbone, only_ours
 from src.models.tokens import map_to_tokens
 from src.models.utnet import UTNet
 from src.models.vit import PRESETS
-from tests.models.scene import hand_model
+from tests.models.scene import build
 
 SIZE = PRESETS["tiny"]
 
 
 def network(size: tuple[int, int]) -> UTNet:
-    torch.manual_seed(1)
-    return UTNet(ModelConfig(preset="tiny", image_size=size, stem="patch"), hand_model()).eval()
+    return build(ModelConfig(preset="tiny", image_size=size), seed=1, patches=True).eval()
 
 
 def features(net: UTNet, picture: torch.Tensor, *, class_token: bool = True) -> torch.Tensor:
@@ -72,7 +71,7 @@ def test_timm_features_are_reproduced(tmp_path: Path):
 
 def test_no_layer_of_depth_is_missed_in_a_file_of_pictures():
     """What no other ViT has would count against the share that must be found, and be listed as missing."""
-    net = UTNet(ModelConfig(preset="tiny", image_size=(64, 64), stem="conv"), hand_model())
+    net = build(ModelConfig(preset="tiny", image_size=(64, 64)))
     wanted = {n for n, _ in net.embed.stem.named_parameters() if not only_ours(f"embed.stem.{n}")}
     assert {name.split(".")[0] for name in wanted} == {"rgb", "stage4", "stage8", "stage16", "project"}
 

@@ -24,7 +24,7 @@ from src.geometry.rotation import rotation_from_aa
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.runtime.machine import configure_torch
-from src.schema import HandBatch, HandEstimate, Prediction, RawBatch, spread
+from src.schema import HandBatch, HandEstimate, Prediction, RawBatch
 from src.training.mesh_scorer import MeshScorer
 from tests.models.scene import hand_model
 from tests.rooms.sources import ENTRIES, ROOT, source_files
@@ -114,7 +114,7 @@ def numbers(net: UTNet) -> dict[str, Tensor]:
         "labels": batch.to_image_camera(batch.joints_cam_m),
         "vertices": right.hand.vertices_root_m,
         "votes": prediction.vote_logits.detach(),
-        "network": torch.cat([t.detach().flatten() for t in spread(prediction)]),
+        "network": torch.cat([t.detach().flatten() for t in tree_leaves(prediction)]),
         "gradients": grads,
     }
 

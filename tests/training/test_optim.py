@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from src.config import ModelConfig, OptimizerConfig, SchedulerConfig
 from src.config_file import load_config
 from src.errors import AssetError
-from src.models.utnet import UTNet
 from src.training import optim
 from src.training.optim import (
     Ema,
@@ -22,7 +21,7 @@ from src.training.optim import (
     learning_rate,
     peak_rate,
 )
-from tests.models.scene import hand_model
+from tests.models.scene import build
 from tests.rooms.sources import ROOT
 
 
@@ -58,13 +57,13 @@ def test_recipes_say_the_rate_that_they_use(recipe: str, world: int, rate: str, 
     assert rate.startswith(f"{peak_rate(config, world):g} ")
 
 
-@pytest.mark.parametrize("stem", ["patch", "conv"])
-def test_norms_biases_positions_and_class_token_do_not_decay(stem: Literal["patch", "conv"]) -> None:
+@pytest.mark.parametrize("patches", [True, False])
+def test_norms_biases_positions_and_class_token_do_not_decay(patches: bool) -> None:
     """Decay pulls what a pretrained ViT knows of places, and every norm's scale, to zero."""
-    model = UTNet(ModelConfig(preset="tiny", image_size=(64, 64), stem=stem), hand_model())
+    model = build(ModelConfig(preset="tiny", image_size=(64, 64)), patches=patches)
     optimizer = Optimizer(model, OptimizerConfig(weight_decay=0.1), torch.device("cpu"))
     decay = {p: g["weight_decay"] for g in optimizer.adamw.param_groups for p in g["params"]}
-    embeddings = {"embed.positions", "embed.class_token"} if stem == "patch" else set()
+    embeddings = {"embed.positions", "embed.class_token"} if patches else set()
     free = {n for n, p in model.named_parameters() if p.ndim < 2} | embeddings
     assert {n: decay[p] for n, p in model.named_parameters()} == {
         n: 0.0 if n in free else 0.1 for n, _ in model.named_parameters()
@@ -216,10 +215,10 @@ def test_pretrained_blocks_move_less_the_deeper_they_lie(name: Literal["adamw", 
         assert got[f"{part}.weight"] == got[f"{part}.bias"] == pytest.approx(0.1 * share), part
 
 
-@pytest.mark.parametrize("stem", ["patch", "conv"])
-def test_depth_is_fine_tuned_at_the_full_rate(stem: Literal["patch", "conv"]) -> None:
+@pytest.mark.parametrize("patches", [True, False])
+def test_depth_is_fine_tuned_at_the_full_rate(patches: bool) -> None:
     """At the first layer's share, 0.75^33 for huge, depth would stay the zeros that it starts with."""
-    model = UTNet(ModelConfig(preset="tiny", image_size=(64, 64), stem=stem), hand_model())
+    model = build(ModelConfig(preset="tiny", image_size=(64, 64)), patches=patches)
     optimizer = Optimizer(model, OptimizerConfig(layer_decay=0.5), torch.device("cpu"))
     shares = {p: g["share"] for g in optimizer.adamw.param_groups for p in g["params"]}
     got = {name: shares[p] for name, p in model.embed.stem.named_parameters()}

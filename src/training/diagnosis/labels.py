@@ -183,7 +183,7 @@ def decoded(batch: HandBatch, hand: ManoLayer, rows: Tensor) -> Finding:
         left = best.residual * reach / scale * 1000
         seen = f"{off}; {best.text} leaves {left:.2f} mm"
         return Finding("FAIL", best.what, seen, expected, best.where)
-    aligned = fit_similarity(made, normal, with_scale=True).apply(made)
+    aligned = fit_similarity(made, normal).apply(made)
     rigid = float((aligned - normal).norm(dim=-1).mean()) * 1000
     seen = (
         f"{off}; no order, axis, side or rotation explains it ({rigid:.1f} mm mean after the best similarity)"
