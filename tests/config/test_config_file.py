@@ -150,7 +150,7 @@ def test_a_replaced_key_says_what_became_of_it(tmp_path: Path) -> None:
     ],
 )
 def test_a_checkpoint_may_hold_a_key_that_is_gone(key: str, same: object, other: object) -> None:
-    """Yesterday's weights must still be scored, and never by another network than the one that was trained."""
+    """Weights of before must still be scored, and never by another network than was trained."""
     section, name = key.split(".")
     tree = config_to_dict(RunConfig())
     tree[section][name] = same
