@@ -120,7 +120,7 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
         raise AssetError(
             f"pretrained weights {path}: only {len(loaded)} of {len(wanted)} tensors of the backbone "
             f"found, want {MIN_LOADED:.0%} and all of {', '.join(eyes or _EYES)} ({report}). Check "
-            "model.preset against the file; that of tiny is none of a ViT"
+            "model.preset against the file; preset tiny takes the weights of no ViT"
         )
     strange = [name for name in report.unexpected if _FEATURE_KEYS.match(name)]
     if strange:
