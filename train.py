@@ -399,7 +399,6 @@ def train_epoch(run: Run) -> float | None:
     for _ in bar:
         with meter.waiting():
             group = list(islice(batches, config.training.accumulation))
-        run.doctor.before(run.trainer)
         stop = bool(run.stop.received or run.doctor.stops or run.train_loader.died)
         report = run.trainer(group, stop=stop, on_backward=show)
         run.doctor.after(run.trainer, report, group)

@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-import dataloader.ho3d_dataset as loader
+import dataloader.build as build
+import dataloader.crop.prepare as preparation
 from src.config import LossConfig
-from src.evaluation.baselines import compute_baselines
+from src.hand.mano import ManoLayer
 from src.losses import loss as losses
 from src.losses.loss import HandLoss
 from src.runtime.debug import TERM_UNITS, loss_table_lines
 from src.runtime.files.tensor_file import load_tensors, save_tensors
-from src.schema import LossTerms
+from src.schema import HandBatch, LossTerms
 from src.tools import doctor
 from src.training.checkpoints.checkpoint import Progress, save_checkpoint
+from src.training.diagnosis.table import Finding
 from tests.diagnosis.conftest import ALONE, Clinic
+from tests.diagnosis.test_data import MEAN, STD
 from tests.diagnosis.watched import Watched
 from tests.end_to_end.conftest import Embedded
 from tests.models.scene import hand_model
 
 
+def bgr(batch: HandBatch) -> HandBatch:
+    return dataclasses.replace(batch, rgb=((batch.rgb * STD + MEAN).flip(1) - MEAN) / STD)
+
+
 def exchange_channels() -> None:
     """BGR pictures."""
-    original = loader.HO3DDataset.raws
-
-    def raws(self: loader.HO3DDataset, keys: Any) -> Any:
-        samples = original(self, keys)
-        return [dataclasses.replace(s, rgb_u8=s.rgb_u8[..., ::-1].copy()) for s in samples]
-
-    loader.HO3DDataset.raws = raws  # type: ignore[method-assign]
+    original = preparation.prepare
+    build.prepare = lambda raw: bgr(original(raw))  # type: ignore[assignment, attr-defined]
 
 
 def run(
@@ -54,12 +56,12 @@ def test_a_healthy_set_up_leaves_with_0(clinic: Clinic, capsys: pytest.CaptureFi
     assert all(line.startswith("OK  ") for line in lines if line[:4] in ("OK  ", "WARN", "FAIL"))
     assert lines[-1].startswith("Doctor: ")
     assert lines[-1].endswith(" checks OK")
-    assert int(lines[-1].split()[1]) > 50
+    assert int(lines[-1].split()[1]) > 30
     assert set(clinic.data.runs.iterdir()) == before
 
 
 def test_a_checkpoint_is_looked_at(
-    clinic: Clinic, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clinic: Clinic, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """A network that says the same for every picture must not be taken for a trained one."""
     watched = Watched(clinic)
@@ -78,20 +80,11 @@ def test_a_checkpoint_is_looked_at(
     state["world"], state["config"]["training"]["accumulation"] = 4, 2
     state["rng"] *= 4
     save_tensors(state, path)
-    beside: list[int] = []
-    monkeypatch.setattr(doctor, "_SCORED", 8)
-    monkeypatch.setattr(
-        doctor,
-        "compute_baselines",
-        lambda a, b, c: (beside.append(len(b.betas)), compute_baselines(a, b, c))[1],
-    )
     more = ("--checkpoint", str(path), "validation.batch_size=8")
     status, lines, _ = run(clinic, capsys, *more, steps="0")
     assert status == 1
     assert any(line.startswith("FAIL  constant predictions: ") for line in lines), lines
     assert "Checkpoint: 1 steps, 64 samples" in lines, "1 step x 8 samples x 2 accumulated x 4 ranks"
-    assert any(line.startswith("Score on the first 8 of 16") for line in lines)
-    assert beside == [8], "baselines of the very samples that are scored"
 
 
 def test_bad_input_leaves_with_2(clinic: Clinic, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -108,17 +101,14 @@ def test_a_defect_leaves_with_1(
     clinic: Clinic, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A script reads the status, a human the name of the cause."""
-    plain = loader.HO3DDataset.raws
-    monkeypatch.setattr(loader.HO3DDataset, "raws", plain)
-    exchange_channels()
-    exchanged = loader.HO3DDataset.raws
+    check, calls = doctor.check_data, []
 
-    def raws(self: loader.HO3DDataset, keys: Any) -> Any:  # another defect in each of the two splits
-        if self.split.name == "train":
-            return exchanged(self, keys)
-        return [dataclasses.replace(s, rgb_u8=np.zeros_like(s.rgb_u8)) for s in plain(self, keys)]
+    def planted(batches: Sequence[HandBatch], hand: ManoLayer) -> list[Finding]:  # another one in each split
+        calls.append(len(batches))
+        blank = [dataclasses.replace(batch, rgb=batch.rgb * 0) for batch in batches]
+        return check([bgr(batch) for batch in batches] if len(calls) == 1 else blank, hand)
 
-    monkeypatch.setattr(loader.HO3DDataset, "raws", raws)
+    monkeypatch.setattr(doctor, "check_data", planted)
     status, lines, _ = run(clinic, capsys, steps="0")
     assert status == 1
     failed = [line.partition(":")[0] for line in lines[:-1] if line[:4] in ("FAIL", "Vali")]

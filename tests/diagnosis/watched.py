@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
 
 import torch
 
@@ -65,7 +64,6 @@ class Watched:
         """Optimiser steps on the batches in turn."""
         for _ in range(count):
             group = [self.batches[self.trainer.step % len(self.batches)]]
-            self.doctor.before(self.trainer)
             report = self.trainer(group)
             self.doctor.after(self.trainer, report, group)
 
@@ -74,17 +72,3 @@ class Watched:
         network = self.model if model is None else model
         results = train.score(network, self.trainer.loss, self.scoring)
         self.doctor.validation(self.trainer, results)
-
-
-def watch(
-    clinic: Clinic, *overrides: str, plant: Callable[[Watched], None] | None = None, steps: int = 3
-) -> list[str]:
-    """Causes named in the first step that gives any, of a run in which something was planted."""
-    with heard() as lines:
-        run = Watched(clinic, *overrides)
-        if plant is not None:
-            plant(run)
-        run.begin()
-        while run.trainer.step < steps and not causes(lines):
-            run.steps(1)
-    return causes(lines)

@@ -97,7 +97,7 @@ def test_exit_status_follows_the_findings(
             for status in statuses:
                 yield Finding(status, "this", "1", "0", "there")  # type: ignore[arg-type]
 
-        monkeypatch.setitem(doctor.CHECKS, "leaks", check)
+        monkeypatch.setattr(doctor, "check_leaks", check)
         return main(["--config", str(config_file), "--leaks"])
 
     assert asks("OK", "WARN") == 0
@@ -107,7 +107,7 @@ def test_exit_status_follows_the_findings(
     def refuses(config: RunConfig, arguments: object) -> Iterator[Finding]:
         raise DataError("no data there. Put it there.")
 
-    monkeypatch.setitem(doctor.CHECKS, "leaks", refuses)
+    monkeypatch.setattr(doctor, "check_leaks", refuses)
     status, out, err = run(capsys, "--config", config_file, "--leaks")
     assert (status, out, err) == (2, "", "DataError: no data there. Put it there.\n")
 

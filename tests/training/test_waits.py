@@ -234,7 +234,7 @@ def test_a_run_waits_only_where_it_is_meant_to(tmp_path: Path, monkeypatch: pyte
         assert train.train_epoch(run) is not None
     note_of_the_end = {line.partition(" at ")[2].partition(":")[0] for line in waits.seen}
     debug, record = "src/runtime/debug.py", "src/training/recorder.py"
-    looks = {f"src/training/diagnosis/{name}.py" for name in ("labels", "network", "steps")}
+    looks = {f"src/training/diagnosis/{name}.py" for name in ("samples", "training")}
     for k, places in enumerate([*listed, note_of_the_end]):
         meant = {0: {debug}, 1: looks, 3: {record}, 4: looks, 6: {record}}.get(k, set())
         beside = (

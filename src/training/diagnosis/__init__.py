@@ -1,8 +1,7 @@
-"""From statistics of data, model, step and validation to the name of what is wrong.
+"""The doctor: from statistics of data, model, step and validation to the name of what is wrong.
 
-`finding.py` what a check says; `batches.py` all checks of a batch: `labels.py` (with `causes.py`),
-`pictures.py`, `alignment.py`;
-`network.py` a model on batches; `steps.py` a training step; `scores.py` a validation; `setting.py` splits and
-weights; `doctor.py` the object that training calls. Nothing here draws random numbers, changes weights or
-modes, or talks to a rank.
+`table.py` how a check is written, judged and told; the checks: `labels.py` and `pictures.py` of samples,
+`training.py` of a run; `doctor.py` when they are made. Nothing here draws random numbers, changes weights or
+modes, or talks to a rank. A new check is one function with its row, and its cause in the guide
+records/TRAINING_DEBUG_GUIDE.md.
 """

@@ -6,8 +6,8 @@ rank 0, for which the others wait. Of its findings the log shows those that are 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,50 +20,31 @@ from src.runtime.log import get_logger
 from src.runtime.machine import has_bf16
 from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, Shown
-from src.training.diagnosis.alignment import check_alignment
-from src.training.diagnosis.batches import merge, part
-from src.training.diagnosis.finding import Finding, summary
-from src.training.diagnosis.labels import check_labels
-from src.training.diagnosis.network import check_mean, check_output, check_probe, probe
-from src.training.diagnosis.pictures import check_pictures
-from src.training.diagnosis.scores import check_scores, kept_rows
-from src.training.diagnosis.setting import Leaks, check_loaded, check_setting
-from src.training.diagnosis.steps import STILL, Snapshot, check_clipped, check_step
+from src.training.diagnosis.pictures import DATA
+from src.training.diagnosis.samples import Samples
+from src.training.diagnosis.table import Finding, healthy, summary
+from src.training.diagnosis.training import PROBE, SCORES, SETTING, STEP, Setting, kept_joints, probe
 from src.training.optim import global_batch
-from src.training.step import Numbers, StepReport, TrainStep
+from src.training.step import StepReport, TrainStep
 
 _log = get_logger("doctor")
 
 FIRST_STEPS = 3
 LATER_STEP = 50
-MOST_SAMPLES = 64
-"""Samples that the checks of data look at together: enough for their statistics."""
-_STILL = frozenset({*STILL, "learning rate zero"})
-_SCALE = "depth scale"
-_NO_DEPTH = frozenset({"depth all invalid", "depth digits mixed"})
+ENOUGH_STEPS, ENOUGH_SAMPLES = 300, 8000
+"""From here on predictions should vary: networks from scratch leave the mean hand after 3000-8000 samples."""
+WARM_RATE = 1e-4
+"""Sum of learning rates below which a depth branch that starts at zero may still round to nothing."""
 
 
 def check_data(batches: Sequence[HandBatch], hand: ManoLayer) -> list[Finding]:
-    """All checks of some batches of samples, taken together.
+    """All checks of some batches of one split together, on any device, for the configuration's hand."""
+    return DATA.look(Samples.of(batches, hand))
 
-    What rests on labels is looked at only where these are sound: a second FAIL would name a consequence.
 
-    Args:
-        batches: of one split, on any device.
-        hand: of the configuration.
-    """
-    share = max(1, MOST_SAMPLES // len(batches))
-    samples = merge([batch if batch.size <= share else part(batch, share) for batch in batches])
-    found = list(check_labels(samples, hand))
-    sound = all(f.status == "OK" for f in found)
-    pixels = list(check_pictures(samples, labels_sound=sound))
-    wrong = {f.what for f in pixels if f.status != "OK"}
-    if sound and not wrong & _NO_DEPTH:
-        placed, explained = check_alignment(samples, depth_wrong=_SCALE in wrong)
-        if explained:
-            pixels = [f for f in pixels if f.what != _SCALE]
-        pixels += placed
-    return found + pixels
+def trained_enough(steps: int, samples: int) -> bool:
+    """Whether predictions should vary after so many optimiser steps on so many samples."""
+    return steps >= ENOUGH_STEPS and samples >= ENOUGH_SAMPLES
 
 
 class Doctor:
@@ -74,110 +55,72 @@ class Doctor:
         """Why the run should end, where `logging.doctor_stops` asks for that; None: go on."""
         self._config = config
         self._context = context
+        self._hand = hand
         self._active = config.logging.doctor and context.is_main
         self._table = debug_loss_enabled() and context.is_main
-        self._world = context.world
-        self._global_batch = global_batch(config, context.world)
-        self._hand = hand
         self._batches: list[HandBatch] = []
         self._round: dict[str, Finding] = {}
-        self._snapshot: Snapshot | None = None
-        self._due = False
         self._watched = 0
         self._after_validation = False
-        self._norms: deque[Numbers] = deque(maxlen=LATER_STEP)
         self._rate_sum = 0.0
-        self._rows: NDArray[np.floating] | None = None
+        self._joints: NDArray[np.floating] | None = None
 
-    def setting(self, trainer: TrainStep, leaks: Callable[[], Leaks]) -> None:
-        """Look at splits, rates and loaded weights before the first step."""
-        if not self._active:
-            return
-        native = has_bf16(trainer.context.device)
-        found = list(check_setting(self._config, leaks(), world=self._world, native_bf16=native))
-        if trainer.step:
-            found.append(check_loaded(trainer.model, "the checkpoint"))
-        elif self._config.model.pretrained is not None:
-            backbone = getattr(trainer.model, "vit", trainer.model)
-            found.append(check_loaded(backbone, str(self._config.model.pretrained)))
-        self._add(found)
-
-    def before(self, trainer: TrainStep) -> None:
-        """Call before each optimiser step: remembers some weights where the step is to be looked at."""
-        self._due = self._config.logging.doctor and self._is_due(trainer.step)
-        if self._due and self._active:
-            self._snapshot = Snapshot.of(trainer.model)
-        if self._due:
-            self._context.barrier("the doctor's copy of weights")
+    def setting(self, trainer: TrainStep, leaks: Callable[[], Any]) -> None:
+        """Look at the set-up before the first step; `leaks` makes a `dataloader.ho3d.leaks.LeakReport`."""
+        if self._active:
+            native = has_bf16(trainer.context.device)
+            self._add(SETTING.look(Setting(self._config, self._context.world, leaks(), native)))
 
     def after(self, trainer: TrainStep, report: StepReport, batches: Sequence[HandBatch]) -> None:
         """Call after each optimiser step with its report and batches."""
         if self._table and trainer.step % self._config.logging.every == 0:
             for line in loss_table_lines(trainer.step, report.terms):
                 _log.info(line)
-        if self._active:
-            self._norms.append(report.numbers)
-            self._rate_sum += report.learning_rate
-        if not self._due:
+        self._rate_sum += report.learning_rate
+        due = self._watched < FIRST_STEPS or self._after_validation or trainer.step == LATER_STEP
+        if not (due and self._config.logging.doctor):
             return
         self._watched += 1
-        probed, self._after_validation = self._after_validation, False
-        before, self._snapshot = self._snapshot, None
-        # On a GPU the next step refuses such a step; weights that stood still are only its consequence.
-        if before is not None and report.finite:
-            self._look(trainer, before, report, batches, probed=probed)
+        self._after_validation = False
+        if self._active and report.finite:  # on a GPU the next step refuses one that is not
+            self._look(trainer, report, batches[-1])
         self._context.barrier("the doctor's look at a step")
-
-    def _look(
-        self,
-        trainer: TrainStep,
-        before: Snapshot,
-        report: StepReport,
-        batches: Sequence[HandBatch],
-        *,
-        probed: bool,
-    ) -> None:
-        """Look at a step; `probed`: the network was looked at since the step before."""
-        early = self._watched <= FIRST_STEPS
-        self._batches = [*(self._batches if early else []), batches[-1]]
-        self._add(check_data(self._batches, self._hand))
-        self._add(check_output(report.prediction, batches[-1]))
-        first = trainer.step == 1
-        self._add(check_step(trainer.model, before, report, self._config, first=first))
-        if self._watched == 1:
-            self._add(check_mean(trainer.loss, report.prediction, batches[-1]))
-        clip = self._config.training.clip_grad_norm
-        self._add(check_clipped([numbers.values[1] > clip for numbers in self._norms]))
-        if early and self._watched < FIRST_STEPS:
-            return
-        if not probed:
-            self._probe(trainer)
-        self._batches = self._batches[-1:]
-        self._close(f"step {trainer.step}")
 
     def validation(self, trainer: TrainStep, results: Mapping[Shown, CheckedResult]) -> None:
         """Call after each validation, with the trained weights back in the model."""
         self._after_validation = True
-        if not self._active:
+        result = results["rgbd"]
+        if not self._active or not result.is_finite:
             return
-        samples = trainer.step * self._global_batch
-        self._add(check_scores(results, self._rows, steps=trainer.step, samples=samples))
-        self._rows = kept_rows(results["rgbd"])
+        before, now, moved = self._joints, kept_joints(result), None
+        if before is not None and now is not None and before.shape == now.shape:
+            moved = float(np.linalg.norm(now - before, axis=-1).mean()) * 1000
+        self._joints = now
+        self._add(SCORES.look(result, moved))
         self._probe(trainer)
         self._close("validation")
 
-    def _is_due(self, steps_done: int) -> bool:
-        return self._watched < FIRST_STEPS or self._after_validation or steps_done + 1 == LATER_STEP
+    def _look(self, trainer: TrainStep, report: StepReport, batch: HandBatch) -> None:
+        """Look at a step's data, at what it did, and at what the network answers after it."""
+        self._batches = [*(self._batches if self._watched <= FIRST_STEPS else []), batch]
+        self._add(check_data(self._batches, self._hand))
+        found = STEP.look(report, batch)
+        self._add(found)
+        if healthy(found):
+            self._probe(trainer)
+        if self._watched >= FIRST_STEPS:
+            self._batches = [batch]
+            self._close(f"step {trainer.step}")
 
     def _probe(self, trainer: TrainStep) -> None:
         """Exchange pictures and depths of the last batch that was looked at."""
         seen = probe(trainer.model, self._batches[-1]) if self._batches else None
         if seen is not None:
-            samples = trainer.step * self._global_batch
-            rates = 0.0 if self._round.keys() & _STILL else self._rate_sum
-            self._add(check_probe(seen, steps=trainer.step, samples=samples, rate_sum=rates))
+            samples = trainer.step * global_batch(self._config, self._context.world)
+            enough = trained_enough(trainer.step, samples)
+            self._add(PROBE.look(seen, enough, self._rate_sum >= WARM_RATE))
 
-    def _add(self, findings: Iterable[Finding]) -> None:
+    def _add(self, findings: Sequence[Finding]) -> None:
         """Take findings into this round; each that is not OK is logged once a round."""
         for finding in findings:
             known = self._round.get(finding.what)

@@ -1,7 +1,7 @@
-"""Pixels of a batch: is there a picture, in which colours, and depth in which unit?
+"""Pixels: is there a picture, is the hand in it, in which colours, how deep; do labels lie on it?
 
 Thresholds beside what healthy batches of 4 to 8 embedded samples at 64 to 128 px show, with and without
-augmentation. Legend: B batch, J joints, H W crop.
+augmentation. Labels were found sound before. Legend: B batch, J joints.
 """
 
 from __future__ import annotations
@@ -11,210 +11,136 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, HandBatch
-from src.training.diagnosis.batches import under
-from src.training.diagnosis.finding import Finding, judge
+from src.geometry.camera import project
+from src.schema import DEPTH_CLIP, DEPTH_RANGE_M
+from src.training.diagnosis.labels import AXES, DATA, LOADER
+from src.training.diagnosis.samples import Samples, mirrors, reversed_axes, rolls, turned, under
+from src.training.diagnosis.table import Seen
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+__all__ = ["DATA"]
 BLANK_STD = 0.05
 """Standard deviation over a normalised crop; healthy ones are above 0.2."""
-INSIDE = 0.9
-"""Share of joints inside the crop; healthy 0.99 to 1."""
-RED = -0.03
-"""Mean of (R - B) / (R + B) under joints. Skin of every tone is redder than blue: healthy 0.12 to 0.34, the
-same with channels exchanged -0.12 to -0.34, random texture about 0."""
 RED_SAMPLES = 6
 """Samples below which colours are not judged: an object may cover a few hands."""
-LEAST_JOINTS = 40
-"""Measured joints below which depth is not judged."""
-VALID = 0.2
-"""Share of measured pixels in crops whose depth is shown; healthy 0.87 to 0.95."""
 Z_RATIO = (0.75, 1.33)
 """Reference depth over the labelled wrist's depth, median; healthy 0.96 to 1.07 with depth."""
-SCALES = (0.02, 0.05, 0.1, 0.2, 0.33, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
-"""Factors tried on the depth input."""
-SURFACE_M = (0.01, 0.012)
-"""Skin over a joint that is not hidden: mean and half width, metres."""
-SCALE_GAIN = 1.3
-"""A factor that puts skin over this many times more joints is the better one; healthy below 1.1."""
-CLIPPED = 0.4
-"""Share of joints whose depth is clipped that is too much; healthy below 0.1."""
-ROUGH_MM = 40.0
-"""Median step between neighbouring depth pixels; healthy 1 to 3 mm, exchanged bytes above 100 mm."""
+BEHIND_M = 0.02
+"""How far behind its joint a measurement must be to have missed the hand."""
+THROUGH = 0.08
+"""Share of joints, which are inside the hand, that the camera sees through. Healthy 0 to 0.02 (fingers'
+edges), 0.13 to 0.7 when labels were mirrored, rolled or exchanged."""
+LEAST_JOINTS, FEW_JOINTS = 40, 10
+"""Measured joints to judge the labels by, and those that a transform must leave inside the crops."""
+AUGMENTED = "label and picture augmented apart"
+_DECODE = "dataloader/pictures/decode.py"
+_AUGMENT = f"dataloader/crop/augment.py, {LOADER}"
 
 
-def natural_rgb(batch: HandBatch) -> Tensor:
-    """(B, 3, H, W) in [0, 1]: ImageNet's normalisation taken back."""
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    return batch.rgb.float() * std[:, None, None] + mean[:, None, None]
-
-
-def measured_z(batch: HandBatch, points_unit: Tensor, *, far: bool = False) -> tuple[Tensor, Tensor]:
-    """Depth under points, back in metres.
-
-    Args:
-        batch: on the CPU.
-        points_unit: (B, P, 2).
-        far: count what is clipped at the far end as measured: it is at least so far.
-
-    Returns:
-        (B, P) m along the crop camera's axis; (B, P) bool, measured, not clipped, inside and shown.
-    """
-    depth, inside = under(batch.depth.float(), points_unit)
-    valid, _ = under(batch.depth_valid.float(), points_unit)
-    end = 0.99 * DEPTH_CLIP
-    known = inside & (valid[..., 0] > 0) & (depth[..., 0] > -end) & (far | (depth[..., 0] < end))
-    known &= batch.depth_present[:, None]
-    return depth[..., 0] * DEPTH_RANGE_M + batch.z_ref_m[:, None], known
-
-
-def check_pictures(batch: HandBatch, *, labels_sound: bool = True) -> Iterator[Finding]:
-    """All checks of pixels.
-
-    Args:
-        batch: on the CPU.
-        labels_sound: false leaves out what looks under the joints.
-    """
-    yield from _rgb(batch, labels_sound)
-    if not labels_sound:
-        return
-    labelled = batch.joints_conf > 0
-    _, inside = under(batch.rgb, batch.joints_unit)
-    share = float(inside[labelled].float().mean()) if labelled.any() else 1.0
-    yield judge(
-        share >= INSIDE,
-        "joints inside the crop" if share >= INSIDE else "joints outside the crop",
-        f"{share:.1%} of labelled joints project into their crop",
-        f"at least {INSIDE:.0%}",
-        "dataloader/crop/camera.py, dataset.box_scale, augmentation.shift",
-    )
-    if batch.depth_present.any() and share >= INSIDE:
-        yield from _depth(batch)
-
-
-def redness_map(batch: HandBatch) -> Tensor:
-    """(B, 1, H, W) of (R - B) / (R + B) of the picture."""
-    rgb = natural_rgb(batch)
-    red, blue = rgb[:, :1], rgb[:, 2:]
-    return (red - blue) / (red + blue + 0.05).clamp_min(0.05)
-
-
-def mean_under(image: Tensor, points_unit: Tensor) -> Tensor:
-    """(B,) mean of a (B, 1, H, W) image under points inside the crop; 0 where none is."""
-    value, inside = under(image, points_unit)
-    return (value[..., 0] * inside).sum(dim=1) / inside.sum(dim=1).clamp_min(1)
-
-
-def _rgb(batch: HandBatch, labels_sound: bool) -> Iterator[Finding]:
-    """Range, contrast and channel order."""
-    rgb = batch.rgb.float()
-    finite = bool(torch.isfinite(rgb).all())
-    low, high = float(rgb.min()), float(rgb.max())
-    good = finite and low > -2.3 and high < 2.8 and not (low >= 0 and high <= 1)
-    yield judge(
-        good,
-        "RGB range" if good else "RGB normalisation",
-        f"[{low:.3f}, {high:.3f}]" + ("" if finite else ", not finite"),
-        "inside [-2.118, 2.640], and below 0 somewhere",
-        "dataloader/crop/prepare.py (normalise_rgb)",
-    )
-    spread = rgb.std(dim=(2, 3)).mean(dim=1)
+@DATA.row("blank crops", below=1e-6, fails=0.1, where=f"dataloader/crop/camera.py, {_DECODE}")
+def crops_show_something(s: Samples) -> Seen:
+    """One hand before a white wall is worth a word; a tenth of the crops are a loader that reads nothing."""
+    spread = s.batch.rgb.float().std(dim=(2, 3)).mean(dim=1)
     blank = int((spread < BLANK_STD).sum())
-    yield judge(
-        blank == 0,
-        "crops show something" if blank == 0 else "blank crops",
-        f"{blank} of {len(rgb)} crops constant, least standard deviation {float(spread.min()):.3f}",
-        f"none below {BLANK_STD}",
-        "dataloader/crop/camera.py, dataloader/pictures/decode.py",
-        worse="FAIL" if blank > 0.1 * len(rgb) else "WARN",
-    )
-    if len(rgb) > 1:
-        differ = float((rgb[1:] - rgb[:1]).abs().mean())
-        yield judge(
-            differ > 1e-3,
-            "pictures differ" if differ > 1e-3 else "same picture for every sample",
-            f"mean difference to the first crop {differ:.3f}",
-            "above 0.001",
-            "dataloader/ho3d_dataset.py (_pixels)",
-        )
-    if len(rgb) >= RED_SAMPLES and good and labels_sound:
-        red = float(mean_under(redness_map(batch), batch.joints_unit).mean())
-        yield judge(
-            red > RED,
-            "RGB order" if red > RED else "BGR",
-            f"(R - B) / (R + B) under the joints {red:+.3f}",
-            f"above {RED}: skin is redder than blue",
-            "dataloader/pictures/decode.py (read_rgb)",
-        )
+    text = f"{blank} of {len(spread)} crops constant, least standard deviation {float(spread.min()):.3f}"
+    return Seen(blank / len(spread), text)
 
 
-def _depth(batch: HandBatch) -> Iterator[Finding]:
-    """Validity, unit, encoding and scale of the depth that is shown."""
-    shown = batch.depth_present
-    valid = float(batch.depth_valid[shown].mean())
-    yield judge(
-        valid > VALID,
-        "depth measured" if valid > VALID else "depth all invalid",
-        f"{valid:.1%} of pixels valid where depth is shown",
-        f"above {VALID:.0%}",
-        "dataloader/pictures/decode.py (combine_depth), dataloader/crop/prepare.py (normalise_depth)",
-    )
-    labelled = shown & (batch.joints_conf[:, 0] > 0) & (batch.root_cam_m[:, 2] > 0)
-    if valid <= VALID or not labelled.any():
-        return
-    step = _roughness_mm(batch.depth[shown], batch.depth_valid[shown])
-    if step >= ROUGH_MM:
-        where = "dataloader/pictures/decode.py (combine_depth), dataloader/crop/camera.py (nearest)"
-        seen = f"neighbouring pixels differ by {step:.0f} mm in the median"
-        yield Finding("FAIL", "depth digits mixed", seen, f"below {ROUGH_MM:.0f} mm", where)
-        return
-    seen = f"neighbouring pixels differ by {step:.1f} mm in the median"
-    yield Finding("OK", "depth smooth", seen, f"below {ROUGH_MM:.0f} mm", "dataloader/pictures/decode.py")
-    ratio = float((batch.z_ref_m[labelled] / batch.root_cam_m[labelled, 2]).median())
-    near = Z_RATIO[0] < ratio < Z_RATIO[1]
-    yield judge(
-        near,
-        "depth in metres" if near else "depth scale",
-        f"reference depth is {ratio:.4g} x the labelled wrist's",
-        f"{Z_RATIO[0]} to {Z_RATIO[1]}",
-        "src/schema.py (DEPTH_UNIT_M), dataloader/pictures/decode.py (combine_depth)",
-    )
-    if near:
-        yield from _input_scale(batch)
+@DATA.row("joints outside the crop", above=0.9, where="dataloader/crop/camera.py, dataset.box_scale")
+def joints_inside_the_crop(s: Samples) -> Seen:
+    """Share of labelled joints; healthy 0.99 to 1."""
+    share = float(under(s.batch.depth, s.batch.joints_unit)[1][s.labelled].float().mean())
+    return Seen(share, f"{share:.1%} of labelled joints project into their crop")
 
 
-def _input_scale(batch: HandBatch) -> Iterator[Finding]:
-    """Factor between depth differences as the network sees them and as they are labelled."""
-    where = "src/schema.py (DEPTH_RANGE_M), dataloader/crop/prepare.py (normalise_depth)"
-    z, known = measured_z(batch, batch.joints_unit)
-    valid, inside = under(batch.depth_valid.float(), batch.joints_unit)
-    there = inside & (valid[..., 0] > 0) & batch.depth_present[:, None]
-    clipped = float((there & ~known).sum() / there.sum().clamp_min(1))
-    if clipped > CLIPPED:
-        seen = f"{clipped:.0%} of depths under joints are clipped at +-{DEPTH_CLIP}"
-        yield Finding("FAIL", "depth scale", seen, f"below {CLIPPED:.0%}", where)
-        return
-    if int(known.sum()) < LEAST_JOINTS:
-        return
-    step, label = z - batch.z_ref_m[:, None], batch.joints_cam_m[..., 2] - batch.z_ref_m[:, None]
-    middle, width = SURFACE_M
-    skin = {s: float((((label - s * step)[known] - middle).abs() < width).float().mean()) for s in SCALES}
-    best = max(skin, key=lambda s: (skin[s], s == 1.0))
-    good = skin[best] < SCALE_GAIN * skin[1.0] or 0.6 < best < 1.6
-    yield judge(
-        good,
-        "depth input scale" if good else "depth scale",
-        f"{skin[1.0]:.0%} of {int(known.sum())} joints have skin over them"
-        + ("" if good else f", {skin[best]:.0%} if depth differences were {best:g} x as large"),
-        f"most at factor 1, within {SCALE_GAIN} times",
-        where,
-    )
+@DATA.row("BGR", above=-0.03, why=": skin is redder than blue", where=f"{_DECODE} (read_rgb)")
+def rgb_order(s: Samples) -> Seen | None:
+    """Skin of every tone: healthy 0.12 to 0.34, channels exchanged -0.12 to -0.34, random texture about 0."""
+    red, inside = under(s.batch.rgb[:, :1] * 0.229 + 0.485, s.batch.joints_unit)  # ImageNet's scale
+    blue, _ = under(s.batch.rgb[:, 2:] * 0.225 + 0.406, s.batch.joints_unit)
+    redness = (red - blue) / (red + blue + 0.05).clamp_min(0.05) * inside
+    mean = float((redness.sum(dim=1) / inside.sum(dim=1).clamp_min(1)).mean())
+    seen = Seen(mean, f"(R - B) / (R + B) under the joints {mean:+.3f}")
+    return seen if len(s.batch.rgb) >= RED_SAMPLES else None
 
 
-def _roughness_mm(depth: Tensor, valid: Tensor) -> float:
-    """Median of |step| to the right neighbour where both are measured and one is not clipped."""
+@DATA.row("depth all invalid", above=0.2, where=f"{_DECODE} (combine_depth), dataloader/crop/prepare.py")
+def depth_measured(s: Samples) -> Seen | None:
+    """Share of pixels where depth is shown; healthy 0.87 to 0.95."""
+    valid = s.batch.depth_valid[s.batch.depth_present]
+    share = float(valid.sum()) / max(1, valid.numel())
+    return Seen(share, f"{share:.1%} of pixels valid where depth is shown") if valid.numel() else None
+
+
+@DATA.row("depth digits mixed", "depth constant", below=40, why=" mm", where=f"{_DECODE} (combine_depth)")
+def depth_smooth(s: Samples) -> Seen | None:
+    """Steps between neighbours that are not both clipped: healthy 1 to 3 mm, exchanged bytes above 100 mm."""
+    depth, valid = s.batch.depth, s.batch.depth_valid
     inner = depth.abs() < 0.99 * DEPTH_CLIP
     both = (valid[..., 1:] > 0) & (valid[..., :-1] > 0) & (inner[..., 1:] | inner[..., :-1])
-    steps = (depth[..., 1:] - depth[..., :-1]).abs()[both]
-    return float(steps.median()) * DEPTH_RANGE_M * 1000 if steps.numel() > 100 else 0.0
+    steps = (depth[..., 1:] - depth[..., :-1]).abs()[both] * DEPTH_RANGE_M * 1000
+    if steps.numel() <= 100:
+        return None
+    step, largest = float(steps.median()), float(steps.max())
+    text = f"neighbouring pixels differ by {step:.1f} mm in the median, {largest:.1f} mm at most"
+    return Seen(step, text, None if largest > 1 else "depth constant")
+
+
+@DATA.row(
+    *("label and picture apart", "axis flip", AUGMENTED),
+    below=THROUGH,
+    why=": joints inside the hand that the picture shows",
+    where=f"{LOADER}, dataloader/crop/camera.py",
+)
+def labels_on_the_hand(s: Samples) -> Seen | None:
+    """What the camera sees far behind a joint misses the hand; if it does, where would joints have to be?"""
+    tried: list[tuple[float, Seen]] = []
+    share, count = _seen_through(s, s.batch.joints_cam_m)
+    text = f"the camera sees through {share:.1%} of {count} joints"
+    if count < LEAST_JOINTS or share < THROUGH:
+        return Seen(share, text) if count >= LEAST_JOINTS else None
+    for joints, cause, words, where in _places(s):
+        left, measured = _seen_through(s, joints)
+        if measured >= max(FEW_JOINTS, 0.1 * count) and left < max(0.35 * share, 0.02):
+            tried.append((left, Seen(share, f"{text}; {words} leaves {left:.1%}", cause, where)))
+    if tried:
+        return min(tried, key=lambda one: one[0])[1]
+    depth_is_wrong = s.depth_ratio is not None and not Z_RATIO[0] < s.depth_ratio < Z_RATIO[1]
+    seen = Seen(share, f"{text}; no axis or roll explains it: another frame, another crop, or depth")
+    return None if depth_is_wrong else seen
+
+
+@DATA.row("depth scale", above=Z_RATIO[0], below=Z_RATIO[1], where=f"src/schema.py (DEPTH_UNIT_M), {_DECODE}")
+def depth_in_metres(s: Samples) -> Seen | None:
+    """Labels on another place have another place's depth: that is told before."""
+    ratio = s.depth_ratio
+    return None if ratio is None else Seen(ratio, f"reference depth is {ratio:.4g} x the labelled wrist's")
+
+
+def _seen_through(s: Samples, joints_cam_m: Tensor) -> tuple[float, int]:
+    """Share of the measured joints (B, J, 3) that the camera sees through, and how many are measured."""
+    batch, z = s.batch, joints_cam_m[..., 2]
+    height, width = batch.rgb.shape[-2:]
+    unit = project(joints_cam_m, batch.intrinsics_crop_px) / torch.tensor([width, height]) - 0.5
+    depth, inside = under(batch.depth, unit)
+    known = inside & batch.depth_present[:, None] & (under(batch.depth_valid, unit)[0] > 0)
+    known &= (depth > -0.99 * DEPTH_CLIP) & s.labelled & (z > 0.01)  # clipped far: at least so far
+    behind = (depth * DEPTH_RANGE_M + batch.z_ref_m[:, None] - z > BEHIND_M) & known
+    return int(behind.sum()) / max(1, int(known.sum())), int(known.sum())
+
+
+def _places(s: Samples) -> Iterator[tuple[Tensor, str, str, str]]:
+    """Joints (B, J, 3) under each transform that a known mistake makes, its cause, words and place."""
+    joints, wrist_z = s.batch.joints_cam_m, s.batch.joints_cam_m[:, :1, 2:]
+    for signs in ((-1, 1, 1), (1, -1, 1), (-1, -1, 1)):
+        words = reversed_axes(signs)
+        yield joints * torch.tensor(signs), "axis flip", f"{words} in the crop", _AUGMENT
+        mirrored = turned(joints, mirrors(s.batch, signs))
+        yield mirrored, "axis flip", f"{words} in the image camera", AXES
+    nearer = torch.cat([joints[..., :2], 2 * wrist_z - joints[..., 2:]], dim=-1)
+    yield nearer, "axis flip", "z reversed about the wrist", AXES
+    for times, words in (
+        (-1, "taking the augmentation's roll off the labels"),
+        (-2, "rolling the labels the other way"),
+        (1, "rolling the labels as the augmentation says"),
+    ):
+        yield turned(joints, rolls(s.batch, times)), AUGMENTED, words, _AUGMENT
