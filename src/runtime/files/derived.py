@@ -67,6 +67,8 @@ class Derived:
         states: dict[str, FileState],
     ) -> None:
         self.folder = folder
+        self.place = folder.parent
+        """Folder of the store."""
         self.what = what
         self.fingerprint: dict[str, Any] = content["fingerprint"]
         """What it was made from."""
@@ -121,8 +123,7 @@ class Derived:
                 fits = not kind.hasobject if dtype is None else kind == dtype
                 if not fits or (shape is not None and tuple(got[1:]) != shape):
                     raise ValueError(f"it holds {kind} in the shape {got}")
-                order: Any = "F" if fortran else "C"
-                return np.memmap(file, kind, "r", file.tell(), got, order)
+                return np.memmap(file, kind, "r", file.tell(), got, "F" if fortran else "C")
             except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
                 raise DataError(
                     f"{self.what}: {self.path(name)} is damaged ({error}). Delete {self.folder}; it is made "
