@@ -65,10 +65,6 @@ class Embedded:
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         return command(*launch, "train.py", *self.settings(*more), env=env)
 
-    def python(self, *more: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """train.py in one process."""
-        return command("train.py", *self.settings(*more), env=env)
-
     def main(
         self,
         *more: str,

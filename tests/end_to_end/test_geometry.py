@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch.nn import functional as F
 
@@ -19,7 +18,7 @@ from src.geometry.camera import project
 from src.hand.mano import ManoLayer
 from src.render.rasterizer import rasterize
 from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, HandBatch
-from tests.end_to_end.conftest import Embedded, command
+from tests.end_to_end.conftest import Embedded
 
 HEIGHT, WIDTH = 256, 192
 
@@ -98,27 +97,3 @@ def test_geometry_of_a_small_set(embedded: Embedded) -> None:
     """Labels beside the picture teach the network noise; here they lie on it, under every augmentation."""
     dataset, hand = open_train(embedded.root, embedded.hand)
     check(dataset, hand, 60)
-
-
-@pytest.mark.slow
-def test_geometry_of_500_frames(tmp_path: Path) -> None:
-    """The same on 500 rendered frames."""
-    hand_file, root = tmp_path / "STANDIN_RIGHT.pkl", tmp_path / "HO3D"
-    assert command("-m", "dataloader.synthetic.hand", "--out", str(hand_file)).returncode == 0
-    sizes = [
-        "--sequences",
-        "63",
-        "--frames",
-        "9",
-        "--evaluation-sequences",
-        "2",
-        "--seed",
-        "3",
-        "--workers",
-        "2",
-    ]
-    made = command("-m", "dataloader.synthetic", "--out", str(root), *sizes)
-    assert made.returncode == 0, made.stderr
-    dataset, hand = open_train(root, hand_file)
-    assert len(dataset) >= 500
-    check(dataset, hand, len(dataset))

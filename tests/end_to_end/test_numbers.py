@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +29,6 @@ from src.hand.mano import ManoLayer
 from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, LossTerms, Prediction
 from src.training.setup import build_model
-from tests.end_to_end import forked
 from tests.end_to_end.conftest import Embedded
 
 CPU = torch.device("cpu")
@@ -381,19 +378,3 @@ def test_tensorboard_shows_the_same_curves(run: Counted) -> None:
         kept = [(row["step"], row[name]) for row in run.scalars if name in row]
         assert [step for step, _ in shown] == [step for step, _ in kept], name
         assert [v for _, v in shown] == pytest.approx([v for _, v in kept], rel=1e-6), name
-
-
-def one_dies_one_hangs() -> None:
-    """Rank 1 leaves without a word, rank 0 never does."""
-    if os.environ["RANK"] == "1":
-        os._exit(7)
-    time.sleep(600)
-
-
-def test_a_rank_that_hangs_after_another_died_is_named(
-    embedded: Embedded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A defect that leaves ranks waiting for each other must fail its test, with what they had said."""
-    monkeypatch.setattr(forked, "GRACE_S", 0.5)
-    with pytest.raises(TimeoutError, match=r"ranks \[0\] of 2 did not end in 200 s, or 0\.5 s after another"):
-        embedded.main("name=hang", ranks=2, plant=one_dies_one_hangs)

@@ -343,7 +343,7 @@ def test_without_locks_two_makers_do_not_share_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody can be kept out: each makes its own, both are whole, the other's half made one stays."""
-    monkeypatch.setattr(derived, "lock", lambda file, **_: False)
+    monkeypatch.setattr(derived.disk, "lock", lambda file, **_: False)
     store = Store(tmp_path, "thing", "thing", resumable=True)
 
     def make(folder: Path) -> dict[str, int]:

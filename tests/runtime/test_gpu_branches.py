@@ -1,4 +1,4 @@
-"""What only a GPU does in runtime and training, tried without one."""
+"""What only a GPU does, tried without one (see also tests/training/test_fake_gpu.py)."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from src.runtime.ranks.launch import (
     reach_ranks,
     starts_again,
 )
+from tests.processes import alive
 from tests.rooms.sources import ROOT
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -185,10 +186,10 @@ def test_ranks_end_with_torchrun_and_leave_nothing_half_written(
         assert agent.stdout is not None
         child = int(agent.stdout.readline())
         wait_until(lambda: (work / "helper").is_file() and (work / "helper").read_text() != "")
-        processes = [child, int((work / "helper").read_text())]
+        ranks = [child, int((work / "helper").read_text())]
         assert [path.name for path in work.iterdir() if path.name.endswith(".part")], "it is writing"
         agent.send_signal(number)
-    wait_until(lambda: not any(lives(pid) for pid in processes))
+    wait_until(lambda: not any(alive(pid) for pid in ranks))
     assert [path.name for path in work.iterdir()] == ["helper"]
 
 
@@ -202,7 +203,7 @@ def test_a_torchrun_that_was_killed_while_its_ranks_imported_is_noticed(tmp_path
         wait_until((work / "helper").is_file)
         agent.kill()
     (work / "killed").touch()
-    wait_until(lambda: not lives(child))
+    wait_until(lambda: not alive(child))
 
 
 @pytest.mark.parametrize(("first", "lives"), [("/sbin/init", False), ("python torchrun", True)])
@@ -239,12 +240,3 @@ def wait_until(done: object) -> None:
     while not done():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it did not happen in a minute"
         time.sleep(0.05)
-
-
-def lives(pid: int) -> bool:
-    """Whether a process runs; one that ended and that nobody asked for does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in ("Z", "X")

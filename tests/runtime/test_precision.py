@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -134,40 +134,22 @@ def test_no_number_of_a_run_depends_on_tensor_cores(net: UTNet) -> None:
     assert [name for name, value in exact.items() if not torch.equal(value, rounded[name])] == []
 
 
-def _matmul(value: str) -> None:
-    torch.backends.cuda.matmul.fp32_precision = value
-
-
-def _conv(value: str) -> None:
-    torch.backends.cudnn.conv.fp32_precision = value
-
-
-def _allow() -> None:
-    torch.backends.cudnn.allow_tf32 = True
-
-
 @pytest.mark.parametrize(
-    ("plant", "spoils"),
+    ("backend", "spoils"),
     [
-        (lambda: torch.set_float32_matmul_precision("high"), "labels"),
-        (lambda: _matmul("tf32"), "labels"),
-        (_allow, "votes"),
-        (lambda: _conv("tf32"), "votes"),
+        (torch.backends.cuda.matmul, {"labels", "projection", "vertices", "colour", "network", "gradients"}),
+        (torch.backends.cudnn.conv, {"votes", "network", "gradients"}),
     ],
 )
-def test_the_rounding_shows_where_it_is_let_in(plant: Callable[[], None], spoils: str, net: UTNet) -> None:
+def test_the_rounding_shows_where_it_is_let_in(backend: Any, spoils: set[str], net: UTNet) -> None:
     """A mode that rounds nothing would find nothing."""
     exact = numbers(net)
-    plant()
+    backend.fp32_precision = "tf32"
     with TensorCores():
         rounded = numbers(net)
     changed = {name for name, value in exact.items() if not torch.equal(value, rounded[name])}
-    if spoils == "votes":
-        assert {"votes", "network", "gradients"} == changed
-        return
-    assert {"labels", "projection", "vertices", "colour", "network", "gradients"} <= changed
-    apart_mm = (exact["labels"] - rounded["labels"]).norm(dim=-1).mean() * 1000
-    assert 0.05 < apart_mm < 0.5
+    assert spoils <= changed
+    assert ("labels" in changed) == ("labels" in spoils)
 
 
 def test_one_place_sets_the_precision_and_every_program_goes_there() -> None:

@@ -8,7 +8,6 @@ import io
 import os
 import pickle
 import pickletools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -205,33 +204,6 @@ def test_missing_truncated_and_foreign_files(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"annotation .*{number}\.pkl: not a whole pickle"):
             load(path, allow=META_GLOBALS, what="annotation", error=DataError)
-
-
-_TEXT = b"\x80\x02X\xa0\x86\x01\x00" + b"a" * 100_000 + b"q\x000("
-_ENCODED = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
-COSTLY = {
-    "a memo of 4 billion": b"}r\xff\xff\xff\xff.",
-    "tuples in tuples": b"\x80\x02)" + b"".join(b"q%ch%ch%c\x86" % (k, k, k) for k in range(30)) + b".",
-    "one text as bytes, 50 times": _TEXT + 50 * _ENCODED + b"l.",
-}
-
-
-@pytest.mark.parametrize("kind", COSTLY)
-def test_a_file_costs_what_its_length_suggests(kind: str) -> None:
-    """One flipped byte of an annotation is a memo index: the machine's memory was full, and the run ended."""
-    with pytest.raises(AssetError, match="not a whole pickle") as caught:
-        _read(COSTLY[kind])
-    assert re.search("memo index|again and again|more than its length", str(caught.value)), caught.value
-
-
-def test_a_pipe_is_not_waited_for_and_a_long_file_not_read(tmp_path: Path) -> None:
-    """A start that says nothing for ever, or that takes all of the memory for one annotation."""
-    os.mkfifo(tmp_path / "pipe.pkl")
-    with pytest.raises(AssetError, match="no plain file"):
-        load(tmp_path / "pipe.pkl", allow=META_GLOBALS, what="annotation")
-    (tmp_path / "long.pkl").write_bytes(pickle.dumps([0] * 9))
-    with pytest.raises(AssetError, match=r"it has \d\d bytes, at most 9 are read"):
-        load(tmp_path / "long.pkl", allow=META_GLOBALS, what="annotation", most_bytes=9)
 
 
 @settings(max_examples=150, deadline=None)

@@ -33,16 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import DataError
-from src.runtime.files.disk import (
-    atomic_write,
-    crc32,
-    lock,
-    open_lock,
-    open_plain,
-    read_array_header,
-    sync_file,
-    sync_folder,
-)
+from src.runtime.files import disk
 from src.runtime.log import get_logger
 
 WAIT_S = 1800.0
@@ -76,6 +67,8 @@ class Derived:
         states: dict[str, FileState],
     ) -> None:
         self.folder = folder
+        self.place = folder.parent
+        """Folder of the store."""
         self.what = what
         self.fingerprint: dict[str, Any] = content["fingerprint"]
         """What it was made from."""
@@ -126,12 +119,11 @@ class Derived:
         """
         with self.open(name) as file:
             try:
-                got, fortran, kind = read_array_header(file)
+                got, fortran, kind = disk.read_array_header(file)
                 fits = not kind.hasobject if dtype is None else kind == dtype
                 if not fits or (shape is not None and tuple(got[1:]) != shape):
                     raise ValueError(f"it holds {kind} in the shape {got}")
-                order: Any = "F" if fortran else "C"
-                return np.memmap(file, kind, "r", file.tell(), got, order)
+                return np.memmap(file, kind, "r", file.tell(), got, "F" if fortran else "C")
             except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
                 raise DataError(
                     f"{self.what}: {self.path(name)} is damaged ({error}). Delete {self.folder}; it is made "
@@ -143,7 +135,7 @@ class Derived:
         try:
             for name, want in self._checksums.items():
                 with self.open(name) as file:
-                    if want is not None and crc32(file) != want:
+                    if want is not None and disk.crc32(file) != want:
                         return False
         except (OSError, DataError):
             return False
@@ -280,7 +272,7 @@ class Store:
         finally:
             if not self.resumable or not alone:
                 shutil.rmtree(staging, ignore_errors=True)
-        sync_folder(self.place)
+        disk.sync_folder(self.place)
         made = _open(folder, self.what)
         if made is None:
             raise DataError(f"{self.what}: {folder} was removed while it was opened. Start again.")
@@ -302,11 +294,11 @@ class Store:
         files: dict[str, tuple[int, int | None]] = {}
         for path in sorted(folder.iterdir()):
             with path.open("rb") as file:
-                sync_file(file)
+                disk.sync_file(file)
                 summed = not self.unsummed or not path.name.startswith(self.unsummed)
-                files[path.name] = os.fstat(file.fileno()).st_size, crc32(file) if summed else None
+                files[path.name] = os.fstat(file.fileno()).st_size, disk.crc32(file) if summed else None
         content = {"fingerprint": fingerprint, "facts": dict(facts), "files": files}
-        with atomic_write(folder / MARKER) as file:
+        with disk.atomic_write(folder / MARKER) as file:
             file.write(json.dumps(content | {"crc32": _content_crc32(content)}, indent=1).encode())
 
     def _retire(self, current: Path) -> None:
@@ -317,8 +309,8 @@ class Store:
                 continue
             with contextlib.ExitStack() as stack:
                 try:
-                    marker = stack.enter_context(open_plain(folder / MARKER))
-                    if not lock(marker):
+                    marker = stack.enter_context(disk.open_plain(folder / MARKER))
+                    if not disk.lock(marker):
                         continue  # without locks nobody can tell what is in use
                 except FileNotFoundError:
                     pass  # it never was whole
@@ -346,7 +338,7 @@ class Store:
         path = self.place / f"{self.name}.lock"
         try:
             self.place.mkdir(parents=True, exist_ok=True)
-            file = open_lock(path)
+            file = disk.open_lock(path)
         except OSError as error:
             raise DataError(
                 f"{self.what}: cannot write to {self.place} ({error.strerror}). {self.mend} that can be "
@@ -354,7 +346,7 @@ class Store:
             ) from error
         with file:
             try:
-                alone = lock(file, wait_s=wait_s)
+                alone = disk.lock(file, wait_s=wait_s)
             except BlockingIOError:
                 raise DataError(
                     f"{self.what}: waited {wait_s:.0f} s for another process to make it ({path}). Make it "
@@ -368,8 +360,8 @@ def _open(folder: Path, what: str) -> Derived | None:
     marker = folder / MARKER
     with contextlib.ExitStack() as stack:
         try:
-            held = stack.enter_context(open_plain(marker))
-            lock(held, shared=True)
+            held = stack.enter_context(disk.open_plain(marker))
+            disk.lock(held, shared=True)
             content = json.loads(held.read(_MOST_BYTES))
             if content.pop("crc32") != _content_crc32(content):
                 return None

@@ -30,7 +30,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from src.errors import ConfigError, PeerError, UTNetError
 from src.runtime.ranks.launch import end_with_parent, place_from_environment, reach_ranks
@@ -94,14 +93,6 @@ class DistContext:
             if self.meetings is None or not lost_peer(error):
                 raise
             raise self.meetings.lost("a collective failed", error) from error
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum of a CPU tensor over ranks, the same on each; the argument is not changed."""
-        total = values.clone()
-        if self.meetings is not None:
-            self.meetings.meet("a sum")
-            dist.all_reduce(total, group=self.meetings.group)
-        return total
 
     def gather_objects(self, value: Any, what: str = "the next step") -> list[Any]:
         """Small Python values of all ranks in rank order, on every rank (not for arrays of results)."""
