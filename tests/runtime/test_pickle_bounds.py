@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,20 @@ def test_every_plain_pickle_passes_to_its_last_byte(value: object, protocol: int
     assert require_bounded(content + b"more").end == len(content)
 
 
+def test_names_and_arrays() -> None:
+    """Arrays of both protocols, and what they look up by name."""
+    content = pickle.dumps({"a": np.arange(3), "b": np.float32(1)}, protocol=2)
+    found = require_bounded(content)
+    assert found.end == len(content)
+    assert {name.split()[-1] for name in found.names} == {
+        "_reconstruct",
+        "ndarray",
+        "dtype",
+        "scalar",
+        "encode",
+    }
+
+
 def _shared(levels: int) -> bytes:
     """A tuple of two that holds the one before twice."""
     return b"\x80\x02)" + b"".join(b"q%c0h%ch%c\x86" % (k, k, k) for k in range(levels)) + b"."
@@ -44,18 +59,26 @@ def _shared(levels: int) -> bytes:
         (b"\x80\x02(" + b"K\x01" * (MOST_NESTED + 1) + b"t.", "in one tuple"),
         (b"}r\xff\xff\xff\x05.", "memo index 100,663,295 where 0 are in use"),
         (b"}p99999999\n.", "memo index 99,999,999"),
-        (b"X\xff\xff\xff\x7fabc.", "expected 2147483647 bytes"),
-        (b"\x80\x04\x8d" + b"\xff" * 8 + b".", "byte count"),
+        (b"X\xff\xff\xff\x7fabc.", "ends behind the file"),
+        (b"\x80\x04\x8d" + b"\xff" * 8 + b".", "ends behind the file"),
+        (b"I123", "ends behind the file"),
         (b"(" * 200_001, "more than 200,000 instructions"),
         (b"t.", "pop from empty list"),
         (b"\x85.", "takes more than there is"),
         (b"h\x05.", "5"),
-        (b"N", "exhausted before seeing STOP"),
-        (b"\xff", "opcode .* unknown"),
-        (b"N2.", "doubles a value"),
+        (b"N", "cut short"),
+        (b"\xff", "no instruction at byte 0"),
+        (b"N2.", "no instruction at byte 1"),
     ],
 )
 def test_what_costs_more_than_its_length_is_refused(content: bytes, why: str) -> None:
     """400 bytes hung a reader, ten cost it a gigabyte."""
     with pytest.raises((ValueError, LookupError), match=why):
         require_bounded(content)
+
+
+def test_sharing_is_counted_not_refused() -> None:
+    """A shape that a hundred arrays share is fetched a hundred times."""
+    shape = (21, 3)
+    assert require_bounded(pickle.dumps([shape] * 100, protocol=2)).end
+    assert require_bounded(_shared(4)).end

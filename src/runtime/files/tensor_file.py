@@ -151,9 +151,9 @@ def _require_modest(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_BEGIN)) != _BEGIN:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                end = 0
                 for _ in range(_OLD_PICKLES):
-                    if content.tell() < len(content):
-                        _require_plain(content)
+                    end = _require_plain(cast(bytes, content), end) if end < len(content) else end
             return
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
@@ -164,13 +164,15 @@ def _require_modest(path: Path) -> None:
             raise ValueError("its records say that they are longer than the file")
         for record in records:
             if record.filename.endswith("data.pkl"):
-                _require_plain(archive.read(record))
+                _require_plain(archive.read(record), 0)
 
 
-def _require_plain(content: bytes | mmap.mmap) -> None:
-    """ValueError: the next pickle is not modest."""
-    if grows := sorted(require_bounded(content, _MOST_STEPS).names & _GROWS):
+def _require_plain(content: bytes, start: int) -> int:
+    """Where the pickle at `start` ends; ValueError: it is not modest."""
+    found = require_bounded(content, start, _MOST_STEPS)
+    if grows := sorted(found.names & _GROWS):
         raise ValueError(f"it names {grows[0]}, which plain tensors do not need")
+    return found.end
 
 
 def _require_honest(content: object, size: int) -> None:
