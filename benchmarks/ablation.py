@@ -44,15 +44,11 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no depth": ("dataset.p_drop_depth=1",),
     "no modality sampling": ("dataset.p_drop_depth=0",),
     "no refinement": ("model.refine_iterations=0",),
-    "refinement without depth residual": ("model.depth_residual=false",),
-    "patch embedding instead of the stem": ("model.stem=patch",),
-    "direct joints instead of the hand model": ("model.joints=direct",),
     "AdamW instead of Muon, rate 8e-4": ("optimizer.name=adamw", "optimizer.lr=8e-4"),
     "no canonical joints in the loss": ("loss.joints_canonical=0",),
     "no heat maps in the loss": ("loss.heatmap=0",),
     "no average of the weights": ("training.ema_decay=0",),
     "no calm last epoch": ("augmentation.calm_share=0",),
-    "scenes turned by up to 25 degrees": ("augmentation.view_deg=25",),
 }
 CONFIG = Path("config/learn.yaml")
 RANKS = 2
@@ -101,21 +97,16 @@ def main(argv: Sequence[str] = ()) -> None:
     for name in names:
         scores[name] = _train(name, shared, steps[name])
         print(f"{name}: {scores[name]}", flush=True)
-    _table(names, seconds, scores)
-    full = scores[FULL]
-    rows = [
-        Row(
-            f"{name}, {kind} PA {getattr(score, attribute):.2f}, MPJPE {getattr(score, other):.2f}",
-            f"{FULL}: PA {getattr(full, attribute):.2f}, MPJPE {getattr(full, other):.2f}",
-            getattr(full, attribute) / getattr(score, attribute),
-            "mm",
-        )
-        for name, score in scores.items()
-        for kind, attribute, other in (
-            ("RGB-D", "rgbd_pa", "rgbd_mpjpe"),
-            ("RGB-only", "rgb_pa", "rgb_mpjpe"),
-        )
-    ]
+    rows = []
+    for name, score in scores.items():
+        full = scores[FULL]
+        rows += [
+            Row(f"{name}, {kind} PA {pa:.2f}, MPJPE {mpjpe:.2f}", f"{FULL}: PA {best:.2f}", best / pa, "mm")
+            for kind, pa, mpjpe, best in (
+                ("RGB-D", score.rgbd_pa, score.rgbd_mpjpe, full.rgbd_pa),
+                ("RGB-only", score.rgb_pa, score.rgb_mpjpe, full.rgb_pa),
+            )
+        ]
     report("ablation", rows)
 
 
@@ -187,19 +178,10 @@ def _train(name: str, shared: tuple[str, ...], steps: int) -> Score:
     changed = now == "unknown" or now.endswith("+")
     found = None if changed else finished(arm, now)
     if found is None:
-        torchrun = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={RANKS}",
-        ]
-        subprocess.run(
-            [*torchrun, "train.py", "--config", str(CONFIG), *overrides],
-            check=True,
-            timeout=TIMEOUT_S,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [*torchrun, f"--nproc_per_node={RANKS}", "train.py", "--config", str(CONFIG), *overrides]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, timeout=TIMEOUT_S, env=environment)
         found = finished(arm)
     assert found is not None, f"{label}: the run ended without its last validation"
     return found
@@ -217,41 +199,21 @@ def finished(arm: RunConfig, code: str | None = None, runs: Path = Path("runs"))
         runs: folder of run folders.
     """
     for folder in sorted(runs.glob(f"*-{arm.name}"), reverse=True):
-        settings, meta = folder / "config.yaml", folder / "meta.json"
-        if not settings.is_file() or settings.read_text(encoding="utf-8") != config_to_yaml(arm):
+        settings, meta, scalars = (folder / name for name in ("config.yaml", "meta.json", "scalars.jsonl"))
+        if not (settings.is_file() and meta.is_file() and scalars.is_file()):
             continue
-        if not meta.is_file() or code not in (None, json.loads(meta.read_text(encoding="utf-8"))["commit"]):
+        if settings.read_text(encoding="utf-8") != config_to_yaml(arm):
             continue
-        path = folder / "scalars.jsonl"
-        rows = (
-            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            if path.is_file()
-            else []
-        )
+        if code not in (None, json.loads(meta.read_text(encoding="utf-8"))["commit"]):
+            continue
+        rows = [json.loads(line) for line in scalars.read_text(encoding="utf-8").splitlines()]
         last = {name: value for row in rows for name, value in row.items()}
         trained = [row["minutes"] for row in rows if "Train/epoch_loss" in row]
         if len(trained) == EPOCHS and "Val/RGB-only/PA-MPJPE" in last:
             print(f"{arm.name}: scores of {folder}", flush=True)
-            return Score(
-                last["Val/MPJPE"],
-                last["Val/PA-MPJPE"],
-                last["Val/RGB-only/MPJPE"],
-                last["Val/RGB-only/PA-MPJPE"],
-                trained[-1],
-            )
+            names = ("Val/MPJPE", "Val/PA-MPJPE", "Val/RGB-only/MPJPE", "Val/RGB-only/PA-MPJPE")
+            return Score(*(last[name] for name in names), trained[-1])
     return None
-
-
-def _table(names: Sequence[str], seconds: dict[str, float], scores: dict[str, Score]) -> None:
-    """A table for reading, in Markdown."""
-    print("| arm | RGB-D MPJPE / PA | RGB-only MPJPE / PA | a step | minutes |")
-    print("|---|---|---|---|---|")
-    for name in names:
-        s = scores[name]
-        print(
-            f"| {name} | {s.rgbd_mpjpe:.2f} / {s.rgbd_pa:.2f} | {s.rgb_mpjpe:.2f} / {s.rgb_pa:.2f} | "
-            f"{seconds[name] / seconds[FULL]:.2f} | {s.minutes:.1f} |"
-        )
 
 
 if __name__ == "__main__":

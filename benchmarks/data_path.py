@@ -1,11 +1,10 @@
-"""One epoch's samples, labels, augmentation and batches, by data path, against the first version's design.
+"""One epoch's samples, labels, augmentation and batches, by data path, against decoding alone.
 
-The first version decoded every picture and every depth, turned both to float32 on the host, whole, and warped
-and normalised those. It is written here from that description; reading its annotation pickles, 0.2 ms a
-frame, is left out. The raw limit is cv2.imread of the JPEG and, for the samples that keep depth, of the PNG.
+The raw limit is cv2.imread of the JPEG and, for the samples that keep depth, of the PNG. Frames are the
+generator's, with noise until the files weigh about what HO3D_v3's do (63 KiB and 426 KiB). They are in the
+page cache: a disk that is slower than the decoder is not measured.
 
-Frames are the generator's, with noise until the files weigh about what HO3D_v3's do (63 KiB and 426 KiB).
-They are in the page cache: a disk that is slower than the decoder is not measured.
+    python -m benchmarks data_path
 """
 
 from __future__ import annotations
@@ -18,23 +17,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmarks.common import Row, interleaved, report
 from dataloader.batches.collate import collate
 from dataloader.batches.modality import show_depth
 from dataloader.batches.samplers import SampleKey
-from dataloader.crop.augment import draw
-from dataloader.crop.camera import z_ref_from_box
-from dataloader.crop.prepare import IMAGENET_MEAN, IMAGENET_STD
-from dataloader.ho3d.labels import assemble
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.synthetic.hand.standin import build_standin
 from dataloader.synthetic.writer import Parameters, write_tree
 from src.config import DatasetConfig, ModelConfig, RunConfig
 from src.hand.mano import ManoLayer
-from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, DEPTH_UNIT_M
 
 SEQUENCES, FRAMES, BATCH, REPEATS = 8, 10, 24, 5
 RGB_NOISE, DEPTH_NOISE = 9.0, 16.0
@@ -69,82 +61,27 @@ def _weigh_down(root: Path) -> tuple[float, float]:
     return rgb_kib, depth_kib
 
 
-def _first_version(dataset: HO3DDataset, key: SampleKey) -> dict[str, Tensor]:
-    """One sample as the first version made it: everything decoded, everything float32 on the host."""
-    config = dataset.config
-    change = draw(config.augmentation, config.seed, key.epoch, key.index)
-    labels = dataset.labels(np.array([key.index]))
-    camera = dataset._camera(key.index, labels, change)
-    stored = cv2.imread(str(dataset._path(key.index, "rgb")))
-    depth_bytes = cv2.imread(str(dataset._path(key.index, "depth")))
-    assert stored is not None
-    assert depth_bytes is not None
-    picture = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB).astype(np.float32) / 255
-    depth_m = (depth_bytes[..., 2] + depth_bytes[..., 1] * np.float32(256)) * np.float32(DEPTH_UNIT_M)
-    size = (camera.size[1], camera.size[0])
-    rgb = cv2.warpPerspective(picture, camera.crop_from_img, size, flags=cv2.INTER_LINEAR)
-    depth = cv2.warpPerspective(depth_m, camera.crop_from_img, size, flags=cv2.INTER_NEAREST)
-    colour = change.colour()
-    rgb = np.clip(rgb @ colour[:, :3].T + colour[:, 3], 0, 1)
-    rgb = (rgb - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
-    rng = np.random.default_rng(change.noise_seed)
-    measured = depth > 0
-    depth = depth + rng.standard_normal(depth.shape, np.float32) * np.float32(change.depth_noise_m)
-    z_ref = z_ref_from_box(camera)
-    depth = np.where(measured, np.clip((depth - z_ref) / DEPTH_RANGE_M, -DEPTH_CLIP, DEPTH_CLIP), 0)
-    if not _shown(dataset, key):
-        depth, measured = np.zeros_like(depth), np.zeros_like(measured)
-    blank = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint16)
-    sample = assemble(key.index, camera, change, True, *blank, z_ref, labels, dataset._rest_root_m[key.index])
-    fields = {
-        f.name: torch.from_numpy(np.asarray(getattr(sample, f.name))) for f in dataclasses.fields(sample)
-    }
-    return fields | {
-        "rgb": torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1), np.float32)),
-        "depth": torch.from_numpy(depth[None].astype(np.float32)),
-        "valid": torch.from_numpy(measured[None].astype(np.float32)),
-    }
-
-
-def _shown(dataset: HO3DDataset, key: SampleKey) -> bool:
-    """Whether the sample keeps its depth."""
-    config = dataset.config
-    return show_depth(dataset.modality, config.dataset.p_drop_depth, config.seed, key.epoch, key.index)
-
-
 def _candidates(datasets: dict[str, HO3DDataset]) -> dict[str, Callable[[], object]]:
     """One epoch of each path."""
     plain = datasets["no cache"]
+    seed, p_drop = plain.config.seed, plain.config.dataset.p_drop_depth
     keys = [SampleKey(i, 1) for i in range(len(plain))]
     batches = [keys[k : k + BATCH] for k in range(0, len(keys), BATCH)]
 
     def raw_limit() -> None:
         for key in keys:
-            cv2.imread(str(plain._path(key.index, "rgb")))
-            if _shown(plain, key):
-                cv2.imread(str(plain._path(key.index, "depth")), cv2.IMREAD_UNCHANGED)
-
-    def first_version() -> None:
-        for batch in batches:
-            samples = [_first_version(plain, key) for key in batch]
-            {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+            frame = plain.config.dataset.root_dir / plain.frame_id(key.index)
+            folder, number = frame.parent, frame.name
+            cv2.imread(str(folder / "rgb" / f"{number}.jpg"))
+            if show_depth(plain.modality, p_drop, seed, key.epoch, key.index):
+                cv2.imread(str(folder / "depth" / f"{number}.png"), cv2.IMREAD_UNCHANGED)
 
     def ours(dataset: HO3DDataset) -> None:
         for batch in batches:
             collate(dataset.raws(batch))
 
-    return {
-        "first version": first_version,
-        "raw limit": raw_limit,
-        **{name: (lambda d=dataset: ours(d)) for name, dataset in datasets.items()},
-    }
-
-
-def _disk_kib(dataset: HO3DDataset) -> NDArray[np.float64]:
-    """(N,) KiB of the frames of a cached data set."""
-    assert dataset._cache is not None
-    table = dataset._cache._table
-    return np.asarray((table["rgb"][:, 1] + table["depth"][:, 1]) / 1024)
+    paths = {name: (lambda d=dataset: ours(d)) for name, dataset in datasets.items()}
+    return {"raw limit": raw_limit, **paths}
 
 
 def main() -> None:
@@ -181,26 +118,11 @@ def _table(size: tuple[int, int], datasets: dict[str, HO3DDataset]) -> list[Row]
     """Rows of one crop size."""
     seconds = interleaved(_candidates(datasets), REPEATS)
     ms = {name: value / len(datasets["no cache"]) * 1e3 for name, value in seconds.items()}
-    crop = f"{size[0]}x{size[1]}"
-    pairs = [
-        ("no cache", "raw limit"),
-        *((name, "first version") for name in datasets),
-        ("cache raw", "no cache"),
-        ("cache compact", "no cache"),
+    pairs = [("no cache", "raw limit"), ("cache raw", "no cache"), ("cache compact", "no cache")]
+    return [
+        Row(f"{size[0]}x{size[1]} {a}: {ms[a]:.2f}", f"{b}: {ms[b]:.2f}", ms[b] / ms[a], "ms a sample")
+        for a, b in pairs
     ]
-    rows = [
-        Row(f"{crop} {a}: {ms[a]:.2f}", f"{b}: {ms[b]:.2f}", ms[b] / ms[a], "ms a sample") for a, b in pairs
-    ]
-    raw, compact = _disk_kib(datasets["cache raw"]), _disk_kib(datasets["cache compact"])
-    rows.append(
-        Row(
-            f"{crop} compact, disk: {compact.mean():.0f} (largest {compact.max():.0f})",
-            f"raw: {raw.mean():.0f}",
-            float(raw.mean() / compact.mean()),
-            "KiB a frame",
-        )
-    )
-    return rows
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""Start of a run on 83,325 frames: packing the annotations once, opening them ever after, and their memory.
+"""Start of a run on 83,325 frames: packing the annotations once, opening them ever after.
 
 The tree has HO3D_v3's number of frames in 55 folders; its annotation files are hard links to 2,200 different
-ones, all of which are opened and read one by one as real ones would be. Memory is what 4 ranks with 8 loader
-processes each hold for the annotations together: their shares of the mapped index, and what their own memory
-grows by when each of them reads labels from all over it.
+ones, all of which are opened and read one by one as real ones would be.
 
     python -m benchmarks startup
 """
@@ -11,15 +9,10 @@ grows by when each of them reads labels from all over it.
 from __future__ import annotations
 
 import os
-import re
 import resource
 import tempfile
 import time
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from benchmarks.common import Row, report
 from dataloader.ho3d.index import open_index
@@ -28,11 +21,9 @@ from dataloader.synthetic.hand.standin import build_standin
 from dataloader.synthetic.writer import Parameters, write_tree
 from src.config import DatasetConfig, RunConfig
 from src.hand.mano import ManoLayer
-from src.runtime.ranks.distributed import DistContext, spawn_ranks
 
 FRAMES, FOLDERS, MADE_FOLDERS, MADE_FRAMES = 83_325, 55, 11, 200
-RANKS, WORKERS, READS = 4, 8, 2_000
-BUILD_LIMIT_S, START_LIMIT_S, MEMORY_LIMIT_GIB = 90.0, 0.5, 0.3
+BUILD_LIMIT_S, START_LIMIT_S = 90.0, 0.5
 REPEATS = 5
 
 
@@ -85,80 +76,15 @@ def _open(config: RunConfig, hand: ManoLayer) -> tuple[HO3DDataset, HO3DDataset]
     return train_set, HO3DDataset(config, "val", hand, index=train_set.index, show_progress=False)
 
 
-def _annotations_kib(index: Path, private_before: float) -> float:
-    """This process's share of the mapped index and the growth of its own memory, KiB."""
-    text = Path("/proc/self/smaps").read_text(encoding="utf-8")
-    blocks = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", text)
-    shared = sum(_field(b, "Pss") for b in blocks if str(index) in b.partition("\n")[0])
-    own = sum(
-        _field(b, "Private_Clean") + _field(b, "Private_Dirty")
-        for b in blocks
-        if str(index) not in b.partition("\n")[0]
-    )
-    return shared + max(0.0, own - private_before)
-
-
-def _private_kib() -> float:
-    """Memory that this process alone holds, KiB."""
-    text = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
-    return _field(text, "Private_Clean") + _field(text, "Private_Dirty")
-
-
-def _field(block: str, name: str) -> float:
-    """Sum of a field in KiB."""
-    return sum(float(value) for value in re.findall(rf"(?m)^{name}:\s+(\d+) kB", block))
-
-
-def _worker(dataset: HO3DDataset, number: int, begin: Any, pipe: Any) -> None:
-    """A loader process: labels from all over the split, then its memory while all others hold theirs."""
-    before = _private_kib()
-    for k in range(READS):
-        dataset.labels(np.array([(number + 41 * k) % len(dataset)]))
-    begin.wait(120)
-    pipe.send(_annotations_kib(_array_of(dataset), before))
-    begin.wait(120)
-
-
-def _array_of(dataset: HO3DDataset) -> Path:
-    """The mapped file of an index."""
-    return dataset.index.derived.path("rows.npy")
-
-
-def _rank(context: DistContext, config: RunConfig) -> float:
-    """KiB that a rank and its loader processes hold for the annotations."""
-    hand = ManoLayer.from_asset(build_standin())
-    before = _private_kib()
-    train_set, _ = _open(config, hand)
-    fork = get_context("fork")
-    begin = fork.Barrier(WORKERS + 1)
-    pipes, processes = [], []
-    for number in range(WORKERS):
-        reader, writer = fork.Pipe(duplex=False)
-        process = fork.Process(target=_worker, args=(train_set, number, begin, writer), daemon=True)
-        process.start()
-        pipes.append(reader)
-        processes.append(process)
-    begin.wait(120)
-    context.barrier()
-    total = _annotations_kib(_array_of(train_set), before)
-    total += sum(pipe.recv() for pipe in pipes)
-    context.barrier()
-    begin.wait(120)
-    for process in processes:
-        process.join(30)
-    return total
-
-
 def main() -> None:
-    """Build once, open several times, measure memory."""
+    """Build once, open several times."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "HO3D"
         _tree(root)
-        data = DatasetConfig(root_dir=root, index_workers=2, num_workers=WORKERS)
+        data = DatasetConfig(root_dir=root, index_workers=2, num_workers=0)
         config = RunConfig(dataset=data)
         hand = ManoLayer.from_asset(build_standin())
-        began = time.perf_counter()
-        cpu = _cpu_s()
+        began, cpu = time.perf_counter(), _cpu_s()
         open_index(data, "train", hand, show_progress=False)
         build_s, wall_s = _cpu_s() - cpu, time.perf_counter() - began
         starts = []
@@ -167,28 +93,12 @@ def main() -> None:
             train_set, val_set = _open(config, hand)
             starts.append(time.perf_counter() - began)
         assert (len(train_set), len(val_set)) == (74_993, 8_332)
-        start_s = sorted(starts)[REPEATS // 2]
-        gib = sum(spawn_ranks(_rank, RANKS, (config,), timeout_s=240)) / 1024**2
-    what = f"{FRAMES} frames"
+    start_s = sorted(starts)[REPEATS // 2]
+    built = f"{FRAMES} frames, index built once (wall {wall_s:.1f} s): {build_s:.1f}"
+    opened = f"{FRAMES} frames, both splits opened: {start_s:.2f}"
     rows = [
-        Row(
-            f"{what}, index built once (wall {wall_s:.1f} s): {build_s:.1f}",
-            f"limit: {BUILD_LIMIT_S:g}",
-            BUILD_LIMIT_S / build_s,
-            "CPU s",
-        ),
-        Row(
-            f"{what}, both splits opened: {start_s:.2f}",
-            f"limit: {START_LIMIT_S}",
-            START_LIMIT_S / start_s,
-            "s",
-        ),
-        Row(
-            f"annotations in {RANKS} ranks x {WORKERS} loader processes: {gib:.3f}",
-            f"limit: {MEMORY_LIMIT_GIB}",
-            MEMORY_LIMIT_GIB / gib,
-            "GiB",
-        ),
+        Row(built, f"limit: {BUILD_LIMIT_S:g}", BUILD_LIMIT_S / build_s, "CPU s"),
+        Row(opened, f"limit: {START_LIMIT_S}", START_LIMIT_S / start_s, "s"),
     ]
     report("startup", rows)
 

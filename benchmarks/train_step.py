@@ -1,21 +1,19 @@
-"""One training step, whole and by part, against the same step built from well-kept libraries.
+"""One training step against the same step built from well-kept libraries.
 
 The reference is this network with its hand layer replaced by smplx's MANO layer, its graph by a dense
 adjacency that is normalised in every call, its transformer by timm's blocks and its optimiser by
 torch.optim.AdamW as it comes. Both start from the same weights and give the same features and the same loss,
-which is checked before anything is timed. Parts are timed alone, forward and backward, on the inputs
-that they have in a step.
+which is checked before anything is timed.
 
     python -m benchmarks train_step
 """
 
 from __future__ import annotations
 
-import dataclasses
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import smplx
 import timm
@@ -23,17 +21,27 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Row, interleaved, report
-from benchmarks.scene import Scene, alone, device, scene, sync
+from dataloader.batches.collate import collate
+from dataloader.batches.samplers import SampleKey
+from dataloader.build import build_dataset
+from dataloader.crop.prepare import prepare
+from dataloader.synthetic.hand.standin import build_standin, write_standin
+from dataloader.synthetic.writer import Parameters, write_tree
+from src.config import RunConfig
+from src.config_file import load_config
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer, ManoOutput
+from src.losses.loss import HandLoss
 from src.models.gcn import MeshGraph
 from src.models.utnet import UTNet
-from src.models.vertex_sampling import sample_points
 from src.models.vit import ViT
 from src.runtime.machine import has_bf16
+from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch
+from src.training.setup import backbone_dtype
 from src.training.step import TrainStep
 
+CONFIG = Path("config/config.yaml")
 PRESET, BATCH = "small", 4
 ROUNDS = {"cpu": 7, "cuda": 50}
 EMULATED_ROUNDS = 1
@@ -54,8 +62,12 @@ class SmplxHand(ManoLayer):
         for parameter in self.layer.parameters():
             parameter.requires_grad_(False)
 
-    def _pose(self, root: Tensor, pose: Tensor, betas: Tensor, translation: Tensor) -> ManoOutput:
-        out = self.layer(betas=betas, global_orient=root[:, None], hand_pose=pose, transl=translation)
+    def forward(
+        self, global_orient: Tensor, hand_pose: Tensor, betas: Tensor, translation_m: Tensor
+    ) -> ManoOutput:
+        """As `ManoLayer.forward`."""
+        root = global_orient[:, None]
+        out = self.layer(betas=betas, global_orient=root, hand_pose=hand_pose, transl=translation_m)
         joints = torch.cat([out.joints, out.vertices[:, self.tip_vertices]], dim=1)
         return ManoOutput(out.vertices, joints[:, permutation(HO3D21, OPENPOSE21)])
 
@@ -91,28 +103,38 @@ class TimmViT(nn.Module):
         return self.norm(self.blocks(tokens))
 
 
-def _of_libraries(scene: Scene, where: torch.device) -> TrainStep:
+def _ours(config: RunConfig, where: torch.device) -> TrainStep:
+    """The step as `train.py` takes it."""
+    torch.manual_seed(config.seed)
+    hand = ManoLayer.from_file(config.mano.model_path).to(where)
+    model = UTNet(config.model, hand).to(where)
+    model.backbone_dtype = backbone_dtype(config, where)
+    loss = HandLoss(config.loss, hand).to(where)
+    return TrainStep(model, loss, config, DistContext(0, 1, 0, where, None), total_steps=10_000)
+
+
+def _of_libraries(config: RunConfig, where: torch.device) -> TrainStep:
     """The step with its parts exchanged."""
-    step = scene.trainer(alone(where))
+    step = _ours(config, where)
     model = step.model
     assert isinstance(model, UTNet)
-    hand = SmplxHand(scene.config.mano.model_path, model.decoder.mano).to(where)
+    hand = SmplxHand(config.mano.model_path, model.decoder.mano).to(where)
     model.decoder.mano = step.loss.mano = hand
     assert model.refiner is not None
     model.refiner.graph = DenseGraph(model.refiner.graph)
     first = model.vit.blocks[0]
     width, heads = first.norm1.normalized_shape[0], first.attn.heads
-    drop_path = scene.config.model.drop_path
+    drop_path = config.model.drop_path
     model.vit = TimmViT(model.vit, width, heads, drop_path).to(where)  # type: ignore[assignment]
-    step.optimizer = _Plain(model, scene)  # type: ignore[assignment]
+    step.optimizer = _Plain(model, config.optimizer.weight_decay)  # type: ignore[assignment]
     return step
 
 
 class _Plain:
     """torch.optim.AdamW as it comes, behind `Optimizer`'s two calls."""
 
-    def __init__(self, model: nn.Module, scene: Scene) -> None:
-        self._adamw = torch.optim.AdamW(model.parameters(), weight_decay=scene.config.optimizer.weight_decay)
+    def __init__(self, model: nn.Module, weight_decay: float) -> None:
+        self._adamw = torch.optim.AdamW(model.parameters(), weight_decay=weight_decay)
 
     def step(self, rate: float, alive: Tensor | None = None) -> None:
         for group in self._adamw.param_groups:
@@ -143,118 +165,11 @@ def _features_apart(ours: TrainStep, theirs: TrainStep, where: torch.device) -> 
     return float((a - b).norm() / b.norm())
 
 
-def _parts(step: TrainStep, batch: HandBatch) -> dict[str, Callable[[], object]]:
-    """Forward and backward pass of each part, on the inputs of a real step."""
-    model = step.model
-    assert isinstance(model, UTNet)
-    refiner = model.refiner
-    assert refiner is not None
-    named = {
-        "tokens and stem": model.embed,
-        "transformer": model.vit,
-        "feature maps": model.pyramid,
-        "read-out": model.readout,
-        "coarse head": model.coarse,
-        "refinement": refiner,
-        "hand model (one of two)": model.decoder,
-    }
-    seen: dict[str, tuple[Any, ...]] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, args))
-        for name, module in named.items()
-    ]
-    prediction = model(batch)
-    for hook in hooks:
-        hook.remove()
-    backbone = {"tokens and stem", "transformer", "feature maps"}
-    parts = {
-        name: _pass(module, seen[name], model.backbone_dtype if name in backbone else torch.float32)
-        for name, module in named.items()
-    }
-    maps = seen["refinement"][2]
-    assert maps.features[0].requires_grad
-    points = torch.cat([prediction.coarse.vertices_cam_m, prediction.coarse.joints_cam_m], dim=1)
-    levels = _levels(model, seen["feature maps"])
-    parts["sampling under vertices"] = _pass(
-        lambda *m: sample_points(refiner.project(m), points.detach(), batch), levels
-    )
-    parts["loss"] = _pass(lambda p: step.loss(p, batch).total, (prediction,))
-
-    def optimise() -> None:
-        step.optimizer.step(1e-6)
-        if step.ema is not None:
-            step.ema.update()
-
-    parts["optimiser and average"] = optimise
-    return parts
-
-
-def _levels(model: UTNet, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """The feature maps of a step, float32."""
-    return tuple(level.float() for level in model.pyramid(*(_leaves(a) for a in args)))
-
-
-def _pass(
-    part: Callable[..., object], args: tuple[Any, ...], dtype: torch.dtype = torch.float32
-) -> Callable[[], object]:
-    """Forward and backward pass of `part` with gradients down to its inputs."""
-
-    def run() -> None:
-        low = dtype != torch.float32
-        fresh = tuple(_leaves(argument) for argument in args)
-        kind = next(t for t in _tensors(fresh)).device.type
-        with torch.autocast(kind, dtype=dtype if low else None, enabled=low):
-            out = part(*fresh)
-        total = sum(t.float().sum() for t in _tensors(out) if t.requires_grad)
-        assert isinstance(total, Tensor)
-        total.backward()
-
-    return run
-
-
-def _leaves(value: Any) -> Any:
-    """Detached copies of what the network computed, requiring a gradient; labels and pictures as they are."""
-    if isinstance(value, Tensor):
-        return value.detach().requires_grad_() if value.requires_grad else value
-    if isinstance(value, tuple):
-        return tuple(_leaves(v) for v in value)
-    if isinstance(value, HandBatch) or not dataclasses.is_dataclass(value):
-        return value
-    assert not isinstance(value, type)
-    return dataclasses.replace(
-        value, **{f.name: _leaves(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    )
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in a tuple or a dataclass."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for v in value:
-            yield from _tensors(v)
-    elif dataclasses.is_dataclass(value):
-        for f in dataclasses.fields(value):
-            yield from _tensors(getattr(value, f.name))
-
-
-def _timed(where: torch.device, parts: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, in turns; a GPU is waited for."""
-
-    def waiting(run: Callable[[], object]) -> Callable[[], object]:
-        def both() -> None:
-            run()
-            sync(where)
-
-        return both
-
-    return interleaved({name: waiting(run) for name, run in parts.items()}, rounds)
-
-
-def _rows(scene: Scene, where: torch.device) -> list[Row]:
-    """Both steps and the parts, in one arithmetic."""
-    batch = scene.batch(BATCH, where)
-    ours, theirs = scene.trainer(alone(where)), _of_libraries(scene, where)
+def _row(config: RunConfig, where: torch.device) -> Row:
+    """Both steps in one arithmetic."""
+    data = build_dataset(config, "train", show_progress=False)
+    batch = prepare(collate(data.raws([SampleKey(i, 0) for i in range(BATCH)])).to(where))
+    ours, theirs = _ours(config, where), _of_libraries(config, where)
     precision = str(ours.model.backbone_dtype).removeprefix("torch.")
     a, b = _first_loss(ours, batch), _first_loss(theirs, batch)
     limit = SAME_LOSS if precision == "float32" else 0.02
@@ -262,46 +177,46 @@ def _rows(scene: Scene, where: torch.device) -> list[Row]:
     apart = _features_apart(ours, theirs, where)
     assert apart < limit, f"the two transformers differ: features {apart:.1%} apart"
     emulated = precision != "float32" and not has_bf16(where)
-    rounds = EMULATED_ROUNDS if emulated else ROUNDS[where.type]
-    both = {"ours": lambda: ours([batch]), "libraries": lambda: theirs([batch])}
-    seconds = _timed(where, both, rounds)
+
+    def waited(step: TrainStep) -> Callable[[], None]:
+        def run() -> None:
+            step([batch])
+            if where.type == "cuda":
+                torch.cuda.synchronize(where)
+
+        return run
+
+    both = {"ours": waited(ours), "libraries": waited(theirs)}
+    seconds = interleaved(both, EMULATED_ROUNDS if emulated else ROUNDS[where.type])
     step, reference = seconds["ours"], seconds["libraries"]
-    what = f"{PRESET}, batch {BATCH}, {precision}{' (emulated)' if emulated else ''}"
-    rows = [
-        Row(
-            f"{what}, step: {step * 1e3:.1f}",
-            f"smplx, timm, dense graph, plain AdamW: {reference * 1e3:.1f}",
-            reference / step,
-            "ms",
-        )
-    ]
-    if emulated:
-        return rows
-    parts = _timed(where, _parts(ours, batch), rounds)
-    rows += [
-        Row(
-            f"{what}, {name}: {value * 1e3:.1f} ({value / step:.0%})",
-            f"step: {step * 1e3:.1f}",
-            step / value,
-            "ms",
-        )
-        for name, value in parts.items()
-    ]
-    return rows
+    return Row(
+        f"{PRESET}, batch {BATCH}, {precision}{' (emulated)' if emulated else ''}, step: {step * 1e3:.1f}",
+        f"smplx, timm, dense graph, plain AdamW: {reference * 1e3:.1f}",
+        reference / step,
+        "ms",
+    )
 
 
 def main() -> None:
-    """Time both steps in float32, and in bfloat16 too."""
+    """Time both steps in float32, and in bfloat16 too, on made-up frames."""
     torch.set_num_threads(1)
-    where = device()
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
-    for precision in ("fp32", "bf16"):
-        began = time.perf_counter()
-        with scene(
-            f"model.preset={PRESET}", f"training.precision={precision}", sequences=1, frames=8
-        ) as made:
-            rows += _rows(made, where)
-        print(f"train_step, {precision}: {time.perf_counter() - began:.0f} s")
+    with tempfile.TemporaryDirectory() as folder:
+        root, hand_file = Path(folder) / "HO3D", Path(folder) / "HAND.pkl"
+        write_standin(hand_file)
+        frames = Parameters(sequences=3, frames=8, evaluation_sequences=0, cameras=1)
+        write_tree(root, frames, build_standin(), workers=2)
+        shared = (
+            f"dataset.root_dir={root}",
+            "dataset.expected_train_frames=null",
+            f"mano.model_path={hand_file}",
+            f"model.preset={PRESET}",
+        )
+        for precision in ("fp32", "bf16"):
+            began = time.perf_counter()
+            rows.append(_row(load_config(CONFIG, (*shared, f"training.precision={precision}")), where))
+            print(f"train_step, {precision}: {time.perf_counter() - began:.0f} s")
     report("train_step", rows)
 
 
