@@ -29,13 +29,11 @@ from torch import Tensor
 
 from dataloader.batches.samplers import validation_batches
 from src.errors import ConfigError, UTNetError
-from src.evaluation.collect import collect
-from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, report_lines
+from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
+from src.evaluation.report import report_lines
 from src.evaluation.seeded import MESH_COLUMNS, Samples, known_answers, make_samples, mesh_columns
 from src.runtime.command_line import make_parser
-from src.runtime.memory import PeakMemory
 from src.runtime.ranks.distributed import DistContext, setup_distributed, spawn_ranks, teardown
-from src.runtime.ranks.link import Link
 from src.runtime.ranks.meeting import lost_peer
 
 KINDS = ("duplicate", "missing", "nan", "raise", "stall", "kill")
@@ -65,12 +63,8 @@ class Plan:
     """When a rank stalls or dies: before the `collection`, or during its `send`."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a rank saw; lines on rank 0 only."""
-
-    lines: tuple[str, ...]
-    passed: bool
+Outcome = tuple[list[str], bool]
+"""What a rank has to say (rank 0 alone says something), and whether all passed."""
 
 
 class _FailingShard(EvaluationShard):
@@ -78,10 +72,10 @@ class _FailingShard(EvaluationShard):
 
     fault = ""
 
-    def hand_over(self) -> dict[str, Tensor]:
+    def rows(self) -> Tensor:
         """As ever, unless this is the moment."""
         _strike(self.fault)
-        return super().hand_over()
+        return super().rows()
 
 
 def fill_shard(samples: Samples, plan: Plan, rank: int, world: int, device: torch.device) -> EvaluationShard:
@@ -94,7 +88,7 @@ def fill_shard(samples: Samples, plan: Plan, rank: int, world: int, device: torc
     if fault == "missing":
         batches[-1] = batches[-1][:-1]
     if fault == "duplicate":
-        batches.append(range(batches[0].start, batches[0].start + 1) if batches else range(1))
+        batches.append(batches[0][:1])
     pred = samples.pred
     if fault == "nan":
         pred = pred.clone()
@@ -127,48 +121,37 @@ def _strike(fault: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def score(
-    samples: Samples, plan: Plan, rank: int, world: int, context: DistContext
-) -> tuple[CheckedResult, float]:
-    """Score `samples` as rank `rank` of `world` would; and how long the shard took, seconds."""
-    began = time.perf_counter()
-    shard = fill_shard(samples, plan, rank, world, context.device)
-    seconds = time.perf_counter() - began
-    result = evaluate(
-        shard,
+def score(samples: Samples, plan: Plan, context: DistContext) -> CheckedResult:
+    """Score `samples` as the rank of `context` would."""
+    return evaluate(
+        fill_shard(samples, plan, context.rank, context.world, context.device),
         num_samples=plan.num_samples,
-        split_hash=_split_hash(plan),
-        group=context.side_group if world > 1 else None,
+        split_hash=f"{plan.num_samples} samples of seed {plan.seed}",
+        group=context.side_group,
         timeout_s=plan.timeout_s,
         device_label=context.devices_label,
     )
-    return result, seconds
-
-
-def _split_hash(plan: Plan) -> str:
-    return f"{plan.num_samples} samples of seed {plan.seed}"
 
 
 def prove(context: DistContext, plan: Plan) -> Outcome:
     """Body of a rank."""
     samples = make_samples(plan.num_samples, plan.seed)
     context.barrier()
-    result, seconds = score(samples, plan, context.rank, context.world, context)
+    result = score(samples, plan, context)
     if not result.is_finite and result.num_samples:
         return _nonfinite(result, plan, context.world)
-    everywhere = context.gather_objects((_fields(result), seconds))
-    growth = _memory(samples, plan, context)
-    passed, lines = True, []
+    everywhere = context.gather_objects(_fields(result))
+    lines: list[str] = []
+    passed = True
     if context.is_main:
-        checks = _checks(samples, plan, context, result, [fields for fields, _ in everywhere])
+        checks = _checks(samples, plan, context, result, everywhere)
         passed = all(checks.values()) and not plan.inject
         lines = [f"{'PASS' if good else 'FAIL'}  {name}" for name, good in checks.items()]
         if plan.inject:
             lines.append(f"FAIL  {plan.inject} at rank {plan.bad_rank} was injected and nobody noticed")
         elif passed:  # no score beside a proof that failed
             lines += report_lines(result, context.world, context.devices_label)
-            lines += _costs(result, max(seconds for _, seconds in everywhere), growth, samples)
-    return Outcome(tuple(lines), bool(context.broadcast_object(passed)))
+    return lines, bool(context.broadcast_object(passed))
 
 
 def _head(plan: Plan, backend: str, device: str, hosts: Sequence[str]) -> Iterator[str]:
@@ -196,7 +179,7 @@ def _nonfinite(result: CheckedResult, plan: Plan, world: int) -> Outcome:
         f"FAIL  {result.nonfinite_count} predictions are not finite: samples {first}. "
         f"MPJPE {result.mpjpe_mm:.3f} mm, PA-MPJPE {result.pa_mpjpe_mm:.3f} mm"
     )
-    return Outcome((line,), passed=False)
+    return [line], False
 
 
 def _checks(
@@ -205,7 +188,7 @@ def _checks(
     """What is proved, on rank 0."""
     assert result.rows is not None
     single = dataclasses.replace(context, rank=0, world=1, side_group=None)
-    alone, _ = score(samples, dataclasses.replace(plan, inject=""), 0, 1, single)
+    alone = score(samples, dataclasses.replace(plan, inject=""), single)
     assert alone.rows is not None
     return {
         f"every sample exactly once: {result.receipt.num_samples} of {plan.num_samples}": (
@@ -232,61 +215,22 @@ def _fields(result: CheckedResult) -> str:
     return repr(sorted(numbers.items()))
 
 
-def _memory(samples: Samples, plan: Plan, context: DistContext) -> int | None:
-    """Bytes by which this rank grew at the peak of another collection, its shard included."""
-    peak = PeakMemory()
-    plan = dataclasses.replace(plan, inject="", vertices=False)
-    shard = fill_shard(samples, plan, context.rank, context.world, context.device)
-    link = Link(context.side_group, timeout_s=plan.timeout_s, where="Memory")
-    collect(shard, link, num_samples=plan.num_samples, split_hash=_split_hash(plan))
-    return peak.growth_bytes()
-
-
-def _costs(result: CheckedResult, shards: float, growth: int | None, samples: Samples) -> Iterator[str]:
-    """Times and sizes of rank 0."""
-    seconds = result.receipt.seconds
-    steps = ", ".join(f"{name} {seconds[name]:.3f}" for name in ("header", "indices", "rows"))
-    collection = sum(seconds[name] for name in ("header", "indices", "rows"))
-    yield (
-        f"  {shards:.3f} s shards (slowest rank), {collection:.3f} s collection ({steps}), "
-        f"{seconds['metrics']:.3f} s metrics, {seconds['broadcast']:.3f} s broadcast"
-    )
-    payload = sum(tensor.numel() * tensor.element_size() for tensor in vars(samples).values())
-    peak = "not known on this system" if growth is None else f"{growth / 2**20:.1f} MiB"
-    ratio = f" = {growth / payload:.2f} x the payload" if growth is not None and payload > 2**20 else ""
-    yield (
-        f"  {result.receipt.bytes_moved / 2**20:.1f} MiB came to rank 0; payload of all ranks "
-        f"{payload / 2**20:.1f} MiB; rank 0 grew at the peak by {peak}{ratio}"
-    )
-
-
 def _parser() -> argparse.ArgumentParser:
-    summary = (__doc__ or "").partition("\n")[0]
-    parser = make_parser("test_distributed_eval.py", summary)
-    parser.add_argument("--world", type=int, help="start so many gloo ranks here (without torchrun)")
-    parser.add_argument("--num-samples", type=int, default=8332, help="samples of the split (8332)")
-    parser.add_argument("--batch-size", type=int, default=64, help="samples of a global batch (64)")
-    parser.add_argument("--seed", type=int, default=0, help="of the made-up samples (0)")
-    parser.add_argument(
-        "--with-vertices", action="store_true", help="score made-up meshes on the ranks as well"
+    parser = make_parser("test_distributed_eval.py", (__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--world", type=int, help="start so many gloo ranks here (without torchrun)")
+    add("--num-samples", type=int, default=8332, help="samples of the split (8332)")
+    add("--batch-size", type=int, default=64, help="samples of a global batch (64)")
+    add("--seed", type=int, default=0, help="of the made-up samples (0)")
+    add("--with-vertices", action="store_true", help="score made-up meshes on the ranks as well")
+    add("--inject", metavar="KIND@RANK", help=f"make a rank fail: {', '.join(KINDS)}; for example kill@2")
+    add("--inject-at", choices=("collection", "send"), default="collection",
+        help="when it stalls or dies: before the collection, or during its send (collection)")  # fmt: skip
+    patience = (
+        f"longest wait for a message, seconds ({_TIMEOUT_S:g}; {_STALL_TIMEOUT_S:g} for --inject stall)"
     )
-    parser.add_argument(
-        "--inject", metavar="KIND@RANK", help=f"make a rank fail: {', '.join(KINDS)}; for example kill@2"
-    )
-    parser.add_argument(
-        "--inject-at",
-        choices=("collection", "send"),
-        default="collection",
-        help="when it stalls or dies: before the collection, or during its send (collection)",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        help=f"longest wait for a message, seconds ({_TIMEOUT_S:g}; {_STALL_TIMEOUT_S:g} for --inject stall)",
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="with torchrun (auto)"
-    )
+    add("--timeout", type=float, help=patience)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="with torchrun (auto)")
     return parser
 
 
@@ -307,12 +251,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Plan]:
             f"--world starts ranks on the CPU; for GPUs: torchrun --nproc_per_node={arguments.world}"
         )
     kind, bad_rank = _injection(parser, arguments)
-    timeout_s = arguments.timeout or (_STALL_TIMEOUT_S if kind == "stall" else _TIMEOUT_S)
     plan = Plan(
         num_samples=arguments.num_samples,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
-        timeout_s=timeout_s,
+        timeout_s=arguments.timeout or (_STALL_TIMEOUT_S if kind == "stall" else _TIMEOUT_S),
         vertices=arguments.with_vertices,
         inject=kind,
         bad_rank=bad_rank,
@@ -334,9 +277,7 @@ def _injection(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -
         parser.error(f"--inject {arguments.inject}: there are {world} ranks, 0 to {world - 1}")
     if kind in ("stall", "kill") and world == 1:
         parser.error(f"--inject {arguments.inject} needs at least two ranks: nobody would be left to notice")
-    if kind == "duplicate" and arguments.num_samples == 0:
-        parser.error("--inject duplicate needs at least one sample")
-    if kind in ("missing", "nan") and rank * arguments.batch_size >= arguments.num_samples:
+    if kind in ("missing", "nan", "duplicate") and rank * arguments.batch_size >= arguments.num_samples:
         parser.error(
             f"--inject {arguments.inject}: rank {rank} has none of {arguments.num_samples} samples "
             f"in batches of {arguments.batch_size}; raise --num-samples or lower --batch-size"
@@ -358,10 +299,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if context.is_main:
             backend = torch.distributed.get_backend() if context.world > 1 else "none"
             _say(*_head(plan, backend, context.device.type, hosts))
-        outcome = prove(context, plan)
+        lines, passed = prove(context, plan)
         if context.is_main:
-            _say(*outcome.lines)
-        status = 0 if outcome.passed else 1
+            _say(*lines)
+        status = 0 if passed else 1
     except ConfigError as error:
         _say(f"FAIL  {error}")
         status = 2
@@ -387,8 +328,9 @@ def _prove_here(world: int, plan: Plan) -> int:
         _say(f"FAIL  rank {rank.rank}: {rank.brief}")
     if failed:
         return 1
-    _say(*ranks[0].value.lines)
-    return 0 if ranks[0].value.passed else 1
+    lines, passed = ranks[0].value
+    _say(*lines)
+    return 0 if passed else 1
 
 
 def _say(*lines: str) -> None:

@@ -1,46 +1,160 @@
-"""Collection of all ranks' rows on rank 0: every sample exactly once, or an error that names rank and cause.
+"""Rows of a validation: gathered on each rank, brought to rank 0, every sample exactly once.
 
-The order of events is the same on every rank: (1) one all_gather of a fixed int64 header, whose
-disagreement stops everything before a byte of content moves; (2) send/recv of the indices to rank 0, which
-checks that each of the N samples is there exactly once and tells everybody; (3) send/recv of the rows in rank
-order, one fixed field order, through one small buffer, each row put at its index. A rank that raised in its
-loop sends that as its status. A rank without rows says so with one word: silence means that it is gone.
+The order of events is the same on every rank: (1) one all_gather of a fixed int64 header, whose disagreement
+stops everything before a byte of content moves; (2) send/recv of the indices to rank 0, which checks that
+each of the N samples is there exactly once and tells everybody; (3) send/recv of the rows in rank order, each
+put at its index. A rank that raised in its loop sends that as its status. A rank without rows says so with
+one word: silence means that it is gone. Who is to blame for a wait that failed is found out by
+`src.runtime.ranks.link`.
 
-gloo compares neither shapes nor types: what could disagree is in the header. Who is to blame for a wait that
-failed is found out by `src.runtime.ranks.link`.
+Legend: n rows of a rank, N of all ranks, B of a batch, J 21 joints, K columns. Joints are `OPENPOSE21`,
+metres, absolute, in the **image camera** (OpenCV). A *column* is a number per sample that the rank computed
+itself, because what it is computed from (a mesh) is too large to travel.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.errors import CollectError
-from src.evaluation.shard import ROW_DTYPES, EvaluationShard
-from src.runtime.memory import mapped
+from src.errors import CollectError, ShapeError
+from src.hand.joints import OPENPOSE21
 from src.runtime.ranks.link import Link, name_ranks
 
-PROTOCOL_VERSION = 2
-HEADER = (
-    *("version", "status", "count", "capacity"),
-    *("joints", "dtype", "samples", "split", "columns", "number of columns"),
-)
-"""Names of the header's int64 words. All but status, count and capacity must be equal on every rank."""
-_HEADER_WORDS = 16  # of which the last are zero: another version of the protocol still fills the same message
-_OF_ONE_RANK = ("status", "count", "capacity")
+MESH_USABLE = "mesh_usable"
+"""Column that is 1 where the sample's mesh is labelled and 0 where it is not."""
 
-_CHUNK_ROWS = 1024
+PROTOCOL_VERSION = 3
+_J = len(OPENPOSE21)
+_FIELDS: dict[str, tuple[int, ...]] = {"pred": (_J, 3), "target": (_J, 3), "conf": (_J,), "loss": ()}
+"""What stands in a row before the columns, and in what shape."""
+_WIDTH = sum(map(math.prod, _FIELDS.values()))
 _SHOWN = 5
 _MANY = 16
 _U64 = 2**64 - 1
+
+
+class Guard:
+    """Context manager that keeps an exception instead of letting it leave: `error` holds it afterwards.
+
+    A rank that raised inside its loop must still reach the collection, or the others wait for it in vain.
+    KeyboardInterrupt and SystemExit pass through.
+    """
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, Exception):
+            self.error = error
+            return True
+        return False
+
+
+class EvaluationShard:
+    """Rows of the samples that this rank evaluated, in any order; `evaluate` collects those of all ranks."""
+
+    def __init__(self, capacity: int, columns: Sequence[str] = ()) -> None:
+        """Reserve `capacity` rows on the CPU.
+
+        Args:
+            capacity: rows that this rank will hold; one that ends with fewer is named when samples are
+                missing.
+            columns: names of the per-sample numbers that `add` gets; the same, in the same order, on every
+                rank.
+        """
+        self.columns = tuple(columns)
+        self.capacity = capacity
+        self.count = 0
+        self._guard = Guard()
+        self._index = torch.empty(capacity, dtype=torch.int64)
+        # float64 keeps the bits of a float32, so that one table holds joints, losses and columns.
+        self._rows = torch.empty(capacity, _WIDTH + len(self.columns), dtype=torch.float64)
+
+    def guard(self) -> Guard:
+        """Put the rank's loop inside: an exception becomes this rank's status, which stops every rank."""
+        return self._guard
+
+    @property
+    def error(self) -> Exception | None:
+        """What the guarded loop raised, or None."""
+        return self._guard.error
+
+    @torch.no_grad()
+    def add(
+        self,
+        *,
+        sample_index: Tensor,
+        pred_joints_m: Tensor,
+        target_joints_m: Tensor,
+        conf: Tensor,
+        loss: Tensor,
+        columns: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Copy the rows of a batch; the tensors given are left as they are.
+
+        Args:
+            sample_index: (B,) integers, rows of the split.
+            pred_joints_m: (B, J, 3) any device, image camera, metres; kept as float32.
+            target_joints_m: (B, J, 3) as the prediction.
+            conf: (B, J) weight of each label; 0 = the label does not exist.
+            loss: (B,) per-sample loss.
+            columns: name -> (B,) per-sample number, for each name given at construction; nan where there is
+                no label, `mesh_usable` 0 where there is no labelled mesh.
+
+        Raises:
+            ShapeError: shapes are not these, or columns are missing or unknown.
+            CollectError: more rows than reserved.
+        """
+        given = dict(columns or {})
+        if set(given) != set(self.columns):
+            raise ShapeError(f"EvaluationShard.add: got columns {sorted(given)}, want {sorted(self.columns)}")
+        size = sample_index.numel()
+        parts: list[tuple[str, Tensor, tuple[int, ...]]] = [
+            ("pred_joints_m", pred_joints_m.float(), _FIELDS["pred"]),
+            ("target_joints_m", target_joints_m.float(), _FIELDS["target"]),
+            ("conf", conf.float(), _FIELDS["conf"]),
+            ("loss", loss, ()),
+            *((f"column {name}", given[name], ()) for name in self.columns),
+        ]
+        for name, tensor, shape in [("sample_index", sample_index, ()), *parts]:
+            if tuple(tensor.shape) != (size, *shape):
+                raise ShapeError(
+                    f"EvaluationShard.add: {name} has shape {tuple(tensor.shape)}, want {(size, *shape)}"
+                )
+        if sample_index.is_floating_point():
+            raise ShapeError(f"EvaluationShard.add: sample_index is {sample_index.dtype}, want integers")
+        place = slice(self.count, self.count + size)
+        if place.stop > self.capacity:
+            raise CollectError(
+                f"EvaluationShard: {place.stop} rows added, {self.capacity} reserved for this rank"
+            )
+        self._index[place] = sample_index.cpu()
+        rows = [tensor.reshape(size, -1).to("cpu", torch.float64) for _, tensor, _ in parts]
+        self._rows[place] = torch.cat(rows, dim=1)
+        self.count = place.stop
+
+    def sample_index(self) -> Tensor:
+        """(n,) int64, rows of the split in the order they were added."""
+        return self._index[: self.count]
+
+    def rows(self) -> Tensor:
+        """(n, W) float64: joints, weights, loss and columns of a sample side by side."""
+        return self._rows[: self.count]
 
 
 @dataclass(frozen=True)
@@ -53,97 +167,74 @@ class Receipt:
     """Ranks that the rows came from."""
     split_hash: str = ""
     """The split's fingerprint, equal on all of them."""
-    bytes_moved: int = dataclasses.field(default=0, compare=False)
-    """What this rank sent to rank 0, or received as rank 0."""
-    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
-    """Wall time of each step on this rank, by name, in order."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """All N rows in the order of the split, on rank 0 (CPU)."""
-
-    pred: Tensor
-    """(N, J, 3) metres, image camera."""
-    target: Tensor
-    """(N, J, 3) metres, image camera."""
-    conf: Tensor
-    """(N, J)."""
-    loss: Tensor
-    """(N,) float64."""
-    columns: Tensor
-    """(N, K) float64, the shards' columns in their order."""
 
 
 def collect(
     shard: EvaluationShard, link: Link, *, num_samples: int, split_hash: str
-) -> tuple[Rows | None, Receipt]:
+) -> tuple[dict[str, Tensor] | None, Receipt]:
     """Bring every rank's rows to rank 0, each sample of the split exactly once.
 
     Args:
-        shard: this rank's rows, or the exception of its loop; its rows are handed over.
+        shard: this rank's rows, or the exception of its loop.
         link: the ranks.
         num_samples: N, samples of the split.
         split_hash: names the split's content; must be equal on every rank.
 
     Returns:
-        the N rows in the order of the split (on rank 0, else None), and the receipt.
-        A single rank whose rows are in order gets views of its shard.
+        on rank 0 the N rows in the order of the split, elsewhere None: `pred` and `target` (N, J, 3) float32,
+        image camera, metres, `conf` (N, J) float32, `loss` (N,) float64, and (N,) float64 for each column;
+        and the receipt.
 
     Raises:
-        CollectError: on every rank, with the rank and the cause: a rank raised, ranks disagree about joints,
-            dtype, N, split or columns, an index is missing or repeated, a rank died or stalled.
+        CollectError: on every rank, with the rank and the cause: a rank raised, ranks disagree about N, split
+            or columns, an index is missing or repeated, a rank died or stalled.
     """
-    with link.step("header"):
-        headers = _agree(shard, link, num_samples, split_hash)
-    with link.step("indices"):
-        order = _exchange_indices(shard, link, headers, num_samples)
-    with link.step("rows"):
-        rows = _exchange_rows(shard, link, order)
-    receipt = Receipt(
-        num_samples, link.world, split_hash, bytes_moved=link.bytes_moved, seconds=dict(link.seconds)
-    )
+    counts, capacities = _agree(shard, link, num_samples, split_hash)
+    receipt = Receipt(num_samples, link.world, split_hash)
+    indices = _to_main(link, shard.sample_index(), counts, "indices")
+    fault = find_fault([part.numpy() for part in indices], num_samples, capacities) if indices else None
+    if verdict := link.broadcast(fault, "verdict"):
+        raise CollectError(f"{link.where}: {verdict}. Nothing was scored.")
+    parts = _to_main(link, shard.rows(), counts, "rows")
+    if not parts:
+        return None, receipt
+    table = torch.empty(num_samples, parts[0].shape[1], dtype=torch.float64)
+    for place, part in zip(indices, parts, strict=True):
+        table[place] = part
+    shapes = _FIELDS | dict.fromkeys(shard.columns, ())
+    columns = torch.split(table, [math.prod(shape) for shape in shapes.values()], dim=1)
+    rows = {
+        name: values.reshape(num_samples, *shape).to(torch.float32 if shape else torch.float64)
+        for (name, shape), values in zip(shapes.items(), columns, strict=True)
+    }
     return rows, receipt
 
 
-def _agree(shard: EvaluationShard, link: Link, num_samples: int, split_hash: str) -> dict[str, list[int]]:
-    """Exchange headers: word -> its value on each rank."""
+def _agree(
+    shard: EvaluationShard, link: Link, num_samples: int, split_hash: str
+) -> tuple[list[int], list[int]]:
+    """Exchange headers; rows and reserved rows of each rank."""
     own = {
         "version": PROTOCOL_VERSION,
         "status": int(shard.error is not None),
         "count": shard.count,
         "capacity": shard.capacity,
-        "joints": shard.num_joints,
-        "dtype": ROW_DTYPES.index(shard.dtype),
         "samples": num_samples,
         "split": _digest(split_hash),
         "columns": _digest("\n".join(shard.columns)),
-        "number of columns": len(shard.columns),
     }
-    words = torch.zeros(_HEADER_WORDS, dtype=torch.int64)
-    words[: len(HEADER)] = torch.tensor([own[name] for name in HEADER], dtype=torch.int64)
-    every = link.gather(words, "header").T.tolist()
-    headers = dict(zip(HEADER, every, strict=False))
-    _compare(link, "version", [str(version) for version in headers["version"]])
+    every = link.gather(torch.tensor(list(own.values()), dtype=torch.int64), "header")
+    headers = dict(zip(own, every.T.tolist(), strict=True))
+    _compare(link, "version", list(map(str, headers["version"])))
     if any(headers["status"]):
         _stop_with_causes(shard, link, headers["status"])
-    for name, values in headers.items():
-        if name in _OF_ONE_RANK or len(set(values)) == 1:
-            continue
-        if name == "columns":
-            names = link.gather_texts(", ".join(shard.columns) or "none", "columns")
-            _compare(
-                link,
-                name,
-                [f"{text} ({value & _U64:016x})" for text, value in zip(names, values, strict=True)],
-            )
-        shown = [str(value) for value in values]
-        if name == "split":
-            shown = [f"{value & _U64:016x}" for value in values]
-        elif name == "dtype":
-            shown = [str(ROW_DTYPES[v]) if 0 <= v < len(ROW_DTYPES) else f"unknown ({v})" for v in values]
-        _compare(link, name, shown)
-    return headers
+    _compare(link, "samples", list(map(str, headers["samples"])))
+    _compare(link, "split", [f"{digest & _U64:016x}" for digest in headers["split"]])
+    if len(set(headers["columns"])) > 1:
+        names = link.gather_texts(", ".join(shard.columns) or "none", "columns")
+        told = zip(names, headers["columns"], strict=True)
+        _compare(link, "columns", [f"{text} ({digest & _U64:016x})" for text, digest in told])
+    return headers["count"], headers["capacity"]
 
 
 def _compare(link: Link, name: str, values: Sequence[str]) -> None:
@@ -168,33 +259,21 @@ def _stop_with_causes(shard: EvaluationShard, link: Link, status: list[int]) -> 
     raise CollectError(message) from error
 
 
-def _exchange_indices(
-    shard: EvaluationShard, link: Link, headers: dict[str, list[int]], num_samples: int
-) -> list[Tensor]:
-    """Indices of each rank on rank 0, checked there; [] elsewhere. The verdict reaches every rank."""
-    own = shard.sample_index()
-    order: list[Tensor] = []
-    verdict = None
+def _to_main(link: Link, own: Tensor, counts: Sequence[int], what: str) -> list[Tensor]:
+    """Each rank's tensor on rank 0, where `counts` says how long they are; [] on the others."""
+    parts = [own] if link.rank == 0 else []
     if link.rank == 0:
-        order = [own] + [mapped((count,), torch.int64) for count in headers["count"][1:]]
-        for source in range(1, link.world):
-            for chunk in _chunks(order[source]):
-                link.receive(chunk, source, "indices")
-        link.close("indices")
-        verdict = find_fault([part.numpy() for part in order], num_samples, headers["capacity"])
-    else:
-        for chunk in _chunks(own):
-            link.send(chunk, "indices")
-        link.close("indices")
-    verdict = link.broadcast(verdict, "verdict")
-    if verdict:
-        raise CollectError(f"{link.where}: {verdict}. Nothing was scored.")
-    return order
+        for source, count in enumerate(counts[1:], start=1):
+            parts.append(torch.empty(count, *own.shape[1:], dtype=own.dtype))
+            if count:
+                link.receive(parts[-1], source, what)
+    elif len(own):
+        link.send(own, what)
+    link.close(what)
+    return parts
 
 
-def find_fault(
-    indices: list[NDArray[np.int64]], num_samples: int, capacities: Sequence[int] | None = None
-) -> str:
+def find_fault(indices: list[NDArray[np.int64]], num_samples: int, capacities: Sequence[int]) -> str:
     """Why the ranks' indices are not 0 .. N-1 exactly once; '' if they are.
 
     Args:
@@ -202,7 +281,7 @@ def find_fault(
         num_samples: N.
         capacities: rows that each rank had reserved; they tell who is short of some.
     """
-    every = np.concatenate(indices) if indices else np.empty(0, np.int64)
+    every = np.concatenate(indices)
     owner = np.repeat(np.arange(len(indices)), [len(part) for part in indices])
     outside = np.flatnonzero((every < 0) | (every >= num_samples))
     if outside.size:
@@ -210,8 +289,8 @@ def find_fault(
         return (
             f"index {every[first]} from rank {owner[first]} is outside of the split's {num_samples} samples"
         )
-    seen = np.bincount(every, minlength=num_samples)
-    missing, repeated = np.flatnonzero(seen == 0), np.flatnonzero(seen > 1)
+    times = np.bincount(every, minlength=num_samples)
+    missing, repeated = np.flatnonzero(times == 0), np.flatnonzero(times > 1)
     faults = []
     if missing.size:
         faults.append(f"{missing.size} of {num_samples} samples are missing (first: {_numbers(missing)})")
@@ -225,10 +304,8 @@ def find_fault(
     return ", ".join(faults)
 
 
-def _shortfalls(counts: list[int], num_samples: int, capacities: Sequence[int] | None) -> list[str]:
+def _shortfalls(counts: list[int], num_samples: int, capacities: Sequence[int]) -> list[str]:
     """Which ranks account for missing samples, as far as what they had reserved tells."""
-    if capacities is None:
-        return []
     if sum(capacities) < num_samples:
         shares = ", ".join(f"{share} by rank {rank}" for rank, share in enumerate(capacities[:_MANY]))
         more = ", ..." if len(capacities) > _MANY else ""
@@ -240,54 +317,11 @@ def _shortfalls(counts: list[int], num_samples: int, capacities: Sequence[int] |
     ]
 
 
-def _exchange_rows(shard: EvaluationShard, link: Link, order: list[Tensor]) -> Rows | None:
-    """Send this rank's rows, or as rank 0 put every rank's rows at their indices."""
-    own = shard.hand_over()
-    if link.rank != 0:
-        for name, field in own.items():
-            for chunk in _chunks(field):
-                link.send(chunk, name)
-        link.close("rows")
-        return None
-    total = sum(part.numel() for part in order)
-    if link.world == 1 and torch.equal(order[0], torch.arange(total)):
-        return _rows(own, total)
-    rows: dict[str, Tensor] = {}
-    for name in tuple(own):  # each of the shard's own arrays is freed as soon as its copy is made
-        rows[name] = _placed(own.pop(name), order[0], total)
-    row_bytes = max(field.shape[1:].numel() * field.element_size() for field in rows.values())
-    longest = max((part.numel() for part in order[1:]), default=0)
-    buffer = mapped((min(_CHUNK_ROWS, longest) * row_bytes,), torch.uint8)
-    for source in range(1, link.world):
-        for name, field in rows.items():
-            for place in _chunks(order[source]):
-                shape = torch.Size((place.numel(), *field.shape[1:]))
-                chunk = buffer[: shape.numel() * field.element_size()].view(field.dtype).view(shape)
-                link.receive(chunk, source, name)
-                field.index_copy_(0, place, chunk)
-    link.close("rows")
-    return _rows(rows, total)
-
-
-def _placed(field: Tensor, place: Tensor, total: int) -> Tensor:
-    """An array of `total` rows that holds `field` at rows `place`; the others are not yet written."""
-    return mapped((total, *field.shape[1:]), field.dtype).index_copy_(0, place, field)
-
-
-def _rows(fields: dict[str, Tensor], total: int) -> Rows:
-    return Rows(**{"columns": torch.empty(total, 0, dtype=torch.float64), **fields})
-
-
-def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """Views of at most `_CHUNK_ROWS` rows, in order; none of an empty tensor."""
-    for start in range(0, tensor.shape[0], _CHUNK_ROWS):
-        yield tensor[start : start + _CHUNK_ROWS]
-
-
 def _digest(text: str) -> int:
     """64 bits that stand for a text."""
     return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:8], "big", signed=True)
 
 
 def _numbers(values: NDArray[np.int64]) -> str:
+    """The first few of them."""
     return ", ".join(map(str, values[:_SHOWN].tolist())) + (", ..." if values.size > _SHOWN else "")

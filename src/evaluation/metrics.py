@@ -20,7 +20,7 @@ from torch import Tensor
 
 from src.errors import ShapeError
 from src.evaluation.official import official_ho3d
-from src.evaluation.points import Points, Rows, check_pair, chunks, mean
+from src.evaluation.statistics import Points, Rows, check_pair, chunks, mean
 from src.geometry.procrustes import fit_similarity
 from src.hand.joints import OPENPOSE21
 
@@ -44,7 +44,6 @@ def mpjpe_mm(pred_m: Points, target_m: Points) -> Rows:
     Raises:
         ShapeError: shapes differ or are not (N, J, 3).
     """
-
     return _millimetres([_mean_distance(_from_wrist(p), _from_wrist(t)) for p, t in chunks(pred_m, target_m)])
 
 
@@ -65,7 +64,6 @@ def pa_mpjpe_mm(pred_m: Points, target_m: Points, reflection: bool = False) -> R
 
     Source: Umeyama 1991.
     """
-
     return _millimetres(
         [_aligned_distance(pred, target, reflection=reflection) for pred, target in chunks(pred_m, target_m)]
     )
@@ -138,4 +136,4 @@ def _mean_distance(a: Tensor, b: Tensor) -> Tensor:
 
 def _millimetres(parts: Sequence[Tensor]) -> Rows:
     """(N,) mm of chunks of metres."""
-    return np.concatenate([part.numpy() for part in parts]) * _MM_PER_M if parts else np.empty(0, np.float64)
+    return np.concatenate([part.numpy() for part in parts]) * _MM_PER_M

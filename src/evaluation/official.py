@@ -18,16 +18,13 @@ F-scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.integrate import cumulative_trapezoid
+from scipy.spatial import KDTree
 
-from src.errors import ShapeError
-from src.evaluation.points import CHUNK, Points, Rows, check_pair, chunks, mean
+from src.errors import DataError, ShapeError
+from src.evaluation.statistics import Points, Rows, chunks, mean
 from src.hand.joints import HO3D21
 
 Array = NDArray[np.float64]
@@ -35,19 +32,31 @@ Array = NDArray[np.float64]
 PCK_THRESHOLDS_M: Array = np.linspace(0.0, 0.05, 100)
 """Distances at which HO3D's share of correct points is taken."""
 F_THRESHOLDS_M: dict[str, float] = {"5": 0.005, "15": 0.015}
-"""F-scores by the name they carry, rising."""
+"""F-scores by the name they carry."""
+MESH_SCORES = (
+    *("mesh_mean3d", "mesh_auc3d", "mesh_al_mean3d", "mesh_al_auc3d"),
+    *("f_score_5", "f_score_15", "f_al_score_5", "f_al_score_15"),
+)
+"""Names of the scores of meshes, in their order."""
 
 _CM_PER_M = 100.0
 _WRIST, _KNUCKLE = HO3D21.index("wrist"), HO3D21.index("middle_1")
 _NORM_EPS = 1e-8
 """Added to both Frobenius norms in the official alignment; part of its definition."""
 _MESH_CHUNK = 64
-"""Frames with meshes that one thread takes at a time: their arrays stay in its cache."""
-_BLOCK = 64
-"""Rows of one matrix product: small enough for BLAS to use no threads of its own beside ours."""
-_F32_ERROR = 16.0 * float(np.finfo(np.float32).eps)
-"""Bound on the error of |p - t|^2 from a float32 product of five terms, in units of the largest |p|^2, |t|^2:
-each term is off by at most 7 half-eps of itself, and together they are at most (|p| + |t|)^2."""
+"""Frames with meshes computed at a time."""
+
+
+def official_unit(score: str) -> str:
+    """`cm` or `1` of an official score.
+
+    Raises:
+        DataError: no score is called so.
+    """
+    for ending, unit in (("_mean3d", "cm"), ("_auc3d", "1"), *((f"_{name}", "1") for name in F_THRESHOLDS_M)):
+        if score.endswith(ending):
+            return unit
+    raise DataError(f"nobody says in what unit {score!r} is")
 
 
 def official_joint_rows(pred_joints_m: Points, target_joints_m: Points) -> dict[str, Rows]:
@@ -67,33 +76,26 @@ def official_joint_rows(pred_joints_m: Points, target_joints_m: Points) -> dict[
     """
     if tuple(pred_joints_m.shape[1:]) != (len(HO3D21), 3):
         raise ShapeError(f"official scores: joints have shape {tuple(pred_joints_m.shape)}, want (N, 21, 3)")
-    parts = [_joint_chunk(*pair) for pair in _array_chunks(pred_joints_m, target_joints_m, CHUNK)]
-    return _joined(parts or [_joint_chunk(*_nothing(len(HO3D21)))])
+    return _joined([_joint_chunk(p.numpy(), t.numpy()) for p, t in chunks(pred_joints_m, target_joints_m)])
 
 
-def official_mesh_rows(
-    pred_vertices_m: Points, target_vertices_m: Points, *, workers: int | None = None
-) -> dict[str, Rows]:
+def official_mesh_rows(pred_vertices_m: Points, target_vertices_m: Points) -> dict[str, Rows]:
     """Official scores of the meshes, one number a frame.
 
     Args:
         pred_vertices_m: (N, V, 3) metres, axes as in a submission.
         target_vertices_m: (N, V, 3) metres, same vertices and axes.
-        workers: threads; None: as many as torch uses in this process. The rows have the same bits for any.
 
     Returns:
-        name -> (N,) float64; `mesh_` absolute and `mesh_al_` after the best similarity, mirror images
-        allowed, as for joints; `f_score_5`, `f_score_15`, `f_al_score_5`, `f_al_score_15`: harmonic mean of
-        precision and recall at 5 and 15 mm. nan where a frame is not finite.
+        name of `MESH_SCORES` -> (N,) float64; `mesh_` absolute and `mesh_al_` after the best similarity,
+        mirror images allowed, as for joints; `f_score_5`, `f_score_15`, `f_al_score_5`, `f_al_score_15`:
+        harmonic mean of precision and recall at 5 and 15 mm. nan where a frame is not finite.
 
     Raises:
         ShapeError: shapes differ or are not (N, V, 3).
     """
-    check_pair(pred_vertices_m, target_vertices_m)
-    pairs = _array_chunks(pred_vertices_m, target_vertices_m, _MESH_CHUNK)
-    with ThreadPoolExecutor(workers or torch.get_num_threads()) as threads:
-        parts = list(threads.map(lambda pair: _mesh_chunk(*pair), pairs))
-    return _joined(parts or [_mesh_chunk(*_nothing(int(pred_vertices_m.shape[1])))])
+    pairs = chunks(pred_vertices_m, target_vertices_m, _MESH_CHUNK)
+    return _joined([_mesh_chunk(pred.numpy(), target.numpy()) for pred, target in pairs])
 
 
 def official_ho3d(
@@ -126,20 +128,6 @@ def official_ho3d(
             raise ShapeError(f"official_ho3d: {len(pred_joints_m)} hands, {len(pred_vertices_m)} meshes")
         rows |= official_mesh_rows(pred_vertices_m, target_vertices_m)
     return {name: mean(values) for name, values in rows.items()}
-
-
-def f_scores(pred_m: Array, target_m: Array) -> dict[str, float]:
-    """Harmonic mean of precision and recall of two finite meshes, for each of `F_THRESHOLDS_M`.
-
-    Args:
-        pred_m: (V, 3) metres.
-        target_m: (V, 3) metres, same frame.
-
-    Returns:
-        name of the threshold -> score in [0, 1]; a point counts if its nearest neighbour in the other set is
-        closer than the threshold (equal is not closer).
-    """
-    return {name: float(rows[0]) for name, rows in _f_rows(pred_m[None], target_m[None]).items()}
 
 
 def _joint_chunk(pred: Array, target: Array) -> dict[str, Rows]:
@@ -224,46 +212,21 @@ def _norm(points: Array) -> Array:
 
 
 def _f_rows(pred: Array, target: Array) -> dict[str, Rows]:
-    """F of (n, V, 3) meshes at each threshold.
-
-    All squared distances of a frame are one float32 matrix product of rows [-2p, |p|^2, 1] and
-    [t, 1, |t|^2]. Its error is bounded; the few points that it cannot decide are measured in float64.
-    """
-    centre = target.mean(1, keepdims=True)
-    p, t = pred - centre, target - centre
-    p_square, t_square = np.square(p).sum(-1, keepdims=True), np.square(t).sum(-1, keepdims=True)
-    left = np.concatenate([-2.0 * p, p_square, np.ones_like(p_square)], axis=-1)
-    right = np.concatenate([t, np.ones_like(t_square), t_square], axis=-1)
-    slack = _F32_ERROR * np.maximum(p_square.max((1, 2)), t_square.max((1, 2)))
-    scores = np.empty((len(pred), len(F_THRESHOLDS_M)))
-    count = pred.shape[1]
-    left = np.pad(left, ((0, 0), (0, -count % _BLOCK), (0, 0)), mode="edge")
-    square = np.empty((left.shape[1], target.shape[1]), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        left = left.astype(np.float32).reshape(len(left), left.shape[1] // _BLOCK, _BLOCK, 5)
-        right = np.ascontiguousarray(right.astype(np.float32).transpose(0, 2, 1))
-        for row in range(len(pred)):
-            np.matmul(left[row], right[row], out=square.reshape(-1, _BLOCK, target.shape[1]))
-            recall = _shares(square.min(1)[:count], slack[row], pred[row], target[row])
-            precision = _shares(square.min(0), slack[row], target[row], pred[row])
-            scores[row] = [_harmonic(*pair) for pair in zip(recall, precision, strict=True)]
-    return dict(zip(F_THRESHOLDS_M, scores.T, strict=True))
+    """F of (n, V, 3) meshes at each threshold: a point counts if its nearest other is closer than that."""
+    scores = []
+    for p, t in zip(pred, target, strict=True):
+        recall, precision = _nearest(p, t), _nearest(t, p)
+        scores.append(
+            [_harmonic((recall < d).mean(), (precision < d).mean()) for d in F_THRESHOLDS_M.values()]
+        )
+    columns = np.array(scores, dtype=np.float64).reshape(-1, len(F_THRESHOLDS_M)).T
+    return dict(zip(F_THRESHOLDS_M, columns, strict=True))
 
 
-def _shares(square: NDArray[np.float32], slack: float, points: Array, others: Array) -> list[float]:
-    """Share of points whose nearest other is closer than each threshold.
-
-    `square` (V,) are squared distances to the nearest other, m^2, each right to within `slack`.
-    """
-    nearest_square = square.astype(np.float64)
-    shares: list[float] = []
-    for limit in F_THRESHOLDS_M.values():
-        close = nearest_square < limit * limit
-        # Not `<=`: where the product overflowed to nan, the point is in doubt as well.
-        for point in np.flatnonzero(~(np.abs(nearest_square - limit * limit) > slack)):
-            close[point] = _lengths(others - points[point]).min() < limit
-        shares.append(float(np.count_nonzero(close)) / len(close))
-    return shares
+def _nearest(points: Array, others: Array) -> Array:
+    """(V,) distance of each point to the nearest of the others."""
+    distance: Array = KDTree(others).query(points)[0]
+    return distance
 
 
 def _harmonic(a: float, b: float) -> float:
@@ -275,17 +238,6 @@ def _lengths(vectors: Array) -> Array:
     x, y, z = (np.square(vectors[..., axis]) for axis in range(3))
     lengths: Array = np.sqrt(x + y + z)
     return lengths
-
-
-def _array_chunks(pred: Points, target: Points, size: int) -> Iterator[tuple[Array, Array]]:
-    """Chunks of both as arrays."""
-    for a, b in chunks(pred, target, size):
-        yield a.numpy(), b.numpy()
-
-
-def _nothing(points: int) -> tuple[Array, Array]:
-    """No frames."""
-    return np.empty((0, points, 3)), np.empty((0, points, 3))
 
 
 def _joined(parts: list[dict[str, Rows]]) -> dict[str, Rows]:

@@ -1,4 +1,4 @@
-"""A validation in words: summary with intervals, joints, fingers and sequences, as Markdown and as log lines.
+"""A validation in words: log lines, and a Markdown report with intervals, joints, fingers and sequences.
 
 Legend: N samples, J 21 joints (`OPENPOSE21`). Numbers are millimetres unless a table says otherwise. What has
 no complete label is left out and counted. A prediction that is not finite makes every mean it belongs to nan,
@@ -10,17 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from src.errors import DataError
-from src.evaluation.points import Rows, chunks, mean
-from src.evaluation.statistics import bootstrap_mean
+from src.errors import CollectError, DataError
+from src.evaluation.collect import MESH_USABLE, Receipt
+from src.evaluation.evaluator import CheckedResult
+from src.evaluation.official import official_unit
+from src.evaluation.statistics import Rows, bootstrap_mean, chunks, mean
 from src.geometry.procrustes import fit_similarity
 from src.hand.joints import FINGERS, OPENPOSE21
+from src.schema import EvalResult
 
 BASELINES = {
     "zero": "zero pose",
@@ -34,44 +37,67 @@ _WRIST = OPENPOSE21.index("wrist")
 _MINUS = "\N{MINUS SIGN}"
 
 
-class RowsLike(Protocol):
-    """What is read of `SampleRows`."""
+def report_lines(result: CheckedResult, world: int, device_label: str) -> list[str]:
+    """The log lines of a validation.
 
-    @property
-    def mpjpe_mm(self) -> Rows:
-        """(N,)."""
+    Args:
+        result: from `evaluate`: without its exactly-once check there is no 'Evaluated on' line.
+        world: ranks of the run; must be the number that the rows came from.
+        device_label: `GPUs` or `CPU ranks`.
 
-    @property
-    def pa_mpjpe_mm(self) -> Rows:
-        """(N,)."""
+    Raises:
+        CollectError: the result was not checked, or came from another number of ranks.
+    """
+    receipt = getattr(result, "receipt", None)
+    if not isinstance(receipt, Receipt):
+        raise CollectError("report_lines: this result is not from evaluate(); its samples were never counted")
+    if receipt.world != world or receipt.num_samples != result.num_samples + result.unusable_labels:
+        raise CollectError(
+            f"report_lines: {result.num_samples} scored + {result.unusable_labels} unusable samples from "
+            f"{world} ranks, but {receipt.num_samples} samples from {receipt.world} ranks were counted"
+        )
+    mpjpe, pa_mpjpe, columns = result.mpjpe_mm, result.pa_mpjpe_mm, result.columns
+    lines = [
+        f"  Val Loss: {result.loss:.3f}, MPJPE: {mpjpe:.3f} mm, PA-MPJPE: {pa_mpjpe:.3f} mm",
+        f"  Evaluated on {result.num_samples} samples from all {world} {device_label}",
+    ]
+    if "mpvpe_mm" in columns:
+        line = f"  Vertices: MPVPE {columns['mpvpe_mm']:.3f} mm, PA-MPVPE {columns['pa_mpvpe_mm']:.3f} mm"
+        labelled = int(columns[MESH_USABLE])
+        some = f" ({labelled} of {receipt.num_samples} meshes labelled)"
+        lines.append(line if labelled == receipt.num_samples else line + some)
+    if "coarse_mpjpe_mm" in columns:
+        coarse, aligned = columns["coarse_mpjpe_mm"], columns["coarse_pa_mpjpe_mm"]
+        lines.append(f"  Before refinement: MPJPE {coarse:.3f} mm, PA-MPJPE {aligned:.3f} mm")
+    if result.nonfinite_count:
+        lines.append(f"  Non-finite predictions: {nonfinite_text(result)}")
+    if result.unusable_labels:
+        of_all = f"{result.unusable_labels} of {receipt.num_samples} samples"
+        lines.append(f"  Unusable ground truth: {of_all}, not scored")
+    if result.baselines:
+        lines.append(f"  Baselines of this split: {_baseline_text(result.baselines)}")
+    return lines
 
-    @property
-    def usable(self) -> NDArray[np.bool_]:
-        """(N,)."""
 
-    @property
-    def broken(self) -> NDArray[np.bool_]:
-        """(N,) a prediction that is not finite, with or without a label."""
-
-    @property
-    def pred_joints_cam_m(self) -> NDArray[np.floating[Any]]:
-        """(N, J, 3) metres."""
-
-    @property
-    def target_joints_cam_m(self) -> NDArray[np.floating[Any]]:
-        """(N, J, 3) metres."""
+def nonfinite_text(result: EvalResult) -> str:
+    """How many predictions are not finite, and the first of them."""
+    shown = ", ".join(map(str, result.nonfinite_indices))
+    more = ", ..." if result.nonfinite_count > len(result.nonfinite_indices) else ""
+    return f"{result.nonfinite_count} (samples {shown}{more})"
 
 
-class ResultLike(Protocol):
-    """What is read of `CheckedResult`."""
-
-    @property
-    def rows(self) -> RowsLike | None:
-        """Per-sample numbers."""
-
-    @property
-    def baselines(self) -> Mapping[str, float]:
-        """Scores of the constant predictors, mm."""
+def _baseline_text(baselines: Mapping[str, float]) -> str:
+    """The constant predictors' scores in one line."""
+    parts = []
+    for key, name in BASELINES.items():
+        scores = [
+            f"{label} {baselines[f'{key}_{suffix}']:.3f} mm"
+            for suffix, label in (("mpjpe_mm", "MPJPE"), ("pa_mm", "PA-MPJPE"))
+            if f"{key}_{suffix}" in baselines
+        ]
+        if scores:
+            parts.append(f"{name} {', '.join(scores)}")
+    return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -95,12 +121,11 @@ class _Scored:
 
 
 def validation_report(
-    results: Mapping[str, ResultLike],
+    results: Mapping[str, CheckedResult],
     frames: Sequence[str],
     *,
-    official: Mapping[str, Mapping[str, float]] | None = None,
-    baseline_rows: Mapping[str, Rows] | None = None,
-    seed: int = 0,
+    official: Mapping[str, Mapping[str, float]],
+    baseline_rows: Mapping[str, Rows],
 ) -> str:
     """The whole report as Markdown.
 
@@ -109,9 +134,7 @@ def validation_report(
             The first is the one that sequences are sorted by.
         frames: N names `<sequence>/<frame>`, row i = sample i.
         official: name of a modality -> `official_ho3d` scores.
-        baseline_rows: `<baseline>_mpjpe_mm`, `<baseline>_pa_mm` -> (N,) mm, nan without a label: gives the
-            baselines intervals; without it the means in `baselines` stand alone.
-        seed: of the intervals.
+        baseline_rows: `<baseline>_mpjpe_mm`, `<baseline>_pa_mm` -> (N,) mm, nan without a label.
 
     Raises:
         DataError: no result, a result without rows (they are on rank 0), or lengths that differ.
@@ -124,7 +147,7 @@ def validation_report(
         "# Validation",
         _counts(scored, len(frames)),
         "## Summary",
-        _summary_table(scored, first, frames, baseline_rows or {}, seed),
+        _summary_table(scored, first, baseline_rows),
         "## Joints",
         "Mean error in mm; wrist-relative (both wrists at the origin) and aligned (best similarity, det +1).",
         _parts_table(scored, "joint", {name: [j] for j, name in enumerate(OPENPOSE21)}),
@@ -138,12 +161,7 @@ def validation_report(
     return "\n\n".join(parts) + "\n"
 
 
-def summary_lines(
-    results: Mapping[str, ResultLike],
-    frames: Sequence[str],
-    *,
-    seed: int = 0,
-) -> list[str]:
+def summary_lines(results: Mapping[str, CheckedResult], frames: Sequence[str]) -> list[str]:
     """Three to eight short lines for the log: intervals, worst finger, worst sequence; arguments as above.
 
     Raises:
@@ -152,7 +170,7 @@ def summary_lines(
     lines = []
     scored = {name: _scored(name, result, frames) for name, result in results.items()}
     for name, rows in scored.items():
-        mpjpe, pa = _scores(rows, seed)
+        mpjpe, pa = _scores(rows)
         lines.append(f"  {name}: MPJPE {mpjpe} mm, PA-MPJPE {pa} mm over {_sequences(rows)}")
     for name, rows in scored.items():
         if rows.nonfinite:
@@ -171,7 +189,7 @@ def sequence_of(frame: str) -> str:
     return frame.rpartition("/")[0]
 
 
-def _scored(name: str, result: ResultLike, frames: Sequence[str]) -> _Scored:
+def _scored(name: str, result: CheckedResult, frames: Sequence[str]) -> _Scored:
     """Rows with complete labels, and the error of each of their joints."""
     rows = result.rows
     if rows is None:
@@ -217,34 +235,23 @@ def _counts(scored: Mapping[str, _Scored], total: int) -> str:
 
 
 def _summary_table(
-    scored: Mapping[str, _Scored],
-    first: ResultLike,
-    frames: Sequence[str],
-    baseline_rows: Mapping[str, Rows],
-    seed: int,
+    scored: Mapping[str, _Scored], first: CheckedResult, baseline_rows: Mapping[str, Rows]
 ) -> str:
     """One row a modality, their difference, and one row a baseline."""
-    lines = []
-    for name, rows in scored.items():
-        lines.append([name, *_scores(rows, seed)])
+    assert first.rows is not None
+    lines = [[name, *_scores(rows)] for name, rows in scored.items()]
     (one, a), *others = scored.items()
     for other, b in others:
         if np.array_equal(a.sequences, b.sequences) and not (a.nonfinite or b.nonfinite):
             pairs = ((b.mpjpe_mm, a.mpjpe_mm), (b.pa_mpjpe_mm, a.pa_mpjpe_mm))
-            lines.append(
-                [f"{other} {_MINUS} {one}", *(_estimate(x - y, a.sequences, seed) for x, y in pairs)]
-            )
-    usable = first.rows.usable if first.rows is not None else np.empty(0, np.bool_)
+            lines.append([f"{other} {_MINUS} {one}", *(_estimate(x - y, a.sequences) for x, y in pairs)])
     for key, title in BASELINES.items():
-        cells = []
-        for column in (f"{key}_mpjpe_mm", f"{key}_pa_mm"):
-            if column in baseline_rows:
-                values = np.asarray(baseline_rows[column], dtype=np.float64)
-                if len(values) != len(frames):
-                    raise DataError(f"baseline rows {column}: got {len(values)}, want {len(frames)}")
-                cells.append(_estimate(values[usable], a.sequences, seed))
-            else:
-                cells.append(f"{first.baselines[column]:.3f}" if column in first.baselines else "")
+        cells = [
+            _estimate(baseline_rows[column][first.rows.usable], a.sequences)
+            if column in baseline_rows
+            else ""
+            for column in (f"{key}_mpjpe_mm", f"{key}_pa_mm")
+        ]
         if any(cells):
             lines.append([title, *cells])
     header = ["predictor", "MPJPE mm [95 % over sequences]", "PA-MPJPE mm [95 % over sequences]"]
@@ -291,25 +298,22 @@ def _official_table(official: Mapping[str, Mapping[str, float]]) -> str:
     lines = []
     for score in names:
         cells = (f"{scores[score]:.6f}" if score in scores else "" for scores in official.values())
-        lines.append([score, "cm" if score.endswith("mean3d") else "1", *cells])
+        lines.append([score, official_unit(score), *cells])
     return _table(["score", "unit", *official], lines)
 
 
-def _scores(rows: _Scored, seed: int) -> tuple[str, str]:
+def _scores(rows: _Scored) -> tuple[str, str]:
     """MPJPE and PA-MPJPE with their intervals; nan as soon as one prediction is not finite."""
     if rows.nonfinite:
         return "nan", "nan"
-    return (
-        _estimate(rows.mpjpe_mm, rows.sequences, seed),
-        _estimate(rows.pa_mpjpe_mm, rows.sequences, seed),
-    )
+    return _estimate(rows.mpjpe_mm, rows.sequences), _estimate(rows.pa_mpjpe_mm, rows.sequences)
 
 
-def _estimate(values: Rows, sequences: NDArray[np.str_], seed: int) -> str:
+def _estimate(values: Rows, sequences: NDArray[np.str_]) -> str:
     """Mean and interval as text."""
     if not np.isfinite(values).all() or len(values) == 0:
         return "nan"
-    interval = bootstrap_mean(values, sequences, seed=seed)
+    interval = bootstrap_mean(values, sequences, seed=0)
     if not interval.exists:
         return f"{interval.mean:.3f} (one sequence: no interval)"
     return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.evaluation import metrics
-from src.evaluation.shard import MESH_USABLE
+from src.evaluation.collect import MESH_USABLE
 from src.runtime.seed import stream
 
 MESH_COLUMNS = ("mpvpe_mm", "pa_mpvpe_mm", MESH_USABLE)

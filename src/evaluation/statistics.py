@@ -1,26 +1,74 @@
-"""How sure a mean over frames is, when frames of one sequence resemble each other.
+"""What all scores share: float64 points in chunks, the one mean, and how sure a mean over frames is.
 
-Legend: N frames, G sequences, R replicates. Neighbouring frames are nearly the same picture: counting them as
-independent makes an interval several times too narrow. So whole sequences are drawn with replacement (cluster
-bootstrap), and the mean over the frames of the drawn sequences is one replicate.
+Legend: N frames, P points, G sequences, R replicates. Points are metres, tensors or arrays of any float type
+on any device; arithmetic is float64 on the CPU in chunks of fixed size, so a row does not depend on who
+computes it or beside which others.
+
+Neighbouring frames are nearly the same picture: counting them as independent makes an interval several times
+too narrow. So whole sequences are drawn with replacement (cluster bootstrap), and the mean over the frames of
+the drawn sequences is one replicate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from scipy.stats import bootstrap
+from torch import Tensor
 
 from src.errors import DataError, ShapeError
-from src.evaluation.points import mean
 from src.runtime.seed import stream
 
+Points = Tensor | NDArray[np.floating]
+"""(N, P, 3) points in metres."""
+Rows = NDArray[np.float64]
+"""(N,) one number a sample."""
+
+REPLICATES = 2000
+LEVEL = 0.95
+"""Share of the replicates inside of an interval."""
+_CHUNK = 2048
+"""Samples computed at a time."""
 _CELLS = 2_000_000
-"""Replicates are drawn in parts of at most this many counts."""
+"""Replicates are drawn in parts of at most so many sequences."""
+
+
+def mean(rows: Rows) -> float:
+    """Mean that does not depend on the order of summation: fsum / N; nan for no rows or a non-finite one."""
+    if len(rows) == 0 or not np.isfinite(rows).all():
+        return math.nan
+    return math.fsum(rows.tolist()) / len(rows)
+
+
+def check_pair(pred_m: Points, target_m: Points) -> int:
+    """N of two (N, P, 3) sets.
+
+    Raises:
+        ShapeError: their shapes differ or are not (N, P, 3) with P >= 1.
+    """
+    pred, target = tuple(pred_m.shape), tuple(target_m.shape)
+    if pred != target or len(pred) != 3 or pred[-1] != 3 or pred[1] < 1:
+        raise ShapeError(f"metrics need two (N, P, 3) arrays of one shape, got {pred} and {target}")
+    return int(pred[0])
+
+
+def chunks(pred_m: Points, target_m: Points, size: int = _CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
+    """Float64 CPU chunks of both, `size` samples at a time; one empty chunk of no samples.
+
+    Raises:
+        ShapeError: as `check_pair`.
+    """
+    count = check_pair(pred_m, target_m)
+    pred, target = torch.as_tensor(pred_m), torch.as_tensor(target_m)
+    for start in range(0, max(count, 1), size):
+        rows = slice(start, start + size)
+        yield pred[rows].detach().to("cpu", torch.float64), target[rows].detach().to("cpu", torch.float64)
 
 
 @dataclass(frozen=True)
@@ -43,14 +91,9 @@ class Interval:
 
 
 def bootstrap_mean(
-    values: NDArray[np.floating[Any]],
-    groups: Sequence[Any] | NDArray[Any],
-    *,
-    replicates: int = 2000,
-    seed: int,
-    level: float = 0.95,
+    values: NDArray[np.floating[Any]], groups: Sequence[Any] | NDArray[Any], *, seed: int
 ) -> Interval:
-    """Mean over frames and its percentile interval over sequences.
+    """Mean over frames and its percentile interval over sequences, at the level `LEVEL`.
 
     For a paired comparison of A and B on the same frames, give the differences a - b. Frames without a number
     (no label, a prediction that is not finite) are the caller's to leave out and to count: a nan here is an
@@ -59,16 +102,14 @@ def bootstrap_mean(
     Args:
         values: (N,) any unit, all finite.
         groups: (N,) id of each frame's sequence.
-        replicates: R >= 1.
         seed: of the stream `bootstrap`; the same seed and sequences give the same interval.
-        level: share of replicates inside, in (0, 1).
 
     Returns:
         `Interval`; low and high are nan with fewer than two sequences. With fewer than about ten it is
         narrower than it says, as percentile intervals are.
 
     Raises:
-        DataError: a value is not finite, or `replicates` or `level` is out of range.
+        DataError: a value is not finite.
         ShapeError: not (N,) values and N groups.
 
     Source: Davison and Hinkley 1997, section 3.8 (resampling of whole clusters); Efron 1979.
@@ -79,8 +120,6 @@ def bootstrap_mean(
         raise ShapeError(
             f"bootstrap_mean needs (N,) values and groups, got {numbers.shape} and {names.shape}"
         )
-    if replicates < 1 or not 0.0 < level < 1.0:
-        raise DataError(f"bootstrap_mean: got replicates={replicates}, level={level}; want >= 1, in (0, 1)")
     bad = np.flatnonzero(~np.isfinite(numbers))
     if bad.size:
         raise DataError(
@@ -89,26 +128,20 @@ def bootstrap_mean(
         )
     _, member = np.unique(names, return_inverse=True)
     sizes = np.bincount(member)
-    if len(sizes) < 2:
-        return Interval(mean(numbers), math.nan, math.nan, len(sizes))
-    # Deviations from the mean: an offset of 100 m would eat the digits of the sums.
     centre = mean(numbers)
-    sums = np.asarray(np.bincount(member, weights=numbers - centre), dtype=np.float64)
-    drawn = _replicates(sums, np.asarray(sizes, dtype=np.float64), replicates, seed)
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(drawn, [tail, 1.0 - tail])
-    return Interval(centre, float(centre + low), float(centre + high), len(sizes))
-
-
-def _replicates(sums: NDArray[np.float64], sizes: NDArray[np.float64], count: int, seed: int) -> Any:
-    """(R,) means over the frames of G sequences drawn with replacement."""
-    random = stream(seed, "bootstrap")
-    groups = len(sums)
-    share = np.full(groups, 1.0 / groups)
-    part = max(1, _CELLS // groups)
-    means = []
-    for start in range(0, count, part):
-        times = random.multinomial(groups, share, size=min(part, count - start)).astype(np.float64)
-        # Not BLAS: its threads would change the last bits.
-        means.append(np.einsum("rg,g->r", times, sums) / np.einsum("rg,g->r", times, sizes))
-    return np.concatenate(means)
+    if len(sizes) < 2:
+        return Interval(centre, math.nan, math.nan, len(sizes))
+    # Deviations from the mean: an offset of 100 m would eat the digits of the sums.
+    sums = np.bincount(member, weights=numbers - centre)
+    interval = bootstrap(
+        (sums, sizes),
+        lambda s, n, axis: s.sum(axis) / n.sum(axis),
+        n_resamples=REPLICATES,
+        batch=max(1, _CELLS // len(sizes)),
+        confidence_level=LEVEL,
+        method="percentile",
+        paired=True,
+        vectorized=True,
+        rng=stream(seed, "bootstrap"),
+    ).confidence_interval
+    return Interval(centre, centre + float(interval.low), centre + float(interval.high), len(sizes))

@@ -81,7 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     log.configure(rank=rank_from_environment())
     try:
-        require_one_process()
         export(arguments)
     except (UTNetError, OSError) as error:
         if trace_enabled():
@@ -92,22 +91,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def require_one_process() -> None:
-    """Refuse to run under torchrun with several ranks, which would write the same files at once.
+def export(arguments: argparse.Namespace) -> None:
+    """Predict, write, check and, where there is ground truth, score.
 
     Raises:
-        ConfigError: WORLD_SIZE is above 1.
+        ConfigError: torchrun started several ranks, which would write the same files at once.
     """
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world != "1":
+    if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ConfigError(
             f"export_submission runs in one process, torchrun started {world}. Start it with python -m "
             "src.tools.export_submission"
         )
-
-
-def export(arguments: argparse.Namespace) -> Submission:
-    """Predict, write, check and, where there is ground truth, score."""
     modality: Modality = "rgb" if arguments.without_depth else "rgbd"
     out = output_folder(arguments)
     require_free(out, arguments.overwrite)
@@ -119,24 +113,18 @@ def export(arguments: argparse.Namespace) -> Submission:
     hand, model, _ = build_model(config, context, fresh=False)
     ckpt.check_hand(state, hand, arguments.checkpoint)
     ckpt.load_weights(model, state, arguments.checkpoint)
-    dataset = open_evaluation(config, hand)
+    asset = load_hand_asset(config.mano.model_path)
+    dataset = build_dataset(config, "evaluation", ManoLayer.from_asset(asset))
     print(f"Checkpoint: {ckpt.named(state, arguments.checkpoint)}")
     print(dataset.describe())
     joints, vertices = predict(model, config, dataset, context, modality)
     print(f"Writing {out / 'pred.zip'} and reading it back ...", flush=True)
-    frames = frames_in_order(config, dataset)
+    frames, overwrite = frames_in_order(config, dataset), arguments.overwrite
     written = write_submission(
-        out,
-        joints,
-        vertices,
-        load_hand_asset(config.mano.model_path).joint_regressor,
-        num_frames=len(dataset),
-        frames=frames,
-        overwrite=arguments.overwrite,
+        out, joints, vertices, asset.joint_regressor, frames=frames, overwrite=overwrite
     )
     report(written, config, modality)
     score(dataset, joints, vertices)
-    return written
 
 
 def output_folder(arguments: argparse.Namespace) -> Path:
@@ -149,7 +137,7 @@ def output_folder(arguments: argparse.Namespace) -> Path:
 
 
 def run_config(state: Mapping[str, Any], arguments: argparse.Namespace) -> RunConfig:
-    """The configuration of the export: the official split, and no pretrained backbone to be looked for.
+    """The configuration of the export: the official split, whatever the run was validated on.
 
     Raises:
         ConfigError: a setting is wrong, or asks for another split.
@@ -162,12 +150,6 @@ def run_config(state: Mapping[str, Any], arguments: argparse.Namespace) -> RunCo
     if named and config.validation.split != "evaluation":
         raise ConfigError("a submission is of the official split: leave validation.split out")
     return dataclasses.replace(config, validation=dataclasses.replace(config.validation, split="evaluation"))
-
-
-def open_evaluation(config: RunConfig, hand: ManoLayer) -> HO3DDataset:
-    """The official split, with or without ground truth."""
-    on_cpu = ManoLayer.from_asset(load_hand_asset(config.mano.model_path)) if hand.faces.is_cuda else hand
-    return build_dataset(config, "evaluation", on_cpu)
 
 
 @torch.no_grad()

@@ -14,16 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from src.evaluation.collect import MESH_USABLE
 from src.evaluation.metrics import mesh_rows, mpjpe_mm, pa_mpjpe_mm
-from src.evaluation.official import official_mesh_rows
-from src.evaluation.shard import MESH_USABLE
+from src.evaluation.official import MESH_SCORES, official_mesh_rows
 from src.evaluation.submission import points_to_official
 from src.hand.mano import ManoLayer
 from src.schema import HandBatch, Prediction
 
 _OWN_NAMES = ("mpvpe_mm", "pa_mpvpe_mm", "coarse_mpjpe_mm", "coarse_pa_mpjpe_mm")
-OFFICIAL_MESH_NAMES = tuple(official_mesh_rows(np.empty((0, 1, 3)), np.empty((0, 1, 3))))
-"""Columns that are scores of the official evaluation."""
 
 
 class PublishedTruth(Protocol):
@@ -43,13 +41,11 @@ class MeshScorer:
         """Args: `hand` decodes labels, on the device of the batches; `official`: the split is HO3D's own."""
         self._hand = hand
         self._truth = truth
-        self._official = official and truth.truth_vertices(np.empty(0, np.int64)) is not None
-        decodable = not official
-        self.columns: tuple[str, ...] = ()
-        if self._official:
-            self.columns = (MESH_USABLE, *_OWN_NAMES, *OFFICIAL_MESH_NAMES)
-        elif decodable:
-            self.columns = (MESH_USABLE, *_OWN_NAMES)
+        self._official = official
+        self.columns: tuple[str, ...] = (MESH_USABLE, *_OWN_NAMES)
+        if official:
+            published = truth.truth_vertices(np.empty(0, np.int64)) is not None
+            self.columns = (*self.columns, *MESH_SCORES) if published else ()
 
     @torch.no_grad()
     def __call__(self, batch: HandBatch, prediction: Prediction) -> dict[str, Tensor]:

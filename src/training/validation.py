@@ -12,17 +12,16 @@ from numpy.typing import NDArray
 from src.config import ValidationConfig
 from src.errors import ConfigError, TrainingError, plain_text
 from src.evaluation.baselines import BaselineRows
-from src.evaluation.evaluator import CheckedResult, nonfinite_text, report_lines, write_per_sample
-from src.evaluation.official import official_joint_rows
-from src.evaluation.points import mean
-from src.evaluation.report import summary_lines, validation_report
+from src.evaluation.evaluator import CheckedResult, write_per_sample
+from src.evaluation.official import MESH_SCORES, official_joint_rows
+from src.evaluation.report import nonfinite_text, report_lines, summary_lines, validation_report
+from src.evaluation.statistics import mean
 from src.evaluation.submission import joints_to_official
 from src.runtime.files.disk import atomic_write
 from src.runtime.log import get_logger
 from src.runtime.ranks.distributed import DistContext
 from src.schema import Shown
 from src.training.checkpoints.checkpoint import Progress
-from src.training.mesh_scorer import OFFICIAL_MESH_NAMES
 
 _log = get_logger("validation")
 
@@ -132,7 +131,7 @@ def official_scores(
             continue
         truth = joints_to_official(truth_joints_m)
         rows = official_joint_rows(joints_to_official(result.rows.pred_joints_cam_m), truth)
-        rows |= {name: v for name, v in result.rows.columns.items() if name in OFFICIAL_MESH_NAMES}
+        rows |= {name: v for name, v in result.rows.columns.items() if name in MESH_SCORES}
         scores[MODALITY_NAMES[shown]] = {name: mean(values) for name, values in rows.items()}
     return scores
 

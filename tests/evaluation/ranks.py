@@ -13,10 +13,10 @@ import torch
 
 from dataloader.batches.samplers import validation_batches
 from src.errors import CollectError
-from src.evaluation.collect import Link, collect
-from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, report_lines, write_per_sample
+from src.evaluation.collect import Link
+from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate, write_per_sample
+from src.evaluation.report import report_lines
 from src.evaluation.seeded import Samples, make_samples
-from src.runtime.memory import PeakMemory
 from src.runtime.ranks.distributed import DistContext
 
 BATCH = 4
@@ -100,7 +100,7 @@ def digests(context: DistContext, sizes: list[int], folder: str) -> list[tuple[s
 
 
 RECOVERABLE = (
-    *("raise", "samples", "joints", "dtype", "split", "columns", "column order", "column count"),
+    *("raise", "samples", "split", "columns", "column order", "column count"),
     *("duplicate", "missing", "outside", "unreserved"),
 )
 
@@ -126,12 +126,7 @@ def _fault(context: DistContext, fault: str) -> str:
     if fault == "unreserved":
         batches = batches if context.rank != 1 else []
         capacity = sum(map(len, batches))
-    shard = EvaluationShard(
-        capacity,
-        num_joints=20 if guilty == "joints" else 21,
-        dtype=torch.float64 if guilty == "dtype" else torch.float32,
-        columns=columns,
-    )
+    shard = EvaluationShard(capacity, columns)
     with shard.guard():
         if guilty == "raise":
             raise ValueError("unreadable frame S/0005")
@@ -139,7 +134,7 @@ def _fault(context: DistContext, fault: str) -> str:
             batches = []
         if guilty == "duplicate":
             batches = [*batches, range(8, 9)]
-        if guilty not in ("joints", "outside", "columns"):
+        if guilty not in ("outside", "columns"):
             fill(shard, samples, batches)
         if guilty == "outside":
             hand = torch.zeros(1, 21, 3)
@@ -182,15 +177,15 @@ def broken_peer(context: DistContext, fault: str, folder: str) -> str:
             _until(survivors)
             return "stalled"
         if fault in ("stall send", "stall empty", "stall zero"):
-            shard.hand_over = lambda: _until(survivors) or {}
+            shard.rows = lambda: _until(survivors) or torch.empty(0, 148, dtype=torch.float64)
         if fault in ("kill empty", "kill zero send"):
-            shard.hand_over = lambda: os.kill(os.getpid(), signal.SIGKILL)
+            shard.rows = lambda: os.kill(os.getpid(), signal.SIGKILL)
         if fault in ("kill", "kill zero"):
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "kill gather":
             Link.gather = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         if fault == "kill send":
-            Link.send = _die_at_the_weights  # type: ignore[method-assign]
+            Link.send = _die_at_the_rows  # type: ignore[method-assign]
     if fault == "kill" and context.rank == 0:
         # Rank 0 has lost rank 1 when it looks who is absent; only then does rank 2 arrive. The slow rank must
         # not be taken for the dead one.
@@ -217,8 +212,8 @@ def _until(files: list[Path]) -> None:
 _send = Link.send
 
 
-def _die_at_the_weights(link: Link, tensor: torch.Tensor, what: str, target: int = 0) -> None:
-    if what == "conf":
+def _die_at_the_rows(link: Link, tensor: torch.Tensor, what: str, target: int = 0) -> None:
+    if what == "rows":
         os.kill(os.getpid(), signal.SIGKILL)
     _send(link, tensor, what, target)
 
@@ -230,36 +225,3 @@ def message_of(context: DistContext, shard: EvaluationShard, **arguments) -> str
     except CollectError as error:
         return str(error)
     return "no error"
-
-
-def peak(context: DistContext, num_samples: int) -> tuple[int | None, int]:
-    """(bytes by which this rank grew at the peak of a collection, its shard included; payload of all)."""
-    for _ in range(
-        2
-    ):  # pays for what is allocated once, and leaves malloc with freed arrays as a run has them
-        _collected(context, num_samples)
-    return _collected(context, num_samples)
-
-
-def _collected(context: DistContext, num_samples: int) -> tuple[int | None, int]:
-    batches = validation_batches(num_samples, 64, context.rank, context.world)
-    context.barrier()
-    memory = PeakMemory()
-    shard = EvaluationShard(sum(map(len, batches)))
-    for batch in batches:
-        rows = torch.arange(batch.start, batch.stop)
-        joints = torch.full((len(batch), 21, 3), 0.5)
-        shard.add(
-            sample_index=rows,
-            pred_joints_m=joints,
-            target_joints_m=joints,
-            conf=torch.ones(len(batch), 21),
-            loss=torch.ones(len(batch)),
-        )
-    link = Link(context.side_group, timeout_s=60.0, where="here")
-    rows, _ = collect(shard, link, num_samples=num_samples, split_hash="x")
-    growth = memory.growth_bytes()
-    payload = (
-        0 if rows is None else sum(field.numel() * field.element_size() for field in vars(rows).values())
-    )
-    return growth, payload

@@ -13,9 +13,10 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from src.errors import DataError, ShapeError
-from src.evaluation import baselines, metrics
+from src.evaluation import baselines
 from src.evaluation.baselines import NAMES, BaselineRows, cached_baselines, compute_baselines, mean_pose_m
-from src.evaluation.evaluator import EvaluationShard, evaluate, report_lines
+from src.evaluation.evaluator import EvaluationShard, evaluate
+from src.evaluation.report import report_lines
 from src.hand.mano import ManoLayer
 from src.runtime.seed import stream
 from src.schema import LabelTable
@@ -242,15 +243,3 @@ def test_a_folder_that_cannot_be_written_does_no_harm(
     assert equal(blocked, cached_baselines(train, val, hand, cache_dir=None))
     assert caplog.text.count("not kept: Baselines: cannot write to") == 1
     assert len(computed) == 2
-
-
-def test_rows_are_the_metrics_of_the_rows(hand: ManoLayer) -> None:
-    """Rows beside the per-sample file must belong to the sample that they stand beside."""
-    train, val = table(hand, 40, 1), table(hand, 5, 2)
-    rows = compute_baselines(train, val, hand).rows
-    for i in range(5):
-        alone = compute_baselines(train, take(val, np.array([i])), hand).rows
-        for name in NAMES:
-            assert rows[name][i] == pytest.approx(alone[name][0], abs=1e-9)
-        every = metrics.pa_mpjpe_mm(train.joints_cam_m, np.tile(val.joints_cam_m[i], (40, 1, 1)))
-        assert rows["nearest_pose_pa_mm"][i] == pytest.approx(every.min(), abs=1e-9)

@@ -13,7 +13,8 @@ import torch
 
 from src.errors import CollectError, DataError
 from src.evaluation import metrics
-from src.evaluation.evaluator import EvaluationShard, evaluate, report_lines, write_per_sample
+from src.evaluation.evaluator import EvaluationShard, evaluate, write_per_sample
+from src.evaluation.report import report_lines
 from src.evaluation.seeded import make_samples
 from src.hand.joints import OPENPOSE21
 from src.schema import EvalResult
@@ -60,10 +61,9 @@ def test_no_evaluated_line_without_the_count():
     with pytest.raises(CollectError, match="never counted"):
         report_lines(made_up, 4, "GPUs")
     result = score(make_samples(3, 0))
-    with pytest.raises(CollectError, match="3 samples from 1 ranks were counted"):
-        report_lines(result, 4, "GPUs")
-    with pytest.raises(CollectError):
-        report_lines(dataclasses.replace(result, num_samples=8332), 1, "GPUs")
+    for changed, world in ((result, 4), (dataclasses.replace(result, num_samples=8332), 1)):
+        with pytest.raises(CollectError, match="3 samples from 1 ranks were counted"):
+            report_lines(changed, world, "GPUs")
 
 
 def test_the_loss_is_a_mean_over_samples():
@@ -132,14 +132,6 @@ def test_nan_hides_behind_no_unusable_label():
     assert (result.nonfinite_count, result.nonfinite_indices) == (1, (1,))
 
 
-def test_bf16_predictions_are_scored_as_they_are():
-    """bf16 -> float32 is exact; anything else would score another network."""
-    samples = make_samples(8, 0)
-    half = dataclasses.replace(samples, pred=samples.pred.bfloat16())
-    wide = dataclasses.replace(samples, pred=samples.pred.bfloat16().float())
-    assert score(half).mpjpe_mm == score(wide).mpjpe_mm != score(samples).mpjpe_mm
-
-
 def meshes(size, unlabelled=()):
     """Columns of a mesh per sample; those without a label are nan and not usable."""
     values = np.arange(size, dtype=np.float64) + 0.1
@@ -183,31 +175,24 @@ def test_a_mesh_that_is_not_finite_is_a_broken_prediction():
     assert not result.is_finite
 
 
-def test_other_columns_follow_the_joints_label():
-    """Without meshes, a sample whose label is not usable does not count in a column either."""
-    samples = make_samples(4, 0)
-    samples.conf[1] = 0.0
-    result = score(samples, {"bone_mm": np.array([1.0, math.nan, 3.0, 5.0])})
-    assert result.columns == {"bone_mm": 3.0}
-    assert result.is_finite
-
-
 def test_the_file_carries_columns_split_and_units_but_no_labels(tmp_path):
     """Two files can be compared without the data; and whoever shares one shares no labels of HO3D."""
     samples = make_samples(5, 0)
-    columns = meshes(5, unlabelled=(1,)) | {"xyz_mean3d": np.ones(5), "speed": np.ones(5)}
-    result = score(samples, columns)
+    columns = meshes(5, unlabelled=(1,)) | {"mesh_mean3d": np.ones(5), "f_score_5": np.ones(5)}
     frames = [f"ABF10/{i:04d}" for i in range(5)]
-    with pytest.raises(DataError, match="unit column 'speed' is"):
-        write_per_sample(tmp_path / "a.npz", result, frames)
+    with pytest.raises(DataError, match="unit 'speed' is"):
+        write_per_sample(tmp_path / "a.npz", score(samples, {"speed": np.ones(5)}), frames, split="val")
     assert not (tmp_path / "a.npz").exists()
-    write_per_sample(tmp_path / "a.npz", result, frames, split="val", units={"speed": "m/s"})
+    write_per_sample(tmp_path / "a.npz", score(samples, columns), frames, split="val")
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         content = dict(file)
     units = dict(zip(content["columns"], content["units"], strict=True))
     assert np.array_equal(content["mpvpe_mm"], columns["mpvpe_mm"], equal_nan=True)
     assert units["mpvpe_mm"] == "mm, mean over vertices, wrist-relative"
-    assert (units["xyz_mean3d"], units["speed"]) == ("cm", "m/s")
+    assert (units["mesh_mean3d"], units["f_score_5"]) == ("cm", "1")
+    assert tuple(content["joint_names"]) == OPENPOSE21
+    assert content["frame"][3] == "ABF10/0003"
+    assert all(len(content[name]) == 5 for name in content["columns"])
     assert (str(content["split"]), str(content["split_hash"])) == ("val", "test")
     arrays = [a for name, a in content.items() if a.ndim == 3]
     assert len(arrays) == 1
@@ -218,33 +203,20 @@ def test_the_same_file_byte_for_byte(tmp_path, monkeypatch):
     """Two runs of one checkpoint must be comparable with cmp; a clock in the zip would spoil it."""
     result = score(make_samples(5, 0))
     frames = [f"ABF10/{i:04d}" for i in range(5)]
-    write_per_sample(tmp_path / "a.npz", result, frames)
+    write_per_sample(tmp_path / "a.npz", result, frames, split="val")
     later = time.time() + 1e6
     monkeypatch.setattr(time, "time", lambda: later)
-    write_per_sample(tmp_path / "b.npz", result, frames)
+    write_per_sample(tmp_path / "b.npz", result, frames, split="val")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-
-
-def test_the_file_says_what_it_holds(tmp_path):
-    """Somebody who finds the file alone must be able to use it: names, units, joints inside."""
-    samples = make_samples(5, 0)
-    write_per_sample(tmp_path / "a.npz", score(samples), [f"ABF10/{i:04d}" for i in range(5)])
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
-        content = dict(file)
-    assert content["frame"][3] == "ABF10/0003"
-    assert np.array_equal(content["pred_joints_cam_m"], samples.pred.numpy())
-    assert tuple(content["joint_names"]) == OPENPOSE21
-    assert dict(zip(content["columns"], content["units"], strict=True))["mpjpe_mm"].startswith("mm")
-    assert all(len(content[name]) == 5 for name in content["columns"])
 
 
 def test_frames_and_rows_must_match(tmp_path):
     """A list of names of another split would label every row wrongly."""
     result = score(make_samples(5, 0))
     with pytest.raises(DataError, match="4 frame names for 5 samples"):
-        write_per_sample(tmp_path / "a.npz", result, ["x"] * 4)
+        write_per_sample(tmp_path / "a.npz", result, ["x"] * 4, split="val")
     with pytest.raises(DataError, match="rank 0"):
-        write_per_sample(tmp_path / "a.npz", dataclasses.replace(result, rows=None), ["x"] * 5)
+        write_per_sample(tmp_path / "a.npz", dataclasses.replace(result, rows=None), ["x"] * 5, split="val")
 
 
 def test_validation_draws_from_no_generator():

@@ -118,12 +118,6 @@ def test_flat_hands_align_exactly(dimensions):
     assert pa_mpjpe_mm(moved(truth), truth).max() < 1e-6  # the lost axis costs half of the digits
 
 
-def test_equal_spread_along_all_axes_aligns_exactly():
-    """Ties of singular values leave the SVD free to choose; the error may not depend on its choice."""
-    octahedron = np.concatenate([np.eye(3), -np.eye(3)])[None] * 0.05
-    assert pa_mpjpe_mm(moved(octahedron), octahedron).max() < EXACT_MM
-
-
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), scale=st.floats(0.1, 10.0))
 def test_pa_does_not_see_where_the_prediction_stands(seed, scale):
@@ -131,35 +125,6 @@ def test_pa_does_not_see_where_the_prediction_stands(seed, scale):
     truth, pred = hands(3, seed=seed), hands(3, seed=seed + 1)
     before = pa_mpjpe_mm(pred, truth)
     np.testing.assert_allclose(pa_mpjpe_mm(scale * moved(pred, seed), truth), before, rtol=1e-9)
-
-
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31))
-def test_errors_ignore_the_order_of_joints_and_samples(seed):
-    """Only correspondence matters: a permutation of both sides must leave each sample's error as it is."""
-    truth, pred = hands(4, seed=seed), hands(4, seed=seed + 1)
-    order = np.concatenate([[0], 1 + stream(seed, "order").permutation(20)])
-    np.testing.assert_allclose(mpjpe_mm(pred[:, order], truth[:, order]), mpjpe_mm(pred, truth), rtol=1e-12)
-    np.testing.assert_allclose(
-        pa_mpjpe_mm(pred[:, order], truth[:, order]), pa_mpjpe_mm(pred, truth), rtol=1e-9
-    )
-    assert np.array_equal(pa_mpjpe_mm(pred[::-1].copy(), truth[::-1].copy()), pa_mpjpe_mm(pred, truth)[::-1])
-
-
-def test_half_precision_is_widened_before_anything_is_computed():
-    """A bf16 network must be scored in float64: bf16 arithmetic on 0.6 m has steps of 4 mm."""
-    truth, pred = torch.tensor(hands(9)), torch.tensor(hands(9, seed=2)).bfloat16()
-    assert np.array_equal(mpjpe_mm(pred, truth), mpjpe_mm(pred.double().numpy(), truth.numpy()))
-    assert mpjpe_mm(pred, truth.float()).dtype == np.float64
-
-
-def test_more_rows_than_a_chunk_and_none():
-    """Chunks are an implementation's business: their border may not show."""
-    truth, pred = hands(2051), hands(2051, seed=2)
-    rows = pa_mpjpe_mm(pred, truth)
-    assert np.array_equal(rows[2040:], pa_mpjpe_mm(pred[2040:], truth[2040:]))
-    assert mpjpe_mm(truth[:0], truth[:0]).shape == (0,)
-    assert math.isnan(mean(rows[:0]))
 
 
 def test_shapes_are_checked():
@@ -227,14 +192,6 @@ def test_a_mirrored_hand_with_tied_spreads_is_finite_and_least_squares():
     assert value[0] > 5.0
     # The mean distance is at most the root mean square, which all best rotations share.
     assert value[0] <= 1e3 * np.sqrt(_pa_by_search(mirrored[0], truth[0])[0] / 6) * (1 + 1e-6)
-
-
-@pytest.mark.parametrize("dimensions", [1, 2])
-def test_a_mirrored_flat_hand_is_no_mirror_image(dimensions):
-    """A flat hand turned over is a rotation: PA may not call it mirrored."""
-    truth = hands(5)
-    truth[..., dimensions:] = 0.6
-    assert pa_mpjpe_mm(truth * [-1.0, 1.0, 1.0], truth).max() < 1e-6
 
 
 def test_meshes_are_scored_from_the_wrist_and_after_the_best_similarity():

@@ -113,14 +113,6 @@ def test_identical_training_poses_stay_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert max(seen) <= 3 * 40
 
 
-def test_rows_do_not_depend_on_their_neighbours() -> None:
-    """A score beside a sample must not change when other samples are left out."""
-    train, val = hands(200, 1), hands(70, 2)
-    whole = nearest_pose_mm(train, val)
-    np.testing.assert_allclose(nearest_pose_mm(train, val[40:47]), whole[40:47], atol=1e-9)
-    assert nearest_pose_mm(train, val[:0]).shape == (0,)
-
-
 def test_bad_input_is_refused() -> None:
     """A NaN pose in the training set, or no pose at all, gives no oracle."""
     train = hands(4, 1)

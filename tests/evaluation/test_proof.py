@@ -26,8 +26,6 @@ def test_the_proof_passes_and_says_so(capsys):
     assert not any(line.startswith("FAIL") for line in lines)
     assert "  Evaluated on 331 samples from all 4 CPU ranks" in lines
     assert any(line.startswith("  Vertices: MPVPE ") for line in lines)
-    assert "s metrics" in lines[-2]
-    assert "came to rank 0" in lines[-1]
 
 
 @pytest.mark.parametrize("num_samples", ["0", "1", "70"])
@@ -45,7 +43,7 @@ def test_the_proof_passes_with_fewer_batches_than_ranks(capsys, num_samples):
         ("nan@1", "FAIL  1 predictions are not finite: samples 5 of rank 1. MPJPE nan mm, PA-MPJPE nan mm"),
         ("raise@0", "rank 0 raised RuntimeError: injected"),
         ("kill@2", "rank 2 did not reach the collection"),
-        ("kill@1 send", "rank 1 did not deliver its pred"),
+        ("kill@1 send", "rank 1 did not deliver its rows"),
         ("stall@1", "rank 1 did not reach the collection (nothing came for 2 s)"),
     ],
 )
@@ -130,10 +128,10 @@ def test_the_proof_notices_rows_in_the_wrong_place(monkeypatch):
         )
 
     monkeypatch.setattr(proof, "score", shuffled)
-    outcome = proof.prove(setup_distributed("cpu"), proof.Plan(num_samples=9, batch_size=4))
-    assert not outcome.passed
-    assert "FAIL  row i holds sample i" in outcome.lines
-    assert not any("Evaluated on" in line for line in outcome.lines)
+    lines, passed = proof.prove(setup_distributed("cpu"), proof.Plan(num_samples=9, batch_size=4))
+    assert not passed
+    assert "FAIL  row i holds sample i" in lines
+    assert not any("Evaluated on" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import io
 import itertools
 import json
 import zipfile
@@ -14,12 +14,7 @@ import torch
 
 from src.errors import DataError, ShapeError
 from src.evaluation import submission
-from src.evaluation.submission import (
-    from_official,
-    read_submission,
-    submission_checks,
-    to_official,
-)
+from src.evaluation.submission import joints_to_official, submission_checks
 from src.geometry.rotation import rotation_from_aa
 from src.hand.joints import HO3D21, OPENPOSE21
 from src.hand.mano import ManoLayer
@@ -38,9 +33,13 @@ def hand() -> ManoLayer:
     return ManoLayer.from_asset(asset())
 
 
-def write_submission(folder, joints, vertices, **more):
-    """With the regressor of the hand that made the predictions."""
-    return submission.write_submission(folder, joints, vertices, asset().joint_regressor, **more)
+def write_submission(folder, joints, vertices, frames=None, overwrite=True):
+    """With the regressor of the hand that made the predictions, and names for its rows."""
+    names = [f"SM1/{row:04d}" for row in range(len(vertices))] if frames is None else frames
+    joints, vertices = (np.asarray(points, np.float32) for points in (joints, vertices))
+    return submission.write_submission(
+        folder, joints, vertices, asset().joint_regressor, frames=names, overwrite=overwrite
+    )
 
 
 def predictions(count: int, curl: float = 0.4, spread: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -64,30 +63,16 @@ def predictions(count: int, curl: float = 0.4, spread: float = 0.0) -> tuple[np.
 def test_a_submission_has_ho3ds_order_and_axes(tmp_path):
     """Right numbers in the wrong order score 65 mm on the server, and nobody sees why."""
     joints, vertices = predictions(3)
-    path = write_submission(tmp_path, joints, vertices, num_frames=3).zip_path
+    path = write_submission(tmp_path, joints, vertices).zip_path
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["pred.json"]
         xyz, verts = json.loads(archive.read("pred.json"))
     assert json.loads((tmp_path / "pred.json").read_text()) == [xyz, verts]
     for name in ("wrist", "index_1", "pinky_1", "ring_1", "thumb_4", "pinky_4"):
         x, y, z = joints[2, OPENPOSE21.index(name)]
-        np.testing.assert_allclose(xyz[2][HO3D21.index(name)], [x, -y, -z], atol=1e-9)
+        assert np.array_equal(np.float32(xyz[2][HO3D21.index(name)]), [x, -y, -z])  # to the last bit
     assert (np.array(verts)[..., 2] < 0.0).all()
     assert np.shape(verts) == (3, 778, 3)
-
-
-def test_reading_back_gives_the_very_predictions(tmp_path):
-    """What is scored here must be what was sent: to the last bit, and within 1 nm as the server reads it."""
-    joints, vertices = predictions(40)
-    scale = stream(1, "scale").uniform(1e-7, 1.0, vertices[..., :2].shape)
-    vertices[..., :2] *= np.where(
-        stream(2, "small").random(vertices[..., :2].shape) < 0.5, 1.0, 1 - scale * 1e-6
-    )
-    path = write_submission(tmp_path, joints, vertices).zip_path
-    exact, text = read_submission(path, exact=True), read_submission(tmp_path / "pred.json")
-    for read, official, wanted in zip(exact, text, (joints, vertices), strict=True):
-        assert np.array_equal(read, wanted)
-        np.testing.assert_allclose(official, wanted, atol=1e-9, rtol=0.0)
 
 
 def test_nine_digits_give_every_float32_back():
@@ -97,14 +82,6 @@ def test_nine_digits_give_every_float32_back():
     text = submission._row_format(len(values) // 3) % tuple(values[: len(values) // 3 * 3].tolist())
     again = np.array(json.loads(text)).ravel().astype(np.float32)
     assert np.array_equal(again, values[: len(again)])
-
-
-def test_the_door_is_its_own_inverse():
-    """A conversion that is not undone exactly drifts with every pass."""
-    joints, vertices = predictions(4)
-    again = from_official(*to_official(joints, vertices))
-    assert np.array_equal(again[0], joints)
-    assert np.array_equal(again[1], vertices)
 
 
 def exchanged(joints: np.ndarray, first: str, second: str) -> np.ndarray:
@@ -126,7 +103,7 @@ def exchanged(joints: np.ndarray, first: str, second: str) -> np.ndarray:
         (lambda j, v: (j[:2], v), "2 rows of joints for 3 frames of evaluation.txt"),
         (lambda j, v: (j, v[:2]), "2 rows of vertices for 3 frames of evaluation.txt"),
         (lambda j, v: (j * 0.01 + [0.0, 0.0, 0.5], v), "joints of the median frame span"),
-        (lambda j, v: (to_official(j, v)[0] * [1.0, -1.0, -1.0], v), "another joint order"),
+        (lambda j, v: (joints_to_official(j) * [1.0, -1.0, -1.0], v), "another joint order"),
         (lambda j, v: (j[[1, 0, 2]], v), "joint order|different frames"),
         (lambda j, v: (np.concatenate([j[:2], j[2:] + 0.05]), v), "1 frames .first: row 2.: joints and mesh"),
     ],
@@ -135,7 +112,7 @@ def test_what_the_server_would_misread_is_refused(tmp_path, spoil, message):
     """A submission costs a day; each of these would be scored without a word."""
     joints, vertices = spoil(*predictions(3))
     with pytest.raises(DataError, match=message):
-        write_submission(tmp_path, joints, vertices, num_frames=3)
+        write_submission(tmp_path, joints, vertices, [f"SM1/{row:04d}" for row in range(3)])
     assert not list(tmp_path.iterdir())
 
 
@@ -147,30 +124,58 @@ def test_any_two_exchanged_joints_are_noticed():
             checked(exchanged(joints, first, second), vertices)
 
 
-def test_the_order_is_judged_in_the_mean_of_all_frames(monkeypatch):
-    """20,137 frames come in twenty parts: what the order may gain must not count twenty times."""
-    joints, vertices = predictions(40)
-    ring, pinky = OPENPOSE21.index("ring_1"), OPENPOSE21.index("pinky_1")
-    middle, way = (joints[:, ring] + joints[:, pinky]) / 2, joints[:, ring] - joints[:, pinky]
-    way = way / np.linalg.norm(way, axis=1, keepdims=True)
-    for beyond_m, passes in ((0.0005, True), (0.003, False)):  # 21 mm x 1 mm x 2 are below (10 mm)^2
-        joints[:, ring], joints[:, pinky] = middle - beyond_m * way, middle + beyond_m * way
-        for part in (1024, 40, 7, 1):
-            monkeypatch.setattr(submission, "_CHUNK", part)
-            with contextlib.nullcontext() if passes else pytest.raises(DataError, match="joint order"):
-                checked(joints, vertices)
-
-
 def test_fingertips_are_judged_by_most_frames():
     """A tip that is right in one frame by chance is not right; wrong in one, it is no other joint."""
     joints, vertices = predictions(5)
     tip = OPENPOSE21.index("ring_4")
     once, often = joints.copy(), joints.copy()
     once[0, tip, 0] += 0.008
-    assert len(checked(once, vertices)) == 6
+    assert len(checked(once, vertices)) == 5
     often[1:4, tip, 0] += 0.008
-    with pytest.raises(DataError, match=r"joint ring_4 is 8\.0 mm from its vertex 555 in the median frame"):
+    with pytest.raises(DataError, match=r"joint ring_4 is 8\.0 mm from where its mesh has it in the median"):
         checked(often, vertices)
+
+
+def test_joints_are_judged_against_their_own_meshes(monkeypatch):
+    """20,137 frames come in twenty parts: hands of later parts are not those of the first ones."""
+    monkeypatch.setattr(submission, "_CHUNK", 2)
+    joints, vertices = predictions(7)
+    wrist = joints[2:, :1]
+    for points in (joints, vertices):
+        points[2:] = (points[2:] - wrist) * np.float32([-1, -1, 1]) + wrist
+    assert len(checked(joints, vertices)) == 5
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:-40], "not a whole zip"),
+        (lambda text: text.replace(b"pred.json", b"pred.jsom"), "not a whole zip|differs"),
+        (lambda text: text[:200] + bytes([text[200] ^ 1]) + text[201:], "not a whole zip|differs"),
+    ],
+)
+def test_a_file_that_does_not_hold_the_predictions_is_not_left(tmp_path, monkeypatch, damage, message):
+    """A disk that loses a bit must not leave a pred.zip that somebody uploads."""
+    real = submission._write_zip
+
+    def damaged(file, json_path):
+        text = io.BytesIO()
+        real(text, json_path)
+        file.write(damage(text.getvalue()))
+
+    monkeypatch.setattr(submission, "_write_zip", damaged)
+    with pytest.raises(DataError, match=message):
+        write_submission(tmp_path, *predictions(2))
+    assert not list(tmp_path.glob("*.zip"))
+
+
+def test_a_zip_of_other_predictions_is_noticed(tmp_path, monkeypatch):
+    """A whole zip of yesterday's numbers is whole all the same."""
+    real, other = submission._write_zip, tmp_path / "other"
+    write_submission(other, *predictions(2, curl=0.2))
+    monkeypatch.setattr(submission, "_write_zip", lambda file, _: real(file, other / "pred.json"))
+    with pytest.raises(DataError, match=r"read back, part \d+ differs"):
+        write_submission(tmp_path, *predictions(2))
 
 
 def checked(joints: np.ndarray, vertices: np.ndarray) -> list[str]:
@@ -184,7 +189,7 @@ def test_any_pose_of_a_right_hand_passes(curl, spread):
     joints, vertices = predictions(30, curl, spread)
     for frame in range(30):
         passed = [line.split(":")[0] for line in checked(joints[[frame] * 2], vertices[[frame] * 2])]
-        assert passed == ["count", "finite", "axes", "unit", "order", "order"]
+        assert passed == ["count", "finite", "axes", "unit", "order"]
 
 
 @pytest.mark.parametrize("curl", [0.0, 0.8, 3.0])
@@ -199,8 +204,6 @@ def test_other_orders_are_refused_in_any_pose(curl):
     for order in (fingers, index, [OPENPOSE21.index(name) for name in HO3D21], np.roll(np.arange(21), 1)):
         with pytest.raises(DataError, match="another joint order"):
             checked(joints[:, order], vertices)
-    with pytest.raises(DataError, match="ring_1 where it has pinky_1"):
-        checked(joints[:, fingers], vertices)
 
 
 @pytest.mark.parametrize("factor", [0.1, 3.5, 10.0])
@@ -215,7 +218,7 @@ def test_the_checks_are_named(tmp_path):
     """The log of an export says what was checked, the reading back too."""
     checks = write_submission(tmp_path, *predictions(3)).checks
     assert [line.split(":")[0] for line in checks] == [
-        "count", "finite", "axes", "unit", "order", "order", "read back",
+        "count", "finite", "axes", "unit", "order", "read back",
     ]  # fmt: skip
 
 
@@ -234,16 +237,6 @@ def test_equal_predictions_give_equal_bytes(tmp_path):
     assert write_submission(tmp_path / "b", *predictions(2)).zip_path.read_bytes() == first
 
 
-def test_a_file_that_does_not_hold_the_predictions_is_not_left(tmp_path, monkeypatch):
-    """A full disk or a writer that rounds must not leave a pred.zip that somebody uploads."""
-    monkeypatch.setattr(
-        submission, "_row_format", lambda n: "[" + ", ".join(["[%.6g, %.6g, %.6g]"] * n) + "]"
-    )
-    with pytest.raises(DataError, match="row 0 of joints differs"):
-        write_submission(tmp_path, *predictions(2))
-    assert not list(tmp_path.glob("*.zip"))
-
-
 def test_frames_are_kept_and_a_submission_is_not_overwritten_unasked(tmp_path):
     """The rows carry no names: which frame a row is must be answerable later; work must not vanish."""
     data = predictions(2)
@@ -253,47 +246,3 @@ def test_frames_are_kept_and_a_submission_is_not_overwritten_unasked(tmp_path):
     with pytest.raises(DataError, match=r"pred\.zip is there already"):
         write_submission(tmp_path, *predictions(3), overwrite=False)
     assert (tmp_path / "pred.zip").read_bytes() == before
-    with pytest.raises(DataError, match="2 frame names, 1 of them distinct, for 2 rows"):
-        write_submission(tmp_path, *data, frames=["SM1/0001"] * 2)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[[[[0, 0, 1]]], []]", "row 0 of joints has shape"),
-        ("[[], [[[1, 2, 3]]]]", "row 0 of vertices has shape"),
-        ("[[]]", "want a list of 2 lists"),
-        ("[[], [], []]", "want a list of 2 lists"),
-        ("[[], [", "not JSON, or cut short"),
-    ],
-)
-def test_what_is_not_a_submission_is_named(tmp_path, text, message):
-    """A file of another program must not become a KeyError deep inside."""
-    (tmp_path / "pred.json").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_submission(tmp_path / "pred.json")
-
-
-def test_a_broken_row_is_counted_in_its_own_list(tmp_path):
-    """Rows of vertices follow the rows of joints: the message must name the row that is to be mended."""
-    joints, vertices = ([[[0, 0, -1]] * size] for size in (21, 778))
-    (tmp_path / "pred.json").write_text(json.dumps([joints * 3, vertices * 2 + [[[0, 0]]]]))
-    with pytest.raises(DataError, match="row 2 of vertices has shape"):
-        read_submission(tmp_path / "pred.json")
-    (tmp_path / "pred.json").write_text(json.dumps([joints * 3, [[[0, 0]]] + vertices * 2]))
-    with pytest.raises(DataError, match="row 0 of vertices has shape"):
-        read_submission(tmp_path / "pred.json")
-
-
-def test_a_zip_with_a_folder_or_cut_short_is_named(tmp_path):
-    """The server unpacks flat: pred.json in a folder scores nothing."""
-    path = write_submission(tmp_path, *predictions(2)).zip_path
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataError, match="not a whole zip"):
-        read_submission(path)
-    for members in (["out/pred.json"], ["pred.json", "notes.txt"], ["pred.json", "__MACOSX/pred.json"]):
-        with zipfile.ZipFile(path, "w") as archive:
-            for member in members:
-                archive.writestr(member, "[[], []]")
-        with pytest.raises(DataError, match=r"want pred\.json alone, in no folder"):
-            read_submission(path)

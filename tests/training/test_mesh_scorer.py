@@ -9,8 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from src.evaluation.official import MESH_SCORES
 from src.schema import HandBatch, HandEstimate, Prediction
-from src.training.mesh_scorer import OFFICIAL_MESH_NAMES, MeshScorer
+from src.training.mesh_scorer import MeshScorer
 from tests.models.scene import hand_model, make_batch
 
 
@@ -85,7 +86,7 @@ def test_a_perfect_prediction_scores_nothing(batch: HandBatch) -> None:
         assert tuple(scores) == scorer.columns
         assert scores["mesh_usable"].tolist() == [1.0, 1.0, 1.0]
         assert max(scores["mpvpe_mm"].max(), scores["pa_mpvpe_mm"].max()) < 1e-3
-    assert set(OFFICIAL_MESH_NAMES) <= set(scores)
+    assert set(MESH_SCORES) <= set(scores)
     assert scores["mesh_mean3d"].max() < 1e-4
     assert scores["f_score_5"].min() == 1.0
 
