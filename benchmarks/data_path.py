@@ -104,9 +104,7 @@ def main() -> None:
                 "cache compact": dataclasses.replace(data, cache="auto", cache_format="compact"),
             }
             datasets = {
-                name: build_dataset(
-                    dataclasses.replace(config, dataset=d), "train", hand, show_progress=False
-                )
+                name: build_dataset(dataclasses.replace(config, dataset=d), "train", hand)
                 for name, d in settings.items()
             }
             rows += _table(size, datasets)
