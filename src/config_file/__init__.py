@@ -22,6 +22,7 @@ from typing import Any, Literal
 import yaml
 
 from src.config import COUNT_OR_SHARE, RunConfig, count_or_share
+from src.config_file.replaced import REPLACED, TRAINING_ONLY
 from src.config_file.yaml_text import MOST_BYTES, CoreDumper, YamlError, read_entries, read_value
 from src.errors import ConfigError
 
@@ -37,25 +38,6 @@ _FAULTS_SHOWN = 20
 """Of a message that names all faults at once."""
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 80
-
-
-@dataclass(frozen=True)
-class _Replaced:
-    """What became of a key that is no more."""
-
-    by: str | None
-    """The key that takes its value in a checkpoint's configuration; None: the value means nothing now."""
-    sentence: str
-    """For who still writes it."""
-
-
-_REPLACED = {
-    "dataset.max_unreadable": _Replaced(
-        "dataset.max_unusable",
-        "is replaced by dataset.max_unusable (a count, or a share such as 0.1%), which counts every frame "
-        "that cannot be used, not unreadable annotations alone",
-    ),
-}
 
 
 _SECTIONS = typing.get_type_hints(RunConfig)
@@ -125,10 +107,12 @@ def config_from_dict(tree: Mapping[str, Any], origin: str, overrides: Sequence[s
             leaves[f"{name}"] = _Leaf(value, origin)
     for key in WRITTEN_TO:
         leaves.pop(key, None)
-    for key in _REPLACED.keys() & leaves.keys():
-        leaf, by = leaves.pop(key), _REPLACED[key].by
-        if by is not None:
-            leaves.setdefault(by, leaf)
+    for key in sorted(REPLACED.keys() & leaves.keys()):
+        leaf, replaced = leaves.pop(key), REPLACED[key]
+        if replaced.by is not None:
+            leaves.setdefault(replaced.by, leaf)
+        elif replaced.was != TRAINING_ONLY and leaf.value != replaced.was:
+            faults.add(origin, key, f"{replaced.sentence}, got {_shown(leaf.value)}")
     _override(leaves, overrides, faults)
     return _checked(leaves, faults)
 
@@ -250,7 +234,7 @@ def _build(cls: type, leaves: Mapping[str, _Leaf], prefix: str, faults: _Faults)
     for key, leaf in leaves.items():
         name = key[len(prefix) :].partition(".")[0] if key.startswith(prefix) else None
         if name is not None and name not in fields:
-            replaced = _REPLACED.get(key)
+            replaced = REPLACED.get(key)
             rule = replaced.sentence if replaced else f"unknown key, {_suggest(prefix, name, fields)}"
             faults.add(leaf.origin, key, rule)
     values: dict[str, Any] = {}

@@ -108,10 +108,7 @@ def not_optimised(run: Watched) -> None:
 
 
 def without_rate(run: Watched) -> None:
-    run.trainer.config = dataclasses.replace(
-        run.config, scheduler=dataclasses.replace(run.config.scheduler, final_lr_ratio=0.0)
-    )
-    run.trainer.total_steps = 1
+    run.trainer.peak_rate = 0.0
 
 
 DEFECTS: dict[str, tuple[str, Plant | None, tuple[str, ...]]] = {
