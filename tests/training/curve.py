@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from src.runtime.machine import has_bf16
 from tests import processes
 from tests.rooms.sources import ROOT
 
@@ -30,8 +31,9 @@ _TIMEOUT_S = 300
 
 
 def file_here() -> Path:
-    """Where the curve of this torch and of what it uses of this processor is kept."""
-    return FOLDER / f"torch-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}.txt"
+    """Where the curve of this torch and of what it uses of this processor is kept; Muon uses bf16, too."""
+    able = torch.backends.cpu.get_cpu_capability() + "-bf16" * has_bf16(torch.device("cpu"))
+    return FOLDER / f"torch-{torch.__version__}-{able}.txt"
 
 
 def draw(folder: Path, code: Path = ROOT) -> str:

@@ -9,8 +9,10 @@ import pytest
 from tests.training.curve import FOLDER, draw, file_here, values
 
 ELSEWHERE = 0.02
-"""Share by which a loss or a score may differ under another torch or processor, where sums are rounded
-otherwise. At eight times this curve's rate other kernels moved one by 2 %."""
+"""Share by which a value may differ under another torch or processor, where sums are rounded otherwise.
+
+Muon in float32 instead of bf16 moved gradient norms by up to 0.9 %, losses and scores by 0.1 %.
+"""
 
 
 def test_training_takes_the_steps_that_were_committed(tmp_path: Path) -> None:
@@ -22,5 +24,4 @@ def test_training_takes_the_steps_that_were_committed(tmp_path: Path) -> None:
     if file_here().is_file():
         assert drawn.splitlines() == file_here().read_text().splitlines()
     for path in FOLDER.glob("*.txt"):
-        want = {name: v for name, v in values(path.read_text()).items() if "grad_norm" not in name}
-        assert {name: values(drawn)[name] for name in want} == pytest.approx(want, rel=ELSEWHERE), path.name
+        assert values(drawn) == pytest.approx(values(path.read_text()), rel=ELSEWHERE), path.name
