@@ -187,9 +187,7 @@ class TrainingConfig:
     save_every_steps: int = _number(500, ge=0)
     """Optimiser steps between writes of last.pt inside an epoch; 0: at epoch ends only."""
     keep_every_epochs: int = _number(0, ge=0)
-    """Keep epoch_<k>.pt every so many epochs; 0: only last.pt and best.pt."""
-    keep_last_epochs: int = _number(3, ge=1)
-    """How many epoch_<k>.pt are kept, the newest."""
+    """Keep epoch_<k>.pt every so many epochs, the three newest; 0: only last.pt and best.pt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,18 +209,14 @@ class OptimizerConfig:
     """Decoupled decay of all that has two axes or more, but a ViT's positions and class token."""
     betas: tuple[float, float] = _number((0.9, 0.999), ge=0.0, lt=1.0)
     """Decay of the two moments."""
-    eps: float = _number(1e-8, gt=0.0)
-    """Term added to the denominator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
-    """Learning rate by optimiser step: linear warm-up, then cosine."""
+    """Learning rate by optimiser step: linear warm-up, then cosine down to a hundredth of the peak."""
 
     warmup_fraction: float = _number(0.05, ge=0.0, lt=1.0)
     """Share of all steps in which the rate rises from near 0 to its peak."""
-    final_lr_ratio: float = _number(0.01, ge=0.0, le=1.0)
-    """Rate of the last step over the peak."""
 
 
 @dataclass(frozen=True, kw_only=True)

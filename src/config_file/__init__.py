@@ -22,6 +22,7 @@ from typing import Any, Literal
 import yaml
 
 from src.config import COUNT_OR_SHARE, RunConfig, count_or_share
+from src.config_file.replaced import REPLACED, TRAINING_ONLY
 from src.config_file.yaml_text import MOST_BYTES, CoreDumper, YamlError, read_entries, read_value
 from src.errors import ConfigError
 
@@ -37,40 +38,6 @@ _FAULTS_SHOWN = 20
 """Of a message that names all faults at once."""
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 80
-
-
-@dataclass(frozen=True)
-class _Replaced:
-    """What became of a key that is no more."""
-
-    by: str | None
-    """The key that takes its value in a checkpoint's configuration; None: the value means nothing now."""
-    sentence: str
-    """For who still writes it."""
-    kept: tuple[Any, ...] | None = None
-    """Values in a checkpoint under which the program still computes the same; None: whatever it is."""
-
-
-_REPLACED = {
-    "dataset.max_unreadable": _Replaced(
-        "dataset.max_unusable",
-        "is replaced by dataset.max_unusable (a count, or a share such as 0.1%), which counts every frame "
-        "that cannot be used, not unreadable annotations alone",
-    ),
-    "augmentation.view_deg": _Replaced(
-        None, "is gone: with turned scenes a run scored to a hundredth of a millimetre what it did without"
-    ),
-    "augmentation.view_from_epoch": _Replaced(None, "is gone, with augmentation.view_deg"),
-    "model.stem": _Replaced(
-        None, "is gone: the preset decides (strided convolutions in tiny, a patch projection in the others)"
-    ),
-    "model.upsampling": _Replaced(None, "is gone: feature maps are upsampled by convolutions", ("conv",)),
-    "model.joints": _Replaced(None, "is gone: the joints are those of the hand model", ("hand",)),
-    "model.depth_residual": _Replaced(
-        None, "is gone: the refinement always sees the depth residual", (True,)
-    ),
-    "model.compile": _Replaced(None, "is gone: compiled, a step took longer"),
-}
 
 
 _SECTIONS = typing.get_type_hints(RunConfig)
@@ -140,12 +107,12 @@ def config_from_dict(tree: Mapping[str, Any], origin: str, overrides: Sequence[s
             leaves[f"{name}"] = _Leaf(value, origin)
     for key in WRITTEN_TO:
         leaves.pop(key, None)
-    for key in _REPLACED.keys() & leaves.keys():
-        leaf, replaced = leaves.pop(key), _REPLACED[key]
+    for key in sorted(REPLACED.keys() & leaves.keys()):
+        leaf, replaced = leaves.pop(key), REPLACED[key]
         if replaced.by is not None:
             leaves.setdefault(replaced.by, leaf)
-        elif replaced.kept is not None and leaf.value not in replaced.kept:
-            faults.add(leaf.origin, key, f"{replaced.sentence}; here it was {_shown(leaf.value)}")
+        elif replaced.was != TRAINING_ONLY and leaf.value != replaced.was:
+            faults.add(origin, key, f"{replaced.sentence}, got {_shown(leaf.value)}")
     _override(leaves, overrides, faults)
     return _checked(leaves, faults)
 
@@ -267,7 +234,7 @@ def _build(cls: type, leaves: Mapping[str, _Leaf], prefix: str, faults: _Faults)
     for key, leaf in leaves.items():
         name = key[len(prefix) :].partition(".")[0] if key.startswith(prefix) else None
         if name is not None and name not in fields:
-            replaced = _REPLACED.get(key)
+            replaced = REPLACED.get(key)
             rule = replaced.sentence if replaced else f"unknown key, {_suggest(prefix, name, fields)}"
             faults.add(leaf.origin, key, rule)
     values: dict[str, Any] = {}

@@ -21,6 +21,8 @@ MUON_SIDE = 8
 """Rows and columns that a matrix must have for its directions to be worth telling apart."""
 
 MUON_MOMENTUM = 0.95
+FINAL_RATE = 0.01
+"""Rate of the last step over the peak."""
 _EMBEDDINGS = ("embed.positions", "embed.class_token")
 _BELOW_THE_BLOCKS = ("embed.stem.", *_EMBEDDINGS)
 """What pretrained weights bring beside the blocks, less what is only ours: the queries, and all of depth."""
@@ -64,7 +66,6 @@ class Optimizer:
             _groups(decayed, config.weight_decay) + _groups(free, 0.0),
             lr=config.lr,
             betas=config.betas,
-            eps=config.eps,
             fused=device.type in ("cpu", "cuda"),
         )
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
@@ -228,8 +229,7 @@ def learning_rate(step: int, total_steps: int, peak: float, config: SchedulerCon
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, total_steps - 1 - warmup))
-    floor = config.final_lr_ratio
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * (FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 class Ema:

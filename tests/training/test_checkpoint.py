@@ -23,7 +23,7 @@ from tests.training.test_step import ALONE, batch, weights
 CONFIG = RunConfig(
     name="trial",
     model=ModelConfig(preset="tiny", image_size=(64, 64), drop_path=0.2),
-    training=TrainingConfig(batch_size=2, ema_decay=0.9, keep_every_epochs=1, keep_last_epochs=2),
+    training=TrainingConfig(batch_size=2, ema_decay=0.9, keep_every_epochs=1),
 )
 
 

@@ -23,6 +23,8 @@ from src.training.checkpoints.checkpoint import Progress, load_checkpoint, read_
 
 FOLDER = "checkpoints"
 LAST, BEST = "last.pt", "best.pt"
+KEPT_EPOCHS = 3
+"""How many epoch_<k>.pt stay, the newest."""
 _EPOCH = re.compile(r"epoch_(\d+)\.pt")
 _log = get_logger("checkpoints")
 
@@ -68,10 +70,10 @@ def names_due(config: TrainingConfig, *, best: bool, epoch: int | None) -> list[
 
 
 def prune(folder: Path, config: TrainingConfig) -> None:
-    """Remove the oldest epoch_<k>.pt where there are more than asked for."""
+    """Remove the oldest epoch_<k>.pt where there are more than KEPT_EPOCHS."""
     if config.keep_every_epochs:
         numbered = {int(found[1]): p for p in folder.iterdir() if (found := _EPOCH.fullmatch(p.name))}
-        for epoch in sorted(numbered)[: -config.keep_last_epochs]:
+        for epoch in sorted(numbered)[:-KEPT_EPOCHS]:
             numbered[epoch].unlink(missing_ok=True)
 
 
