@@ -24,7 +24,6 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import Row, interleaved, report
-from dataloader.batches.collate import collate
 from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
 from dataloader.crop.prepare import prepare
@@ -159,7 +158,7 @@ def _step(config: RunConfig) -> Callable[[], object]:
     model.backbone_dtype = backbone_dtype(config, torch.device("cpu"))
     alone = DistContext(0, 1, 0, torch.device("cpu"), None)
     step = TrainStep(model, HandLoss(config.loss, hand), config, alone, total_steps=10 * TIMED_ROUNDS)
-    batch = prepare(collate(data.raws([SampleKey(i) for i in range(config.training.batch_size)])))
+    batch = prepare(data.batch([SampleKey(i) for i in range(config.training.batch_size)]))
     return lambda: step([batch])
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from dataloader.batches.collate import collate
 
 from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
@@ -41,11 +40,11 @@ class Scene:
 
     def raw(self, count: int, *, epoch: int = 0) -> RawBatch:
         """The first `count` training samples, on the host."""
-        return collate(self.train.raws([SampleKey(i, epoch) for i in range(count)]))
+        return self.train.batch([SampleKey(i, epoch) for i in range(count)])
 
     def batch(self, count: int, device: torch.device) -> HandBatch:
         """The same, ready for the network."""
-        return prepare(self.batch([count]).to(device))
+        return prepare(self.raw(count).to(device))
 
     def trainer(self, context: DistContext, **settings: object) -> TrainStep:
         """A training step of the scene's configuration with some settings of `model` changed."""

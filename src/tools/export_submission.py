@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from dataloader.batches.modality import Modality
 from numpy.typing import NDArray
 
 from dataloader.build import build_dataset, build_eval_loader
+from dataloader.crop.augment import Modality
 from dataloader.ho3d.layout import frame_name, read_list
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config import RunConfig

@@ -127,5 +127,5 @@ def _without_depth(results: Mapping[Shown, CheckedResult]) -> Iterator[Finding]:
         "depth matters" if moved > FROZEN_MM else "dead depth branch",
         f"hiding depth moves predictions {moved:.4g} mm",
         f"above {FROZEN_MM:g} mm",
-        "src/models/tokens.py, dataloader/batches/modality.py",
+        "src/models/tokens.py, dataloader/crop/augment.py",
     )
