@@ -126,7 +126,7 @@ def test_a_batch_that_cannot_be_read(
 ) -> None:
     """A server that is away for a moment costs nothing; a broken file ends a run that has saved its steps."""
     train, val = loaders(tree[0], workers)
-    raws, wanted = HO3DDataset.raws, list(loaders(tree[0], 0)[0])
+    batch, wanted = HO3DDataset.batch, list(loaders(tree[0], 0)[0])
 
     def failing(self: HO3DDataset, keys: Sequence[SampleKey]) -> Any:
         bad = [k.index for k in keys] == [int(i) for i in wanted[2].sample_index]
@@ -135,10 +135,10 @@ def test_a_batch_that_cannot_be_read(
         ):
             (tmp_path / "tried").touch()
             raise OSError(errno.EIO, "Input/output error")
-        return raws(self, keys)
+        return batch(self, keys)
 
     train_set = cast(Any, train._loader.dataset).dataset
-    monkeypatch.setattr(HO3DDataset, "raws", failing)
+    monkeypatch.setattr(HO3DDataset, "batch", failing)
     with log_lines("data") as said:
         found = list(train)
     assert same(found, wanted if heals else [*wanted[:2], wanted[1], *wanted[3:]])
