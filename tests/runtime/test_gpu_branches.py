@@ -28,7 +28,7 @@ from tests.rooms.sources import ROOT, source_files, tree
 
 BRANCH = re.compile(r"""is_cuda|device\.type [!=]=|["']cuda["']|["']nccl["']|torch\.cuda\.|pin_memory""")
 
-FAKE, LOADER = "tests/training/test_fake_gpu.py::", "tests/dataloader/test_gpu_loader.py::"
+FAKE, LOADER = "tests/training/test_fake_gpu.py::", "tests/dataloader/batches/test_gpu_loader.py::"
 HERE, PROOF = "tests/runtime/test_gpu_branches.py::", "tests/evaluation/test_proof.py::"
 STEP = FAKE + "test_a_whole_step_on_a_gpu_reads_the_step_before"
 KERNELS = FAKE + "test_kernels_of_a_gpu_are_the_ones_that_run"
@@ -40,11 +40,11 @@ GROUP = HERE + "test_ranks_of_gpus_talk_through_nccl"
 RNG = HERE + "test_a_gpus_random_numbers_travel_in_checkpoints"
 REACHED = {
     "dataloader/build.py build_splits": LABELS,
-    "dataloader/build.py __iter__": READY,
-    "dataloader/build.py _one_ahead": READY,
-    "dataloader/build.py following": READY,
-    "dataloader/build.py _device_loader": LOADERS,
-    "dataloader/build.py _context": LOADERS,
+    "dataloader/batches/loader.py __iter__": READY,
+    "dataloader/batches/loader.py _one_ahead": READY,
+    "dataloader/batches/loader.py following": READY,
+    "dataloader/batches/loader.py __init__": LOADERS,
+    "dataloader/batches/loader.py _context": LOADERS,
     "src/schema.py pin_memory": READY,
     "src/models/gcn.py forward": KERNELS,
     "src/models/vertex_sampling.py sample_map": KERNELS,

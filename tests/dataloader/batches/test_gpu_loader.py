@@ -19,7 +19,7 @@ from src.hand.mano import ManoLayer
 from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, RawBatch
 from src.tools import export_submission
-from tests.dataloader.test_build import config_of, dataset_of
+from tests.dataloader.batches.test_loader import config_of, dataset_of
 from tests.dataloader.tree import Frame
 from tests.fake_gpu import GPU, fake_gpu
 from tests.hand_file import hand_file

@@ -20,7 +20,7 @@ from dataloader.build import DeviceLoader, build_eval_loader, build_train_loader
 from dataloader.ho3d_dataset import HO3DDataset
 from src.errors import DataError
 from src.schema import HandBatch
-from tests.dataloader.test_build import CPU, Tree, config_of, dataset_of
+from tests.dataloader.batches.test_loader import CPU, Tree, config_of, dataset_of
 from tests.log_lines import log_lines
 
 WAIT_S = 60.0
