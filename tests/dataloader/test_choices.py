@@ -17,8 +17,8 @@ from dataloader.crop.augment import Augmentation, Patch, disturb_depth, draw, pa
 from dataloader.crop.camera import crop_camera
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config import AugmentationConfig
+from tests.dataloader.ho3d.test_split import SEQUENCE_OF_ROW, SEQUENCES, side
 from tests.dataloader.test_doors import TOLERANCE, fan
-from tests.dataloader.test_split import SEQUENCE_OF_ROW, SEQUENCES, side
 from tests.dataloader.tree import run_config, write_tree
 
 UNIT_M = 0.00012498664727900177

@@ -86,7 +86,7 @@ def test_wrist_comes_from_the_hand_model(tree: Tree) -> None:
 def test_root_does_not_follow_the_joints(tree: Tree) -> None:
     """`GT centered by root` compares two independent paths; a root read from the joints always says 0."""
     dataset = dataset_of(run_config(tree[0]), "train")
-    records = np.array(dataset.frames.index.rows[dataset.split.rows[:4]])
+    records = np.array(dataset.frames.index.rows[dataset.frames.split.rows[:4]])
     rest = rest_roots(FanHand(), records["betas"])  # type: ignore[arg-type]
     good = convert(records, rest)
     records["joints"] -= np.array([0, 0, 0.05], np.float32)
@@ -346,11 +346,11 @@ def test_missing_depth_falls_back_to_the_box(tmp_path: Path) -> None:
 def test_the_log_line_says_what_the_split_is(tree: Tree) -> None:
     """Interpolation and new motions are different claims."""
     config = run_config(tree[0], split={"val_percent": 25})
-    assert "6 frames" in dataset_of(config, "val").describe()
-    assert "interpolation" in dataset_of(config, "val").describe()
+    assert "6 frames" in dataset_of(config, "val").frames.describe()
+    assert "interpolation" in dataset_of(config, "val").frames.describe()
     by_motion = run_config(tree[0], split={"by": "sequence", "val_percent": 50})
-    assert "12 frames, 2 sequences, 1 motions" in dataset_of(by_motion, "val").describe()
-    assert "in its order" in dataset_of(config, "evaluation").describe()
+    assert "12 frames, 2 sequences, 1 motions" in dataset_of(by_motion, "val").frames.describe()
+    assert "in its order" in dataset_of(config, "evaluation").frames.describe()
     with pytest.raises(ConfigError, match="'test'"):
         dataset_of(config, "test")
 
@@ -375,8 +375,10 @@ def test_a_hand_at_the_edge_never_ends_an_epoch(tmp_path: Path) -> None:
     ranges = {"shift": 0.5, "scale": 0.6, "roll_deg": 180.0}
     config = run_config(tmp_path, split={"val_percent": 25}, augmentation=ranges, dataset={"box_scale": 1.0})
     sides = [dataset_of(config, split) for split in ("train", "val")]
-    dataset, i = next((d, i) for d in sides for i in range(len(d)) if d.frame_id(i) == "train/MC1/0001")
-    moved = dataset.view(modality="rgbd", augmented=True)
+    dataset, i = next(
+        (d, i) for d in sides for i in range(len(d)) if d.frames.frame_id(i) == "train/MC1/0001"
+    )
+    moved = dataclasses.replace(dataset, modality="rgbd", augmenter=sides[0].augmenter)
     still = dataset.view(modality="rgbd", augmented=False).batch([SampleKey(i)])
     samples = [moved.batch([SampleKey(i, epoch)]) for epoch in range(60)]
     kept = [np.array_equal(sample.crop_from_img, still.crop_from_img) for sample in samples]
@@ -390,14 +392,14 @@ def test_other_labels_of_the_same_frames_are_another_validation(tmp_path: Path) 
     frames = write_tree(tmp_path, {"MC1": 8})
     config = run_config(tmp_path, split={"val_percent": 25})
     before = {split: dataset_of(config, split) for split in ("train", "val")}
-    name = before["val"].frame_id(0)
+    name = before["val"].frames.frame_id(0)
     mended = dataclasses.replace(frames[name], betas=frames[name].betas + 0.1)
     write_meta(tmp_path / f"train/MC1/meta/{name[-4:]}.pkl", train_meta(mended))
     after = {split: dataset_of(config, split) for split in ("train", "val")}
-    assert after["val"].split_id != before["val"].split_id
-    assert after["train"].split_id == before["train"].split_id
-    assert after["train"].index.labels_sha256 != before["train"].index.labels_sha256
+    assert after["val"].frames.split.id != before["val"].frames.split.id
+    assert after["train"].frames.split.id == before["train"].frames.split.id
+    assert after["train"].frames.index.labels_sha256 != before["train"].frames.index.labels_sha256
     for split in ("train", "val"):
-        assert [after[split].frame_id(i) for i in range(len(after[split]))] == [
-            before[split].frame_id(i) for i in range(len(before[split]))
+        assert [after[split].frames.frame_id(i) for i in range(len(after[split]))] == [
+            before[split].frames.frame_id(i) for i in range(len(before[split]))
         ]

@@ -51,7 +51,9 @@ def whole_list(config: RunConfig, hand: object) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for split in ("train", "val"):
         part = build_dataset(config, split, hand, show_progress=False)  # type: ignore[arg-type]
-        found |= {part.frame_id(i): joints for i, joints in enumerate(part.labels().joints_cam_m)}
+        found |= {
+            part.frames.frame_id(i): joints for i, joints in enumerate(part.frames.labels().joints_cam_m)
+        }
     return found
 
 
@@ -195,7 +197,7 @@ def test_frames_left_out_of_several_chunks_are_the_right_ones(
     assert sorted(whole_list(config, standin)) == sorted(set(names) - {names[k] for k in bad})
     for split in ("train", "val"):
         part = build_dataset(config, split, standin, show_progress=False)  # type: ignore[arg-type]
-        labels = part.labels()
+        labels = part.frames.labels()
         turned = [torch.from_numpy(a) for a in (labels.global_orient, labels.hand_pose, labels.betas)]
         made = standin(*turned, torch.zeros(len(part), 3)).joints_m.numpy()
         gap = (made - made[:, :1]) - (labels.joints_cam_m - labels.joints_cam_m[:, :1])
@@ -215,9 +217,9 @@ def test_labels_keep_rotations_of_half_a_turn(tmp_path: Path, standin: ManoLayer
     for split in ("train", "val"):
         config = run_config(tmp_path, split={"val_percent": 50})
         part = build_dataset(config, split, standin, show_progress=False)  # type: ignore[arg-type]
-        labels = part.labels()
+        labels = part.frames.labels()
         for i in range(len(part)):
-            k = names.index(part.frame_id(i))
+            k = names.index(part.frames.frame_id(i))
             np.testing.assert_allclose(labels.global_orient[i], FLIP @ annotated[k, 0], atol=1e-6)
             np.testing.assert_allclose(labels.hand_pose[i], annotated[k, 1:], atol=1e-6)
 

@@ -36,11 +36,8 @@ def draws(dataset: HO3DDataset, monkeypatch: pytest.MonkeyPatch) -> HandBatch:
     """1000 augmented samples; their pictures do not matter and are not decoded."""
     blank = np.zeros((480, 640, 3), np.uint8)
     monkeypatch.setattr(decode, "read_rgb", lambda path: blank)
-    monkeypatch.setattr(ho3d_dataset, "warp_rgb", lambda *_: np.zeros((16, 16, 3), np.uint8))
-    small = dataset.view(modality="rgb", augmented=True)
-    small.config = dataclasses.replace(
-        small.config, model=dataclasses.replace(small.config.model, image_size=(16, 16))
-    )
+    monkeypatch.setattr(ho3d_dataset, "warp_rgb", lambda *_: None)
+    small = dataclasses.replace(dataset, modality="rgb", image_size=(16, 16))
     keys = [SampleKey(i % len(dataset), i // len(dataset)) for i in range(DRAWS)]
     return ho3d_dataset.prepare(small.batch(keys))
 

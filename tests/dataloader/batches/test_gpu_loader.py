@@ -19,7 +19,7 @@ from src.hand.mano import ManoLayer
 from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, RawBatch
 from src.tools import export_submission
-from tests.dataloader.test_build import config_of, dataset_of
+from tests.dataloader.batches.test_loader import config_of, dataset_of
 from tests.dataloader.tree import Frame
 from tests.fake_gpu import GPU, fake_gpu
 from tests.hand_file import hand_file
@@ -44,7 +44,7 @@ def test_batches_are_made_ahead_and_handed_over_in_order(monkeypatch: pytest.Mon
             return result
 
         monkeypatch.setattr(loading, "prepare", prepared)
-        loader = DeviceLoader(None, (), GPU)  # type: ignore[arg-type]
+        loader = DeviceLoader(None, (), GPU, num_workers=0, generator=torch.Generator())  # type: ignore[arg-type]
         monkeypatch.setattr(loader, "_parcels", lambda: (parcel.pin_memory() for parcel in parcels))
         with Waits("cuda") as waits:
             for k, batch in enumerate(loader):
@@ -69,7 +69,7 @@ def test_batches_are_made_ahead_and_handed_over_in_order(monkeypatch: pytest.Mon
 
 def test_without_a_gpu_nothing_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no stream to make it on."""
-    loader = DeviceLoader(None, (), torch.device("cpu"))  # type: ignore[arg-type]
+    loader = DeviceLoader(None, (), torch.device("cpu"), num_workers=0, generator=torch.Generator())  # type: ignore[arg-type]
     monkeypatch.setattr(loader, "_parcels", lambda: iter([raw(0).pack(shared=False)]))
     with mock.patch("torch.cuda.Stream", side_effect=AssertionError("a stream on a CPU")):
         assert len(list(loader)) == 1
@@ -98,7 +98,7 @@ def test_labels_are_read_with_a_hand_on_the_cpu(on_gpu: bool, monkeypatch: pytes
 
     def dataset(_config: RunConfig, _split: str, with_hand: Any, **_: object) -> Any:
         given.append(with_hand)
-        return mock.MagicMock(missing_truth=lambda: None)
+        return mock.MagicMock(**{"frames.missing_truth.return_value": None})
 
     monkeypatch.setattr(build, "build_dataset", dataset)
     monkeypatch.setattr(export_submission, "build_dataset", dataset)

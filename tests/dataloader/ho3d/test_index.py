@@ -133,7 +133,7 @@ def test_labels_rewritten_in_place_are_noticed(tmp_path: Path) -> None:
     write_meta(path, mended)
     os.utime(path.parent, ns=(folder.st_atime_ns, folder.st_mtime_ns))
     after = build(tmp_path)
-    row = [before.frames.frame_id(i) for i in range(7)].index("train/MC1/0003")
+    row = [before.frame_id(i) for i in range(7)].index("train/MC1/0003")
     np.testing.assert_allclose(after.rows["betas"][row], before.rows["betas"][row] + 0.25, rtol=1e-6)
     assert after.sha256 == before.sha256  # the same frames
     assert after.labels_sha256 != before.labels_sha256
@@ -167,7 +167,7 @@ def test_a_picture_replaced_by_one_of_another_size_is_not_drawn(tmp_path: Path) 
     train = build_dataset(config, "train", hand, show_progress=False)
     train.batch([SampleKey(0)])
     for kind in ("rgb", "depth"):
-        path = train._path(0, kind)
+        path = train.frames.path(0, kind)
         picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         cv2.imwrite(str(path), picture[: SIZE[0] // 2, : SIZE[1] // 2])
     size = f"picture is {SIZE[1] // 2} x {SIZE[0] // 2}, and was {SIZE[1]} x {SIZE[0]} when its labels"

@@ -20,7 +20,7 @@ from dataloader.build import DeviceLoader, build_eval_loader, build_train_loader
 from dataloader.ho3d_dataset import HO3DDataset
 from src.errors import DataError
 from src.schema import HandBatch
-from tests.dataloader.test_build import CPU, Tree, config_of, dataset_of
+from tests.dataloader.batches.test_loader import CPU, Tree, config_of, dataset_of
 from tests.log_lines import log_lines
 
 WAIT_S = 60.0
@@ -126,7 +126,7 @@ def test_a_batch_that_cannot_be_read(
 ) -> None:
     """A server that is away for a moment costs nothing; a broken file ends a run that has saved its steps."""
     train, val = loaders(tree[0], workers)
-    raws, wanted = HO3DDataset.raws, list(loaders(tree[0], 0)[0])
+    batch, wanted = HO3DDataset.batch, list(loaders(tree[0], 0)[0])
 
     def failing(self: HO3DDataset, keys: Sequence[SampleKey]) -> Any:
         bad = [k.index for k in keys] == [int(i) for i in wanted[2].sample_index]
@@ -135,10 +135,10 @@ def test_a_batch_that_cannot_be_read(
         ):
             (tmp_path / "tried").touch()
             raise OSError(errno.EIO, "Input/output error")
-        return raws(self, keys)
+        return batch(self, keys)
 
     train_set = cast(Any, train._loader.dataset).dataset
-    monkeypatch.setattr(HO3DDataset, "raws", failing)
+    monkeypatch.setattr(HO3DDataset, "batch", failing)
     with log_lines("data") as said:
         found = list(train)
     assert same(found, wanted if heals else [*wanted[:2], wanted[1], *wanted[3:]])

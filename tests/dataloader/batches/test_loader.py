@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +61,9 @@ def by_index(batches: list[HandBatch]) -> dict[int, HandSample]:
 
 def test_a_batch_row_is_the_sample_of_its_index(tree: Tree) -> None:
     """sample_index travels with the prediction; naming another frame, every result per sample would lie."""
-    dataset = dataset_of(config_of(tree[0]), "val")
-    rows = by_index(list(build_eval_loader(dataset.config, dataset, 0, 1, CPU)))
+    config = config_of(tree[0])
+    dataset = dataset_of(config, "val")
+    rows = by_index(list(build_eval_loader(config, dataset, 0, 1, CPU)))
     assert sorted(rows) == list(range(6))
     for i, row in rows.items():
         assert equal(row, dataset[i])
@@ -76,57 +75,6 @@ def test_an_epoch_ends_after_max_steps_per_epoch(tree: Tree) -> None:
     loader = build_train_loader(config, dataset_of(config, "train"), 0, 1, CPU)
     assert len(loader) == 6
     assert len(epoch_of(loader, 0)) == 6
-
-
-class _Stream:
-    """Notes what a GPU's streams are asked for."""
-
-    def __init__(self, name: str, events: list[str]) -> None:
-        self.name, self.events = name, events
-
-    def wait_stream(self, other: _Stream) -> None:
-        self.events.append(f"{self.name} waits for {other.name}")
-
-
-class _Made:
-    """A batch that notes which stream reads it."""
-
-    def __init__(self, number: int, events: list[str]) -> None:
-        self.number, self.events = number, events
-
-    def record_stream(self, stream: _Stream) -> None:
-        self.events.append(f"{self.number} is read by {stream.name}")
-
-
-def test_on_a_gpu_a_batch_is_whole_before_it_is_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copied on a stream of its own: without the wait a step reads what is not there yet, without the note
-    its memory is given to the next batch while it is read. The next batch is begun before this one is used.
-    """
-    events: list[str] = []
-    side, main = _Stream("side", events), _Stream("main", events)
-    now = [main]
-
-    @contextlib.contextmanager
-    def use(stream: _Stream) -> Iterator[None]:
-        now.append(stream)
-        yield
-        now.pop()
-
-    def batches() -> Iterator[_Made]:
-        for number in range(2):
-            events.append(f"{number} is made on {now[-1].name}")
-            yield _Made(number, events)
-
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
-    monkeypatch.setattr(torch.cuda, "stream", use)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
-    for batch in build._one_ahead(batches(), torch.device("cuda")):  # type: ignore[arg-type]
-        events.append(f"{batch.number} is used")
-    assert events == [
-        "0 is made on side",
-        *("main waits for side", "0 is read by main", "1 is made on side", "0 is used"),
-        *("main waits for side", "1 is read by main", "1 is used"),
-    ]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -226,8 +174,8 @@ def test_validation_shows_or_hides_depth_for_all(tree: Tree) -> None:
 
 def test_batches_have_the_documented_shapes(tree: Tree) -> None:
     """Every other room relies on them."""
-    dataset = dataset_of(config_of(tree[0]), "train")
-    batch = next(iter(build_train_loader(dataset.config, dataset, 0, 1, CPU)))
+    config = config_of(tree[0])
+    batch = next(iter(build_train_loader(config, dataset_of(config, "train"), 0, 1, CPU)))
     shapes = {f.name: tuple(getattr(batch, f.name).shape) for f in dataclasses.fields(batch)}
     assert shapes == {
         "sample_index": (2,),
