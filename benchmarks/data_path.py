@@ -142,8 +142,8 @@ def _candidates(datasets: dict[str, HO3DDataset]) -> dict[str, Callable[[], obje
 
 def _disk_kib(dataset: HO3DDataset) -> NDArray[np.float64]:
     """(N,) KiB of the frames of a cached data set."""
-    assert dataset._cache is not None
-    table = dataset._cache._table
+    assert dataset.cache is not None
+    table = dataset.cache.table
     return np.asarray((table["rgb"][:, 1] + table["depth"][:, 1]) / 1024)
 
 
