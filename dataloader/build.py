@@ -10,7 +10,6 @@ from dataloader.cache.build import ensure_cache
 from dataloader.crop.augment import Augmenter, Modality, calm_from
 from dataloader.ho3d.frames import open_frames
 from dataloader.ho3d.index import AnnotationIndex
-from dataloader.ho3d.labels import hands_of
 from dataloader.ho3d.split import SplitName
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config import RunConfig
@@ -47,9 +46,9 @@ def build_dataset(
     if hand is None:
         hand = ManoLayer.from_file(config.mano.model_path)
     frames = open_frames(config.dataset, config.split, split, hand, index=index, show_progress=show_progress)
-    cache, opened = None, frames.index
+    cache = None
     if config.dataset.cache != "off":
-        cache = ensure_cache(config, opened, lambda: hands_of(opened.rows), show_progress=show_progress)
+        cache = ensure_cache(config, frames.index, show_progress=show_progress)
     augmenter = None
     if split == "train" and config.augmentation.enabled:
         calm = calm_from(config.augmentation, config.training.num_epochs)

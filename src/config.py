@@ -65,7 +65,7 @@ class DatasetConfig:
     off: every picture is decoded each time; auto: beside the annotation index; else the folder to write in.
     """
     cache_format: Literal["raw", "compact"] = "raw"
-    """raw: the same pixels as without a cache. compact: JPEG (PSNR >= 42 dB) and lossless depth, a fifth of
+    """raw: the same pixels as without a cache. compact: JPEG (PSNR >= 42 dB) and lossless depth, a quarter of
     the space."""
     max_unusable: int | str = field(default=0, metadata={"count_or_share": True})
     """Training frames that may be unusable: a count such as 26, or a share of the listed frames such as 0.1%.

@@ -1,61 +1,59 @@
 """Crop cache, writing: once, in parallel, resumable, never half.
 
 Each part (a run of rows of the index) is written by one process of a pool and moved into place when it is
-whole. After a kill, finished parts are kept. The store (`src/runtime/files/derived.py`) admits one writer;
-whoever waited for it finds the cache made.
+whole: its rows of the table, then their pixels. After a kill, finished parts are kept. The store
+(`src/runtime/files/derived.py`) admits one writer; whoever waited for it finds the cache made.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.cache.crop_cache import TABLE, TABLE_DTYPE, CropCache
-from dataloader.cache.part import (
-    ALIGN,
-    Plan,
-    disk_errors,
-    encode_frame,
-    part_table,
-    start_worker,
-    write_part,
-    write_part_in_pool,
-)
-from dataloader.cache.window import MARGIN_PX, Geometry, geometry_of, reach
+from dataloader.cache.codec import BLOCK_PX, pack_depth, pack_rgb
+from dataloader.cache.crop_cache import PART, TABLE, TABLE_DTYPE, CropCache
+from dataloader.cache.window import Geometry, geometry_of, reach
+from dataloader.crop.camera import Window
 from dataloader.ho3d.index import AnnotationIndex, index_store, root_digest
-from dataloader.ho3d.layout import file_stamp, read_list
+from dataloader.ho3d.labels import hands_of
+from dataloader.ho3d.layout import file_stamp, frame_path, read_list
 from dataloader.ho3d.meta import ListName
-from src.config import RunConfig
+from dataloader.pictures.decode import PictureFrame
+from src.config import DatasetConfig, RunConfig
 from src.errors import DataError
 from src.runtime.files.derived import Derived, Store
 from src.runtime.files.disk import atomic_write, sync_file
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
 
-FORMATS = {"raw": 3, "compact": 4}
+FORMATS = {"raw": 3, "compact": 5}
 """By dataset.cache_format; raised when the files' layout, the windows or the meaning of a pixel changes."""
 
+_ALIGN = 64
+"""Blocks of pixels start at multiples of this many bytes."""
+_LONGEST_PART, _SHORTEST_PART = 256, 16
 _PROBES = 8
-_PROBE_BYTES = 8 << 20
 _RESERVE_BYTES = 64 << 20
 """Space left free on the disk, for what else a run writes."""
 _log = get_logger("data")
-
-Hands = Callable[[], tuple[NDArray[np.float64], NDArray[np.float64]]]
-"""Gives K (N, 3, 3) and hand boxes (N, 4) of all rows of the index, pixels; asked only to build."""
 
 
 def cache_store(config: RunConfig, name: ListName) -> Store:
@@ -72,30 +70,22 @@ def cache_store(config: RunConfig, name: ListName) -> Store:
         mend="Set dataset.cache=PATH to a folder",
         unsummed="part-",  # each block has a checksum of its own
         resumable=True,
-        facts={"parts": list},
     )
 
 
-def ensure_cache(
-    config: RunConfig,
-    index: AnnotationIndex,
-    hands: Hands,
-    *,
-    show_progress: bool = True,
-) -> CropCache:
+def ensure_cache(config: RunConfig, index: AnnotationIndex, *, show_progress: bool = True) -> CropCache:
     """An up-to-date crop cache, written if need be by one process while others wait.
 
     Args:
         config: the run; dataset.cache is not `off`.
         index: the opened annotation index.
-        hands: K and boxes of all its rows.
         show_progress: draw a progress bar while writing.
 
     Raises:
         DataError: a picture is missing or unreadable, the disk is too small, or no place to write.
     """
     store, geometry = cache_store(config, index.name), geometry_of(config, index.name)
-    wanted = _fingerprint(config, index, geometry)
+    wanted = _fingerprint(config.dataset, index, geometry)
 
     def find(say: bool) -> Derived | None:
         """One that reaches far enough, whatever it was written for."""
@@ -109,160 +99,215 @@ def ensure_cache(
         return None
 
     def make(folder: Path) -> dict[str, Any]:
-        seen_by = hands()
-        plan = Plan(config, index, folder, wanted, reach(*seen_by, geometry), seen_by, geometry)
-        return _write(plan, show_progress)
+        _write(config.dataset, index, geometry, folder, show_progress)
+        return {}
 
-    derived = store.ensure(wanted, make, find=find)
-    return CropCache(derived, len(index.rows))
+    return CropCache(store.ensure(wanted, make, find=find), len(index.rows))
 
 
-def _fingerprint(config: RunConfig, index: AnnotationIndex, geometry: Geometry) -> dict[str, Any]:
+def _fingerprint(data: DatasetConfig, index: AnnotationIndex, geometry: Geometry) -> dict[str, Any]:
     """Everything that a cache depends on. Ground truth that comes later changes no picture and no box."""
-    pictures = file_stamp(config.dataset, read_list(config.dataset, index.name), ["rgb", "depth"])
     return {
-        "format": FORMATS[config.dataset.cache_format],
-        "margin_px": MARGIN_PX,
-        "kind": config.dataset.cache_format,
+        "format": FORMATS[data.cache_format],
+        "kind": data.cache_format,
         "data": {
-            "version": config.dataset.version,
+            "version": data.version,
             "frames": index.sha256,
             "hands": index.hands_sha256,
-            "pictures": pictures,
+            "pictures": file_stamp(data, read_list(data, index.name), ["rgb", "depth"]),
         },
-        "geometry": geometry.as_dict(),
+        "geometry": asdict(geometry),
     }
 
 
 def _why_not(cache: Derived, wanted: dict[str, Any], geometry: Geometry) -> str | None:
     """Why a cache does not serve; None if it does."""
     found = cache.fingerprint
-    if any(found.get(key) != wanted[key] for key in ("format", "margin_px", "kind")):
+    if found.get("format") != wanted["format"]:
         return "it was written by another version of this program"
     if found.get("data") != wanted["data"]:
         return "the data set has changed since"
-    try:
-        covers = Geometry(**found["geometry"]).covers(geometry)
-    except (KeyError, TypeError):
-        return "it does not say how far its crops reach"
-    if not covers:
+    if not Geometry(**found["geometry"]).covers(geometry):
         return (
             "its crops reach less far than model.image_size, dataset.box_scale and augmentation.{roll_deg, "
-            f"scale, shift}} now ask for: {found['geometry']}, want {geometry.as_dict()}"
+            f"scale, shift}} now ask for: {found['geometry']}, want {wanted['geometry']}"
         )
     return None
 
 
-def _write(plan: Plan, show: bool) -> dict[str, Any]:
-    """Write the parts that are missing, then the table."""
-    parts = plan.parts()
-    _remove_leftovers(plan)
-    missing = [k for k in range(len(parts)) if part_table(plan, k, parts[k]) is None]
-    _estimate(plan, [parts[k] for k in missing], kept=len(parts) - len(missing))
+@dataclass(frozen=True)
+class _Part:
+    """A run of rows of the index, written by one process."""
+
+    path: Path
+    number: int
+    frames: list[tuple[Path, Path]]
+    """Picture and depth of each row."""
+    windows: NDArray[np.int64]
+    """(n, 4) x0, y0, x1, y1: what is held of them."""
+
+
+def _parts(data: DatasetConfig, index: AnnotationIndex, geometry: Geometry, folder: Path) -> Iterator[_Part]:
+    """All rows; how they are parted depends on their number alone, so that finished parts fit a later run."""
+    length = min(_LONGEST_PART, max(_SHORTEST_PART, -(-len(index.rows) // 32)))
+    for number, start in enumerate(range(0, len(index.rows), length)):
+        rows = index.rows[start : start + length]
+        windows = reach(*hands_of(rows), geometry)
+        if data.cache_format == "compact":  # in whole blocks of JPEG
+            windows[:, :2] -= windows[:, :2] % BLOCK_PX
+            windows[:, 2:] += -windows[:, 2:] % BLOCK_PX
+        windows = np.clip(windows, 0, rows["picture_hw"].astype(np.int64)[:, [1, 0, 1, 0]])
+        names = [index.sequence_frame(start + k) for k in range(len(rows))]
+        rgb, depth = (
+            [frame_path(data.root_dir, index.name, *name, kind, data.version) for name in names]
+            for kind in ("rgb", "depth")
+        )
+        frames = list(zip(rgb, depth, strict=True))
+        yield _Part(folder / PART.format(number), number, frames, windows)
+
+
+def _write(data: DatasetConfig, index: AnnotationIndex, geometry: Geometry, folder: Path, show: bool) -> None:
+    """Write the parts that are missing, then the table of all."""
+    for leftover in folder.glob(".*.part"):  # of a killed writer; the store's lock is held
+        leftover.unlink()
+    parts, what = list(_parts(data, index, geometry, folder)), f"{index.name}, {data.cache_format}"
+    tables = {part.number: _finished(part) for part in parts}
+    missing = [part for part in parts if tables[part.number] is None]
     began = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        results: Iterator[None]
-        if _workers(plan) == 1 or len(missing) < 2:
-            results = map(functools.partial(write_part, plan), missing)
-        else:
-            # fork: the plan and its index are shared, and a worker would import torch for seconds otherwise.
-            pool = ProcessPoolExecutor(
-                _workers(plan),
-                mp_context=multiprocessing.get_context("fork"),
-                initializer=start_worker,
-                initargs=(os.getpid(), plan),
-            )
-            results = stack.enter_context(pool).map(write_part_in_pool, missing)
+    if missing:
+        workers = min(data.index_workers, os.cpu_count() or 1, len(missing))
+        _estimate(missing, data.cache_format, what, workers, kept=len(parts) - len(missing))
+        written = _written(functools.partial(_write_part, data.cache_format), missing, workers)
+        written = progress(written, total=len(missing), desc=f"crop cache ({index.name})", enabled=show)
+        tables |= zip((part.number for part in missing), written, strict=True)
+    with _disk_errors(folder), atomic_write(folder / TABLE) as file:
+        np.save(file, np.concatenate([np.zeros(0, TABLE_DTYPE), *tables.values()]))
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    _log.info(
+        f"Crop cache: {len(index.rows):,} frames, {size / 2**30:.2f} GiB written to {folder.parent} in "
+        f"{time.monotonic() - began:.0f} s."
+    )
+
+
+def _finished(part: _Part) -> NDArray[np.void] | None:
+    """Table of a finished part; None where it is missing or not whole."""
+    try:
+        table = np.fromfile(part.path, TABLE_DTYPE, len(part.frames))
+        whole = len(table) == len(part.frames) and part.path.stat().st_size == table["depth"][-1].sum()
+    except OSError:
+        return None
+    return table if whole else None
+
+
+def _written(
+    write: Callable[[_Part], NDArray[np.void]], missing: list[_Part], workers: int
+) -> Iterator[NDArray[np.void]]:
+    """Tables of the missing parts as they are written, in order."""
+    if workers == 1:
+        yield from map(write, missing)
+        return
+    # fork: a worker would import torch for seconds otherwise.
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, fork, _start_worker, (os.getpid(),)) as pool:
         try:
-            title = f"crop cache ({plan.index.name})"
-            for _ in progress(results, total=len(missing), desc=title, enabled=show):
-                pass
+            yield from pool.map(write, missing)
         except BrokenProcessPool as error:
             raise DataError(
                 "crop cache: a writing process died (out of memory?). Finished parts are kept; lower "
                 "dataset.index_workers and start again."
             ) from error
-    facts = _finish(plan, parts)
-    size = sum(path.stat().st_size for path in plan.folder.iterdir())
-    _log.info(
-        f"Crop cache: {len(plan.windows):,} frames, {size / 2**30:.2f} GiB written to {plan.folder.parent} "
-        f"in {time.monotonic() - began:.0f} s."
+
+
+def _start_worker(parent: int) -> None:
+    """A pool process ends with its parent: one that outlived it would hold the lock for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(AttributeError, OSError):  # Linux only
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+    cv2.setNumThreads(0)
+
+
+def _write_part(kind: str, part: _Part) -> NDArray[np.void]:
+    """One part, whole or not at all; its table."""
+    table = np.zeros(len(part.frames), TABLE_DTYPE)
+    with _disk_errors(part.path.parent), atomic_write(part.path) as file:
+        file.write(table.tobytes())
+        for k, (paths, window) in enumerate(zip(part.frames, part.windows, strict=True)):
+            table[k], *blocks = encode_frame(paths, window, kind)
+            table[k]["part"] = part.number
+            for name, block in zip(("rgb", "depth"), blocks, strict=True):
+                start = file.seek(-(-file.tell() // _ALIGN) * _ALIGN)
+                file.write(block.data)
+                table[k][name] = start, len(block)
+        file.truncate()  # up to the last block, be it empty
+        file.seek(0)
+        file.write(table.tobytes())
+    return table
+
+
+def encode_frame(
+    paths: tuple[Path, Path], window: NDArray[np.int64], kind: str
+) -> tuple[NDArray[np.void], NDArray[np.uint8], NDArray[np.uint8]]:
+    """What is stored of one frame: its record without places, bytes of RGB, bytes of depth.
+
+    Raises:
+        DataError: as without a cache.
+    """
+    frame = PictureFrame(*paths)
+    height, width = frame.size  # of one that was replaced since it was checked: the loader says so
+    held = Window(*np.clip(window, 0, [width, height, width, height]).tolist())
+    rgb, depth = pack_rgb(frame.rgb(held), kind), pack_depth(frame.depth(held), kind)
+    record = np.zeros((), TABLE_DTYPE)
+    record["window"], record["size"], record["crc"] = (
+        held,
+        frame.size,
+        (zlib.crc32(rgb.data), zlib.crc32(depth.data)),
     )
-    return facts
+    return record, rgb, depth
 
 
-def _finish(plan: Plan, parts: list[range]) -> dict[str, Any]:
-    """Gather the parts' tables."""
-    table = np.empty(len(plan.windows), TABLE_DTYPE)
-    for part, rows in enumerate(parts):
-        rows_of_part = part_table(plan, part, rows)
-        if rows_of_part is None:
-            raise DataError(f"crop cache: {plan.part_path(part)} vanished while it was made. Start again.")
-        table[rows.start : rows.stop] = rows_of_part
-    with disk_errors(plan.folder), atomic_write(plan.folder / TABLE) as file:
-        np.save(file, table)
-    return {"parts": [plan.part_path(part).name for part in range(len(parts))]}
-
-
-def _remove_leftovers(plan: Plan) -> None:
-    """What a killed writer left half; the lock is held."""
-    for path in plan.folder.iterdir():
-        if path.name.endswith(".part"):
-            path.unlink(missing_ok=True)
-
-
-def _workers(plan: Plan) -> int:
-    """Processes that write."""
-    return min(plan.config.dataset.index_workers, os.cpu_count() or 1)
-
-
-def _estimate(plan: Plan, missing: list[range], kept: int) -> None:
+def _estimate(missing: list[_Part], kind: str, what: str, workers: int, kept: int) -> None:
     """Say what is to come, from a few frames; refuse a disk that is too small.
 
     Raises:
         DataError: less space than the frames will take.
     """
-    rows = np.concatenate([np.arange(part.start, part.stop) for part in missing]) if missing else np.arange(0)
-    if not len(rows):
-        return
-    probes = rows[np.linspace(0, len(rows) - 1, min(_PROBES, len(rows))).astype(int)]
+    frames, folder = [frame for part in missing for frame in part.frames], missing[0].path.parent
+    windows = np.concatenate([part.windows for part in missing])
+    probes = np.linspace(0, len(frames) - 1, min(_PROBES, len(frames))).astype(int)
     began = time.perf_counter()
-    samples = [encode_frame(plan, row) for row in probes.tolist()]
-    decoding = (time.perf_counter() - began) / _workers(plan)
-    stored = sum(len(rgb) + len(depth) for _, rgb, depth in samples)
-    writing = stored * _seconds_per_byte(plan.folder, samples[0][1])
-    seconds = (decoding + writing) / len(probes) * len(rows)
-    size = samples[-1][0]["size"]
-    area, probed = _area(plan.windows[rows], size), _area(plan.windows[probes], size)
-    need = area * stored / max(probed, 1.0) + len(rows) * (2 * TABLE_DTYPE.itemsize + ALIGN)
-    free = shutil.disk_usage(plan.folder).free
-    kept_text = f"; {kept} finished parts of an interrupted run are kept" if kept else ""
+    blocks = [block for k in probes for block in encode_frame(frames[k], windows[k], kind)[1:]]
+    decoding = (time.perf_counter() - began) / workers
+    began = time.perf_counter()
+    with _disk_errors(folder), tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.writelines(block.data for block in blocks)
+        file.flush()
+        sync_file(file.file)
+    seconds = (decoding + time.perf_counter() - began) / len(probes) * len(frames)
+    area = np.prod(windows[:, 2:] - windows[:, :2], axis=1)
+    stored = sum(len(block) for block in blocks) / max(int(area[probes].sum()), 1) * int(area.sum())
+    need, free = stored + len(frames) * (2 * TABLE_DTYPE.itemsize + _ALIGN), shutil.disk_usage(folder).free
     _log.info(
-        f"Crop cache ({plan.index.name}, {plan.kind}): {len(rows):,} frames to decode once into "
-        f"{plan.folder}: about {seconds / 60:.1f} min with {_workers(plan)} processes and "
-        f"{need / 2**30:.2f} GiB ({free / 2**30:.1f} GiB free){kept_text}."
+        f"Crop cache ({what}): {len(frames):,} frames to decode once into {folder}: about "
+        f"{seconds / 60:.1f} min with {workers} processes and {need / 2**30:.2f} GiB ({free / 2**30:.1f} GiB "
+        "free)" + (f"; {kept} finished parts of an interrupted run are kept." if kept else ".")
     )
     if need + _RESERVE_BYTES > free:
-        other = "" if plan.kind == "compact" else "dataset.cache_format=compact (about a fifth of it), "
+        other = "" if kind == "compact" else "dataset.cache_format=compact (about a quarter of it), "
         raise DataError(
-            f"crop cache: needs about {need / 2**30:.2f} GiB, {plan.folder} has {free / 2**30:.2f} GiB free. "
+            f"crop cache: needs about {need / 2**30:.2f} GiB, {folder} has {free / 2**30:.2f} GiB free. "
             f"Set {other}dataset.cache=PATH on a larger disk, or dataset.cache=off."
         )
 
 
-def _seconds_per_byte(folder: Path, block: NDArray[np.uint8]) -> float:
-    """What it takes to get a byte onto the disk; the file has a name that no link could have been put at."""
-    times = -(-_PROBE_BYTES // max(len(block), 1))
-    began = time.perf_counter()
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        for _ in range(times):
-            file.write(block.data)
-        file.flush()
-        sync_file(file.file)
-    return (time.perf_counter() - began) / max(times * len(block), 1)
-
-
-def _area(windows: NDArray[np.int64], size: NDArray[np.int32]) -> float:
-    """Pixels of (N, 4) windows inside a picture of `size` (H, W)."""
-    clipped = np.clip(windows, 0, [size[1], size[0], size[1], size[0]])
-    return float(np.prod(clipped[:, 2:] - clipped[:, :2], axis=1).sum())
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """What the operating system says about writing, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"crop cache: cannot write to {folder} ({error.strerror}). Finished parts are kept: free some "
+            "space and start again, or set dataset.cache=PATH elsewhere, or dataset.cache=off."
+        ) from error

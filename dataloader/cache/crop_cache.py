@@ -8,23 +8,18 @@ them; all processes share the pages. `dataloader/cache/build.py` writes it.
 from __future__ import annotations
 
 import functools
-import mmap
 import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.cache.codec import decode_depth, decode_rgb
+from dataloader.cache.codec import Cut, unpack_depth, unpack_rgb
 from dataloader.crop.camera import Window
 from src.errors import DataError
 from src.runtime.files.derived import Derived
 
-TABLE = "table.npy"
-MAGIC = b"UTNetCrops"
-HEADER_BYTES = 64
-"""A part begins with MAGIC and the name of its fingerprint; then its rows of the table, then pixels."""
-
+TABLE, PART = "table.npy", "part-{:05d}.bin"
 TABLE_DTYPE = np.dtype(
     [
         ("part", "<i4"),
@@ -35,6 +30,7 @@ TABLE_DTYPE = np.dtype(
         ("crc", "<u4", (2,)),  # of the bytes of rgb and of depth
     ]
 )
+_RGB, _DEPTH = 0, 1
 
 
 class CropCache:
@@ -49,37 +45,23 @@ class CropCache:
     """
 
     def __init__(self, derived: Derived, rows: int) -> None:
-        self.derived = derived
-        self.kind: str = derived.fingerprint["kind"]
-        self._parts: list[str] = derived.facts["parts"]
-        self._rows = rows
-        self._forget()
-        assert len(self._table) == rows  # looked at here, in the process that opens it
+        self.__setstate__((derived, rows))
+        if len(self.table) != rows:
+            raise self._damaged(TABLE, f"{len(self.table):,} rows for {rows:,} annotations")
 
-    def _forget(self) -> None:
-        """Nothing is mapped or checked."""
-        self._maps: dict[int, NDArray[np.uint8]] = {}
+    def __getstate__(self) -> tuple[Derived, int]:
+        """Without pixels and table, which would be copied whole."""
+        return self.derived, self._rows
+
+    def __setstate__(self, state: tuple[Derived, int]) -> None:
+        self.derived, self._rows = state
+        self._parts: dict[int, NDArray[np.uint8]] = {}
         self._checked = np.zeros((self._rows, 2), np.bool_)
 
     @functools.cached_property
-    def _table(self) -> NDArray[np.void]:
+    def table(self) -> NDArray[np.void]:
         """(N,) records of TABLE_DTYPE, memory-mapped."""
-        table = np.asarray(self.derived.array(TABLE, TABLE_DTYPE, ()))
-        if len(table) != self._rows or not _is_sound(table, len(self._parts)):
-            raise DataError(
-                f"crop cache: {self.derived.path(TABLE)} is damaged, or not of these annotations. Delete "
-                f"{self.derived.folder}; it is written anew."
-            )
-        return table
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without pixels and table, which would be copied whole."""
-        mapped = ("_maps", "_checked", "_table")
-        return {name: value for name, value in self.__dict__.items() if name not in mapped}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+        return np.asarray(self.derived.array(TABLE, TABLE_DTYPE, ()))
 
     def frame(self, row: int, where: str) -> CachedFrame:
         """The pixels of one row of the index.
@@ -88,52 +70,52 @@ class CropCache:
             row: row of the index.
             where: the picture's path, for messages.
         """
-        return CachedFrame(self, row, self._table[row].item(), where)
+        return CachedFrame(self, row, where)
 
-    def data(self, row: int, kind: int, part: int, start: int, count: int, crc: int) -> NDArray[np.uint8]:
-        """Bytes of one block; its checksum is compared when this process reads it for the first time.
+    def read(self, row: int, kind: int, shape: tuple[int, int], cut: Cut) -> NDArray[Any]:
+        """The rows and columns of `cut` of the (h, w) pixels that are held of a row; kind: 0 RGB, 1 depth.
 
         Raises:
-            DataError: they are not what was written.
+            DataError: they are not what was written: a checksum is compared at the first reading.
         """
-        block = self._map(part)[start : start + count]
+        part, _, _, *places, crc = self.table[row].item()
+        start, count = places[kind]
+        block = self._part(part)[start : start + count]
         if not self._checked[row, kind]:
-            if len(block) != count or zlib.crc32(block.data) != crc:
-                raise DataError(
-                    f"crop cache: {self.derived.path(self._parts[part])} is damaged (row {row} does not "
-                    f"fit its checksum). Delete {self.derived.folder}; it is written anew."
-                )
+            if len(block) != count or zlib.crc32(block.data) != crc[kind]:
+                raise self._damaged(PART.format(part), f"row {row} does not fit its checksum")
             self._checked[row, kind] = True
-        return block
+        try:
+            unpack = unpack_rgb if kind == _RGB else unpack_depth
+            return unpack(block, self.derived.fingerprint["kind"], shape, cut)
+        except ValueError as error:
+            raise self._damaged(PART.format(part), f"row {row}: {error}") from error
 
-    def _map(self, part: int) -> NDArray[np.uint8]:
+    def _part(self, number: int) -> NDArray[np.uint8]:
         """A part, memory-mapped read-only."""
-        found = self._maps.get(part)
+        found = self._parts.get(number)
         if found is None:
-            with self.derived.open(self._parts[part]) as file:
-                mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-            found = self._maps[part] = np.frombuffer(mapped, np.uint8)
+            with self.derived.open(PART.format(number)) as file:
+                found = self._parts[number] = np.asarray(np.memmap(file, np.uint8, "r"))
         return found
 
-
-def _is_sound(table: NDArray[np.void], parts: int) -> bool:
-    """Whether every row is one that may have been written: a window inside its picture, bytes in a part."""
-    x0, y0, x1, y1 = table["window"].T
-    high, wide = table["size"].T
-    inside = (x0 >= 0) & (y0 >= 0) & (x0 <= x1) & (y0 <= y1) & (x1 <= wide) & (y1 <= high)
-    placed = (table["part"] >= 0) & (table["part"] < parts)
-    counted = (table["rgb"] >= 0).all(1) & (table["depth"] >= 0).all(1)
-    return bool((inside & placed & counted).all())
+    def _damaged(self, name: str, why: str) -> DataError:
+        return DataError(
+            f"crop cache: {self.derived.path(name)} is damaged ({why}). Delete {self.derived.folder}; it is "
+            "written anew."
+        )
 
 
 class CachedFrame:
     """One frame of a cache: what `dataloader.pictures.decode.PictureFrame` is of files."""
 
-    def __init__(self, cache: CropCache, row: int, record: tuple[Any, ...], where: str) -> None:
+    def __init__(self, cache: CropCache, row: int, where: str) -> None:
         self._cache, self._row, self._where = cache, row, where
-        self._part, window, size, self._rgb, self._depth, self._crc = record
-        self._window = Window(*(int(v) for v in window))
-        self.size: tuple[int, int] = (int(size[0]), int(size[1]))
+        record = cache.table[row]
+        self.window = Window(*record["window"].tolist())
+        """What the cache holds of the picture."""
+        height, width = record["size"].tolist()
+        self.size: tuple[int, int] = (height, width)
         """(H, W) of the whole picture."""
 
     def rgb(self, window: Window) -> NDArray[np.uint8]:
@@ -142,28 +124,20 @@ class CachedFrame:
         Raises:
             DataError: the cache does not hold it, or is damaged.
         """
-        start, count = self._rgb
-        block = self._cache.data(self._row, 0, self._part, start, count, self._crc[0])
-        return decode_rgb(block, self._shape(), self._cache.kind, self._cut(window))
+        return self._pixels(_RGB, window)
 
     def depth(self, window: Window) -> NDArray[np.uint16]:
         """(h, w) depth of a window of the picture, units of DEPTH_UNIT_M, 0 = not measured. As `rgb`."""
-        start, count = self._depth
-        block = self._cache.data(self._row, 1, self._part, start, count, self._crc[1])
-        return decode_depth(block, self._shape(), self._cache.kind, self._cut(window))
+        return self._pixels(_DEPTH, window)
 
-    def _shape(self) -> tuple[int, int]:
-        """(h, w) of what the cache holds."""
-        x0, y0, x1, y1 = self._window
-        return y1 - y0, x1 - x0
-
-    def _cut(self, window: Window) -> tuple[slice, slice]:
-        """Rows and columns of `window` among the held pixels."""
-        mine = self._window
-        if not mine.contains(window):
+    def _pixels(self, kind: int, window: Window) -> NDArray[Any]:
+        held = self.window
+        if not held.contains(window):
             raise DataError(
-                f"{self._where}: a crop looks at {tuple(window)}, the crop cache holds {tuple(mine)}. It was "
+                f"{self._where}: a crop looks at {tuple(window)}, the crop cache holds {tuple(held)}. It was "
                 "written for a smaller augmentation; set dataset.cache=off to look farther."
             )
-        rows = slice(window.y0 - mine.y0, window.y1 - mine.y0)
-        return rows, slice(window.x0 - mine.x0, window.x1 - mine.x0)
+        rows = slice(window.y0 - held.y0, window.y1 - held.y0)
+        columns = slice(window.x0 - held.x0, window.x1 - held.x0)
+        shape = held.y1 - held.y0, held.x1 - held.x0
+        return self._cache.read(self._row, kind, shape, (rows, columns))

@@ -1,23 +1,19 @@
 """How far the augmented crops of a frame can reach: what the crop cache must hold of its picture.
 
 A crop is a cone of rays around the jittered centre of the hand's box. `reach` bounds the pixels of all
-crops that the augmentation's ranges allow, and `within_reach` marks them: crops that roll all around never
-see the window's corners, a fifth of it. `dataloader/crop/camera.py: footprint` gives the pixels of one crop.
+crops that the augmentation's ranges allow; `dataloader/crop/camera.py: footprint` gives those of one crop.
 Legend: N frames. Pixels as everywhere: centres have whole numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import astuple, dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.crop.camera import FOOTPRINT_MARGIN_PX, Window
+from dataloader.crop.camera import FOOTPRINT_MARGIN_PX
 from dataloader.ho3d.meta import ListName
 from src.config import RunConfig
 
@@ -28,10 +24,8 @@ MARGIN_PX = FOOTPRINT_MARGIN_PX + 1
 
 _ROLL_STEP_RAD = math.pi / 24
 _SHIFTS = (-1.0, 0.0, 1.0)
-_CHUNK = 2048
-_FARTHEST_PX = 2.0**14
-"""Pixels from a window's corner as far as OpenCV fills polygons exactly."""
-_TOLERANCE = 1e-9
+_FARTHEST_PX = 10**6
+"""Window of a crop that may be anywhere, either way."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +43,7 @@ class Geometry:
 
     def covers(self, other: Geometry) -> bool:
         """Whether no crop of `other` reaches farther than the crops of this geometry."""
-        if self.shift < other.shift - _TOLERANCE or self.roll_deg < other.roll_deg - _TOLERANCE:
-            return False
-        if self.roll_deg >= 180 and self.radius >= other.radius - _TOLERANCE:
-            return True
-        return (
-            self.half_height >= other.half_height - _TOLERANCE
-            and self.half_width >= other.half_width - _TOLERANCE
-        )
-
-    @property
-    def radius(self) -> float:
-        """Half of the crop's diagonal over the longer side of the box."""
-        return math.hypot(self.half_height, self.half_width)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for a fingerprint."""
-        return asdict(self)
+        return all(own >= wanted for own, wanted in zip(astuple(self), astuple(other), strict=True))
 
 
 def geometry_of(config: RunConfig, name: ListName) -> Geometry:
@@ -94,65 +72,15 @@ def reach(intrinsics_px: Array, boxes_px: Array, geometry: Geometry) -> NDArray[
         (N, 4) x0, y0, x1, y1, half open, MARGIN_PX around the outlines. Where a crop reaches behind the
         camera, or a box is not finite, the largest rectangle.
     """
-    out = np.empty((len(boxes_px), 4), np.int64)
-    for start in range(0, len(boxes_px), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        out[part] = _reach(intrinsics_px[part], boxes_px[part], geometry)
-    return out
-
-
-def within_reach(
-    intrinsics_px: Array, box_px: Array, geometry: Geometry, window: Window
-) -> NDArray[np.bool_]:
-    """Which pixels of a window the crops of a frame may depend on.
-
-    Args:
-        intrinsics_px: (3, 3) K of the picture.
-        box_px: (4,) x0, y0, x1, y1 of the hand.
-        geometry: the ranges.
-        window: of the picture, inside it.
-
-    Returns:
-        (h, w), true inside the convex hull of all outlines and MARGIN_PX around it, and nowhere else but by a
-        pixel; all true where `reach` gives the largest rectangle.
-    """
-    seen = np.zeros((window.y1 - window.y0, window.x1 - window.x0), np.uint8)
-    pixels, behind = zip(*_outlines(intrinsics_px[None], box_px[None], geometry), strict=True)
-    points = np.concatenate(pixels, axis=1)[0] - (window.x0, window.y0)
-    if any(flag[0] for flag in behind) or np.abs(points).max() > _FARTHEST_PX:
-        return np.ones(seen.shape, np.bool_)
-    hull = cv2.convexHull(points.astype(np.float32))
-    cv2.fillConvexPoly(seen, np.rint(hull).astype(np.int32), 1)
-    # Outlines may lie outside the window where the picture ends: it is the hull that grows, not its part.
-    cv2.polylines(seen, [np.rint(hull).astype(np.int32)], True, 1, thickness=2 * MARGIN_PX + 3)
-    return seen.view(np.bool_)
-
-
-def _reach(intrinsics_px: Array, boxes_px: Array, geometry: Geometry) -> NDArray[np.int64]:
-    """`reach` of a few frames."""
-    low = np.full((len(boxes_px), 2), np.inf)
-    high = -low
-    anywhere = np.zeros(len(boxes_px), np.bool_)
-    for pixels, behind in _outlines(intrinsics_px, boxes_px, geometry):
-        low, high = np.minimum(low, pixels.min(1)), np.maximum(high, pixels.max(1))
-        anywhere |= behind
-    low[anywhere], high[anywhere] = -1e6, 1e6
-    window = np.concatenate([np.floor(low) - MARGIN_PX, np.ceil(high) + MARGIN_PX + 1], 1)
-    return np.asarray(np.clip(window, -(10**6), 10**6), np.int64)
-
-
-def _outlines(
-    intrinsics_px: Array, boxes_px: Array, geometry: Geometry
-) -> Iterator[tuple[Array, NDArray[np.bool_]]]:
-    """For each extreme shift: (N, K, 2) pixels whose convex hull holds the crops' outlines at every roll, and
-    (N,) whether they reach behind the camera or the box is not finite."""
-    unknown = np.asarray(~np.isfinite(boxes_px).all(1))
-    boxes = np.where(unknown[:, None], [[0.0, 0.0, 100.0, 100.0]], boxes_px)
+    anywhere = np.asarray(~np.isfinite(boxes_px).all(1))
+    boxes = np.where(anywhere[:, None], [[0.0, 0.0, 100.0, 100.0]], boxes_px)
     side = (boxes[:, 2:] - boxes[:, :2]).max(1)
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2
     inverse = np.linalg.inv(intrinsics_px)
     focal = np.sqrt(intrinsics_px[:, 0, 0] * intrinsics_px[:, 1, 1])
     outline = _outline(geometry)
+    low = np.full((len(boxes), 2), np.inf)
+    high = -low
     for shift in {(x * geometry.shift, y * geometry.shift) for x in _SHIFTS for y in _SHIFTS}:
         centre = middle + side[:, None] * np.array(shift)
         ray = np.einsum("nij,nj->ni", inverse, np.concatenate([centre, np.ones((len(centre), 1))], 1))
@@ -163,7 +91,11 @@ def _outlines(
         points = directions @ _turns_to_axis(ray) @ intrinsics_px.transpose(0, 2, 1)
         with np.errstate(divide="ignore", invalid="ignore"):
             pixels = points[..., :2] / points[..., 2:]
-        yield pixels, unknown | (points[..., 2] <= 0).any(1)
+        low, high = np.minimum(low, pixels.min(1)), np.maximum(high, pixels.max(1))
+        anywhere |= (points[..., 2] <= 0).any(1)
+    low[anywhere], high[anywhere] = -_FARTHEST_PX, _FARTHEST_PX
+    window = np.concatenate([np.floor(low) - MARGIN_PX, np.ceil(high) + MARGIN_PX + 1], 1)
+    return np.asarray(np.clip(window, -_FARTHEST_PX, _FARTHEST_PX), np.int64)
 
 
 def _outline(geometry: Geometry) -> Array:

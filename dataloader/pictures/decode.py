@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from dataloader.crop.camera import Window
-from dataloader.pictures.jpeg_file import JPEG_START, jpeg_quality, require_no_holes
+from dataloader.pictures.jpeg_file import JPEG_START, require_no_holes
 from dataloader.pictures.picture_header import MOST_PIXELS
 from src.errors import DataError
 from src.runtime.files.disk import read_plain
 
-_HEAD_BYTES = 1 << 16
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _MOST_BYTES = 1 << 26
 """Longest picture file that is read."""
@@ -95,18 +94,6 @@ class PictureFrame:
         self._picture = read_rgb(rgb_path)
         self.size: tuple[int, int] = (self._picture.shape[0], self._picture.shape[1])
         """(H, W) of the whole picture."""
-
-    @property
-    def jpeg_quality(self) -> int | None:
-        """Quality (1-100) at which the picture's file was written; None for a PNG or tables of its own."""
-        with self._rgb_path.open("rb") as file:
-            return jpeg_quality(file.read(_HEAD_BYTES))
-
-    def clip(self, rectangle: Sequence[int]) -> Window:
-        """The part of x0, y0, x1, y1 inside the picture; empty (0 wide or high) where there is none."""
-        height, width = self.size
-        x0, y0 = min(max(rectangle[0], 0), width), min(max(rectangle[1], 0), height)
-        return Window(x0, y0, max(x0, min(rectangle[2], width)), max(y0, min(rectangle[3], height)))
 
     def rgb(self, window: Window) -> NDArray[np.uint8]:
         """(h, w, 3) RGB pixels of a window."""

@@ -1,4 +1,4 @@
-"""JPEG as a file: its segments, the quality it was written at, and damage that its decoder cannot see.
+"""JPEG as a file: its segments, and damage that its decoder cannot see.
 
 A JPEG has no checksum. Its decoder counts blocks: it knows when they end before their bytes do, or after. A
 hole that happens to decode to as many blocks as were there passes. What no encoder writes gives most of
@@ -9,13 +9,9 @@ Source of the format: ITU-T T.81, annexes B, C, F and G.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
-
-import cv2
-import numpy as np
 
 JPEG_START = b"\xff\xd8"
 """First bytes of a JPEG."""
@@ -124,34 +120,3 @@ def _first_symbols(content: bytes) -> dict[int, int]:
 def _is_coefficient(symbol: int) -> bool:
     """Whether a symbol says more of its block than that it ends: a coefficient, or sixteen zeros."""
     return symbol & 15 > 0 or symbol == 0xF0
-
-
-def jpeg_quality(data: bytes) -> int | None:
-    """Quality (1-100) of a JPEG by its luminance table, as OpenCV writes it at that quality; None: no such.
-
-    Args:
-        data: the file, or as much of it as holds its tables.
-    """
-    table = _luminance_table(data)
-    return None if table is None else _qualities().get(table)
-
-
-@functools.cache
-def _qualities() -> dict[bytes, int]:
-    """Quality by luminance table; the highest where several write the same."""
-    grey = np.zeros((8, 8), np.uint8)
-    made = {q: cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, q])[1].tobytes() for q in range(1, 101)}
-    return {table: q for q, data in made.items() if (table := _luminance_table(data)) is not None}
-
-
-def _luminance_table(data: bytes) -> bytes | None:
-    """The 64 numbers of quantisation table 0 (8 bits each), in the file's order."""
-    if not data.startswith(JPEG_START):
-        return None
-    for segment in segments(data):
-        if segment.marker == _QUANTISATION and segment.content[:1] == b"\0":
-            table = segment.content[1 : 1 + _COEFFICIENTS]
-            return table if len(table) == _COEFFICIENTS else None
-        if segment.marker == _SCAN:
-            return None
-    return None

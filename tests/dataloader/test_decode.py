@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataloader.pictures.decode import PictureFrame, combine_depth, jpeg_quality, read_depth_bytes, read_rgb
+from dataloader.pictures.decode import combine_depth, read_depth_bytes, read_rgb
 from src.errors import DataError
 
 
@@ -55,19 +55,3 @@ def test_depth_of_another_kind_is_an_error(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "d.png"), np.full((4, 4), 4000, np.uint16))
     with pytest.raises(DataError, match="three 8-bit channels"):
         read_depth_bytes(tmp_path / "d.png")
-
-
-def test_quality_of_a_jpeg_is_read_from_its_tables(tmp_path: Path) -> None:
-    """Written at another quality, a compact cache keeps twice the bytes and loses what the file still has."""
-    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    for quality in (60, 90, 95):
-        path = tmp_path / f"{quality}.jpg"
-        cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        assert PictureFrame(path, path).jpeg_quality == quality
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
-    assert PictureFrame(tmp_path / "a.png", path).jpeg_quality is None
-    data = path.read_bytes()
-    assert jpeg_quality(data[:40]) is None
-    table = data.index(b"\xff\xdb")
-    odd = data[: table + 5] + b"\x63" + data[table + 6 :]
-    assert jpeg_quality(odd) is None

@@ -90,12 +90,12 @@ def _crops(change: Callable[[Any], object]) -> Case:
 
         def make(place: Path) -> dict[str, Any]:
             np.save(place / TABLE, table)
-            written(place, "part.bin", bytes(64))
-            return {"parts": ["part.bin"]}
+            written(place, "part-00000.bin", bytes(64))
+            return {}
 
         derived = Store(folder, "crops", "crops", unsummed="part").ensure({"kind": "raw"}, make)
         frame = CropCache(derived, 2).frame(0, "0000.jpg")
-        return frame.rgb(frame._window), frame.depth(frame._window)
+        return frame.rgb(frame.window), frame.depth(frame.window)
 
     return case
 
