@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from dataloader.build import build_dataset
 from dataloader.ho3d import truth
 from dataloader.ho3d.joint_order import require_ho3d_order
 from dataloader.ho3d_dataset import HO3DDataset
@@ -31,7 +32,7 @@ COUNT = 3
 
 
 def dataset(root: Path) -> HO3DDataset:
-    return HO3DDataset(run_config(root), "evaluation", FanHand(), show_progress=False)
+    return build_dataset(run_config(root), "evaluation", FanHand(), show_progress=False)
 
 
 def meshes(frames: dict[str, Frame]) -> np.ndarray:
@@ -64,13 +65,13 @@ def test_truth_is_the_text_to_the_last_bit_in_our_conventions(root: Path) -> Non
     opened = dataset(root)
     xyz = np.array(json.loads((root / truth.FILE).read_text()))
     verts = np.array(json.loads((root / truth.VERTICES_FILE).read_text()))
-    joints, vertices = opened.truth_joints(), opened.truth_vertices(np.array([2, 0]))
+    joints, vertices = opened.frames.truth_joints(), opened.frames.truth_vertices(np.array([2, 0]))
     assert joints.dtype == vertices.dtype == np.float64
     for name in ("wrist", "ring_2", "pinky_2", "thumb_4"):
         expected = xyz[:, HO3D21.index(name)] * [1.0, -1.0, -1.0]
         assert np.array_equal(joints[:, OPENPOSE21.index(name)], expected)
     assert np.array_equal(vertices, verts[[2, 0]] * [1.0, -1.0, -1.0])
-    assert np.array_equal(opened.truth_joints(np.array([1])), joints[1:2])
+    assert np.array_equal(opened.frames.truth_joints(np.array([1])), joints[1:2])
 
 
 def test_the_text_is_parsed_once_and_again_when_it_changes(root: Path, monkeypatch) -> None:
@@ -80,10 +81,10 @@ def test_the_text_is_parsed_once_and_again_when_it_changes(root: Path, monkeypat
     real = truth.point_rows
     monkeypatch.setattr(truth, "point_rows", lambda *a: parsed.append(a[2]) or real(*a))
     again = dataset(root)
-    vertices = again.truth_vertices()
+    vertices = again.frames.truth_vertices()
     assert not parsed
-    write(root / truth.VERTICES_FILE, again.truth_vertices() @ FLIP + [0.001, 0.0, 0.0])
-    changed = dataset(root).truth_vertices()
+    write(root / truth.VERTICES_FILE, again.frames.truth_vertices() @ FLIP + [0.001, 0.0, 0.0])
+    changed = dataset(root).frames.truth_vertices()
     assert parsed
     np.testing.assert_allclose(changed - vertices, np.broadcast_to([0.001, 0, 0], changed.shape), atol=1e-12)
 
@@ -100,31 +101,31 @@ def test_other_truth_is_another_split(root: Path) -> None:
     found.append(dataset(root))
     (root / truth.FILE).unlink()
     found.append(dataset(root))
-    assert len({opened.split_id for opened in found}) == 5
+    assert len({opened.frames.split.id for opened in found}) == 5
     for opened in found:  # one name, in the log and in files
-        assert f"split {opened.split_id[:12]})" in opened.split_line
-        assert f"split {opened.split_id[:12]})" in opened.describe()
-        assert pickle.loads(pickle.dumps(opened)).split_id == opened.split_id
+        assert f"split {opened.frames.split.id[:12]})" in opened.frames.split_line
+        assert f"split {opened.frames.split.id[:12]})" in opened.frames.describe()
+        assert pickle.loads(pickle.dumps(opened)).frames.split.id == opened.frames.split.id
 
 
 def test_meshes_replaced_with_their_size_and_time_are_read_anew(root: Path) -> None:
     """`cp -p` of another release's file: scored against the old meshes, nobody would know."""
     path = root / truth.VERTICES_FILE
-    before = np.array(dataset(root).truth_vertices())
+    before = np.array(dataset(root).frames.truth_vertices())
     state, rows = path.stat(), json.loads(path.read_text())
     rows[0][700][0] = round(rows[0][700][0], 3)
     path.write_text(json.dumps(rows).ljust(state.st_size))
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert path.stat().st_size == state.st_size
-    assert (dataset(root).truth_vertices() != before).sum() == 1
+    assert (dataset(root).frames.truth_vertices() != before).sum() == 1
 
 
 def test_a_torn_array_is_built_anew(root: Path) -> None:
     """A copy of the folder that was cut short must not become an error of numpy, or half a score."""
-    expected = dataset(root).truth_vertices()
+    expected = dataset(root).frames.truth_vertices()
     (array,) = (root / ".utnet").glob("*-truth-*/vertices.npy")
     array.write_bytes(array.read_bytes()[:1000])
-    assert np.array_equal(dataset(root).truth_vertices(), expected)
+    assert np.array_equal(dataset(root).frames.truth_vertices(), expected)
 
 
 def test_a_pickled_dataset_carries_no_truth(root: Path) -> None:
@@ -132,23 +133,23 @@ def test_a_pickled_dataset_carries_no_truth(root: Path) -> None:
     opened = dataset(root)
     packed = pickle.dumps(opened)
     assert len(packed) < 20_000
-    assert np.array_equal(pickle.loads(packed).truth_vertices(), opened.truth_vertices())
+    assert np.array_equal(pickle.loads(packed).frames.truth_vertices(), opened.frames.truth_vertices())
 
 
 def test_missing_files_are_named_with_their_source(root: Path) -> None:
     """Without the files the split opens, so that predictions can be exported, and says what scores need."""
-    assert dataset(root).missing_truth() is None
+    assert dataset(root).frames.missing_truth() is None
     (root / truth.VERTICES_FILE).unlink()
     opened = dataset(root)
-    assert opened.truth_vertices() is None
-    assert opened.truth_joints() is not None
-    assert truth.VERTICES_FILE in opened.missing_truth()
-    assert f"{truth.FILE} " not in opened.missing_truth()
+    assert opened.frames.truth_vertices() is None
+    assert opened.frames.truth_joints() is not None
+    assert truth.VERTICES_FILE in opened.frames.missing_truth()
+    assert f"{truth.FILE} " not in opened.frames.missing_truth()
     (root / truth.FILE).unlink()
     opened = dataset(root)
-    assert opened.truth_joints() is None
+    assert opened.frames.truth_joints() is None
     with pytest.raises(DataError) as caught:
-        opened.require_truth()
+        opened.frames.require_truth()
     for part in (truth.FILE, truth.VERTICES_FILE, "November 2024", "github.com", "export_submission"):
         assert part in str(caught.value)
 
@@ -156,10 +157,10 @@ def test_missing_files_are_named_with_their_source(root: Path) -> None:
 def test_training_splits_have_no_official_truth(root: Path) -> None:
     """Official scores are of the official split alone."""
     config = run_config(root)
-    opened = HO3DDataset(config, "train", FanHand(), show_progress=False)
-    assert opened.truth_joints() is None
-    assert opened.truth_vertices() is None
-    assert opened.missing_truth() is None
+    opened = build_dataset(config, "train", FanHand(), show_progress=False)
+    assert opened.frames.truth_joints() is None
+    assert opened.frames.truth_vertices() is None
+    assert opened.frames.missing_truth() is None
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_a_few_rows_of_other_frames_are_refused(tmp_path: Path, monkeypatch) -> 
     frames = write_tree(tmp_path, {"MC1": 1}, {"SM1": 150})
     rows = np.array(json.loads((tmp_path / truth.FILE).read_text()))
     write(tmp_path / truth.VERTICES_FILE, meshes(frames))
-    good = dataset(tmp_path).truth_joints()
+    good = dataset(tmp_path).frames.truth_joints()
     noisy = meshes(frames)
     inner = [k for k in range(778) if k not in TIP_VERTICES.values()]
     noisy[9, inner] += stream(1, "noise").normal(0.0, 0.05, (len(inner), 3))
@@ -282,7 +283,7 @@ def test_a_few_rows_of_other_frames_are_refused(tmp_path: Path, monkeypatch) -> 
         dataset(tmp_path)
     rows[20:24] += [0.0, 0.02, 0.0]
     write(tmp_path / truth.FILE, rows)
-    np.testing.assert_allclose(dataset(tmp_path).truth_joints(), good, atol=1e-12)
+    np.testing.assert_allclose(dataset(tmp_path).frames.truth_joints(), good, atol=1e-12)
 
 
 def test_a_download_that_was_cut_short_is_refused(root: Path) -> None:
