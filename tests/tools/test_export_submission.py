@@ -27,7 +27,7 @@ from src.tools import export_submission
 from src.training.checkpoints import checkpoint as ckpt
 from src.training.setup import backbone_dtype
 from src.training.step import TrainStep
-from tests.dataloader.test_truth import meshes
+from tests.dataloader.ho3d.test_truth import meshes
 from tests.dataloader.tree import run_config, write_tree
 from tests.hand_file import hand_file
 

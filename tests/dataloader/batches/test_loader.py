@@ -21,7 +21,7 @@ from src.config import RunConfig
 from src.errors import ConfigError, DataError
 from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, HandSample
-from tests.dataloader.test_truth import meshes
+from tests.dataloader.ho3d.test_truth import meshes
 from tests.dataloader.tree import FanHand, Frame, run_config, write_tree
 
 Tree = tuple[Path, dict[str, Frame]]

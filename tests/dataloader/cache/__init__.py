@@ -1,0 +1,1 @@
+"""Tests of dataloader/ho3d."""
