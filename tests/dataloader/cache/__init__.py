@@ -1,1 +1,1 @@
-"""Tests of dataloader/ho3d."""
+"""Tests of dataloader/cache."""
