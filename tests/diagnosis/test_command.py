@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import dataloader.build as build
+import dataloader.batches.loader as loading
 import dataloader.crop.prepare as preparation
 from src.config import LossConfig
 from src.hand.mano import ManoLayer
@@ -36,7 +36,7 @@ def bgr(batch: HandBatch) -> HandBatch:
 def exchange_channels() -> None:
     """BGR pictures."""
     original = preparation.prepare
-    build.prepare = lambda raw: bgr(original(raw))  # type: ignore[assignment, attr-defined]
+    loading.prepare = lambda raw: bgr(original(raw))  # type: ignore[assignment]
 
 
 def run(

@@ -46,7 +46,7 @@ def draw(folder: Path, code: Path = ROOT) -> str:
     hand, data = folder / "STANDIN_RIGHT.pkl", folder / "HO3D"
     paths = (f"dataset.root_dir={data}", f"mano.model_path={hand}", f"logging.runs_dir={folder / 'runs'}")
     for command in (
-        ("-m", "dataloader.synthetic.hand.standin", "--out", str(hand)),
+        ("-m", "dataloader.synthetic.hand", "--out", str(hand)),
         ("-m", "dataloader.synthetic", "--out", str(data), *_DATA),
         ("train.py", "--config", "config/demo.yaml", *paths, *_SETTINGS),
     ):

@@ -86,7 +86,7 @@ def splits_disjoint(s: Setting) -> Seen:
 @STEP.row("output scale", below=500, why=" mm", where=f"{_MODEL} (metres)")
 def output_in_metres(report: StepReport, batch: HandBatch) -> Seen:
     """Error of a joint coordinate that only another unit explains."""
-    error = (report.prediction.hand.joints_root_m - batch.joints_root_m).abs()[batch.joints_conf > 0]
+    error = (report.prediction.hand.joints_root_m.detach() - batch.joints_root_m).abs()[batch.joints_conf > 0]
     mean = float(error.float().sum()) / max(1, error.numel()) * 1000
     return Seen(mean, f"a joint coordinate is {mean:.4g} mm off in the mean")
 
