@@ -16,7 +16,7 @@ import torch
 
 from dataloader.build import build_dataset
 from dataloader.ho3d import truth
-from dataloader.ho3d.joint_order import require_ho3d_order
+from dataloader.ho3d.truth import require_ho3d_order
 from dataloader.ho3d_dataset import HO3DDataset
 from src.errors import DataError
 from src.geometry.rotation import rotation_from_aa
