@@ -277,10 +277,10 @@ def _require_near(gaps_m: NDArray[np.float64], tolerance_m: float, what: str, wh
 def require_ho3d_order(joints_m: NDArray[np.floating], where: str) -> None:
     """Refuse joints that another order suits better.
 
-    Asked of the distances between them, the mean over many frames: neither the size of a hand nor a hand model
-    matters. In the right order the links of a hand are shorter in total than with any two joints or any fingers
-    exchanged: bones are short, the knuckles lie side by side in their order, and the thumb's root is beside the
-    index finger's and nearest to the wrist.
+    Asked of the distances between them, the mean over many frames: neither the size of a hand nor a hand
+    model matters. In the right order the links of a hand are shorter in total than with any two joints or
+    any fingers exchanged: bones are short, the knuckles lie side by side in their order, and the thumb's
+    root is beside the index finger's and nearest to the wrist.
 
     Args:
         joints_m: (N, 21, 3) any axes; the first joint is known to be the wrist.
