@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -172,7 +173,10 @@ def test_training_splits_have_no_official_truth(root: Path) -> None:
         (lambda rows: [rows[0], rows[1], [p[:2] for p in rows[2]]], "row 2 has shape"),
         (lambda rows: [rows[0], 7, rows[2]], "row 1 is not a list of points"),
         (lambda rows: [rows[1], rows[0], rows[2]], "fingertips are .* different releases"),
-        (lambda rows: [[[float("nan")] * 3, *rows[0][1:]], *rows[1:]], "row 0 holds a number that is not"),
+        (
+            lambda rows: [[[float("nan")] * 3, *rows[0][1:]], *rows[1:]],
+            "holds 'NaN', so a number that is not",
+        ),
     ],
 )
 def test_vertices_that_are_not_of_these_frames_are_refused(root: Path, spoil, message: str) -> None:
@@ -295,14 +299,20 @@ def test_a_download_that_was_cut_short_is_refused(root: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 3, 64, 1 << 20])
-def test_rows_are_found_wherever_a_block_ends(block: int, monkeypatch) -> None:
-    """A row that straddles two blocks must come out whole."""
-    monkeypatch.setattr(json_rows, "_BLOCK", block)
-    text = b" [ [[1,2, 3] , [4,5,6]]\n,[[7,8,9],[1e-3,-2,0.5]] ] "
-    rows = list(json_rows.point_rows(io.BytesIO(text), 2, "x"))
+def test_rows_are_found_wherever_a_block_ends(block: int) -> None:
+    """A row that straddles two blocks must come out whole, to the last bit of the text's numbers."""
+    text = b" [ [[1,2, 3] , [4,5,6]]\n,[[7,8,9],[1e-3,-2,0.1234567890123456789]] ] "
+    file = io.BytesIO(text)
+    slow = SimpleNamespace(read=lambda size: file.read(min(size, block)))
+    rows = list(json_rows.point_rows(slow, 2, "x"))
     np.testing.assert_array_equal(rows, np.array(json.loads(text)))
-    two = b"[[[[1,2,3]],[[4,5,6]]], [], [[[7,8,9]]]]"
-    assert [number for number, _ in json_rows.json_rows(io.BytesIO(two), "x", lists=3)] == [0, 0, 2]
+
+
+@pytest.mark.parametrize("text", [b"[" * 200_000, b"[[" + b"[1,2,3]," * 3_000_000])
+def test_a_text_that_would_take_all_memory_is_refused(text: bytes) -> None:
+    """Brackets in brackets, or a row without end: a parser keeps all of it."""
+    with pytest.raises(DataError, match="lists more than 3 deep, or no end of a row"):
+        list(json_rows.point_rows(io.BytesIO(text), 1, "x"))
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[[[1,2,3]]", b"[[[1,2,3]] [[1,2,3]]]", b"[[[1,2,3]]]]", b"7"])
