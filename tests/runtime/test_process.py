@@ -12,7 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from src.errors import AssetError, CollectError, ConfigError, PeerError, TrainingError
-from src.runtime import log, memory
+from src.runtime import log
 from src.runtime.complaint import complaint
 from src.runtime.signals import StopRequest
 
@@ -109,15 +109,3 @@ def test_each_signal_that_announces_an_end_is_a_request(number: signal.Signals) 
     assert signal.getsignal(number) == stop._on_signal
     os.kill(os.getpid(), number)
     assert stop.received == number.name
-
-
-def test_memory_is_counted_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's kB are 1024 bytes; the proof prints the growth beside the payload's MiB."""
-    status = tmp_path / "status"
-    status.write_text("Name:\tpython\nVmHWM:\t    3072 kB\nVmRSS:\t    2048 kB\n")
-    monkeypatch.setattr(memory, "_STATUS", status)
-    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "clear_refs")
-    peak = memory.PeakMemory()
-    assert peak.growth_bytes() == 2**20
-    status.write_text("VmHWM:\t    5120 kB\nVmRSS:\t    2048 kB\n")
-    assert peak.growth_bytes() == 3 * 2**20

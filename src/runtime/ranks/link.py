@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -44,8 +44,6 @@ class Link:
         self.where = where
         self.timeout_s = timeout_s
         self.group = group
-        self.bytes_moved = 0  # to rank 0
-        self.seconds: dict[str, float] = {}
         self.rank, self.world = 0, 1
         if group is None:
             return
@@ -59,13 +57,6 @@ class Link:
         with contextlib.suppress(RuntimeError):  # without its store a failure is still one, only nameless
             self._prefix += f"{self._store.add(f'{self._prefix}calls/{self.rank}', 1)}/"
             self._store.set(f"{self._prefix}arrived/{self.rank}", "1")
-
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Add the wall time of a block to `seconds[name]`."""
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def gather(self, words: Tensor, what: str) -> Tensor:
         """(F,) of this rank -> (W, F) of all ranks, on every rank, by one all_gather.
@@ -91,14 +82,10 @@ class Link:
     def send(self, tensor: Tensor, what: str, target: int = 0) -> None:
         """Send a contiguous tensor to rank `target`; one end of every message is rank 0."""
         self._finish(lambda: dist.isend(tensor, group=self.group, group_dst=target), what, target)
-        if target == 0:
-            self.bytes_moved += tensor.numel() * tensor.element_size()
 
     def receive(self, buffer: Tensor, source: int, what: str) -> None:
         """Fill a contiguous tensor with what rank `source` sends."""
         self._finish(lambda: dist.irecv(buffer, group=self.group, group_src=source), what, source)
-        if self.rank == 0:
-            self.bytes_moved += buffer.numel() * buffer.element_size()
 
     def close(self, what: str) -> None:
         """End a part of the collection: rank 0 hears from every rank, also from one that had nothing to send.
