@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ WORKER_TIMEOUT_S = 300.0
 
 PREFETCH = 2
 """Batches that each loader process keeps ready."""
+
+_MOMENTS, _MOMENT_S = 20, 0.05
+"""How often, and how many seconds apart, a process that closed its connection is looked at."""
 
 Parcel = Packed[RawBatch]
 
@@ -133,7 +137,7 @@ class DeviceLoader:
         except (RuntimeError, EOFError, OSError) as error:  # a process died, in a batch or not, or hangs
             if self._loader.num_workers == 0:
                 raise
-            why = self._lost_processes() or next(iter(str(error).splitlines()), type(error).__name__)
+            why = self._cause(error)
         yield from self._here(given, why)
 
     def _here(self, given: int, why: str) -> Iterator[Parcel | UTNetError]:
@@ -146,6 +150,15 @@ class DeviceLoader:
         self._forget_processes()
         rest = list(self.sampler)[given:]
         return iter(DataLoader(self._fetch, batch_sampler=rest, collate_fn=_as_is))
+
+    def _cause(self, error: Exception) -> str:
+        """Who died; its connection may be seen to close a moment before it is seen to have ended."""
+        text = next(iter(str(error).splitlines()), type(error).__name__)
+        for _ in range(0 if "timed out" in text else _MOMENTS):
+            if lost := self._lost_processes():
+                return lost
+            time.sleep(_MOMENT_S)
+        return self._lost_processes() or text
 
     def _lost_processes(self) -> str:
         """Which loader processes are no more; '' where all live."""
