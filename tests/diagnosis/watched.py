@@ -11,6 +11,7 @@ import train
 from dataloader.build import build_dataset
 from dataloader.ho3d.leaks import FrameNames, find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
+from src import build
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.training.diagnosis.doctor import Doctor
@@ -52,8 +53,8 @@ class Watched:
         return build_dataset(self.config, "val", self._hand, show_progress=False)
 
     @functools.cached_property
-    def scoring(self) -> train.Scoring:
-        return train.build_scoring(self.config, ALONE, self.train_set, self.val_set, self._hand)
+    def scoring(self) -> build.Scoring:
+        return build.build_scoring(self.config, ALONE, self.train_set, self.val_set, self._hand)
 
     def begin(self) -> None:
         """What train.py does before the first step."""

@@ -159,7 +159,7 @@ def signalled(number: signal.Signals, place: str) -> None:
 @pytest.mark.parametrize(
     ("number", "place"),
     [
-        (signal.SIGINT, "train:build_model"),
+        (signal.SIGINT, "src.build:build_model"),
         (signal.SIGTERM, "src.training.run_folder:_take"),
         (signal.SIGUSR1, "src.training.run_folder:_take"),
     ],

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from src import build
 from src.runtime.ranks import meeting
 from tests.end_to_end.conftest import Embedded
 
@@ -52,7 +53,7 @@ def _slowly(work: Callable[..., Any], place: str) -> Callable[..., Any]:
 
 
 TRAINING = (
-    "train:cached_baselines",
+    "src.build:cached_baselines",
     "src.runtime.debug:batch_lines",
     "src.training.recorder:Recorder.step",
     "src.training.diagnosis.doctor:Doctor._close",
@@ -66,7 +67,7 @@ TRAINING = (
 EVALUATION = (
     "dataloader.build:build_dataset",
     "src.training.mesh_scorer:official_mesh_rows",
-    "train:official_scores",
+    "src.build:official_scores",
 )
 
 
@@ -118,7 +119,7 @@ def stopped_in_the_baselines(folder: Path) -> None:
             os._exit(0)
         os.kill(stopped, signal.SIGSTOP)
 
-    importlib.import_module("train").cached_baselines = stop  # type: ignore[attr-defined]
+    build.cached_baselines = stop  # type: ignore[assignment]
 
 
 def test_a_stopped_rank_is_named_and_nobody_stays(embedded: Embedded, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "src.evaluation": BELOW_ROOMS,
     "dataloader": BELOW_ROOMS,
     "src.training": (*BELOW_ROOMS, "src.models", "src.losses", "src.evaluation"),
+    "src.build": (*BELOW_ROOMS, "src.models", "src.losses", "src.evaluation", "src.training", "dataloader"),
     "src.tools": ("src", "dataloader"),
     "train": ("src", "dataloader"),
     "test_distributed_eval": ("src", "dataloader"),

@@ -1,0 +1,193 @@
+"""Configuration -> what a run, or the scoring of a checkpoint, works with. What train.py calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataloader.batches.loader import DeviceLoader
+from dataloader.build import build_eval_loader, build_splits, build_train_loader
+from dataloader.ho3d.leaks import FrameNames, find_leaks
+from dataloader.ho3d_dataset import HO3DDataset
+from src.config import RunConfig
+from src.evaluation.baselines import BaselineRows, cached_baselines
+from src.evaluation.evaluator import CheckedResult
+from src.hand.mano import ManoLayer
+from src.losses.loss import HandLoss
+from src.models.utnet import UTNet
+from src.runtime import log
+from src.runtime.debug import debug_loss_enabled
+from src.runtime.ranks.distributed import DistContext
+from src.runtime.seed import seed_everything
+from src.runtime.signals import StopRequest
+from src.schema import Shown
+from src.training.checkpoints import checkpoint as ckpt
+from src.training.checkpoints.folder import FOLDER, best_so_far, open_checkpoint
+from src.training.checkpoints.saver import Saver
+from src.training.diagnosis.doctor import Doctor
+from src.training.mesh_scorer import MeshScorer
+from src.training.optim import describe_rate, global_batch
+from src.training.recorder import Recorder
+from src.training.setup import build_model
+from src.training.step import TrainStep
+from src.training.validation import Outcome, official_scores
+
+_log = log.get_logger("train")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a validation works with beside the weights."""
+
+    config: RunConfig
+    context: DistContext
+    dataset: HO3DDataset
+    loaders: dict[Shown, DeviceLoader]
+    meshes: MeshScorer
+    baselines: BaselineRows | None
+    """On rank 0."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A checkpoint that is to be scored."""
+
+    hand: ManoLayer
+    model: UTNet
+    loss: HandLoss
+    state: dict[str, Any]
+    scoring: Scoring
+
+
+@dataclass
+class Run:
+    """What the loop of a run works with."""
+
+    config: RunConfig
+    context: DistContext
+    run_dir: Path
+    recorder: Recorder
+    model: UTNet
+    trainer: TrainStep
+    train_set: HO3DDataset
+    train_loader: DeviceLoader
+    scoring: Scoring
+    progress: ckpt.Progress
+    saver: Saver
+    stop: StopRequest
+    doctor: Doctor
+
+
+def build_evaluation(config: RunConfig, context: DistContext, path: Path) -> Judged:
+    """A checkpoint's network and what it is scored on."""
+    hand, model, loss = build_model(config, context, fresh=False)
+    state = context.together(
+        "reading the checkpoint", lambda: open_checkpoint(path, look_around=context.is_main)
+    )
+    context.together("checking the hand model", lambda: ckpt.check_hand(state, hand, path))
+    context.together("loading the weights", lambda: ckpt.load_weights(model, state, path))
+    train_set, val_set = build_splits(config, context, hand)
+    ckpt.log_changes(state["config"], config, ("dataset", "split", "model"))
+    if state["split_hash"] != train_set.frames.split.id:
+        _log.warning(
+            "WARNING: the checkpoint was trained on another training split: it may have seen these samples"
+        )
+    ckpt.log_labels(state["progress"].get("labels_hash", ""), train_set.frames.index.labels_sha256, path)
+    _log.info(f"Evaluating {ckpt.named(state, path)}")
+    scoring = build_scoring(config, context, train_set, val_set, hand)
+    return Judged(hand, model, loss, state, scoring)
+
+
+def build_scoring(
+    config: RunConfig, context: DistContext, train_set: HO3DDataset, val_set: HO3DDataset, hand: ManoLayer
+) -> Scoring:
+    """Loaders, mesh scores, and what predictors that learned nothing score (computed by rank 0)."""
+
+    def baselines() -> BaselineRows | None:
+        if not context.is_main:
+            return None
+        train, val, place = (
+            train_set.frames.labels(),
+            val_set.frames.labels(),
+            val_set.frames.index.derived.folder.parent,
+        )
+        return cached_baselines(train, val, hand, cache_dir=place, show_progress=True)
+
+    shown: tuple[Shown, ...] = ("rgbd", "rgb") if config.validation.rgb_only else ("rgbd",)
+    rank, world, device = context.rank, context.world, context.device
+    return Scoring(
+        config=config,
+        context=context,
+        dataset=val_set,
+        loaders={as_: build_eval_loader(config, val_set, rank, world, device, as_) for as_ in shown},
+        meshes=MeshScorer(hand, val_set.frames, official=config.validation.split == "evaluation"),
+        baselines=context.together("scoring the baselines", baselines),
+    )
+
+
+def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Path | None) -> Run:
+    """Everything that training needs, in the state of the checkpoint if there is one."""
+    hand, model, loss = build_model(config, context, fresh=source is None)
+    train_set, val_set = build_splits(config, context, hand)
+    rank, world, device = context.rank, context.world, context.device
+    train_loader = build_train_loader(config, train_set, rank, world, device)
+    seed_everything(config.seed, rank)
+    total_steps = config.training.num_epochs * len(train_loader) // config.training.accumulation
+    trainer = TrainStep(model, loss, config, context, total_steps, trace_loss=debug_loss_enabled())
+    position = ckpt.Progress()
+    if source is not None:
+        position = context.together(
+            "resuming",
+            lambda: ckpt.restore(source, trainer, config, hand, train_set.frames.split.id, context),
+        )
+        best = best_so_far(run_dir / FOLDER, val_set.frames.split.id, context)
+        position.best_mpjpe_mm, position.best_epoch = best
+        _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
+        ckpt.log_labels(position.labels_hash, train_set.frames.index.labels_sha256, source)
+    position.judged_by, position.labels_hash = val_set.frames.split.id, train_set.frames.index.labels_sha256
+    recorder = Recorder(run_dir, config, context, resume_step=trainer.step)
+    parameters = sum(p.numel() for p in model.parameters())
+    _log.info(
+        f"UTNet {config.model.preset}: {parameters / 1e6:.2f} M parameters, {world} {context.devices_label}, "
+        f"global batch {global_batch(config, world)}, {total_steps} steps, backbone in {model.backbone_dtype}"
+    )
+    _log.info(describe_rate(config, world))
+    _log.info(f"Run folder: {run_dir}")
+    facts = {
+        "train": train_set.frames.describe(),
+        "val": val_set.frames.describe(),
+        "parameters": parameters,
+        "global_batch": global_batch(config, world),
+    }
+    recorder.write_setup(config, hand, context, facts)
+    doctor = Doctor(config, context, hand)
+    doctor.setting(
+        trainer,
+        lambda: find_leaks(FrameNames(*train_set.frames.names()), FrameNames(*val_set.frames.names())),
+    )
+    return Run(
+        config=config,
+        context=context,
+        run_dir=run_dir,
+        recorder=recorder,
+        model=model,
+        trainer=trainer,
+        train_set=train_set,
+        train_loader=train_loader,
+        scoring=build_scoring(config, context, train_set, val_set, hand),
+        progress=position,
+        saver=Saver(run_dir / FOLDER, config, hand, train_set.frames.split.id, context),
+        stop=StopRequest(),
+        doctor=doctor,
+    )
+
+
+def outcome_of(results: dict[Shown, CheckedResult], scoring: Scoring) -> Outcome | None:
+    """Results with what their report needs; None on ranks that have no rows."""
+    if scoring.baselines is None:
+        return None
+    data = scoring.dataset
+    frames = [data.frames.frame_id(i) for i in range(len(data))]
+    official = official_scores(results, data.frames.truth_joints())
+    return Outcome(results, frames, scoring.config.validation.split, scoring.baselines, official)
