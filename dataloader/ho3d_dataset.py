@@ -41,7 +41,7 @@ from dataloader.crop.prepare import prepare
 from dataloader.ho3d.frames import SplitFrames
 from dataloader.ho3d.labels import in_crop_camera
 from dataloader.pictures.decode import PictureFrame
-from src.errors import DataError
+from src.errors import ConfigError, DataError
 from src.schema import HandSample, RawBatch
 
 
@@ -76,9 +76,17 @@ class HO3DDataset:
     """Decoded pixels; None: every picture is decoded each time."""
 
     def view(self, *, modality: Modality, augmented: bool) -> HO3DDataset:
-        """The same frames, shown otherwise: with or without depth, with or without augmentation."""
-        augmenter = self.augmenter if augmented else None
-        return dataclasses.replace(self, modality=modality, augmenter=augmenter)
+        """The same frames, shown otherwise: with or without depth, with or without augmentation.
+
+        Raises:
+            ConfigError: there is no augmentation to show them with.
+        """
+        if augmented and self.augmenter is None:
+            raise ConfigError(
+                f"HO3D {self.frames.split.name}: samples cannot be augmented: it is no training split, or "
+                "augmentation.enabled is false"
+            )
+        return dataclasses.replace(self, modality=modality, augmenter=self.augmenter if augmented else None)
 
     def __len__(self) -> int:
         return len(self.frames)

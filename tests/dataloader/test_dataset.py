@@ -258,6 +258,14 @@ def test_validation_sees_no_augmentation(tree: Tree) -> None:
     np.testing.assert_array_equal(dataset.batch([SampleKey(1)]).colour_affine[0], np.eye(3, 4))
 
 
+def test_what_cannot_be_augmented_says_so(tree: Tree) -> None:
+    """A view that was asked to vary and did not would be a study of nothing."""
+    off = run_config(tree[0], augmentation={"enabled": False})
+    for dataset in (dataset_of(run_config(tree[0]), "val"), dataset_of(off, "train")):
+        with pytest.raises(ConfigError, match="cannot be augmented"):
+            dataset.view(modality="rgbd", augmented=True)
+
+
 def test_box_jitter_moves_the_crop(tree: Tree) -> None:
     """Boxes of a detector are never exact; a network would read exact ones as labels (lesson 19)."""
     dataset = dataset_of(run_config(tree[0]), "train")

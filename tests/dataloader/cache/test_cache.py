@@ -66,7 +66,9 @@ def cache_of(dataset: HO3DDataset) -> CropCache:
 
 def all_of(dataset: HO3DDataset) -> None:
     """Read every sample with its depth."""
-    dataset.view(modality="rgbd", augmented=True).batch([SampleKey(i) for i in range(len(dataset))])
+    dataset.view(modality="rgbd", augmented=dataset.augmenter is not None).batch(
+        [SampleKey(i) for i in range(len(dataset))]
+    )
 
 
 @pytest.fixture
