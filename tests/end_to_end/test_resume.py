@@ -145,6 +145,7 @@ def test_other_labels_under_the_same_lists_are_said(embedded: Embedded, tmp_path
 
 def signalled(number: signal.Signals, place: str) -> None:
     """Send this process a signal when it comes to a function, `module:name`."""
+    signal.signal(number, signal.SIG_DFL)  # a shell ignores INT in what it starts with `&`
     module, _, name = place.partition(":")
     owner = importlib.import_module(module)
     work = getattr(owner, name)
