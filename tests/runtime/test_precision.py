@@ -158,7 +158,7 @@ def test_one_place_sets_the_precision_and_every_program_goes_there() -> None:
     texts = {str(p.relative_to(ROOT)): p.read_text(encoding="utf-8") for p in source_files()}
     assert {name for name, text in texts.items() if words.search(text)} == {"src/runtime/machine.py"}
     programs = [n for n in texts if n in ENTRIES or n.startswith("src/tools/")]
-    builders = [n for n in programs if "build_model(" in texts[n]]
+    builders = [n for n in programs if re.search(r"build_(model|run|evaluation)\(", texts[n])]
     assert "train.py" in builders
     assert [n for n in builders if "configure_torch(" not in texts[n]] == []
 
