@@ -33,7 +33,6 @@ def draw_skeleton(
     picture: NDArray[np.uint8],
     joints_px: NDArray[np.floating],
     *,
-    colour: tuple[int, int, int] | None = None,
     scale: int = 1,
 ) -> NDArray[np.uint8]:
     """Draw 20 bones and 21 joints onto a copy of a picture, enlarged `scale` times.
@@ -41,7 +40,6 @@ def draw_skeleton(
     Args:
         picture: (H, W, 3) uint8 RGB.
         joints_px: (21, 2) pixels of `picture`, OPENPOSE21; a joint that is not finite is left out.
-        colour: one RGB colour for all; None: one for each finger.
         scale: whole enlargement, so that lines do not hide a small crop.
 
     Raises:
@@ -64,7 +62,7 @@ def draw_skeleton(
     usable = np.isfinite(joints_px).all(1)
     for parent, child in OPENPOSE_BONES:
         if usable[parent] and usable[child]:
-            shade = colour or _FINGER_RGB[OPENPOSE21[child].partition("_")[0]]
+            shade = _FINGER_RGB[OPENPOSE21[child].partition("_")[0]]
             cv2.line(
                 canvas,
                 _int_point(points[parent]),
@@ -74,9 +72,7 @@ def draw_skeleton(
                 cv2.LINE_AA,
             )
     for joint in np.flatnonzero(usable):
-        cv2.circle(
-            canvas, _int_point(points[joint]), max(1, scale // 2), colour or (255, 255, 255), -1, cv2.LINE_AA
-        )
+        cv2.circle(canvas, _int_point(points[joint]), max(1, scale // 2), (255, 255, 255), -1, cv2.LINE_AA)
     return canvas
 
 
@@ -85,15 +81,12 @@ def truth_and_prediction(
     truth_px: NDArray[np.floating],
     prediction_px: NDArray[np.floating],
     caption: str,
-    scale: int = 2,
 ) -> NDArray[np.uint8]:
-    """One tile.
+    """One tile, the crop twice as large.
 
     The truth drawn on the left copy of a crop, the prediction on the right one, a caption above.
     """
-    pair = np.hstack(
-        [draw_skeleton(picture, truth_px, scale=scale), draw_skeleton(picture, prediction_px, scale=scale)]
-    )
+    pair = np.hstack([draw_skeleton(picture, joints, scale=2) for joints in (truth_px, prediction_px)])
     bar = np.full((18, pair.shape[1], 3), 24, np.uint8)
     cv2.putText(bar, caption, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (240, 240, 240), 1, cv2.LINE_AA)
     return np.vstack([bar, pair])

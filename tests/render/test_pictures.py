@@ -57,7 +57,7 @@ def test_red_is_written_as_red(tmp_path: Path, end: str) -> None:
 def test_a_joint_is_drawn_on_its_pixel(scale: int) -> None:
     """Pixel centres have whole numbers: enlarged, the middle of pixel (10, 25) moves by half a pixel too."""
     black = np.zeros((40, 30, 3), np.uint8)
-    drawn = draw_skeleton(black, only(ring_3=(10, 25)), colour=(255, 255, 255), scale=scale)
+    drawn = draw_skeleton(black, only(ring_3=(10, 25)), scale=scale)
     assert drawn.shape == (40 * scale, 30 * scale, 3)
     expected = [10.5 * scale - 0.5, 25.5 * scale - 0.5]
     assert middle(drawn[..., 0] > 60) == pytest.approx(expected, abs=0.51)
@@ -81,7 +81,7 @@ def test_each_finger_has_its_colour() -> None:
 def test_the_truth_stands_on_the_left() -> None:
     """A prediction taken for the label makes a network look perfect and its labels wrong."""
     black = np.zeros((40, 30, 3), np.uint8)
-    tile = truth_and_prediction(black, only(wrist=(5, 5)), only(wrist=(20, 30)), "", scale=2)
+    tile = truth_and_prediction(black, only(wrist=(5, 5)), only(wrist=(20, 30)), "")
     assert tile.shape == (18 + 80, 120, 3)
     left, right = tile[18:, :60, 0] > 60, tile[18:, 60:, 0] > 60
     assert middle(left) == pytest.approx([10.5, 10.5], abs=0.6)

@@ -103,11 +103,11 @@ class DistContext:
         dist.all_gather_object(values, value, group=self.meetings.group)
         return values
 
-    def broadcast_object(self, value: Any, what: str = "the next step") -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Rank 0's small Python value, on every rank."""
         if self.meetings is None:
             return value
-        self.meetings.meet(what)
+        self.meetings.meet("the next step")
         box = [value if self.is_main else None]
         dist.broadcast_object_list(box, src=0, group=self.meetings.group)
         return box[0]

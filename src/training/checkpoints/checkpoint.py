@@ -207,16 +207,14 @@ def check_hand(state: Mapping[str, Any], hand: ManoLayer, path: Path) -> None:
     )
 
 
-def load_weights(
-    model: torch.nn.Module, state: Mapping[str, Any], path: Path, *, averaged: bool = True
-) -> None:
+def load_weights(model: torch.nn.Module, state: Mapping[str, Any], path: Path) -> None:
     """Put a checkpoint's weights into a model for evaluation, the averaged ones if there are any.
 
     Raises:
         AssetError: names or shapes differ from the model's.
     """
     _load_model(model, state, path)
-    if averaged and state["ema"] is not None:
+    if state["ema"] is not None:
         average = state["ema"]["average"]
         parameters = dict(model.named_parameters())
         shapes = {name: value.shape for name, value in parameters.items()}

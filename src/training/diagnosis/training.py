@@ -195,9 +195,9 @@ def probe(model: nn.Module, batch: HandBatch, most: int = 4) -> Probe | None:
     return Probe(_mean_mm(by_rgb - joints), by_depth_mm, spread / max(labels, 1e-9))
 
 
-def kept_joints(result: CheckedResult, most: int = 1024) -> NDArray[np.floating] | None:
+def kept_joints(result: CheckedResult) -> NDArray[np.floating] | None:
     """(n, J, 3) wrist-relative predictions of the first scored samples, metres; None without rows."""
-    joints = None if result.rows is None else result.rows.pred_joints_cam_m[:most]
+    joints = None if result.rows is None else result.rows.pred_joints_cam_m[:1024]
     return None if joints is None else np.asarray(joints - joints[:, :1])
 
 
