@@ -25,8 +25,8 @@ from tests.end_to_end.conftest import Embedded
 from tests.rooms.sources import ROOT
 
 SETTINGS = (
-    "training.num_epochs=2", "training.save_every_steps=3", "model.drop_path=0.1",
-    "validation.rgb_only=false", "validation.pictures=0", "logging.every=1",
+    "training.num_epochs=2", "training.max_steps_per_epoch=5", "training.save_every_steps=3",
+    "model.drop_path=0.1", "validation.pictures=0", "logging.every=1",
 )  # fmt: skip
 
 
@@ -67,10 +67,10 @@ def test_killed_and_resumed_equals_uninterrupted(embedded: Embedded) -> None:
     whole = embedded.main(*SETTINGS, "name=whole")
     assert whole.returncode == 0, whole.stderr
     process = start(embedded, "name=killed")
-    run = wait_for_step(embedded, "killed", 5)
+    run = wait_for_step(embedded, "killed", 4)
     process.kill()
     process.communicate(timeout=60)
-    assert 0 < torch.load(run / "checkpoints" / "last.pt", weights_only=True)["step"] < 2 * 8
+    assert 0 < torch.load(run / "checkpoints" / "last.pt", weights_only=True)["step"] < 2 * 5
     resumed = embedded.main(*SETTINGS, "name=killed", "--resume", "auto")
     assert resumed.returncode == 0, resumed.stderr
     assert f"Resumed {run / 'checkpoints' / 'last.pt'} at epoch " in resumed.stdout
@@ -97,14 +97,6 @@ def test_killed_and_resumed_equals_uninterrupted(embedded: Embedded) -> None:
     assert changed == {"name", "training.num_epochs", "model.pretrained"}
     assert re.search(r"Finished 3 epochs, best MPJPE [\d.]+ mm \(epoch 2\)", moved.stdout)
     assert (embedded.newest("moved") / "checkpoints" / "best.pt").is_file()
-    # In place, judged by other samples: the score of the old ones must not keep the new ones from best.pt.
-    judged = embedded.main(
-        *SETTINGS, "name=killed", "training.num_epochs=3", "validation.split=evaluation",
-        "validation.select_on_evaluation=true", "--resume", "auto",
-    )  # fmt: skip
-    assert judged.returncode == 0, judged.stderr
-    assert "best.pt was chosen on other validation samples or labels (MPJPE " in judged.stdout
-    assert re.search(r"Finished 3 epochs, best MPJPE [\d.]+ mm \(epoch 2\)", judged.stdout)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
