@@ -14,10 +14,10 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import yaml
 
@@ -40,7 +40,25 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = 80
 
 
-_SECTIONS = typing.get_type_hints(RunConfig)
+class _Key(NamedTuple):
+    """A key of the configuration."""
+
+    hint: Any
+    metadata: Mapping[str, Any]
+
+
+def _keys_of(cls: type, prefix: str) -> dict[str, _Key]:
+    """The fields of a section, or of the whole, by dotted key."""
+    hints = typing.get_type_hints(cls)
+    return {f"{prefix}{f.name}": _Key(hints[f.name], f.metadata) for f in dataclasses.fields(cls)}
+
+
+_WHOLE = _keys_of(RunConfig, "")
+_SECTIONS: dict[str, type] = {
+    name: cast(type, key.hint) for name, key in _WHOLE.items() if dataclasses.is_dataclass(key.hint)
+}
+_FIELDS = {"": _WHOLE, **{name: _keys_of(cls, f"{name}.") for name, cls in _SECTIONS.items()}}
+"""Section -> its keys; under the empty name those of the whole, the sections among them."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +162,7 @@ def _override(leaves: dict[str, _Leaf], overrides: Sequence[str], faults: _Fault
             faults.add("command line", key, f"given twice ({given[key]!r} and {text!r}), keep one")
             continue
         given[key] = text
-        if dataclasses.is_dataclass(_SECTIONS.get(key)):
+        if key in _SECTIONS:
             faults.add("command line", key, f"is a section: set its keys, as in {key}.KEY=VALUE")
             continue
         try:
@@ -167,13 +185,50 @@ def _shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
-def _checked(leaves: dict[str, _Leaf], faults: _Faults) -> RunConfig:
+def _checked(leaves: Mapping[str, _Leaf], faults: _Faults) -> RunConfig:
     """The whole configuration, each key by itself and then the rules between keys."""
-    config = _build(RunConfig, leaves, "", faults)
+    values: dict[str, dict[str, Any]] = {name: {} for name in _FIELDS}
+    for key, leaf in leaves.items():
+        if key in _SECTIONS and leaf.value is None:  # a section of which nothing is set
+            continue
+        section = _section_of(key)
+        known = None if key in _SECTIONS else _FIELDS[section].get(key)
+        problem, value = _value(known, leaf.value) if known else (_no_key(key, section), None)
+        if problem:
+            got = f", got {_shown(leaf.value)}" if known or key in _SECTIONS else ""
+            faults.add(leaf.origin, key, problem + got)
+        else:
+            values[section][key.rpartition(".")[2]] = value
     faults.check()
+    sections = {name: cls(**values[name]) for name, cls in _SECTIONS.items()}
+    config = RunConfig(**values[""], **sections)
     _check_relations(config, leaves, faults)
     faults.check()
-    return typing.cast(RunConfig, config)
+    return config
+
+
+def _section_of(key: str) -> str:
+    """The section that a dotted key lies in; empty: in none."""
+    section = key.partition(".")[0]
+    return section if section != key and section in _SECTIONS else ""
+
+
+def _no_key(key: str, section: str) -> str:
+    """Why something is no key, and what its writer may have meant."""
+    if key in _SECTIONS:
+        return "is a section of keys"
+    if key in REPLACED:
+        return REPLACED[key].sentence
+    prefix = f"{section}." if section else ""
+    name = key[len(prefix) :].partition(".")[0]
+    fields = [field.removeprefix(prefix) for field in _FIELDS[section]]
+    if name in fields:
+        return f"{prefix}{name} is a value, not a section"
+    near = [f"{prefix}{other}" for other in difflib.get_close_matches(name, fields, n=1)]
+    near += [f"{other}.{name}" for other, keys in _FIELDS.items() if f"{other}.{name}" in keys]
+    return (
+        f"unknown key, did you mean {near[0]}?" if near else f"unknown key, known here: {', '.join(fields)}"
+    )
 
 
 def _read_with_base(path: Path, faults: _Faults) -> dict[str, _Leaf]:
@@ -227,57 +282,12 @@ def _read(path: Path, faults: _Faults, asked_by: str) -> dict[str, _Leaf]:
     return leaves
 
 
-def _build(cls: type, leaves: Mapping[str, _Leaf], prefix: str, faults: _Faults) -> Any:
-    """Dataclass `cls` from the leaves below `prefix`; faults are noted and defaults stand in for them."""
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key, leaf in leaves.items():
-        name = key[len(prefix) :].partition(".")[0] if key.startswith(prefix) else None
-        if name is not None and name not in fields:
-            replaced = REPLACED.get(key)
-            rule = replaced.sentence if replaced else f"unknown key, {_suggest(prefix, name, fields)}"
-            faults.add(leaf.origin, key, rule)
-    values: dict[str, Any] = {}
-    for name, field in fields.items():
-        key = f"{prefix}{name}"
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            whole = leaves.get(key)
-            if whole is not None and whole.value is not None:
-                faults.add(whole.origin, key, f"is a section of keys, got {_shown(whole.value)}")
-            values[name] = _build(typing.cast(type, hint), leaves, f"{key}.", faults)
-            continue
-        deeper = [k for k in leaves if k.startswith(f"{key}.")]
-        for k in deeper:
-            faults.add(leaves[k].origin, k, f"{key} is a value, not a section")
-        if key in leaves:
-            leaf = leaves[key]
-            problem, value = _value(hint, field.metadata, leaf.value)
-            if problem:
-                faults.add(leaf.origin, key, f"{problem}, got {_shown(leaf.value)}")
-            else:
-                values[name] = value
-    return cls(**values)
-
-
-def _suggest(prefix: str, name: str, fields: Mapping[str, Any]) -> str:
-    """What the writer of an unknown key may have meant."""
-    near = difflib.get_close_matches(name, list(fields), n=1)
-    if near:
-        return f"did you mean {prefix}{near[0]}?"
-    for section in dataclasses.fields(RunConfig):
-        hint = typing.get_type_hints(RunConfig)[section.name]
-        if dataclasses.is_dataclass(hint) and name in {f.name for f in dataclasses.fields(hint)}:
-            return f"did you mean {section.name}.{name}?"
-    return f"known here: {', '.join(fields)}"
-
-
-def _value(hint: Any, metadata: Mapping[str, Any], value: Any) -> tuple[str, Any]:
-    """(problem or '', value of a field): its type, and the rule that its metadata states."""
-    if metadata.get("count_or_share"):
+def _value(key: _Key, value: Any) -> tuple[str, Any]:
+    """(problem or '', value of a key): its type, and the rule that its metadata states."""
+    if key.metadata.get("count_or_share"):
         return ("", value) if count_or_share(value, 0) is not None else (f"must be {COUNT_OR_SHARE}", None)
-    problem, value = _coerce(hint, value)
-    return problem or _out_of_range(metadata, value), value
+    problem, value = _coerce(key.hint, value)
+    return problem or _out_of_range(key.metadata, value), value
 
 
 def _coerce(hint: Any, value: Any) -> tuple[str, Any]:
@@ -327,42 +337,26 @@ def _as_path(value: Any) -> tuple[str, Any]:
 
 def _out_of_range(bounds: Mapping[str, Any], value: Any) -> str:
     """The rule that `value`, or one of its elements, breaks, or ''."""
-    tests: tuple[tuple[str, Callable[[float, float], bool], str], ...] = (
-        ("ge", operator.ge, "at least"),
-        ("gt", operator.gt, "above"),
-        ("le", operator.le, "at most"),
-        ("lt", operator.lt, "below"),
-    )
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     for element in value if isinstance(value, tuple) else (value,):
-        if element is None:
-            continue
-        for name, holds, word in tests:
+        for name, word in words.items():
             bound = bounds.get(name)
-            if bound is not None and not holds(element, bound):
+            if None not in (element, bound) and not getattr(operator, name)(element, bound):
                 return f"must be {word} {bound:g}"
     return ""
 
 
 def _check_relations(config: RunConfig, leaves: Mapping[str, _Leaf], faults: _Faults) -> None:
-    """Rules that tie several values together."""
+    """Rules that tie several values together, and those of one key."""
 
-    def origin(key: str) -> str:
-        return leaves[key].origin if key in leaves else "defaults"
+    def check(key: str, holds: bool, rule: str) -> None:
+        if not holds:
+            faults.add(leaves[key].origin if key in leaves else "defaults", key, rule)
 
-    if any(side % 16 for side in config.model.image_size):
-        faults.add(
-            origin("model.image_size"),
-            "model.image_size",
-            f"both sides must be multiples of 16, got {list(config.model.image_size)}",
-        )
-    if config.split.held_out_list is not None and config.split.by != "sequence":
-        key = "split.held_out_list"
-        faults.add(
-            origin(key), key, f"names whole sequences, but split.by is {config.split.by}: set it to sequence"
-        )
-    if (
-        not config.name
-        or not all(c.isalnum() or c in "-_." for c in config.name)
-        or config.name.startswith(".")
-    ):
-        faults.add(origin("name"), "name", f"must be letters, digits, '-', '_' or '.', got {config.name!r}")
+    size, by, name = config.model.image_size, config.split.by, config.name
+    multiples = f"both sides must be multiples of 16, got {list(size)}"
+    check("model.image_size", not any(side % 16 for side in size), multiples)
+    wholes = f"names whole sequences, but split.by is {by}: set it to sequence"
+    check("split.held_out_list", config.split.held_out_list is None or by == "sequence", wholes)
+    plain = name and not name.startswith(".") and all(c.isalnum() or c in "-_." for c in name)
+    check("name", bool(plain), f"must be letters, digits, '-', '_' or '.', got {name!r}")
