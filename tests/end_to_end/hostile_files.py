@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,6 @@ def _truth(content: bytes, times: int = 1) -> Case:
 
 KINDS["ground truth"] = {
     "brackets": _truth(b"[" * 200_000),
-    "a row of brackets": _truth(b"[" + b"[" * 5_000 + b"]" * 5_000 + b"]"),
     "a number of 400 digits": _truth(b"[[" + b"[1" + b"0" * 400 + b", 0, 0]" + b", [0, 0, 0]" * 20 + b"]]"),
     "a row without end": _truth(b"[[" + b"[0, 0, 0], " * 100_000, 60),
     "blanks without end": _truth(b" " * (1 << 20), 60),
@@ -143,16 +143,11 @@ KINDS["ground truth"] = {
 KINDS["caches"] = {
     "a store: lists in lists": _derived(lambda content: "[" * 100_000),
     "a store: a file of another folder": _derived(_elsewhere),
-    "a store: files without names": _derived(lambda content: json.dumps(content | {"files": [1, 2]})),
-    "a store: facts that are text": _derived(lambda content: json.dumps(content | {"facts": "none"})),
     "a store: objects": _objects,
     "crops: a window outside": _crops(lambda table: table["window"].fill(100)),
     "crops: a part that is not there": _crops(lambda table: table["part"].fill(7)),
-    "crops: a negative place": _crops(lambda table: table["rgb"].fill(-5)),
-    "crops: a picture of another shape": _crops(lambda table: table["window"][:, 2].fill(3)),
     "per-sample: a head of a terabyte": _npz(_head("'<f8'", "(137438953472,)")),
     "per-sample: objects": _npz(_head("'|O'", "(8,)")),
-    "per-sample: brackets": _npz(_head("'<f8'", "(" * 60 + "1" + ",)" * 60)),
     "per-sample: 300 MB in 1 MB": _npz(_head("'<f8'", "(39321608,)"), 300),
 }
 
@@ -176,11 +171,8 @@ def _scalars(*lines: bytes) -> Case:
 KINDS["scalars"] = {
     "another encoding": _scalars('{"step": 2, "note": "手"}\n'.encode("gbk")),
     "no step": _scalars(b'{"Train/loss": 1.0}\n'),
-    "a list": _scalars(b"[1, 2]\n"),
-    "a step of text": _scalars(b'{"step": "2"}\n'),
     "a step of 5,000 digits": _scalars(b'{"step": ' + b"9" * 5000 + b"}\n"),
     "brackets": _scalars(b"[" * 50_000 + b"\n"),
-    "a torn line": _scalars(b'{"step": 2, "Tra\n'),
     "bytes": _scalars(b"\xff\xfe\0\0\n", b"\n", b"null\n"),
 }
 
@@ -193,36 +185,21 @@ def _config(text: str | bytes) -> Case:
     return lambda folder: load_config(written(folder, "run.yaml", content))
 
 
-def _laughs(opening: str, closing: str) -> str:
+def _laughs() -> str:
     """Nine aliases of nine aliases, nine times over."""
-    lines = [f"a: &a {opening}k0: 1{closing}" if opening == "{" else "a: &a [1, 1]"]
-    for here, before in zip("bcdefghij", "abcdefghi", strict=True):
-        inside = ", ".join(f"k{k}: *{before}" if opening == "{" else f"*{before}" for k in range(9))
-        lines.append(f"{here}: &{here} {opening}{inside}{closing}")
-    return "\n".join(lines)
+    lines = [f"{here}: &{here} [{', '.join([f'*{before}'] * 9)}]" for before, here in pairwise("abcdefghij")]
+    return "\n".join(["a: &a [1, 1]", *lines])
 
 
 KINDS["configurations"] = {
-    "a time": _config("seed: 12:30"),
-    "yes": _config("runtime: {deterministic: yes}"),
-    "off": _config("logging: {tensorboard: off}"),
     "a number of 5,000 digits": _config("seed: " + "9" * 5000),
-    "a seed of 80 bits": _config("seed: 1208925819614629174706176"),
-    "a NUL": _config("name: a\0b"),
     "a NUL in a path": _config('dataset: {root_dir: "a\\0b"}'),
-    "a home of nobody": _config("dataset: {root_dir: ~nobody_of_that_name/HO3D}"),
     "UTF-16": _config("seed: 1".encode("utf-16")),
-    "a tab": _config("training:\n\tnum_epochs: 3"),
     "a type of Python": _config("name: !!python/object/apply:os.getcwd []"),
-    "an escape out of range": _config('name: "\\UFFFFFFFF"'),
-    "a date that is none": _config("seed: 2026-99-99"),
-    "a number that is none": _config("seed: !!int abc"),
     "a key that moves the cursor": _config('"\\e[2J": 1'),
-    "laughs": _config(_laughs("[", "]")),
-    "laughs in sections": _config(_laughs("{", "}")),
+    "laughs": _config(_laughs()),
     "a section in itself": _config("model: &a {preset: *a}"),
     "brackets": _config("seed: " + "[" * 60_000),
-    "dashes": _config("- " * 30_000),
     "100 GB": lambda folder: load_config(long_file(folder, "run.yaml")),
 }
 
@@ -261,17 +238,12 @@ def _scans() -> bytes:
 HUGE = _png(90_000, 90_000)
 KINDS["pictures"] = {
     "depth of 90,000 x 90,000": lambda folder: read_depth_bytes(written(folder, "0.png", HUGE)),
-    "its header": lambda folder: picture_size(written(folder, "0.png", HUGE), "depth"),
-    "RGB of 2^31 x 2^31": lambda folder: read_rgb(written(folder, "0.png", _png(2**31 - 1, 2**31 - 1))),
     "30,000 x 30,000": lambda folder: read_rgb(written(folder, "0.png", _png(30_000, 30_000))),
     "a JPEG of 65,000 x 65,000": lambda folder: read_rgb(written(folder, "0.jpg", _jpeg(65_000, 65_000))),
-    "its header, too": lambda folder: picture_size(written(folder, "0.jpg", _jpeg(65_000, 65_000)), "rgb"),
     "3,000 scans": lambda folder: read_rgb(written(folder, "0.jpg", _scans())),
     "segments without end": lambda folder: picture_size(
         written(folder, "0.jpg", b"\xff\xd8" + b"\xff\xe0\0\2" * 4_000_000), "rgb"
     ),
-    "a PNG without a head": lambda folder: read_rgb(written(folder, "0.png", HUGE[:8] + bytes(60))),
     "a pipe": lambda folder: picture_size(pipe(folder, "0.jpg"), "rgb"),
-    "a pipe, decoded": lambda folder: read_rgb(pipe(folder, "0.jpg")),
     "100 GB": lambda folder: read_rgb(long_file(folder, "0.jpg")),
 }  # fmt: skip
