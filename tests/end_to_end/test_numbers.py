@@ -319,26 +319,6 @@ def test_baselines_are_those_of_this_very_split(run: Counted) -> None:
         assert run.curve(f"Val/baseline/{name}") == [pytest.approx(value, abs=2e-3)] * 2, name
 
 
-def test_the_report_beside_the_rows_has_their_numbers(run: Counted) -> None:
-    """The table that people copy: both ways of showing, their difference, and the baselines of this split."""
-    text = (run.folder / "val" / "epoch_0002.md").read_text(encoding="utf-8")
-    summary = text.partition("## Summary")[2].partition("##")[0]
-    lines = [line for line in summary.splitlines() if re.match(r"\| (?!predictor|---)", line)]
-    cells = [line.strip("| ").split(" | ") for line in lines]
-    table = {row[0]: [float(c.split()[0]) for c in row[1:] if c.strip(" |")] for row in cells}
-    rows = {name: run.rows(f"epoch_0002{end}") for name, end in (("RGB-D", ""), ("RGB-only", "_rgb"))}
-    means = {name: [float(r["mpjpe_mm"].mean()), float(r["pa_mpjpe_mm"].mean())] for name, r in rows.items()}
-    means["RGB-only \N{MINUS SIGN} RGB-D"] = list(np.subtract(means["RGB-only"], means["RGB-D"]))
-    base = {name: run.curve(f"Val/baseline/{name}")[-1] for name in ("zero_mpjpe_mm", "zero_pa_mm",
-            "mean_pose_mpjpe_mm", "mean_pose_pa_mm", "nearest_pose_pa_mm")}  # fmt: skip
-    means |= {"zero pose": [base["zero_mpjpe_mm"], base["zero_pa_mm"]]}
-    means |= {"mean pose": [base["mean_pose_mpjpe_mm"], base["mean_pose_pa_mm"]]}
-    means |= {"nearest training pose": [base["nearest_pose_pa_mm"]]}
-    assert table == {name: [printed(value) for value in values] for name, values in means.items()}
-    official = [name for name in rows["RGB-D"] if name.endswith("_mean3d")]
-    assert not official, "scores of the official split on another one"
-
-
 def test_the_best_epoch_is_that_of_the_lowest_mpjpe_with_depth(run: Counted) -> None:
     """What the last line says, what best.pt is and what the epochs scored."""
     scores = {epoch: float(run.rows(f"epoch_{epoch:04d}")["mpjpe_mm"].mean()) for epoch in (1, 2)}
