@@ -54,7 +54,7 @@ class UTNet(nn.Module):
             sizes.depth,
             sizes.heads,
             drop_path=config.drop_path,
-            activation_checkpointing=config.activation_checkpointing,
+            recompute=sizes.recompute,
         )
         grid = self.embed.grid
         rest = RestSkeleton(mano)
