@@ -9,6 +9,7 @@ Legend: B batch, N tokens, D channels.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -85,20 +86,6 @@ class Attention(nn.Module):
         return result
 
 
-class Mlp(nn.Module):
-    """Two layers with GELU between."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        result: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return result
-
-
 class Block(nn.Module):
     """Pre-norm transformer block.
 
@@ -112,7 +99,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, 4 * width)
+        enter, leave = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.Sequential(OrderedDict(fc1=enter, gelu=nn.GELU(), fc2=leave))
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,27 +136,16 @@ class ViT(nn.Module):
     """Blocks and a last norm over a sequence of tokens.
 
     Args:
-        width: D.
-        depth: blocks.
-        heads: attention heads; must divide `width`.
+        sizes: of the preset.
         drop_path: drop probability of the last block's branches, rising linearly from 0 at the first.
-        recompute: each block in the backward pass instead of keeping what it made.
     """
 
-    def __init__(
-        self,
-        width: int,
-        depth: int,
-        heads: int,
-        *,
-        drop_path: float = 0.0,
-        recompute: bool = False,
-    ) -> None:
+    def __init__(self, sizes: Preset, drop_path: float = 0.0) -> None:
         super().__init__()
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(width, heads, rate) for rate in rates)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.recompute = recompute
+        rates = [drop_path * i / max(sizes.depth - 1, 1) for i in range(sizes.depth)]
+        self.blocks = nn.ModuleList(Block(sizes.width, sizes.heads, rate) for rate in rates)
+        self.norm = nn.LayerNorm(sizes.width, eps=NORM_EPS)
+        self.recompute = sizes.recompute
         self.apply(_initialise)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -110,9 +110,8 @@ def _count_backbone(preset: str, size: tuple[int, int]) -> float:
     from src.models.tokens import TokenEmbedding
     from src.models.vit import PRESETS, ViT
 
-    sizes = PRESETS[preset]
-    embed = TokenEmbedding(size, sizes.width, None)
-    vit = ViT(sizes.width, sizes.depth, sizes.heads)
+    sizes = dataclasses.replace(PRESETS[preset], stem_channels=None)
+    embed, vit = TokenEmbedding(sizes, size), ViT(sizes)
     return sum(p.numel() for module in (embed, vit) for p in module.parameters()) / 1e6
 
 
