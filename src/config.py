@@ -116,8 +116,6 @@ class ModelConfig:
     """(H, W) of the crop in pixels, multiples of 16."""
     drop_path: float = _number(0.0, ge=0.0, lt=1.0)
     """Drop probability of the last block's residual branches, rising linearly from 0 at the first."""
-    activation_checkpointing: bool = False
-    """Recompute the backbone's activations in the backward pass: less memory, about a third more time."""
     refine_iterations: int = _number(1, ge=0, le=4)
     """Passes of the mesh refinement, with shared weights; 0 leaves it out."""
     pretrained: Path | None = None
@@ -137,29 +135,19 @@ class LossConfig:
     """Weights of the loss terms; each term is of order 1 at the start of training. 0 leaves a term out."""
 
     joints_3d: float = _number(1.0, ge=0.0)
-    """Wrist-relative joints, smooth L1, metres over a hand's 0.1 m."""
+    """Wrist-relative joints, smooth L1, metres over a hand's 0.1 m; weighs the voted joints too."""
     joints_canonical: float = _number(4.0, ge=0.0)
     """The same with each hand's wrist rotation undone: fingers alone."""
     vertices: float = _number(0.5, ge=0.0)
     """Wrist-relative vertices, as the joints."""
     joints_2d: float = _number(0.3, ge=0.0)
-    """Projected joints, L1 in fractions of the crop over 0.1."""
+    """Projected joints, L1 in fractions of the crop over 0.1; weighs the voted places too."""
     rotations: float = _number(0.5, ge=0.0)
     """Wrist and local rotation matrices, mean squared difference of elements."""
-    betas: float = _number(0.02, ge=0.0)
-    """Shape, mean squared difference in standard deviations."""
-    prior: float = _number(0.005, ge=0.0)
-    """Mean square of the predicted betas and distance of local rotations from the mean pose."""
     root: float = _number(0.15, ge=0.0)
     """Wrist position along the axis relative to its depth, L1 over 0.1."""
-    votes_3d: float = _number(1.0, ge=0.0)
-    """Joints from dense votes, 3D, as the joints."""
-    votes_2d: float = _number(0.3, ge=0.0)
-    """Mean place of the votes, as the projected joints."""
     heatmap: float = _number(2.0, ge=0.0)
     """Votes of joints inside the crop: divergence from a Gaussian of one cell, over log of the cells."""
-    coarse: float = _number(0.5, ge=0.0)
-    """Factor on all terms of the hand before refinement."""
 
 
 @dataclass(frozen=True, kw_only=True)

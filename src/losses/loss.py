@@ -36,6 +36,12 @@ CROP_SHARE = 0.1
 DEPTH_SHARE = 0.1
 """Share of the wrist's depth that counts 1."""
 
+BETAS, PRIOR = 0.02, 0.005
+"""Weights of shape and prior: both are squares of standard deviations, and a hint beside what is seen."""
+
+COARSE = 0.5
+"""Factor on all terms of the hand before refinement: it is a step on the way to the one that is scored."""
+
 _NEAR_M = 0.02
 """Joints nearer than this are projected as if they stood there; behind the camera no pixel means anything."""
 
@@ -54,7 +60,7 @@ class HandLoss(nn.Module):
     """The training loss. Holds no parameters; move it to the device like a module.
 
     Args:
-        config: weights; a term of weight 0 is not computed.
+        config: weights; a term of weight 0 is left out.
         mano: decodes the labelled parameters into target vertices.
     """
 
@@ -62,8 +68,21 @@ class HandLoss(nn.Module):
 
     def __init__(self, config: LossConfig, mano: ManoLayer) -> None:
         super().__init__()
-        self.config = config
         self.mano = mano
+        c = config
+        of_hand = {
+            "joints_3d": c.joints_3d,
+            "joints_canonical": c.joints_canonical,
+            "vertices": c.vertices,
+            "joints_2d": c.joints_2d,
+            "rotations": c.rotations,
+            "betas": BETAS,
+            "prior": PRIOR,
+            "root": c.root,
+        }
+        coarse = {f"coarse_{name}": COARSE * weight for name, weight in of_hand.items()}
+        votes = {"votes_3d": c.joints_3d, "votes_2d": c.joints_2d, "heatmap": c.heatmap}
+        self.weights = {name: weight for name, weight in (of_hand | coarse | votes).items() if weight}
         mean = rotation_from_aa(mano.hands_mean.detach().reshape(15, 3).float())
         self.register_buffer("mean_pose", mean, persistent=False)
 
@@ -78,96 +97,58 @@ class HandLoss(nn.Module):
         Returns:
             Total, and unweighted values and weights by name.
         """
-        terms, weights = self._terms(prediction, batch)
+        terms = self._terms(prediction, batch)
         values = {name: term.value.sum() / term.has.sum().clamp_min(1) for name, term in terms.items()}
-        total = _anchor(prediction).sum() + sum(weights[name] * value for name, value in values.items())
+        total = _anchor(prediction).sum() + sum(self.weights[name] * value for name, value in values.items())
         if trace and "joints_3d" in values:
-            difference = (prediction.hand.joints_root_m - batch.joints_root_m).abs()
-            trace_loss_3d(
-                prediction.hand.joints_cam_m,
-                batch.joints_cam_m,
-                prediction.hand.joints_root_m,
-                batch.joints_root_m,
-                difference,
-                values["joints_3d"],
-            )
-        return LossTerms(total, values, weights)
+            hand, error = prediction.hand, (prediction.hand.joints_root_m - batch.joints_root_m).abs()
+            before, after = (hand.joints_cam_m, batch.joints_cam_m), (hand.joints_root_m, batch.joints_root_m)
+            trace_loss_3d(*before, *after, error, values["joints_3d"])
+        return LossTerms(total, values, self.weights)
 
     def per_sample(self, prediction: Prediction, batch: HandBatch) -> Tensor:
         """(B,) the same total for each sample; their mean is `total` where all samples have all labels."""
-        terms, weights = self._terms(prediction, batch)
-        return _anchor(prediction) + torch.stack(
-            [weights[name] * term.value for name, term in terms.items()]
-        ).sum(0)
+        terms = self._terms(prediction, batch)
+        weighted = [self.weights[name] * term.value for name, term in terms.items()]
+        return _anchor(prediction) + torch.stack(weighted).sum(0)
 
-    def _terms(self, prediction: Prediction, batch: HandBatch) -> tuple[dict[str, _Term], dict[str, float]]:
-        """Terms and weights by name."""
-        c = self.config
+    def _terms(self, prediction: Prediction, batch: HandBatch) -> dict[str, _Term]:
+        """Terms by name, in the order of the weights."""
         with torch.autocast(batch.rgb.device.type, enabled=False):
-            vertices = self._target_vertices(batch) if c.vertices else None
-            of_hand = {
-                "joints_3d": c.joints_3d,
-                "joints_canonical": c.joints_canonical,
-                "vertices": c.vertices,
-                "joints_2d": c.joints_2d,
-                "rotations": c.rotations,
-                "betas": c.betas,
-                "prior": c.prior,
-                "root": c.root,
-            }
-            terms, weights = {}, {}
-            for prefix, hand, factor in (
-                ("", prediction.hand, 1.0),
-                ("coarse_", prediction.coarse, c.coarse),
-            ):
-                for name, weight in of_hand.items():
-                    if weight * factor:
-                        terms[prefix + name] = self._hand_term(name, hand, batch, vertices)
-                        weights[prefix + name] = weight * factor
-            if c.votes_3d:
-                terms["votes_3d"] = _points_3d(
-                    prediction.vote_joints_root_m, batch.joints_root_m, batch.joints_conf
-                )
-                weights["votes_3d"] = c.votes_3d
-            if c.votes_2d:
-                terms["votes_2d"] = _points_2d(
-                    prediction.vote_joints_unit, batch.joints_unit, batch.joints_conf
-                )
-                weights["votes_2d"] = c.votes_2d
-            if c.heatmap:
-                terms["heatmap"] = _heatmap(prediction.vote_logits, batch)
-                weights["heatmap"] = c.heatmap
-            return terms, weights
+            vertices, conf = self._target_vertices(batch), batch.joints_conf
+            terms = self._terms_of(prediction.hand, batch, vertices)
+            coarse = self._terms_of(prediction.coarse, batch, vertices)
+            terms |= {f"coarse_{name}": term for name, term in coarse.items()}
+            terms["votes_3d"] = _points_3d(prediction.vote_joints_root_m, batch.joints_root_m, conf)
+            terms["votes_2d"] = _points_2d(prediction.vote_joints_unit, batch.joints_unit, conf)
+            terms["heatmap"] = _heatmap(prediction.vote_logits, batch)
+        return {name: terms[name] for name in self.weights}
 
-    def _hand_term(self, name: str, hand: HandEstimate, batch: HandBatch, vertices: Tensor | None) -> _Term:
-        """One term of one hand."""
-        has = batch.mano_valid
-        if name == "joints_3d":
-            return _points_3d(hand.joints_root_m, batch.joints_root_m, batch.joints_conf)
-        if name == "joints_canonical":
+    def _terms_of(self, hand: HandEstimate, batch: HandBatch, vertices_m: Tensor) -> dict[str, _Term]:
+        """Terms of one hand, with the (B, V, 3) vertices that it should have."""
+        has, conf = batch.mano_valid, batch.joints_conf
+        orient, pose, betas = (_known(x, has) for x in (batch.global_orient, batch.hand_pose, batch.betas))
+        canonical = _known(batch.joints_root_m, conf > 0) @ orient
+        of_mesh = has[:, None].expand(vertices_m.shape[:2]).float()
+        wrist_known = conf[:, 0] > 0
+        z = torch.where(wrist_known, batch.root_cam_m[:, 2], 1.0)
+        # Where terms are made here is the order in which their gradients add up.
+        return {
+            "joints_3d": _points_3d(hand.joints_root_m, batch.joints_root_m, conf),
             # Row vectors: j R is the joint with the wrist's rotation R undone. Fingers alone are judged.
-            own = hand.joints_root_m @ hand.global_orient
-            known = _known(batch.joints_root_m, batch.joints_conf > 0)
-            target = known @ _known(batch.global_orient, has)
-            return _points_3d(own, target, batch.joints_conf * has[:, None])
-        if name == "vertices":
-            assert vertices is not None
-            return _points_3d(hand.vertices_root_m, vertices, has[:, None].expand(vertices.shape[:2]).float())
-        if name == "joints_2d":
-            return _points_2d(_projected_unit(hand.joints_cam_m, batch), batch.joints_unit, batch.joints_conf)
-        if name == "rotations":
-            wrist = (hand.global_orient - _known(batch.global_orient, has)).square().mean(dim=(1, 2))
-            local = (hand.hand_pose - _known(batch.hand_pose, has)).square().mean(dim=(1, 2, 3))
-            return _masked(wrist + local, has)
-        if name == "betas":
-            return _masked((hand.betas - _known(batch.betas, has)).square().mean(dim=1), has)
-        if name == "prior":
-            pose = (hand.hand_pose - self.mean_pose).square().mean(dim=(1, 2, 3))
-            return _masked(hand.betas.square().mean(dim=1) + pose, torch.ones_like(has))
-        # The wrist's depth; where it stands across the picture is what joints_2d measures.
-        known = batch.joints_conf[:, 0] > 0
-        z = torch.where(known, batch.root_cam_m[:, 2], 1.0)
-        return _masked((hand.root_cam_m[:, 2] - z).abs() / z / DEPTH_SHARE, known)
+            "joints_canonical": _points_3d(
+                hand.joints_root_m @ hand.global_orient, canonical, conf * has[:, None]
+            ),
+            "vertices": _points_3d(hand.vertices_root_m, vertices_m, of_mesh),
+            "joints_2d": _points_2d(_projected_unit(hand, batch), batch.joints_unit, conf),
+            "rotations": _masked(_square(hand.global_orient - orient) + _square(hand.hand_pose - pose), has),
+            "betas": _masked(_square(hand.betas - betas), has),
+            "prior": _masked(
+                _square(hand.hand_pose - self.mean_pose) + _square(hand.betas), torch.ones_like(has)
+            ),
+            # The wrist's depth; where it stands across the picture is what joints_2d measures.
+            "root": _masked((hand.root_cam_m[:, 2] - z).abs() / z / DEPTH_SHARE, wrist_known),
+        }
 
     @torch.no_grad()
     def _target_vertices(self, batch: HandBatch) -> Tensor:
@@ -181,10 +162,16 @@ class HandLoss(nn.Module):
         return result
 
 
-def _projected_unit(joints_cam_m: Tensor, batch: HandBatch) -> Tensor:
-    """(B, J, 3) crop camera -> (B, J, 2) as `joints_unit`: pixels over (W, H), once, minus 0.5."""
+def _square(difference: Tensor) -> Tensor:
+    """(B, ...) -> (B,) mean square."""
+    return difference.square().mean(dim=tuple(range(1, difference.ndim)))
+
+
+def _projected_unit(hand: HandEstimate, batch: HandBatch) -> Tensor:
+    """(B, J, 2) joints as `joints_unit`: pixels over (W, H), once, minus 0.5."""
+    joints = hand.joints_cam_m
     height, width = batch.rgb.shape[-2:]
-    in_front = torch.cat([joints_cam_m[..., :2], joints_cam_m[..., 2:].clamp_min(_NEAR_M)], dim=-1)
+    in_front = torch.cat([joints[..., :2], joints[..., 2:].clamp_min(_NEAR_M)], dim=-1)
     pixels = project(in_front, batch.intrinsics_crop_px)
     return torch.stack([pixels[..., 0] / width, pixels[..., 1] / height], dim=-1) - 0.5
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.errors import ShapeError
 from src.geometry.rotation import rotation_from_6d
 from src.hand.joints import MANO16, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
@@ -25,6 +24,7 @@ from src.models.heads import NUM_BETAS, HandState
 from src.models.layers import SmallLinear
 from src.models.readout import JOINT_STEP_M, NUM_JOINTS
 from src.models.vertex_sampling import Sampled
+from src.models.vit import Preset
 from src.schema import HandEstimate
 
 _ROTATIONS = len(MANO16)
@@ -39,18 +39,10 @@ def normalised_adjacency(faces: Tensor, num_vertices: int) -> Tensor:
 
     Returns:
         (V, V) symmetric float32; no eigenvalue exceeds 1.
-
-    Raises:
-        ShapeError: faces are not (F, 3) or name a vertex that does not exist.
     """
-    if faces.ndim != 2 or faces.shape[1] != 3 or int(faces.max()) >= num_vertices or int(faces.min()) < 0:
-        raise ShapeError(
-            f"faces: got {tuple(faces.shape)} up to {int(faces.max())}, want (F, 3) below {num_vertices}"
-        )
     dense = torch.eye(num_vertices, dtype=torch.float64)
-    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).cpu().long()
-    dense[edges[:, 0], edges[:, 1]] = 1.0
-    dense[edges[:, 1], edges[:, 0]] = 1.0
+    corners = faces.cpu().long()
+    dense[corners[:, :, None], corners[:, None]] = 1.0  # each corner of a face with each
     scale = dense.sum(dim=1).rsqrt()
     return (scale[:, None] * dense * scale).float()
 
@@ -127,27 +119,16 @@ class MeshRefiner(nn.Module):
     """One pass of refinement; call it again with what it returned for another, with the same weights.
 
     Args:
+        sizes: of the preset.
+        grid: (rows, cols) of image tokens, and of the coarsest map.
         mano: gives faces and skinning weights.
-        seen: channels of each map.
-        elements: h w of each map.
-        summary: R, features of the whole crop.
-        width: C.
-        layers: graph convolutions.
     """
 
     to_mano: Tensor
 
-    def __init__(
-        self,
-        mano: ManoLayer,
-        *,
-        seen: Sequence[int],
-        elements: Sequence[int],
-        summary: int,
-        width: int,
-        layers: int,
-    ) -> None:
+    def __init__(self, sizes: Preset, grid: tuple[int, int], mano: ManoLayer) -> None:
         super().__init__()
+        width = sizes.graph_width
         skin = mano.lbs_weights.detach().float()
         self.num_vertices = skin.shape[0]
         self.graph = MeshGraph(mano.faces, self.num_vertices)
@@ -155,14 +136,15 @@ class MeshRefiner(nn.Module):
         self.register_buffer("readout", (skin / skin.sum(dim=0)).T.contiguous(), persistent=False)
         to_mano = torch.tensor(permutation(OPENPOSE21, MANO16))
         self.register_buffer("to_mano", to_mano, persistent=False)
-        self.seen = list(seen)
-        self.early = [count <= self.num_vertices + NUM_JOINTS for count in elements]
-        self.enter = nn.Linear(sum(seen) + 6, width)
+        self.seen = list(sizes.map_channels)
+        points = self.num_vertices + NUM_JOINTS
+        self.early = [(grid[0] << level) * (grid[1] << level) <= points for level in range(len(self.seen))]
+        self.enter = nn.Linear(sum(self.seen) + 6, width)
         self.enter_depth = nn.Linear(2, width, bias=False)
-        self.enter_summary = nn.Linear(summary, width)
+        self.enter_summary = nn.Linear(sizes.readout_width, width)
         self.vertex_identity = nn.Linear(_ROTATIONS, width, bias=False)
         self.joint_identity = nn.Parameter(torch.randn(_ROTATIONS, width) * 0.5)
-        self.layers = nn.ModuleList(GraphLayer(width) for _ in range(layers))
+        self.layers = nn.ModuleList(GraphLayer(width) for _ in range(sizes.graph_layers))
         self.joint = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU())
         self.whole = nn.Sequential(
             nn.Linear(_ROTATIONS * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU()

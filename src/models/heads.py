@@ -24,6 +24,7 @@ from src.hand.mano import ManoLayer
 from src.models.layers import SmallLinear
 from src.models.readout import JOINT_STEP_M, NUM_JOINTS, Readout
 from src.models.tokens import NUM_POSE_QUERIES
+from src.models.vit import Preset
 from src.schema import HandEstimate
 
 NUM_BETAS = 10
@@ -50,27 +51,6 @@ class HandState:
     """(B, 3) a with pixel (u, v) = (W, H) (0.5 + 0.25 a_uv) and z = z_ref exp(0.25 a_z)."""
 
 
-def wrist_from_code(
-    code: Tensor, intrinsics_crop_px: Tensor, z_ref_m: Tensor, size: tuple[int, int]
-) -> Tensor:
-    """Wrist in the crop camera from its code, back-projected with the crop's intrinsics.
-
-    Args:
-        code: (B, 3) as in `HandState.wrist_code`.
-        intrinsics_crop_px: (B, 3, 3).
-        z_ref_m: (B,).
-        size: (H, W) pixels.
-
-    Returns:
-        (B, 3) metres.
-    """
-    height, width = size
-    extent = torch.stack([torch.full_like(z_ref_m, width), torch.full_like(z_ref_m, height)], dim=-1)
-    uv = extent * (0.5 + WRIST_STEP * code[:, :2])
-    z = z_ref_m * torch.exp(WRIST_STEP * code[:, 2])
-    return unproject(uv[:, None], z[:, None], intrinsics_crop_px)[:, 0]
-
-
 class RestSkeleton(nn.Module):
     """Joints of the unposed hand as a linear function of shape, read off the hand model once.
 
@@ -88,9 +68,8 @@ class RestSkeleton(nn.Module):
             out = mano(eye.expand(11, 3, 3), eye.expand(11, 15, 3, 3), shapes, torch.zeros(11, 3))
         joints = out.joints_m - out.joints_m[:, :1]
         self.register_buffer("mean", joints[0].clone(), persistent=False)
-        self.register_buffer(
-            "directions", (joints[1:] - joints[:1]).permute(1, 2, 0).clone(), persistent=False
-        )
+        directions = (joints[1:] - joints[:1]).permute(1, 2, 0)
+        self.register_buffer("directions", directions.clone(), persistent=False)
 
     def forward(self, betas: Tensor) -> Tensor:
         """(B, 10) -> (B, J, 3) wrist-relative, metres, OPENPOSE21, hand model's own frame."""
@@ -141,15 +120,19 @@ class HandDecoder(nn.Module):
         self.size = size
 
     def forward(self, state: HandState, intrinsics_crop_px: Tensor, z_ref_m: Tensor) -> HandEstimate:
-        """State of B hands, (B, 3, 3), (B,) -> estimate in the crop camera."""
+        """State of B hands, (B, 3, 3) crop intrinsics, (B,) reference depths -> crop camera, metres."""
         origin = torch.zeros_like(state.wrist_code)
         out = self.mano(state.global_orient, state.hand_pose, state.betas, origin)
         wrist = out.joints_m[:, :1]
+        height, width = self.size
+        extent = torch.stack([torch.full_like(z_ref_m, width), torch.full_like(z_ref_m, height)], dim=-1)
+        uv = extent * (0.5 + WRIST_STEP * state.wrist_code[:, :2])
+        z = z_ref_m * torch.exp(WRIST_STEP * state.wrist_code[:, 2])
         return HandEstimate(
             global_orient=state.global_orient,
             hand_pose=state.hand_pose,
             betas=state.betas,
-            root_cam_m=wrist_from_code(state.wrist_code, intrinsics_crop_px, z_ref_m, self.size),
+            root_cam_m=unproject(uv[:, None], z[:, None], intrinsics_crop_px)[:, 0],
             joints_root_m=out.joints_m - wrist,
             vertices_root_m=out.vertices_m - wrist,
         )
@@ -167,8 +150,9 @@ class CoarseHead(nn.Module):
 
     identity: Tensor
 
-    def __init__(self, width: int, hidden: int, rest: RestSkeleton) -> None:
+    def __init__(self, sizes: Preset, rest: RestSkeleton) -> None:
         super().__init__()
+        width, hidden = sizes.width, sizes.readout_width
         self.rest = rest
         self.pose_summary = SmallLinear(hidden, NUM_POSE_QUERIES * 6)
         self.pose_query = SmallLinear(width, 6)
@@ -200,8 +184,5 @@ class CoarseHead(nn.Module):
         hand_pose = rotation_from_6d(blend + learned[:, 1:])
         code = self.wrist_summary(readout.summary) + self.wrist_query(camera.flatten(1))
         # The wrist's own vote is the start, detached, and corrected by what is learned here.
-        start = (
-            torch.cat([readout.joints_unit[:, 0], torch.zeros_like(code[:, :1])], dim=-1).detach()
-            / WRIST_STEP
-        )
-        return HandState(global_orient, hand_pose, betas, start + code)
+        start = torch.cat([readout.joints_unit[:, 0], torch.zeros_like(code[:, :1])], dim=-1).detach()
+        return HandState(global_orient, hand_pose, betas, start / WRIST_STEP + code)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,44 +24,42 @@ from torch.nn import functional as F
 from src.errors import AssetError
 from src.models.tokens import PATCH
 from src.models.utnet import UTNet
-from src.runtime.files.disk import ZIP_FAILURES
 from src.runtime.files.tensor_file import first_nonfinite, load_tensors
 
 MIN_LOADED = 0.9
 """Share of the backbone's tensors that a file must fill."""
 
 _WRAPPERS = ("state_dict", "model", "model_state", "module", "teacher")
-_PREFIXES = ("module.", "backbone.", "encoder.backbone.")
 _OWN = ("embed.", "vit.")
-
-_TORCHVISION = (
-    (r"^conv_proj\.", "embed.stem.rgb."),
-    (r"^class_token$", "embed.class_token"),
-    (r"^encoder\.pos_embedding$", "embed.positions"),
-    (r"^encoder\.ln\.", "vit.norm."),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.", r"vit.blocks.\1.norm\2."),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_", r"vit.blocks.\1.attn.qkv."),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.", r"vit.blocks.\1.attn.proj."),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.", r"vit.blocks.\1.mlp.fc1."),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.", r"vit.blocks.\1.mlp.fc2."),
+_NO_VIT_HAS = (
+    *("embed.pose", "embed.shape", "embed.camera", "embed.intrinsics"),
+    *("embed.stem.depth", "embed.stem.join", "embed.stem.placeholder"),
 )
-_TIMM = (
-    (r"^patch_embed\.proj\.", "embed.stem.rgb."),
-    (r"^cls_token$", "embed.class_token"),
-    (r"^pos_embed$", "embed.positions"),
-    (r"^(?:last_)?norm\.", "vit.norm."),
-    (r"^blocks\.", "vit.blocks."),
+_NAMES = (
+    # A ViTPose file has its head beside `backbone.`; the head keeps its name and is reported.
+    (r"^(?:module\.)?(?:(?:encoder\.)?backbone\.)?", ""),
+    (r"^(?:conv_proj|patch_embed\.proj)\.", "embed.stem.rgb."),
+    (r"^(?:class_token|cls_token)$", "embed.class_token"),
+    (r"^(?:encoder\.pos_embedding|pos_embed)$", "embed.positions"),
+    (r"^(?:encoder\.ln|(?:last_)?norm)\.", "vit.norm."),
+    (r"^(?:encoder\.layers\.encoder_layer_|blocks\.)", "vit.blocks."),
+    # torchvision's parts of a block
+    (r"^(vit\.blocks\.\d+)\.ln_([12])\.", r"\1.norm\2."),
+    (r"^(vit\.blocks\.\d+)\.self_attention\.in_proj_", r"\1.attn.qkv."),
+    (r"^(vit\.blocks\.\d+)\.self_attention\.out_proj\.", r"\1.attn.proj."),
+    (r"^(vit\.blocks\.\d+)\.mlp\.(?:0|linear_1)\.", r"\1.mlp.fc1."),
+    (r"^(vit\.blocks\.\d+)\.mlp\.(?:3|linear_2)\.", r"\1.mlp.fc2."),
 )
+"""Names in files of torchvision, timm and ViTPose, and ours; applied one after the other."""
 
 _EYES = ("embed.stem.", "embed.positions")
 """What stands between the picture and the first block: without it the rest of a file is worth nothing."""
+_OTHER_FEATURES = ("vit.", "norm_pre.", "encoder.layers.", "reg_token")
+"""Names that, left over, mean the file's features are computed in another way than ours."""
 _LIGHTNING = "pytorch-lightning_version"
 """Key that PyTorch Lightning puts into every checkpoint."""
 _RECORD_BYTES = 1 << 24
-"""As much is looked through for it."""
-
-_FEATURE_KEYS = re.compile(r"^(vit\.|norm_pre\.|encoder\.layers\.|reg_token)")
-"""Names that, left over, mean the file's features are computed in another way than ours."""
+"""As much of a file is looked through for it."""
 
 
 @dataclass(frozen=True)
@@ -102,19 +99,16 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
             projection or positions; less than 90 % of the backbone found; blocks hold tensors that this
             backbone has no place for; a number is not finite.
     """
-    found = _rename(_read(path))
-    own = any(name.startswith("embed.pose") for name in found)
-    wanted = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name.startswith(_OWN) and (own or not only_ours(name))
-    }
+    found = {_renamed(name): tensor for name, tensor in _read(path).items()}
+    own, state = any(name.startswith("embed.pose") for name in found), model.state_dict()
+    ours = [name for name in state if name.startswith(_OWN)]
+    wanted = {name: state[name] for name in ours if own or not only_ours(name)}
     _require_shapes(found, wanted, path)
     _fit_positions(found, wanted)
     loaded = {name: tensor for name, tensor in found.items() if name in wanted}
-    missing = [name for name in wanted if name not in found]
-    unexpected = [name for name in found if name not in wanted]
-    report = LoadReport(tuple(sorted(loaded)), tuple(sorted(missing)), tuple(sorted(unexpected)))
+    report = LoadReport(
+        tuple(sorted(loaded)), tuple(sorted(wanted.keys() - found)), tuple(sorted(found.keys() - wanted))
+    )
     eyes = [name for name in report.missing if name.startswith(_EYES)]
     if eyes or len(loaded) < MIN_LOADED * len(wanted):
         raise AssetError(
@@ -122,7 +116,7 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
             f"found, want {MIN_LOADED:.0%} and all of {', '.join(eyes or _EYES)} ({report}). Check "
             "model.preset against the file; preset tiny takes the weights of no ViT"
         )
-    strange = [name for name in report.unexpected if _FEATURE_KEYS.match(name)]
+    strange = [name for name in report.unexpected if name.startswith(_OTHER_FEATURES)]
     if strange:
         raise AssetError(
             f"pretrained weights {path}: the file's backbone has {len(strange)} tensors that ours has no "
@@ -133,7 +127,6 @@ def load_backbone(model: UTNet, path: Path) -> LoadReport:
             f"pretrained weights {path}: numbers are not finite, first in {bad}. Use another copy"
         )
     with torch.no_grad():
-        state = model.state_dict()
         for name, tensor in loaded.items():
             state[name].copy_(tensor)
     return report
@@ -144,11 +137,17 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         content = load_tensors(path, "pretrained weights")
     except AssetError:
-        if path.is_file() and _names_lightning(path):  # its other parts are seldom plain
-            raise _lightning(path) from None
-        raise
+        if not _names_lightning(path):
+            raise
+        content = {_LIGHTNING: None}  # its other parts are seldom plain
     if isinstance(content, dict) and _LIGHTNING in content:
-        raise _lightning(path)
+        raise AssetError(
+            f"pretrained weights {path}: a checkpoint of PyTorch Lightning, want the backbone's weights "
+            "alone. If you trust the file, write them: c = torch.load(FILE, weights_only=False)"
+            "['state_dict']; "
+            "torch.save({k.removeprefix('model.'): v for k, v in c.items()}, NEW), with the backbone's own "
+            "name in that LightningModule for model, and set model.pretrained=NEW"
+        )
     while isinstance(content, dict):
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
         if inner is None:
@@ -161,38 +160,23 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _names_lightning(path: Path) -> bool:
-    """Whether the first record of a file of torch.save holds Lightning's key."""
+    """Whether the first record of a file of torch.save, its pickle, holds Lightning's key."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            first = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(first) as record:
-                return _LIGHTNING.encode() in record.read(_RECORD_BYTES)
-    except (*ZIP_FAILURES, StopIteration):
+        with path.open("rb") as file:
+            return _LIGHTNING.encode() in file.read(_RECORD_BYTES)
+    except OSError:
         return False
-
-
-def _lightning(path: Path) -> AssetError:
-    """What to do with a checkpoint of PyTorch Lightning."""
-    return AssetError(
-        f"pretrained weights {path}: a checkpoint of PyTorch Lightning, want the backbone's weights alone. "
-        "If you trust the file, write them: c = torch.load(FILE, weights_only=False)['state_dict']; "
-        "torch.save({k.removeprefix('model.'): v for k, v in c.items()}, NEW), with the backbone's own name "
-        "in that LightningModule for model, and set model.pretrained=NEW"
-    )
 
 
 def _require_shapes(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
     """Refuse a file of which a tensor does not fit its place; what the picture meets first is named first."""
-    wrong = {}
-    for name in sorted(wanted, key=lambda name: not name.startswith(_EYES)):
-        if name in found and (want := _misfit(name, found[name], wanted[name])) is not None:
-            wrong[name] = want
+    order = sorted(wanted.keys() & found, key=lambda name: (not name.startswith(_EYES), name))
+    wrong = [(name, want) for name in order if (want := _misfit(name, found[name], wanted[name])) is not None]
     if wrong:
-        first, want = next(iter(wrong.items()))
+        first, want = wrong[0]
         got = tuple(found[first].shape) if found[first].is_floating_point() else found[first].dtype
-        others = f" ({len(wrong)} of {len(wanted)} tensors do not fit: {_sample([*wrong])})" * (
-            len(wrong) > 1
-        )
+        names = _sample([name for name, _ in wrong])
+        others = f" ({len(wrong)} of {len(wanted)} tensors do not fit: {names})" if len(wrong) > 1 else ""
         raise AssetError(
             f"pretrained weights {path}: {first} is {got}, want {want}{others}. Give a plain ViT with "
             f"patches of {PATCH} x {PATCH} pixels and the width of model.preset"
@@ -217,38 +201,16 @@ def _misfit(name: str, tensor: Tensor, place: Tensor) -> str | None:
     return None
 
 
-def _rename(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the network for the names of a file; those that fit no table stay as they are."""
-    found = dict(found)
-    for prefix in _PREFIXES:
-        # A ViTPose file has its head beside `backbone.`; the head keeps its name and is reported.
-        if any(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    if any(name.startswith("vit.blocks.") for name in found):
-        return found
-    table = _TORCHVISION if "conv_proj.weight" in found else _TIMM
-    renamed = {}
-    for name, tensor in found.items():
-        target = name
-        for pattern, replacement in table:
-            target = re.sub(pattern, replacement, target)
-        renamed[target] = tensor
-    return renamed
+def _renamed(name: str) -> str:
+    """Name of the network for a name of a file; one that fits nothing stays as it is."""
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def only_ours(name: str) -> bool:
     """True for what pretrained ViTs do not have."""
-    return name.startswith(
-        (
-            "embed.pose",
-            "embed.shape",
-            "embed.camera",
-            "embed.intrinsics",
-            "embed.stem.depth",
-            "embed.stem.join",
-            "embed.stem.placeholder",
-        )
-    )
+    return name.startswith(_NO_VIT_HAS)
 
 
 def _fit_positions(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -276,14 +238,11 @@ def _fit_positions(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 def _grid_of_table(length: int) -> tuple[int, int, bool] | None:
     """(rows, cols, has a class row) of a flat table: square, or 4:3 as for 256 x 192; None: neither."""
-    for extra in (True, False):
-        side = math.isqrt(length - extra)
-        if side and side * side == length - extra:
-            return side, side, extra
-    for extra in (True, False):
-        unit = math.isqrt((length - extra) // 12)
-        if unit and 12 * unit * unit == length - extra:
-            return 4 * unit, 3 * unit, extra
+    for rows, cols in ((1, 1), (4, 3)):
+        for extra in (1, 0):
+            unit = math.isqrt((length - extra) // (rows * cols))
+            if unit and rows * cols * unit * unit == length - extra:
+                return unit * rows, unit * cols, bool(extra)
     return None
 
 

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from src.hand.joints import OPENPOSE21
 from src.models.layers import SmallLinear, pooling_matrix
+from src.models.tokens import grid_of
+from src.models.vit import Preset
 from src.schema import DEPTH_RANGE_M, HandBatch
 
 NUM_JOINTS = len(OPENPOSE21)
@@ -58,30 +60,20 @@ class DenseReadout(nn.Module):
     Depth enters through layers that start at zero: at the start the output is the same without it.
 
     Args:
-        grid: (rows, cols) of image tokens.
-        size: (H, W) of the crop in pixels.
-        width: D.
-        fine: C.
-        hidden: R.
+        sizes: of the preset; D, C and R.
+        image_size: (H, W) of the crop in pixels.
         rest_joints_m: (J, 3) the mean hand, where training starts.
     """
 
     cells: Tensor
     crop_px: Tensor
 
-    def __init__(
-        self,
-        grid: tuple[int, int],
-        size: tuple[int, int],
-        *,
-        width: int,
-        fine: int,
-        hidden: int,
-        rest_joints_m: Tensor,
-    ) -> None:
+    def __init__(self, sizes: Preset, image_size: tuple[int, int], rest_joints_m: Tensor) -> None:
         super().__init__()
-        self.grid = grid
-        self.reduce = nn.Linear(width, READOUT_CHANNELS)
+        self.grid = grid_of(image_size)
+        height, width = image_size
+        fine, hidden = sizes.map_channels[-1], sizes.readout_width
+        self.reduce = nn.Linear(sizes.width, READOUT_CHANNELS)
         self.flat = nn.Sequential(
             nn.Linear(READOUT_GRID**2 * READOUT_CHANNELS, hidden), nn.LayerNorm(hidden), nn.GELU()
         )
@@ -99,11 +91,11 @@ class DenseReadout(nn.Module):
         nn.init.zeros_(self.joints_depth.weight)
         with torch.no_grad():
             self.joints.bias.copy_(rest_joints_m.flatten() / JOINT_STEP_M)
-        cells = cell_centres((size[0] // VOTE_STRIDE, size[1] // VOTE_STRIDE))
+        cells = cell_centres((height // VOTE_STRIDE, width // VOTE_STRIDE))
         self.register_buffer("cells", cells, persistent=False)
-        self.register_buffer("crop_px", torch.tensor([size[1], size[0]]).float(), persistent=False)
-        self.register_buffer("pool_rows", pooling_matrix(READOUT_GRID, grid[0]), persistent=False)
-        self.register_buffer("pool_cols", pooling_matrix(READOUT_GRID, grid[1]), persistent=False)
+        self.register_buffer("crop_px", torch.tensor([width, height]).float(), persistent=False)
+        self.register_buffer("pool_rows", pooling_matrix(READOUT_GRID, self.grid[0]), persistent=False)
+        self.register_buffer("pool_cols", pooling_matrix(READOUT_GRID, self.grid[1]), persistent=False)
 
     def forward(self, image_tokens: Tensor, fine: Tensor, batch: HandBatch) -> Readout:
         """Read out.
@@ -120,11 +112,8 @@ class DenseReadout(nn.Module):
         features = self.describe(share @ fine.flatten(2).transpose(1, 2))
         points = torch.cat([features, 4.0 * place, sharpness], dim=-1).flatten(1)
         depth = self._depth(share, batch)
-        summary = self.mix(
-            self.flat(self._cells_of_tokens(image_tokens))
-            + self.enter_points(points)
-            + self.enter_depth(depth)
-        )
+        whole = self.flat(self._cells_of_tokens(image_tokens))
+        summary = self.mix(whole + self.enter_points(points) + self.enter_depth(depth))
         focal = torch.stack([batch.intrinsics_crop_px[:, 0, 0], batch.intrinsics_crop_px[:, 1, 1]], dim=-1)
         across = (place - place[:, :1]) * (self.crop_px / focal * batch.z_ref_m[:, None])[:, None]
         along = DEPTH_RANGE_M * self.joints_depth(depth)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from src.errors import ConfigError, ShapeError
 from src.models.layers import Residual
-from src.models.vit import NORM_EPS
+from src.models.vit import NORM_EPS, Preset
 from src.schema import HandBatch
 
 PATCH = 16
@@ -53,12 +53,8 @@ def grid_of(image_size: tuple[int, int]) -> tuple[int, int]:
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, rows * cols, D) -> (B, D, rows, cols); token r * cols + c lands at row r, column c."""
-    b, n, d = tokens.shape
-    rows, cols = grid
-    if n != rows * cols:
-        raise ShapeError(f"tokens: got {n} of them, want {rows} x {cols}")
     # A channels-last map would give 1 x 1 convolutions gradients in strides that DDP copies and warns of.
-    return tokens.transpose(1, 2).contiguous().view(b, d, rows, cols)
+    return tokens.transpose(1, 2).contiguous().view(len(tokens), -1, *grid)
 
 
 def map_to_tokens(features: Tensor) -> Tensor:
@@ -72,8 +68,6 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     Wavelengths run geometrically from 4 tokens to 4 times the longer side, so that neighbours differ and the
     ends of the crop do too. With an amplitude of 0.02 the network stays with the mean pose.
     """
-    if width % 4:
-        raise ConfigError(f"width of a token: got {width}, want a multiple of 4")
     octaves = width // 4
     longest = 4.0 * max(grid)
     wavelength = 4.0 * (longest / 4.0) ** (torch.arange(octaves) / max(octaves - 1, 1))
@@ -158,20 +152,19 @@ class TokenEmbedding(nn.Module):
     pretrained features need; a convolutional stem has fixed positions. Both start as sines of amplitude 1.
     """
 
-    def __init__(
-        self, image_size: tuple[int, int], width: int, conv_channels: tuple[int, int, int] | None
-    ) -> None:
+    def __init__(self, sizes: Preset, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.image_size = image_size
         self.grid = grid_of(image_size)
+        width = sizes.width
         positions = sincos_positions(self.grid, width)[None]
         self.stem: nn.Module
-        if conv_channels is None:
+        if sizes.stem_channels is None:
             self.stem = PatchStem(width)
             self.positions = nn.Parameter(positions)
             self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         else:
-            self.stem = ConvStem(width, conv_channels)
+            self.stem = ConvStem(width, sizes.stem_channels)
             self.register_buffer("positions", positions, persistent=False)
             self.register_parameter("class_token", None)
         self.pose = nn.Parameter(torch.randn(1, NUM_POSE_QUERIES, width) * 0.02)
@@ -205,13 +198,6 @@ class TokenEmbedding(nn.Module):
         """(B, 5) focal lengths and centre in fractions of the crop, log of the reference depth in metres."""
         height, width = self.image_size
         k = batch.intrinsics_crop_px
-        return torch.stack(
-            [
-                k[:, 0, 0] / width,
-                k[:, 1, 1] / height,
-                k[:, 0, 2] / width - 0.5,
-                k[:, 1, 2] / height - 0.5,
-                batch.z_ref_m.log(),
-            ],
-            dim=-1,
-        )
+        focal = [k[:, 0, 0] / width, k[:, 1, 1] / height]
+        centre = [k[:, 0, 2] / width - 0.5, k[:, 1, 2] / height - 0.5]
+        return torch.stack([*focal, *centre, batch.z_ref_m.log()], dim=-1)

@@ -8,40 +8,30 @@ Legend: B batch, C channels, rows cols grid of the coarse map.
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.models.layers import Residual
 from src.models.tokens import tokens_to_map
+from src.models.vit import Preset
 
 
 class FeaturePyramid(nn.Module):
     """Maps at strides 16, 8 and 4.
 
     Args:
+        sizes: of the preset.
         grid: (rows, cols) of image tokens.
-        width: D of a token.
-        channels: of the three maps, coarse to fine.
-        skips: channels of the stem's maps at strides 8 and 4, 0 where it has none.
     """
 
-    def __init__(
-        self,
-        grid: tuple[int, int],
-        width: int,
-        channels: tuple[int, int, int],
-        skips: tuple[int, int],
-    ) -> None:
+    def __init__(self, sizes: Preset, grid: tuple[int, int]) -> None:
         super().__init__()
         self.grid = grid
-        self.enter = nn.Sequential(nn.Conv2d(width, channels[0], 1), nn.GroupNorm(8, channels[0]), nn.GELU())
-        pairs = itertools.pairwise(channels)
-        self.levels = nn.ModuleList(
-            Doubling(inside, outside, skip) for (inside, outside), skip in zip(pairs, skips, strict=True)
-        )
+        first, second, third = sizes.map_channels
+        skip4, skip8 = (0, 0) if sizes.stem_channels is None else sizes.stem_channels[:2]
+        self.enter = nn.Sequential(nn.Conv2d(sizes.width, first, 1), nn.GroupNorm(8, first), nn.GELU())
+        self.levels = nn.ModuleList([Doubling(first, second, skip8), Doubling(second, third, skip4)])
 
     def forward(self, image_tokens: Tensor, skips: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """(B, N, D), the stem's maps at strides 8 and 4 or () -> maps at strides 16, 8 and 4."""

@@ -44,43 +44,18 @@ class UTNet(nn.Module):
 
     def __init__(self, config: ModelConfig, mano: ManoLayer) -> None:
         super().__init__()
-        sizes = PRESETS[config.preset]
-        conv = sizes.stem_channels
+        sizes, size = PRESETS[config.preset], config.image_size
         self.backbone_dtype = torch.float32
         self.refine_iterations = config.refine_iterations
-        self.embed = TokenEmbedding(config.image_size, sizes.width, conv)
-        self.vit = ViT(
-            sizes.width,
-            sizes.depth,
-            sizes.heads,
-            drop_path=config.drop_path,
-            activation_checkpointing=config.activation_checkpointing,
-        )
-        grid = self.embed.grid
+        self.embed = TokenEmbedding(sizes, size)
+        self.vit = ViT(sizes, config.drop_path)
         rest = RestSkeleton(mano)
-        self.readout = DenseReadout(
-            grid,
-            config.image_size,
-            width=sizes.width,
-            fine=sizes.map_channels[-1],
-            hidden=sizes.readout_width,
-            rest_joints_m=rest.mean,
-        )
-        self.coarse = CoarseHead(sizes.width, sizes.readout_width, rest)
-        skips = (0, 0) if conv is None else (conv[1], conv[0])
-        self.pyramid = FeaturePyramid(grid, sizes.width, sizes.map_channels, skips)
-        self.refiner: MeshRefiner | None = None
+        self.readout = DenseReadout(sizes, size, rest.mean)
+        self.coarse = CoarseHead(sizes, rest)
+        self.pyramid = FeaturePyramid(sizes, self.embed.grid)
         # Parameters that take no part in a step are an error under DDP.
-        if self.refine_iterations:
-            self.refiner = MeshRefiner(
-                mano,
-                seen=sizes.map_channels,
-                elements=[(grid[0] << i) * (grid[1] << i) for i in range(len(sizes.map_channels))],
-                summary=sizes.readout_width,
-                width=sizes.graph_width,
-                layers=sizes.graph_layers,
-            )
-        self.decoder = HandDecoder(mano, config.image_size)
+        self.refiner = MeshRefiner(sizes, self.embed.grid, mano) if self.refine_iterations else None
+        self.decoder = HandDecoder(mano, size)
 
     def forward(self, batch: HandBatch) -> Prediction:
         """Estimate the hand of each crop.

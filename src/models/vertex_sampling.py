@@ -70,10 +70,7 @@ def sample_map(features: Tensor, spot: Tensor) -> Tensor:
     """
     if features.is_cuda and torch.are_deterministic_algorithms_enabled():
         return gather_map(features, spot)
-    sampled = F.grid_sample(
-        features, 2.0 * spot[:, None], mode="bilinear", padding_mode="zeros", align_corners=False
-    )
-    return sampled[:, :, 0].transpose(1, 2)
+    return F.grid_sample(features, 2.0 * spot[:, None], align_corners=False)[:, :, 0].transpose(1, 2)
 
 
 def gather_map(features: Tensor, spot: Tensor) -> Tensor:
@@ -104,9 +101,7 @@ def depth_residual(batch: HandBatch, z_m: Tensor, spot: Tensor) -> Tensor:
     The nearest pixel is read: a mean over an edge of the hand is the depth of nothing.
     """
     picture = torch.cat([batch.depth, batch.depth_valid], dim=1)
-    seen = F.grid_sample(
-        picture, 2.0 * spot[:, None], mode="nearest", padding_mode="zeros", align_corners=False
-    )
+    seen = F.grid_sample(picture, 2.0 * spot[:, None], mode="nearest", align_corners=False)
     measured = seen[:, 0, 0] * DEPTH_RANGE_M + batch.z_ref_m[:, None]
     valid = seen[:, 1, 0]
     residual = ((measured - z_m) / RESIDUAL_UNIT_M).clamp(-RESIDUAL_CLIP, RESIDUAL_CLIP)

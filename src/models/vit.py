@@ -9,6 +9,7 @@ Legend: B batch, N tokens, D channels.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,6 +51,8 @@ class Preset:
     """Channels of a node of the mesh refinement."""
     graph_layers: int
     """Graph convolutions of one pass of the refinement."""
+    recompute: bool = False
+    """Blocks are computed again in the backward pass: less memory, about a third more time."""
 
 
 PRESETS: dict[str, Preset] = {
@@ -57,7 +60,7 @@ PRESETS: dict[str, Preset] = {
     "small": Preset(384, 12, 6, None, (128, 96, 64), 512, 96, 4),
     "base": Preset(768, 12, 12, None, (192, 128, 64), 768, 128, 4),
     "large": Preset(1024, 24, 16, None, (256, 128, 64), 1024, 128, 4),
-    "huge": Preset(1280, 32, 16, None, (256, 128, 64), 1024, 128, 4),
+    "huge": Preset(1280, 32, 16, None, (256, 128, 64), 1024, 128, 4, recompute=True),
 }
 """tiny is for 128 px and two cores (< 3 M parameters in all), huge the first version's size at 256 x 192."""
 
@@ -83,20 +86,6 @@ class Attention(nn.Module):
         return result
 
 
-class Mlp(nn.Module):
-    """Two layers with GELU between."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        result: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return result
-
-
 class Block(nn.Module):
     """Pre-norm transformer block.
 
@@ -110,7 +99,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, 4 * width)
+        enter, leave = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.Sequential(OrderedDict(fc1=enter, gelu=nn.GELU(), fc2=leave))
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,33 +136,22 @@ class ViT(nn.Module):
     """Blocks and a last norm over a sequence of tokens.
 
     Args:
-        width: D.
-        depth: blocks.
-        heads: attention heads; must divide `width`.
+        sizes: of the preset.
         drop_path: drop probability of the last block's branches, rising linearly from 0 at the first.
-        activation_checkpointing: recompute each block in the backward pass instead of keeping it.
     """
 
-    def __init__(
-        self,
-        width: int,
-        depth: int,
-        heads: int,
-        *,
-        drop_path: float = 0.0,
-        activation_checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, sizes: Preset, drop_path: float = 0.0) -> None:
         super().__init__()
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(width, heads, rate) for rate in rates)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.activation_checkpointing = activation_checkpointing
+        rates = [drop_path * i / max(sizes.depth - 1, 1) for i in range(sizes.depth)]
+        self.blocks = nn.ModuleList(Block(sizes.width, sizes.heads, rate) for rate in rates)
+        self.norm = nn.LayerNorm(sizes.width, eps=NORM_EPS)
+        self.recompute = sizes.recompute
         self.apply(_initialise)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D), normalised."""
         for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
+            if self.recompute and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = block(tokens)

@@ -12,13 +12,11 @@ from torch import nn
 from src.config import ModelConfig
 from src.geometry.rotation import rotation_from_aa, sixd_from_rotation
 from src.hand.joints import MANO16, OPENPOSE21
-from src.models.heads import RestSkeleton
-from src.models.readout import DenseReadout
 from src.models.tokens import sincos_positions
 from src.models.utnet import UTNet
 from src.models.vertex_sampling import Sampled, sample_points
 from src.schema import HandBatch
-from tests.models.scene import build, hand_model, make_batch
+from tests.models.scene import build, make_batch
 
 NET = ModelConfig(preset="tiny", image_size=(64, 96))
 
@@ -49,25 +47,6 @@ def test_positions_are_rows_then_columns() -> None:
     table = sincos_positions((3, 5), 16)
     assert torch.equal(table[:, :1, :8].expand(3, 5, 8), table[..., :8]), "one row, one code"
     assert torch.equal(table[:1, :, 8:].expand(3, 5, 8), table[..., 8:]), "one column, one code"
-
-
-def test_voted_joints_start_as_the_mean_hand_and_stay_relative_to_the_wrist() -> None:
-    """A read-out that says nothing votes for the hand at rest, in metres; one that says something moves the
-    wrist never.
-    """
-    rest, batch = RestSkeleton(hand_model()).mean + 0.3, wide_batch()
-    readout = DenseReadout((4, 6), (64, 96), width=8, fine=8, hidden=16, rest_joints_m=rest)
-    tokens, fine = torch.randn(2, 24, 8), torch.randn(2, 8, 16, 24)
-    with torch.no_grad():
-        readout.votes.weight.zero_()
-        readout.joints.weight.zero_()
-        still = readout(tokens, fine, batch).joints_root_m
-        torch.testing.assert_close(still, (rest - rest[0]).expand(2, 21, 3), atol=1e-6, rtol=0)
-        readout.votes.weight.normal_()
-        readout.joints.weight.normal_()
-        moved = readout(tokens, fine, batch).joints_root_m
-    assert float((moved - still).abs().max()) > 0.01, "the test wants joints that moved"
-    assert torch.equal(moved[:, 0], torch.zeros(2, 3))
 
 
 def test_a_point_beside_the_crop_is_told_as_outside() -> None:

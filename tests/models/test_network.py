@@ -110,9 +110,8 @@ def _count_backbone(preset: str, size: tuple[int, int]) -> float:
     from src.models.tokens import TokenEmbedding
     from src.models.vit import PRESETS, ViT
 
-    sizes = PRESETS[preset]
-    embed = TokenEmbedding(size, sizes.width, None)
-    vit = ViT(sizes.width, sizes.depth, sizes.heads)
+    sizes = dataclasses.replace(PRESETS[preset], stem_channels=None)
+    embed, vit = TokenEmbedding(sizes, size), ViT(sizes)
     return sum(p.numel() for module in (embed, vit) for p in module.parameters()) / 1e6
 
 
@@ -169,11 +168,9 @@ def test_bf16_stays_in_the_backbone():
 def test_recomputed_activations_give_the_same_gradient():
     """Activation checkpointing must replay the drop path, or gradients belong to another network."""
     grads = []
-    for checkpointing in (False, True):
-        config = ModelConfig(
-            preset="tiny", image_size=(64, 64), drop_path=0.5, activation_checkpointing=checkpointing
-        )
-        net = build(config).train()
+    for recompute in (False, True):
+        net = build(dataclasses.replace(TINY, drop_path=0.5)).train()
+        net.vit.recompute = recompute
         batch = make_batch(4, 64, 64, noise=True)
         torch.manual_seed(3)
         net(batch).hand.vertices_cam_m.sum().backward()
@@ -285,7 +282,7 @@ def test_huge_makes_one_training_step():
     available = next(line for line in lines if line.startswith("MemAvailable"))
     if int(available.split()[1]) < 20 * 2**20:
         pytest.skip("needs 20 GiB of free memory")
-    net = build(ModelConfig(preset="huge", image_size=(256, 192), activation_checkpointing=True))
+    net = build(ModelConfig(preset="huge", image_size=(256, 192)))
     batch = make_batch(1, 256, 192)
     optimiser = torch.optim.AdamW(net.parameters(), 1e-5, fused=True)
     terms = HandLoss(LossConfig(), hand_model())(net(batch), batch)

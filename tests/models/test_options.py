@@ -11,7 +11,7 @@ from torch import Tensor
 from src.config import ModelConfig
 from src.models import utnet, vit
 from src.models.vertex_sampling import Sampled
-from src.models.vit import Attention, ViT
+from src.models.vit import PRESETS, Attention, ViT
 from src.schema import HandBatch
 from tests.models.scene import build, make_batch
 
@@ -20,9 +20,11 @@ TINY = ModelConfig(preset="tiny", image_size=(64, 64))
 
 def test_paths_are_dropped_from_none_at_the_first_block_to_drop_path_at_the_last() -> None:
     """model.drop_path is the last block's rate; a depth of one has none to rise over."""
-    rates = [block.drop_path for block in ViT(32, 4, 2, drop_path=0.3).blocks]
+    rates = [block.drop_path for block in ViT(dataclasses.replace(PRESETS["tiny"], depth=4), 0.3).blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
-    assert [block.drop_path for block in ViT(32, 1, 2, drop_path=0.3).blocks] == [0.0]
+    assert [block.drop_path for block in ViT(dataclasses.replace(PRESETS["tiny"], depth=1), 0.3).blocks] == [
+        0.0
+    ]
 
 
 def test_long_sequences_are_attended_to_as_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:

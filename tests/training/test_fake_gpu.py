@@ -73,7 +73,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "small": {"refine_iterations": 2},
     "base": {},
     "large": {"refine_iterations": 0},
-    "huge": {"activation_checkpointing": True, "drop_path": 0.3},
+    "huge": {"drop_path": 0.3},
 }
 """Each preset with options that the others have not."""
 

@@ -139,7 +139,6 @@ TINY = ModelConfig(preset="tiny", image_size=(64, 64))
 VARIANTS: dict[str, dict[str, Any]] = {
     "conv": {"drop_path": 0.5},
     "patches, two passes": {"refine_iterations": 2},
-    "recomputed": {"activation_checkpointing": True, "drop_path": 0.5},
     "no refinement": {"refine_iterations": 0},
 }
 
@@ -174,7 +173,7 @@ def test_a_step_of_larger_presets_waits_for_nothing(preset: Any, monkeypatch: py
     """Those that are trained on GPUs; the two largest with one of their blocks, which are all alike."""
     if preset in ("large", "huge"):
         monkeypatch.setitem(PRESETS, preset, dataclasses.replace(PRESETS[preset], depth=1))
-    config = config_of(ModelConfig(preset=preset, image_size=(32, 32), activation_checkpointing=True))
+    config = config_of(ModelConfig(preset=preset, image_size=(32, 32)))
     step, batch = stepper(config), make_batch(1, 32, 32, noise=True)
     with Waits() as waits:
         step([batch])
