@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from dataloader.synthetic.hand.standin import build_standin
 from dataloader.synthetic.writer import Parameters, look_first, write_tree
@@ -26,9 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, write, and return the exit status."""
     options = _parser().parse_args(arguments)
     log.configure()
-    signal.signal(signal.SIGTERM, _stop)
+    # A polite end, as by Ctrl-C, so that the temporary folder is removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        names = [field.name for field in dataclasses.fields(Parameters)]
+        names = [field.name for field in dataclasses.fields(Parameters) if field.init]
         parameters = Parameters(**{name: getattr(options, name) for name in names})
         look_first(options.out, parameters)  # before the hand is built, which takes seconds
         write_tree(options.out, parameters, _hand(options.hand), workers=options.workers)
@@ -49,11 +49,6 @@ def _hand(path: Path | None) -> HandAsset:
     return build_standin() if path is None else load_hand_asset(path)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    """A polite end, as by Ctrl-C, so that the temporary folder is removed."""
-    raise KeyboardInterrupt
-
-
 def _parser() -> argparse.ArgumentParser:
     """The command line; argparse leaves with status 2 by itself."""
     parser = make_parser("python -m dataloader.synthetic", "Write a synthetic data set in HO3D's layout.")
@@ -68,7 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     add("--annotations-only", action="store_true", help="one grey picture per folder, shared by hard links")
     add("--cameras", type=int, default=3, help="folders that show the same motion")
-    add("--orientations", choices=("table", "so3"), default="table", help="spread of wrist orientations")
     add("--version", choices=("v2", "v3"), default="v3", help="HO3D release: png or jpg, no gaps or gaps")
     add("--hand", type=Path, default=None, help="hand model in MANO's format; default: the stand-in")
     return parser

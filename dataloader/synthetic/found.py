@@ -17,50 +17,44 @@ def is_there(out: Path, wanted: dict[str, Any]) -> bool:
     absent."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    remedy = "Name another --out, or remove it yourself."
-    if not out.is_dir():
-        raise DataError(f"{out} is a file; want a folder to write or reuse. {remedy}")
-    try:
-        record = json.loads((out / RECORD_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError as reason:
-        raise DataError(
-            f"{out} is not empty and holds no {RECORD_NAME}: no complete synthetic set. {remedy}"
-        ) from reason
-    except (OSError, ValueError) as reason:
-        raise DataError(f"{out / RECORD_NAME} cannot be read: {reason}. {remedy}") from reason
-    different = _differences(record, wanted)
-    if different:
-        raise DataError(f"{out} was made otherwise: {'; '.join(different)}. {remedy}")
-    _check_whole(out, record, remedy)
+    if trouble := _trouble(out, wanted):
+        raise DataError(f"{out} {trouble}. Name another --out, or remove it yourself.")
     return True
 
 
-def _differences(record: Any, wanted: dict[str, Any]) -> list[str]:
-    """What a record says that differs from what is wanted, in words."""
-    if not isinstance(record, dict):
-        return ["its record is not a table"]
-    flat = {**{k: v for k, v in wanted.items() if k != "parameters"}, **wanted["parameters"]}
-    parameters = record.get("parameters")
-    # What a record does not name yet, its tree was made without.
-    absent = {"held_out_sequences": 0, "held_out_frames": 1}
-    got = {**absent, **record, **(parameters if isinstance(parameters, dict) else {})}
-    return [f"{key} is {got.get(key)}, want {value}" for key, value in flat.items() if got.get(key) != value]
-
-
-def _check_whole(out: Path, record: dict[str, Any], remedy: str) -> None:
-    """Raise where a complete tree has since lost files."""
-    folders = record.get("folders")
-    if record.get("complete") is not True or not isinstance(folders, dict):
-        raise DataError(f"{out} is partial: {RECORD_NAME} does not say that it is complete. {remedy}")
-    held_out = record["parameters"].get("held_out_sequences", 0)
+def _trouble(out: Path, wanted: dict[str, Any]) -> str | None:
+    """What keeps `out` from being the tree that is wanted, in words."""
+    if not out.is_dir():
+        return "is a file; want a folder to write or reuse"
+    try:
+        record = json.loads((out / RECORD_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"is not empty and holds no {RECORD_NAME}: no complete synthetic set"
+    except (OSError, ValueError) as reason:
+        return f"holds a {RECORD_NAME} that cannot be read: {reason}"
+    if different := _differences(record, wanted):
+        return f"was made otherwise: {'; '.join(different)}"
+    parameters = wanted["parameters"]
     names = ["train.txt", "evaluation.txt", "evaluation_xyz.json", "evaluation_verts.json"]
-    for name in [*names, HELD_OUT_NAME] if held_out else names:
+    for name in [*names, HELD_OUT_NAME] if parameters["held_out_sequences"] else names:
         if not (out / name).is_file():
-            raise DataError(f"{out} is partial: {name} is missing. {remedy}")
-    train = record["parameters"]["sequences"] + held_out
-    for i, (name, frames) in enumerate(folders.items()):
+            return f"is partial: {name} is missing"
+    train = parameters["sequences"] + parameters["held_out_sequences"]
+    for i, (name, frames) in enumerate(record["folders"].items()):
         for kind in ("rgb", "depth", "meta"):
             folder = out / ("train" if i < train else "evaluation") / name / kind
             found = sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
             if found != frames:
-                raise DataError(f"{out} is partial: {folder} holds {found} files, want {frames}. {remedy}")
+                return f"is partial: {folder} holds {found} files, want {frames}"
+    return None
+
+
+def _differences(record: Any, wanted: dict[str, Any]) -> list[str]:
+    """What a record says that differs from what is wanted, in words."""
+    if not isinstance(record, dict) or not isinstance(record.get("parameters"), dict):
+        return ["its record is not ours"]
+    # What a record does not name yet, its tree was made without.
+    got = {"held_out_sequences": 0, "held_out_frames": 1, **record, **record["parameters"]}
+    flat = {**wanted, **wanted["parameters"]}
+    del flat["parameters"]
+    return [f"{key} is {got.get(key)}, want {value}" for key, value in flat.items() if got.get(key) != value]

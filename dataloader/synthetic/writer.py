@@ -2,13 +2,14 @@
 
 Layout: `train/<SEQ>/{rgb,depth,meta}/<FFFF>.*`, `evaluation/<SEQ>/...`, `train.txt`, `evaluation.txt`,
 `evaluation_xyz.json`, `evaluation_verts.json` (metres, OpenGL, HO3D21, rows in evaluation.txt's order) and
-`synthetic.json`, which says with what the tree was made and that it is whole. Held-out sequences stand under
-train/ and in train.txt like the others; `held_out.txt` names them, for `split.held_out_list`.
+`synthetic.json`, which says with what the tree was made. Held-out sequences stand under train/ and in
+train.txt like the others; `held_out.txt` names them, for `split.held_out_list`.
 A sequence is one camera's view of one motion: `SYB70`, `SYB71`, `SYB72` are three cameras of motion `SYB7`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -18,7 +19,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ from dataloader.synthetic.frames import (
     write_depth,
     write_rgb,
 )
-from dataloader.synthetic.motion.motion import Orientations, make_motion
+from dataloader.synthetic.motion.motion import make_motion
 from dataloader.synthetic.motion.objects import KINDS
 from dataloader.synthetic.motion.rig import Rig
 from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, cameras_around
@@ -57,10 +58,26 @@ _SMALL_BYTES = 4_096
 _TRUTH_BYTES = 48_000
 """Mean sizes on the disk of a frame's two pictures, of an annotation or folder, and of a frame's truth."""
 
-_LINKS_PER_FILE = 50_000
-"""ext4 allows 65,000 names for one file."""
-
 _log = get_logger(__name__)
+
+
+class _Part(NamedTuple):
+    """Folders of one kind."""
+
+    split: Split
+    sequences: int
+    frames: int
+    held_out: bool
+
+
+class _View(NamedTuple):
+    """What one written folder holds."""
+
+    part: _Part
+    name: str
+    frame_ids: list[int]
+    truth: tuple[Array, Array]
+    """Joints (N, 21, 3) and vertices (N, 778, 3), OpenGL, metres; empty of a training folder."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +94,8 @@ class Parameters:
     """>= 0."""
     cameras: int = 3
     """Folders that show the same motion, 1-10."""
-    orientations: Orientations = "table"
-    """Spread of wrist orientations; motion.py."""
+    orientations: str = dataclasses.field(default="table", init=False)
+    """How wrists turn (motion.py); in the record only."""
     version: Version = "v3"
     """HO3D release: v3 has jpg pictures and gaps in the frame numbers."""
     annotations_only: bool = False
@@ -101,38 +118,24 @@ class Parameters:
         if wrong:
             raise ConfigError("; ".join(wrong))
 
+    def parts(self) -> tuple[_Part, ...]:
+        """All folders; motions are numbered through in this order."""
+        return (
+            _Part("train", self.sequences, self.frames, False),
+            _Part("evaluation", self.evaluation_sequences, self.frames, False),
+            _Part("train", self.held_out_sequences, self.held_out_frames, True),
+        )
+
     def room(self) -> tuple[int, int]:
         """(bytes, files and folders) that a tree takes on the disk, about."""
-        folders = self.sequences + self.held_out_sequences + self.evaluation_sequences
-        scored = self.evaluation_sequences * self.frames
-        frames = self.sequences * self.frames + self.held_out_sequences * self.held_out_frames + scored
+        folders = sum(part.sequences for part in self.parts())
+        frames = sum(part.sequences * part.frames for part in self.parts())
         small = frames + 4 * folders + 8  # annotations, folders, and what stands at the top
         pictures, each = 2 * frames, _PICTURES_BYTES[self.version] // 2
         if self.annotations_only:
             pictures, each = 2 * folders, _SMALL_BYTES
-        return small * _SMALL_BYTES + pictures * each + scored * _TRUTH_BYTES, small + pictures
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One motion and the folders that show it."""
-
-    motion: int
-    split: Split
-    views: int
-    frames: int
-    held_out: bool
-
-
-@dataclass(frozen=True)
-class _View:
-    """What one written folder holds."""
-
-    job: _Job
-    name: str
-    frame_ids: list[int]
-    truth: tuple[Array, Array] | None
-    """Joints (N, 21, 3) and vertices (N, 778, 3) of an evaluation folder, OpenGL, metres."""
+        truth = self.evaluation_sequences * self.frames * _TRUTH_BYTES
+        return small * _SMALL_BYTES + pictures * each + truth, small + pictures
 
 
 def look_first(out: Path, parameters: Parameters, asset: HandAsset | None = None) -> Path | None:
@@ -184,136 +187,116 @@ def write_tree(out: Path, parameters: Parameters, asset: HandAsset, *, workers: 
     if (place := look_first(out, parameters, asset)) is None:
         _log.info("Synthetic data set %s: complete already, nothing to do", out)
         return False
+    total = sum(part.sequences for part in parameters.parts())
     with atomic_directory(place) as root:
         for split in ("train", "evaluation"):
             (root / split).mkdir()
-        total = parameters.sequences + parameters.held_out_sequences + parameters.evaluation_sequences
         views = list(progress(_work(root, parameters, asset, workers), total=total, desc="sequences"))
-        views.sort(key=lambda view: (view.job.split == "evaluation", view.job.motion, view.name))
-        counts = _write_lists(root, views, parameters.seed)
-        record = {
-            **wanted,
-            "complete": True,
-            "counts": counts,
-            "folders": {v.name: len(v.frame_ids) for v in views},
-        }
-        (root / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    frames = (counts["train"], counts["evaluation"])
+        written = _write_lists(root, views, parameters.seed)
+        record = json.dumps({**wanted, "complete": True, **written}, indent=1)
+        (root / RECORD_NAME).write_text(record + "\n", encoding="utf-8")
+    frames = written["counts"]["train"], written["counts"]["evaluation"]
     _log.info("Synthetic data set %s: %d train frames, %d evaluation frames", out, *frames)
     return True
 
 
-def _jobs(parameters: Parameters) -> list[_Job]:
-    """All motions, numbered through; the last of a part may have fewer views."""
-    p = parameters
-    parts: tuple[tuple[Split, int, int, bool], ...] = (
-        ("train", p.sequences, p.frames, False),
-        ("evaluation", p.evaluation_sequences, p.frames, False),
-        ("train", p.held_out_sequences, p.held_out_frames, True),
-    )
-    jobs: list[_Job] = []
-    for split, count, frames, held_out in parts:
-        for first in range(0, count, p.cameras):
-            jobs.append(_Job(len(jobs), split, min(p.cameras, count - first), frames, held_out))
-    return jobs
-
-
 def _work(root: Path, parameters: Parameters, asset: HandAsset, workers: int) -> Iterator[_View]:
-    """Do all motions, in this process or in several, and hand over their views as they are done."""
-    jobs = _jobs(parameters)
+    """Do all motions, in this process or in several, and hand over their views in order."""
+    parts, cameras = parameters.parts(), parameters.cameras
+    shown = [
+        (part, min(cameras, part.sequences - first))
+        for part in parts
+        for first in range(0, part.sequences, cameras)
+    ]
+    jobs = list(enumerate(shown))
+    do = functools.partial(_do_motion, root, parameters, asset)
     if workers == 1:
-        threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
-        try:
-            rig = Rig(asset)
-            for job in jobs:
-                yield from _do_motion(root, parameters, rig, job)
-        finally:
-            torch.set_num_threads(threads)
-            cv2.setNumThreads(cv_threads)
+        for job in jobs:
+            yield from do(job)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(jobs)), initializer=_start_worker, initargs=(asset,)) as pool:
-        for views in pool.imap_unordered(functools.partial(_do_motion_in_worker, root, parameters), jobs):
+    # Ctrl-C is the parent's business, which ends the workers.
+    with context.Pool(min(workers, len(jobs)), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        for views in pool.imap(do, jobs):
             yield from views
 
 
-_worker_rig: list[Rig] = []
-"""The hand of a worker process."""
-
-
-def _start_worker(asset: HandAsset) -> None:
-    """One thread each; Ctrl-C is the parent's business, which ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums do not depend on the number of cores, and workers do not fight for them."""
+    threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    _worker_rig[:] = [Rig(asset)]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(cv_threads)
 
 
-def _do_motion_in_worker(root: Path, parameters: Parameters, job: _Job) -> list[_View]:
-    return _do_motion(root, parameters, _worker_rig[0], job)
-
-
-def _do_motion(root: Path, parameters: Parameters, rig: Rig, job: _Job) -> list[_View]:
-    """Write all folders that show one motion."""
-    seed, version = parameters.seed, parameters.version
-    motion = make_motion(
-        rig, seed, job.motion, job.frames, orientations=parameters.orientations, gaps=version == "v3"
-    )
+@_one_thread()
+def _do_motion(
+    root: Path, parameters: Parameters, asset: HandAsset, job: tuple[int, tuple[_Part, int]]
+) -> list[_View]:
+    """Write the folders that show one motion: its number, its part, and how many of its cameras."""
+    number, (part, shown) = job
+    seed, version, rig = parameters.seed, parameters.version, Rig(asset)
+    motion = make_motion(rig, seed, number, part.frames, gaps=version == "v3")
     vertices, joints = rig.decode(motion.hand_pose, motion.betas)
     wrist_rest = rig.anatomy(motion.betas).joints_m[0]
-    cameras = cameras_around(seed, motion.number, parameters.cameras, motion.target_m)
+    cameras = cameras_around(seed, number, parameters.cameras, motion.target_m)
     serials = [camera.serial for camera in cameras]
     frame_ids = motion.frame_ids.tolist()
     views = []
-    for digit, camera in enumerate(cameras[: job.views]):
+    for digit, camera in enumerate(cameras[:shown]):
         # Subject, object, number of the motion, camera.
-        name = f"SY{KINDS[motion.held.kind]}{motion.number + 1}{digit}"
-        folder = root / job.split / name
+        name = f"SY{KINDS[motion.held.kind]}{number + 1}{digit}"
+        folder = root / part.split / name
         for kind in ("rgb", "depth", "meta"):
             (folder / kind).mkdir(parents=True)
         joints_cam = place_in_camera(joints, wrist_rest, motion, camera)
-        metas = annotate(motion, camera, serials, joints_cam, wrist_rest, job.split)
+        vertices_cam = place_in_camera(vertices, wrist_rest, motion, camera)
+        metas = annotate(motion, camera, serials, joints_cam, wrist_rest, part.split)
         for frame, meta in zip(frame_ids, metas, strict=True):
             (folder / "meta" / f"{frame:04d}.pkl").write_bytes(safe_pickle.dumps(meta))
-        vertices_cam = place_in_camera(vertices, wrist_rest, motion, camera)
         if parameters.annotations_only:
             _link_pictures(folder, frame_ids, version)
         else:
             stage = Stage(rig, motion, camera, seed, digit)
             for row, frame in enumerate(frame_ids):
-                drawn = stage.draw(row, vertices_cam[row])
-                write_rgb(folder / "rgb" / f"{frame:04d}{RGB_SUFFIX[version]}", drawn.rgb)
-                write_depth(folder / "depth" / f"{frame:04d}.png", drawn.depth_m)
-        truth = (joints_cam @ GL_FROM_CV, vertices_cam @ GL_FROM_CV) if job.split == "evaluation" else None
-        views.append(_View(job, name, frame_ids, truth))
+                rgb, depth_m = stage.draw(row, vertices_cam[row])
+                write_rgb(folder / "rgb" / f"{frame:04d}{RGB_SUFFIX[version]}", rgb)
+                write_depth(folder / "depth" / f"{frame:04d}.png", depth_m)
+        scored = len(frame_ids) if part.split == "evaluation" else 0
+        truth = joints_cam[:scored] @ GL_FROM_CV, vertices_cam[:scored] @ GL_FROM_CV
+        views.append(_View(part, name, frame_ids, truth))
     return views
 
 
 def _link_pictures(folder: Path, frame_ids: list[int], version: Version) -> None:
     """One grey picture and one flat depth for all frames of a folder, by hard links."""
-    grey = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
-    flat = np.full((HEIGHT, WIDTH), 0.6, np.float32)
-    for kind, suffix in (("rgb", RGB_SUFFIX[version]), ("depth", ".png")):
-        paths = [folder / kind / f"{frame:04d}{suffix}" for frame in frame_ids]
-        for start in range(0, len(paths), _LINKS_PER_FILE):
-            first, *others = paths[start : start + _LINKS_PER_FILE]
-            write_rgb(first, grey) if kind == "rgb" else write_depth(first, flat)
-            try:
-                for other in others:
-                    os.link(first, other)
-            except OSError as reason:
-                raise DataError(
-                    f"--annotations-only: pictures in {folder.parent.parent} cannot be hard-linked "
-                    f"({reason.strerror}). Choose --out on a file system with hard links (ext4, xfs, btrfs)."
-                ) from reason
+    rgb, depth = (
+        [folder / kind / f"{frame:04d}{suffix}" for frame in frame_ids]
+        for kind, suffix in (("rgb", RGB_SUFFIX[version]), ("depth", ".png"))
+    )
+    write_rgb(rgb[0], np.full((HEIGHT, WIDTH, 3), 128, np.uint8))
+    write_depth(depth[0], np.full((HEIGHT, WIDTH), 0.6, np.float32))
+    try:
+        for first, *others in (rgb, depth):
+            for other in others:
+                os.link(first, other)
+    except OSError as reason:
+        raise DataError(
+            f"--annotations-only: pictures in {folder.parent.parent} cannot be hard-linked "
+            f"({reason.strerror}). Choose --out on a file system with hard links (ext4, xfs, btrfs)."
+        ) from reason
 
 
-def _write_lists(root: Path, views: list[_View], seed: int) -> dict[str, int]:
-    """train.txt, evaluation.txt and the ground truth, rounded to 0.1 um. Returns frames per split."""
-    train = [view for view in views if view.job.split == "train"]
-    evaluation = [view for view in views if view.job.split == "evaluation"]
+def _write_lists(root: Path, views: list[_View], seed: int) -> dict[str, dict[str, int]]:
+    """train.txt, evaluation.txt and the ground truth, rounded to 0.1 um; frames of splits and folders."""
+    train = [view for view in views if view.part.split == "train"]
+    evaluation = [view for view in views if view.part.split == "evaluation"]
+    folders = {view.name: len(view.frame_ids) for view in (*train, *evaluation)}
     # HO3D lists its evaluation sequences in no alphabetical order; whoever sorts them mixes up the rows.
     order = stream(seed, "evaluation order").permutation(len(evaluation))
     evaluation = [evaluation[i] for i in order]
@@ -322,11 +305,11 @@ def _write_lists(root: Path, views: list[_View], seed: int) -> dict[str, int]:
         lines = [f"{view.name}/{frame:04d}\n" for view in listed for frame in view.frame_ids]
         (root / f"{split}.txt").write_text("".join(lines), encoding="ascii")
         counts[split] = len(lines)
-    held_out = [f"{view.name}\n" for view in train if view.job.held_out]
+    held_out = [f"{view.name}\n" for view in train if view.part.held_out]
     if held_out:
         (root / HELD_OUT_NAME).write_text("".join(held_out), encoding="ascii")
     for i, key in enumerate(("xyz", "verts")):
-        rows = [row for view in evaluation if view.truth for row in np.round(view.truth[i], 7)]
+        rows = [row for view in evaluation for row in np.round(view.truth[i], 7)]
         with (root / f"evaluation_{key}.json").open("w", encoding="ascii") as file:
             file.write("[" + ", ".join(json.dumps(row.tolist()) for row in rows) + "]")
-    return counts
+    return {"counts": counts, "folders": folders}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.errors import ShapeError
+from src.geometry.rotation import need_axes
 
 
 def project(points_cam_m: Tensor, intrinsics_px: Tensor) -> Tensor:
@@ -26,8 +26,8 @@ def project(points_cam_m: Tensor, intrinsics_px: Tensor) -> Tensor:
     Raises:
         ShapeError: last axes are not 3 or (3, 3).
     """
-    _need(points_cam_m, (3,), "points_cam_m")
-    _need(intrinsics_px, (3, 3), "intrinsics_px")
+    need_axes(points_cam_m, (3,), "points_cam_m")
+    need_axes(intrinsics_px, (3, 3), "intrinsics_px")
     rays = points_cam_m @ intrinsics_px.transpose(-1, -2)
     return rays[..., :2] / rays[..., 2:]
 
@@ -46,15 +46,9 @@ def unproject(points_px: Tensor, depth_m: Tensor, intrinsics_px: Tensor) -> Tens
     Raises:
         ShapeError: last axes are not 2 or (3, 3).
     """
-    _need(points_px, (2,), "points_px")
-    _need(intrinsics_px, (3, 3), "intrinsics_px")
+    need_axes(points_px, (2,), "points_px")
+    need_axes(intrinsics_px, (3, 3), "intrinsics_px")
     k = intrinsics_px
     y = (points_px[..., 1] - k[..., 1, 2, None]) / k[..., 1, 1, None]
     x = (points_px[..., 0] - k[..., 0, 2, None] - k[..., 0, 1, None] * y) / k[..., 0, 0, None]
     return torch.stack([x, y, torch.ones_like(x)], -1) * depth_m[..., None]
-
-
-def _need(tensor: Tensor, tail: tuple[int, ...], what: str) -> None:
-    """Raise unless the last axes of `tensor` are `tail`."""
-    if tuple(tensor.shape[-len(tail) :]) != tail:
-        raise ShapeError(f"{what} needs last axes {tail}, got shape {tuple(tensor.shape)}")

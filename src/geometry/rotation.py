@@ -26,7 +26,7 @@ def rotation_from_6d(sixd: Tensor) -> Tensor:
 
     Source: Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks".
     """
-    _need(sixd, (6,), "6D rotations")
+    need_axes(sixd, (6,), "6D rotations")
     first, second = sixd[..., :3], sixd[..., 3:]
     x = torch.nn.functional.normalize(first, dim=-1)
     y = torch.nn.functional.normalize(second - (x * second).sum(-1, keepdim=True) * x, dim=-1)
@@ -39,7 +39,7 @@ def sixd_from_rotation(rotation: Tensor) -> Tensor:
     Raises:
         ShapeError: the last two axes are not (3, 3).
     """
-    _need(rotation, (3, 3), "rotation matrices")
+    need_axes(rotation, (3, 3), "rotation matrices")
     return torch.cat([rotation[..., 0], rotation[..., 1]], dim=-1)
 
 
@@ -55,7 +55,7 @@ def rotation_from_aa(aa: Tensor) -> Tensor:
     Raises:
         ShapeError: the last axis is not 3.
     """
-    _need(aa, (3,), "axis-angle vectors")
+    need_axes(aa, (3,), "axis-angle vectors")
     square = (aa * aa).sum(-1)[..., None, None]
     small = square < 1e-6
     # The unused branch of `where` must stay finite, or its gradient turns into nan.
@@ -74,7 +74,7 @@ def rotation_from_quaternion(quaternion: Tensor) -> Tensor:
     Raises:
         ShapeError: the last axis is not 4.
     """
-    _need(quaternion, (4,), "quaternions")
+    need_axes(quaternion, (4,), "quaternions")
     w, x, y, z = quaternion.unbind(-1)
     rows = [
         torch.stack([w * w + x * x - y * y - z * z, 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
@@ -100,7 +100,7 @@ def quaternion_form(matrix: Tensor) -> Tensor:
 
     Source: Horn 1987, "Closed-form solution of absolute orientation using unit quaternions".
     """
-    _need(matrix, (3, 3), "matrices")
+    need_axes(matrix, (3, 3), "matrices")
     m = matrix
     m00, m11, m22 = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
     a, b = m[..., 2, 1], m[..., 1, 2]
@@ -143,8 +143,8 @@ def rotation_between(source: Tensor, target: Tensor) -> Tensor:
     Raises:
         ShapeError: the last axis is not 3.
     """
-    _need(source, (3,), "source directions")
-    _need(target, (3,), "target directions")
+    need_axes(source, (3,), "source directions")
+    need_axes(target, (3,), "target directions")
     s = torch.nn.functional.normalize(source, dim=-1)
     t = torch.nn.functional.normalize(target, dim=-1)
     cosine = (s * t).sum(-1)[..., None, None]
@@ -168,7 +168,7 @@ def cross_matrix(vector: Tensor) -> Tensor:
     return torch.stack(rows, -2)
 
 
-def _need(tensor: Tensor, tail: tuple[int, ...], what: str) -> None:
-    """Raise unless the last axes of `tensor` are `tail`."""
+def need_axes(tensor: Tensor, tail: tuple[int, ...], what: str) -> None:
+    """Raise ShapeError unless the last axes of `tensor` are `tail`; `what` is its name."""
     if tuple(tensor.shape[-len(tail) :]) != tail:
-        raise ShapeError(f"{what} need last axes {tail}, got a tensor of shape {tuple(tensor.shape)}")
+        raise ShapeError(f"{what}: got shape {tuple(tensor.shape)}, want last axes {tail}")

@@ -1,14 +1,13 @@
-"""Hand model files: read without chumpy, checked, and converted once to plain arrays.
+"""Hand model files: read without chumpy and checked.
 
 `load_hand_asset` reads `MANO_RIGHT.pkl` (licensed, supplied by the user) or the stand-in, which has the
-same format.
+same format. That takes 30 ms: what comes out is not kept anywhere.
 Legend: 778 vertices, 1538 faces, 16 joints (MANO16 order), 10 shape and 135 pose directions. Unit: metres;
 frame: the model's own rest frame.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from src.errors import AssetError
 from src.hand.joints import MANO16, MANO_PARENTS
 from src.runtime.files import safe_pickle
-from src.runtime.files.derived import Derived, Store
-from src.runtime.files.disk import atomic_write, read_plain
+from src.runtime.files.disk import read_plain
 from src.runtime.files.safe_pickle import (
     MANO_GLOBALS,
     MOST_BYTES,
@@ -31,7 +30,6 @@ from src.runtime.files.safe_pickle import (
     Record,
     SelectRecord,
 )
-from src.runtime.log import get_logger
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -41,15 +39,11 @@ STANDIN_KEY = "utnet_standin_version"
 
 _LARGEST = 1e6
 """No number of a hand model is larger; the largest are numbers of vertices."""
-_CACHE_FORMAT = 2
-_KEPT = 2
-"""Arrays of other files in the same folder that stay."""
 _WHERE_TO_GET = (
     "Register at https://mano.is.tue.mpg.de, download the models and put MANO_RIGHT.pkl at "
     "data/mano/MANO_RIGHT.pkl (or set mano.model_path). Without it, config/demo.yaml runs on the stand-in "
     "hand that `make demo` and `python -m dataloader.synthetic.hand --out PATH` write."
 )
-_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,32 +72,21 @@ class HandAsset:
     """First 16 hex digits of the SHA-256 over all arrays: which hand a checkpoint was trained with."""
 
 
-_SHAPES: dict[str, tuple[int, ...]] = {
-    "v_template": (778, 3),
-    "faces": (1538, 3),
-    "shapedirs": (778, 3, 10),
-    "posedirs": (778, 3, 135),
-    "lbs_weights": (778, 16),
-    "joint_regressor": (16, 778),
-    "parents": (16,),
-    "hands_mean": (45,),
+_FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "v_template": ("v_template", (778, 3)),
+    "faces": ("f", (1538, 3)),
+    "shapedirs": ("shapedirs", (778, 3, 10)),
+    "posedirs": ("posedirs", (778, 3, 135)),
+    "lbs_weights": ("weights", (778, 16)),
+    "joint_regressor": ("J_regressor", (16, 778)),
+    "parents": ("kintree_table", (2, 16)),
+    "hands_mean": ("hands_mean", (45,)),
 }
-_FILE_KEYS = {
-    "v_template": "v_template",
-    "faces": "f",
-    "shapedirs": "shapedirs",
-    "posedirs": "posedirs",
-    "lbs_weights": "weights",
-    "joint_regressor": "J_regressor",
-    "hands_mean": "hands_mean",
-}
+"""Field of `HandAsset` -> MANO's key and its shape in a file."""
 
 
 def load_hand_asset(path: Path | str) -> HandAsset:
     """Read a right-hand model in MANO's pickle format.
-
-    The converted arrays are kept beside the file, in `.utnet`, where the folder can be written
-    (`src/runtime/files/derived.py`); those of another content are never read.
 
     Args:
         path: `MANO_RIGHT.pkl` or the stand-in.
@@ -114,23 +97,31 @@ def load_hand_asset(path: Path | str) -> HandAsset:
     Raises:
         AssetError: missing, unsafe, truncated, of a wrong shape, or a left hand.
     """
-    path = Path(path)
     try:
-        content = read_plain(path, MOST_BYTES)
-    except FileNotFoundError as reason:
-        raise AssetError(f"hand model {path}: there is no such file. {_WHERE_TO_GET}") from reason
+        content = read_plain(Path(path), MOST_BYTES)
     except OSError as reason:
+        missing = isinstance(reason, FileNotFoundError)
+        said = "there is no such file" if missing else f"cannot be read ({reason.strerror})"
+        raise AssetError(f"hand model {path}: {said}. {_WHERE_TO_GET}") from reason
+    return hand_from_bytes(content, f"hand model {path}")
+
+
+def hand_from_bytes(content: bytes, where: str) -> HandAsset:
+    """`load_hand_asset` of a file's content; `where` is what messages call it."""
+    fields = safe_pickle.loads(content, allow=MANO_GLOBALS, where=where)
+    if not isinstance(fields, dict):
+        raise AssetError(f"{where}: holds a {type(fields).__name__}, want MANO's dictionary. {_WHERE_TO_GET}")
+    missing = [key for key, _ in _FIELDS.values() if key not in fields]
+    if missing:
         raise AssetError(
-            f"hand model {path}: cannot be read ({reason.strerror}). {_WHERE_TO_GET}"
-        ) from reason
-    store = Store(path.parent / ".utnet", "hand", "hand model", keep=_KEPT, facts={"is_standin": bool})
-    wanted = {"format": _CACHE_FORMAT, "file_sha256": hashlib.sha256(content).hexdigest()}
-    if (kept := store.find(wanted, say=True)) is not None:
-        return _kept_asset(kept)
-    asset = _from_pickle(content, f"hand model {path}")
-    if (lost := store.offer(wanted, functools.partial(_keep, asset))) is not None:
-        _log.info(f"hand model {path}: its arrays are not kept ({lost}); it is converted at each start")
-    return asset
+            f"{where}: fields {missing} are missing; want a MANO right-hand model. {_WHERE_TO_GET}"
+        )
+    arrays = {name: _checked(name, fields[key], where) for name, (key, _) in _FIELDS.items()}
+    # The wrist's parent is -1 as an unsigned number.
+    parents = arrays["parents"][0]
+    arrays["parents"] = np.where((parents < 0) | (parents >= len(MANO16)), -1, parents)
+    _check_hand(arrays, where)
+    return HandAsset(**arrays, is_standin=STANDIN_KEY in fields, fingerprint=_fingerprint(arrays))
 
 
 def banner(asset: HandAsset) -> str | None:
@@ -143,63 +134,35 @@ def banner(asset: HandAsset) -> str | None:
     )
 
 
-def make_asset(fields: Mapping[str, Any], *, is_standin: bool, where: str) -> HandAsset:
-    """Check and convert the dictionary of a model file.
-
-    Args:
-        fields: MANO's own keys (`v_template`, `f`, `weights`, `J_regressor`, ...); `Record`s are resolved.
-        is_standin: whether the file is the stand-in.
-        where: for messages.
-
-    Raises:
-        AssetError: a field is missing, of a wrong shape or not finite, the tree is not MANO's, or a left
-        hand.
-    """
-    missing = [key for key in (*_FILE_KEYS.values(), "kintree_table") if key not in fields]
-    if is_standin:
-        missing = [key for key in missing if key != "kintree_table"]
-    if missing:
-        raise AssetError(
-            f"{where}: fields {missing} are missing; want a MANO right-hand model. {_WHERE_TO_GET}"
-        )
-    arrays = {name: _plain(fields[key], f"{where}: field {key}") for name, key in _FILE_KEYS.items()}
-    if "kintree_table" in fields:
-        arrays["parents"] = _parents(_plain(fields["kintree_table"], f"{where}: field kintree_table"), where)
-    else:
-        arrays["parents"] = np.array(MANO_PARENTS)
-    return _checked(arrays, is_standin=is_standin, where=where)
+def _checked(name: str, value: object, where: str) -> NDArray[Any]:
+    """A field of a file as an array of its shape: float64, or int64 where it holds numbers of things."""
+    key, want = _FIELDS[name]
+    array = _plain(value, f"{where}: field {key}")
+    if array.shape != want:
+        raise AssetError(f"{where}: field {key} has shape {array.shape}, want {want}.")
+    if array.dtype.kind not in "fiu":
+        raise AssetError(f"{where}: field {key} has dtype {array.dtype}, want numbers.")
+    if name == "parents":
+        return array.astype(np.int64)
+    array = np.ascontiguousarray(array, dtype=np.int64 if name == "faces" else np.float64)
+    if not (np.abs(array) <= _LARGEST).all():
+        raise AssetError(f"{where}: field {key} holds numbers that are not finite, or above {_LARGEST:g}.")
+    return array
 
 
-def _checked(arrays: Mapping[str, NDArray[Any]], *, is_standin: bool, where: str) -> HandAsset:
-    """Shapes, ranges, tree and side; then the fingerprint."""
-    clean: dict[str, NDArray[Any]] = {}
-    for name, want in _SHAPES.items():
-        value = arrays[name]
-        if value.shape != want:
-            raise AssetError(
-                f"{where}, field {_FILE_KEYS.get(name, 'kintree_table')}: shape {value.shape}, want {want}."
-            )
-        if value.dtype.kind not in "fiu":
-            raise AssetError(f"{where}: field {name} has dtype {value.dtype}, want numbers.")
-        integral = name in ("faces", "parents")
-        clean[name] = np.ascontiguousarray(value, dtype=np.int64 if integral else np.float64)
-        if not (np.abs(clean[name]) <= _LARGEST).all():
-            raise AssetError(
-                f"{where}: field {name} holds numbers that are not finite, or above {_LARGEST:g}."
-            )
-    if clean["faces"].min() < 0 or clean["faces"].max() >= 778:
+def _check_hand(arrays: Mapping[str, NDArray[Any]], where: str) -> None:
+    """Raise unless the arrays go together and are a right hand."""
+    if arrays["faces"].min() < 0 or arrays["faces"].max() >= 778:
         raise AssetError(f"{where}: field f names vertices outside 0..777.")
-    if tuple(clean["parents"].tolist()) != MANO_PARENTS:
-        raise AssetError(
-            f"{where}: kinematic tree is {clean['parents'].tolist()}, want {list(MANO_PARENTS)}."
-        )
+    parents = arrays["parents"].tolist()
+    if tuple(parents) != MANO_PARENTS:
+        raise AssetError(f"{where}: kinematic tree is {parents}, want {list(MANO_PARENTS)}.")
     for name in ("lbs_weights", "joint_regressor"):
-        error = float(np.abs(clean[name].sum(1) - 1).max())
+        error = float(np.abs(arrays[name].sum(1) - 1).max())
         if error > 1e-3:
-            raise AssetError(f"{where}: rows of {_FILE_KEYS[name]} sum to 1 +- {error:.3g}, want 1.")
-    if _rightness(clean) < 0:
+            raise AssetError(f"{where}: rows of {_FIELDS[name][0]} sum to 1 +- {error:.3g}, want 1.")
+    if _rightness(arrays) < 0:
         raise AssetError(f"{where}: this is a left hand; UTNet and HO3D need the right one. {_WHERE_TO_GET}")
-    return HandAsset(**clean, is_standin=is_standin, fingerprint=_fingerprint(clean))
 
 
 def _rightness(arrays: Mapping[str, NDArray[Any]]) -> float:
@@ -228,28 +191,11 @@ def _rightness(arrays: Mapping[str, NDArray[Any]]) -> float:
 def _fingerprint(arrays: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 over names, shapes and little-endian bytes of all arrays, 16 hex digits."""
     digest = hashlib.sha256()
-    for name in _SHAPES:
+    for name in _FIELDS:
         value = arrays[name]
         digest.update(f"{name}{value.shape}".encode())
         digest.update(value.astype(value.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _from_pickle(content: bytes, where: str) -> HandAsset:
-    """Unpickle safely, then check."""
-    fields = safe_pickle.loads(content, allow=MANO_GLOBALS, where=where)
-    if not isinstance(fields, dict):
-        raise AssetError(f"{where}: holds a {type(fields).__name__}, want MANO's dictionary. {_WHERE_TO_GET}")
-    return make_asset(fields, is_standin=STANDIN_KEY in fields, where=where)
-
-
-def _parents(table: NDArray[Any], where: str) -> Index:
-    """(16,) parents from the first row of kintree_table, whose wrist has -1 as an unsigned number."""
-    if table.shape != (2, 16) or table.dtype.kind not in "fiu":
-        raise AssetError(f"{where}: field kintree_table has shape {table.shape}, want (2, 16).")
-    parents = table[0].astype(np.int64)
-    parents[(parents < 0) | (parents >= 16)] = -1
-    return np.asarray(parents)
 
 
 def _plain(value: object, where: str) -> NDArray[Any]:
@@ -289,27 +235,7 @@ def _dense(fields: Mapping[str, Any]) -> Array:
     rows, columns = (int(n) for n in fields.get("shape", fields.get("_shape", ())))
     if not (0 < rows <= 1000 and 0 < columns <= 1000):
         raise ValueError(f"shape {(rows, columns)}")
-    starts = np.asarray(fields["indptr"], dtype=np.int64)
-    if starts.shape != (columns + 1,):
-        raise ValueError(f"{starts.shape} column starts for {columns} columns")
-    entries = np.asarray(fields["data"], np.float64)
-    if starts[0] != 0 or starts[-1] != entries.size or (np.diff(starts) < 0).any():
-        raise ValueError(f"column starts up to {starts.max():,} for {entries.size:,} entries")
-    out = np.zeros((rows, columns))
-    column = np.repeat(np.arange(columns), np.diff(starts))
-    np.add.at(out, (np.asarray(fields["indices"], dtype=np.int64), column), entries)
-    return out
-
-
-def _kept_asset(kept: Derived) -> HandAsset:
-    """The converted arrays, checked as those of a file are."""
-    arrays = {name: np.array(kept.array(f"{name}.npy", shape=shape[1:])) for name, shape in _SHAPES.items()}
-    return _checked(arrays, is_standin=kept.facts["is_standin"], where=f"{kept.folder}")
-
-
-def _keep(asset: HandAsset, folder: Path) -> dict[str, Any]:
-    """Write the converted arrays."""
-    for name in _SHAPES:
-        with atomic_write(folder / f"{name}.npy") as file:
-            np.save(file, getattr(asset, name))
-    return {"is_standin": asset.is_standin}
+    parts = tuple(np.asarray(fields[name]) for name in ("data", "indices", "indptr"))
+    matrix = sparse.csc_matrix(parts, shape=(rows, columns), dtype=np.float64)
+    matrix.check_format(full_check=True)
+    return np.asarray(matrix.toarray())

@@ -45,13 +45,12 @@ def test_joints_are_the_ones_named(layer: ManoLayer, asset: HandAsset) -> None:
     identity = torch.eye(3).expand(1, 16, 3, 3)
     out = layer(identity[:, 0], identity[:, 1:], torch.zeros(1, 10), torch.zeros(1, 3))
     joints = dict(zip(OPENPOSE21, out.joints_m[0].numpy(), strict=True))
-    rest = asset.joint_regressor @ asset.v_template
-    for i, name in enumerate(MANO16):
-        assert np.abs(joints[name] - rest[i]).max() < 1e-6, name
+    wanted = dict(zip(MANO16, asset.joint_regressor @ asset.v_template, strict=True))
     # HO3D's five, written out: those of other MANO code are up to 6 mm away.
     for finger, vertex in {"thumb": 744, "index": 333, "middle": 444, "ring": 555, "pinky": 672}.items():
-        tip = asset.v_template[vertex]
-        assert np.abs(joints[f"{finger}_4"] - tip).max() < 1e-6, f"tip of the {finger} is vertex {vertex}"
+        wanted[f"{finger}_4"] = asset.v_template[vertex]
+    for name in OPENPOSE21:
+        assert np.abs(joints[name] - wanted[name]).max() < 1e-6, name
     # Each chain runs outwards, and the rest hand's fingers stand in order across the palm.
     for finger in FINGERS:
         reach = [np.linalg.norm(joints[f"{finger}_{k}"] - joints["wrist"]) for k in range(1, 5)]
@@ -83,24 +82,6 @@ def test_joints_alone_are_those_of_the_mesh(layer: ManoLayer, dtype: torch.dtype
         layer.joints_m(inputs[0], inputs[1], inputs[2][:, :9], inputs[3])
 
 
-def test_pose_row_moves_its_own_joint(layer: ManoLayer) -> None:
-    """Row j of hand_pose turns MANO16 joint j + 1: only the joints beyond it move."""
-    for j, name in enumerate(MANO16[1:]):
-        pose = torch.eye(3).expand(1, 15, 3, 3).clone()
-        pose[0, j] = rotation_from_aa(torch.tensor([0.0, 0.0, 0.6]))
-        rest = torch.eye(3).expand(1, 15, 3, 3)
-        zeros = (torch.zeros(1, 10), torch.zeros(1, 3))
-        moved = (
-            layer(torch.eye(3)[None], pose, *zeros).joints_m
-            - layer(torch.eye(3)[None], rest, *zeros).joints_m
-        )
-        finger, k = name.split("_")
-        wanted = {f"{finger}_{n}" for n in range(int(k) + 1, 5)}
-        # Skin corrective of the tip vertex of the same finger is part of the motion; nothing else moves.
-        seen = {n for n, d in zip(OPENPOSE21, moved[0].norm(dim=-1), strict=True) if d > 1e-6}
-        assert seen == wanted, name
-
-
 def test_wrist_is_translation_plus_rest_root(layer: ManoLayer) -> None:
     """Taking the translation for the wrist is 96 mm off: the wrist is translation + J0(betas)."""
     orient, pose, betas, translation = _random(5)
@@ -111,13 +92,9 @@ def test_wrist_is_translation_plus_rest_root(layer: ManoLayer) -> None:
 
 
 @pytest.mark.parametrize("order", [MANO16, HO3D21, OPENPOSE21])
-def test_permutations_round_trip(order: tuple[str, ...]) -> None:
+def test_permutations_go_by_names(order: tuple[str, ...]) -> None:
     """A prediction exported and read back is the same prediction."""
-    there = permutation(OPENPOSE21, order)
-    assert [OPENPOSE21[i] for i in there] == list(order)
-    if len(order) == 21:
-        back = permutation(order, OPENPOSE21)
-        assert [there[i] for i in back] == list(range(21))
+    assert [OPENPOSE21[i] for i in permutation(OPENPOSE21, order)] == list(order)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-4, math.pi - 1e-4, math.pi])
@@ -134,17 +111,6 @@ def test_gradients_at_zero_and_near_pi(layer: ManoLayer, angle: float) -> None:
         return out.vertices_m[:, pick], out.joints_m
 
     assert torch.autograd.gradcheck(points, (matrices, betas, translation), eps=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("angle", [0.0, 1e-6, math.pi - 1e-6])
-def test_gradient_size_does_not_depend_on_the_angle(layer: ManoLayer, angle: float) -> None:
-    """Lesson 15: a round trip through axis-angle has gradient 0 near 0 and thousands near pi."""
-    matrices = rotation_from_aa(torch.tensor([angle, 0.0, 0.0])).expand(1, 16, 3, 3).clone().requires_grad_()
-    out = layer(matrices[:, 0], matrices[:, 1:], torch.zeros(1, 10), torch.zeros(1, 3))
-    out.joints_m.norm(dim=-1).sum().backward()
-    assert matrices.grad is not None
-    size = float(matrices.grad.norm())
-    assert 0.05 < size < 50
 
 
 def test_float32_under_autocast(layer: ManoLayer) -> None:

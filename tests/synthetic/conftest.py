@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dataloader.synthetic.common import Array
 from dataloader.synthetic.motion.rig import Rig
 from dataloader.synthetic.writer import Parameters, write_tree
 from src.hand.mano_assets import HandAsset, load_hand_asset
@@ -33,3 +35,9 @@ def tree(asset: HandAsset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("synthetic") / "tree"
     assert write_tree(root, SMALL, asset)
     return root
+
+
+def pixels_of(points_cam_m: Array, intrinsics_px: Array) -> Array:
+    """(..., 2) where points of an OpenCV camera's frame are in its picture."""
+    pixels = np.asarray(points_cam_m @ intrinsics_px.T)
+    return np.asarray(pixels[..., :2] / pixels[..., 2:])

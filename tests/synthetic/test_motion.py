@@ -1,36 +1,29 @@
-"""Hands move like hands: limits, variety, grips without penetration, and a spread of views that is stated."""
+"""Hands move like hands: limits, grips without penetration, and a spread of views that is stated."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from dataloader.synthetic.common import LONG_FINGERS, Array
 from dataloader.synthetic.frames import annotate, place_in_camera
 from dataloader.synthetic.motion.motion import Motion, make_motion
 from dataloader.synthetic.motion.objects import KINDS, HeldObject
-from dataloader.synthetic.motion.pose import (
-    DOF,
-    GESTURES,
-    LIMITS_DEG,
-    limit,
-    local_rotations,
-    posture,
-    random_gesture,
-)
+from dataloader.synthetic.motion.pose import DOF, GESTURES, LIMITS_DEG, limit, local_rotations, posture
 from dataloader.synthetic.motion.rig import Rig
 from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera, cameras_around
 from src.hand.joints import HO3D21
+from tests.synthetic.conftest import pixels_of
 
 
 @pytest.fixture(scope="module")
 def motions(rig: Rig) -> list[Motion]:
     """Forty motions at a table."""
-    return [make_motion(rig, 0, k, 6, orientations="table", gaps=True) for k in range(40)]
+    return [make_motion(rig, 0, k, 6, gaps=True) for k in range(40)]
 
 
 def in_world(rig: Rig, motion: Motion) -> tuple[Array, Array]:
@@ -41,10 +34,13 @@ def in_world(rig: Rig, motion: Motion) -> tuple[Array, Array]:
     return vertices, joints
 
 
-def pixels_of(points_cam_m: Array, camera: Camera) -> Array:
-    """(..., 2) where points of the camera's frame are in its picture."""
-    pixels = points_cam_m @ camera.intrinsics_px.T
-    return pixels[..., :2] / pixels[..., 2:]
+def annotated(
+    rig: Rig, motion: Motion, camera: Camera, split: Any = "train"
+) -> tuple[Array, list[dict[str, Any]]]:
+    """Joints of all frames in the camera, and the annotations."""
+    rest = rig.anatomy(motion.betas).joints_m[0]
+    joints = place_in_camera(rig.decode(motion.hand_pose, motion.betas)[1], rest, motion, camera)
+    return joints, annotate(motion, camera, ["a"], joints, rest, split)
 
 
 @pytest.mark.parametrize(
@@ -62,59 +58,44 @@ def test_neighbours_share_what_they_may_not_bend_apart(first: str, second: str, 
         assert found == pytest.approx(wanted)
 
 
-def test_joint_limits(motions: list[Motion]) -> None:
-    """No frame bends a finger where fingers do not bend."""
+def test_fingers_bend_one_by_one_and_as_far_as_fingers_do(motions: list[Motion]) -> None:
+    """A joint beyond its limits is no hand; fingers that move as one teach nothing of the others."""
+    angles = np.concatenate([motion.angles_deg for motion in motions])
     low, high = LIMITS_DEG.T
-    for motion in motions:
-        assert (motion.angles_deg >= low - 1e-9).all()
-        assert (motion.angles_deg <= high + 1e-9).all()
+    assert ((angles >= low - 1e-9) & (angles <= high + 1e-9)).all()
+    bends = angles[:, [DOF.index(f"{finger}_mcp") for finger in LONG_FINGERS]]
+    assert (bends.std(0) > 15).all()
+    assert np.abs(np.corrcoef(bends.T) - np.eye(4)).max() < 0.95
 
 
 def test_each_angle_moves_its_fingertip_the_way_it_says(rig: Rig) -> None:
     """Gestures are tables of these angles: with one sign turned, every gesture that uses it is another."""
     anatomy = rig.anatomy(np.zeros(10))
     flat = posture(GESTURES["flat"])
-
-    def tip(angles: Array, finger: str) -> Array:
-        joints = rig.decode(local_rotations(angles, anatomy)[None], np.zeros(10))[1][0]
-        return joints[HO3D21.index(f"{finger}_4")] - joints[0]
-
     palmar, radial, distal = -anatomy.dorsal, anatomy.radial, anatomy.distal
-    for name in DOF:
+    # Fingers bend to the palm and swing to the thumb's side; the thumb bends to the palm's middle, is opposed
+    # in front of it, and swings up along the index finger.
+    ways = dict.fromkeys(("mcp", "pip", "dip"), palmar) | {"abd": radial}
+    of_thumb = dict.fromkeys(("cmc", "mcp", "ip"), palmar - radial) | {"opp": palmar, "abd": distal - radial}
+    for i, name in enumerate(DOF):
         finger, what = name.split("_")
-        bent = flat.copy()
-        bent[DOF.index(name)] += 10.0
-        moved = tip(bent, finger) - tip(flat, finger)
-        # Fingers bend to the palm and swing to the thumb's side; the thumb bends to the palm's middle, is
-        # opposed in front of it, and swings up along the index finger.
-        ways = {"mcp": palmar, "pip": palmar, "dip": palmar, "abd": radial}
-        if finger == "thumb":
-            across = palmar - radial
-            ways = {"opp": palmar, "abd": distal - radial, "cmc": across, "mcp": across, "ip": across}
-        assert moved @ ways[what] > 0.003, name
-
-
-def test_postures_differ() -> None:
-    """Fingers move one by one: no two angles of different fingers are one and the same synergy."""
-    rng = np.random.default_rng(0)
-    drawn = np.stack([random_gesture(rng) for _ in range(300)])
-    bends = drawn[:, [DOF.index(f"{finger}_mcp") for finger in LONG_FINGERS]]
-    assert (bends.std(0) > 20).all()
-    assert np.abs(np.corrcoef(bends.T) - np.eye(4)).max() < 0.85
+        postures = np.stack([flat, flat + 10.0 * np.eye(len(DOF))[i]])
+        joints = rig.decode(local_rotations(postures, anatomy), np.zeros(10))[1]
+        moved = np.diff(joints[:, HO3D21.index(f"{finger}_4")], axis=0)[0]
+        assert moved @ (of_thumb if finger == "thumb" else ways)[what] > 0.003, name
 
 
 def test_smooth(rig: Rig) -> None:
     """Frame to frame the hand moves as at 15-30 pictures a second, also through changes of grip."""
     for number in range(4):
-        joints = in_world(rig, make_motion(rig, 2, number, 200, orientations="table", gaps=False))[1]
+        joints = in_world(rig, make_motion(rig, 2, number, 200, gaps=False))[1]
         step = np.linalg.norm(np.diff(joints, axis=0), axis=-1)
         assert step.max() < 0.045
         assert 0.001 < np.median(step) < 0.015
 
 
 def test_skin_stays_outside_the_object(rig: Rig, motions: list[Motion]) -> None:
-    """Fingers neither start inside what they hold nor pass through it: 1st percentile above -5 mm; most touch
-    it."""
+    """Fingers neither start in what they hold nor pass it: 1st percentile above -5 mm; most touch it."""
     nearest = []
     for motion in motions:
         if np.ptp(motion.object_m, axis=0).any():  # held, not lying on the table
@@ -144,36 +125,21 @@ def test_spread_of_views_at_a_table(rig: Rig, motions: list[Motion]) -> None:
         joints = in_world(rig, motion)[1]
         for camera in cameras_around(0, motion.number, 3, motion.target_m):
             turns.append(camera.rotation @ motion.wrist_rotation)
-            wrists.append(camera.to_camera(motion.wrist_m))
+            wrist = camera.to_camera(motion.wrist_m)
             elbow = camera.to_camera(motion.wrist_m + 0.05 * motion.elbow_direction)
-            way = pixels_of(elbow, camera) - pixels_of(wrists[-1], camera)
+            way = pixels_of(elbow, camera.intrinsics_px) - pixels_of(wrist, camera.intrinsics_px)
             arms.append(np.degrees(np.arctan2(way[:, 1], way[:, 0])))
-            pixels = pixels_of(camera.to_camera(joints), camera)
+            pixels = pixels_of(camera.to_camera(joints), camera.intrinsics_px)
             inside.append(((pixels >= 0) & (pixels < [WIDTH, HEIGHT])).all((1, 2)))
+            wrists.append(wrist[:, 2])
     rotations = Rotation.from_matrix(np.concatenate(turns))
     angle = np.degrees((rotations.mean().inv() * rotations).magnitude())
     assert 45 < angle.mean() < 75
     assert angle.max() > 100
     arm = np.concatenate(arms)
     assert ((arm < -35) & (arm > -145)).mean() < 0.05  # forearms come from the lower and the side borders
-    assert np.concatenate(wrists)[:, 2].min() > 0.36
-    assert np.concatenate(wrists)[:, 2].max() < 0.92
+    assert 0.36 < np.min(wrists) < np.max(wrists) < 0.92
     assert np.concatenate(inside).mean() > 0.95
-
-
-def test_so3_is_uniform(rig: Rig) -> None:
-    """`so3`: the mean of q q^T is near a quarter of the identity, as for uniform rotations."""
-    turns = [make_motion(rig, 0, k, 1, orientations="so3", gaps=False).wrist_rotation[0] for k in range(150)]
-    q = Rotation.from_matrix(np.stack(turns)).as_quat()
-    values = np.linalg.eigvalsh(q.T @ q / len(q))
-    assert values.min() > 0.15  # 0.25 +- 0.035 for 150 draws
-    assert values.max() < 0.35
-
-
-def placed(rig: Rig, motion: Motion, camera: Camera) -> tuple[Array, Array]:
-    """Joints of all frames in the camera and the wrist at rest, as annotations are made from."""
-    rest = rig.anatomy(motion.betas).joints_m[0]
-    return place_in_camera(rig.decode(motion.hand_pose, motion.betas)[1], rest, motion, camera), rest
 
 
 @pytest.mark.parametrize("place", [(WIDTH, 240), (0, 240), (320, HEIGHT), (320, 0)])
@@ -184,28 +150,25 @@ def test_evaluation_boxes_hold_the_hand_up_to_the_border(
 
     Here the hand's middle stands on a border.
     """
-    motion = motions[0]
-    camera = cameras_around(0, motion.number, 1, motion.target_m)[0]
-    joints, rest = placed(rig, motion, camera)
+    camera = cameras_around(0, motions[0].number, 1, motions[0].target_m)[0]
     k = camera.intrinsics_px.copy()
-    k[:2, 2] += place - pixels_of(joints, camera).mean((0, 1))
+    k[:2, 2] += place - pixels_of(annotated(rig, motions[0], camera)[0], k).mean((0, 1))
     camera = dataclasses.replace(camera, intrinsics_px=k)
-    metas = annotate(motion, camera, ["a"], joints, rest, "evaluation")
-    box: NDArray[np.int64] = np.array([content["handBoundingBox"] for content in metas])[:, None]
-    pixels = pixels_of(joints, camera)
+    joints, metas = annotated(rig, motions[0], camera, "evaluation")
+    box = np.array([content["handBoundingBox"] for content in metas])[:, None]
+    pixels = pixels_of(joints, k)
     inside = ((pixels >= 0) & (pixels <= [WIDTH, HEIGHT])).all(-1)
     assert 0 < inside.mean() < 1
     held = ((pixels >= box[..., :2]) & (pixels <= box[..., 2:])).all(-1)
     assert held[inside].all(), f"{(~held[inside]).sum()} joints in the picture lie outside their box"
-    assert (box >= 0).all()
-    assert (box <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()
+    assert ((box >= 0) & (box <= [WIDTH, HEIGHT, WIDTH, HEIGHT])).all()
 
 
 def test_the_objects_labels_put_it_where_it_is_drawn(rig: Rig, motions: list[Motion]) -> None:
     """HO3D's objRot and objTrans are OpenGL's as the hand is: in other axes, hand and object stand apart."""
     for motion in motions[:6]:
         camera = cameras_around(0, motion.number, 3, motion.target_m)[1]
-        content = annotate(motion, camera, ["a"], *placed(rig, motion, camera), "train")[4]
+        content = annotated(rig, motion, camera)[1][4]
         world = motion.held.corners_m @ motion.object_rotation[4].T + motion.object_m[4]
         found = content["objCorners3D"] * [1.0, -1.0, -1.0]
         np.testing.assert_allclose(found, camera.to_camera(world), atol=1e-9)

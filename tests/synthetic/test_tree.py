@@ -18,9 +18,10 @@ from src.errors import DataError
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import HandAsset
+from src.render.rasterizer import rasterize
 from src.runtime.files import safe_pickle
 from src.schema import DEPTH_UNIT_M
-from tests.synthetic.conftest import SMALL
+from tests.synthetic.conftest import SMALL, pixels_of
 
 FLIP = np.array([1.0, -1.0, -1.0])
 ARRAYS = {
@@ -49,10 +50,12 @@ def frames(tree: Path, split: str) -> list[tuple[str, str, dict[str, Any]]]:
     return out
 
 
-def pixels_of(points_gl_m: Array, meta: dict[str, Any]) -> Array:
-    """(N, 2) where points of the OpenGL camera are in the picture."""
-    pixels = (points_gl_m * FLIP) @ meta["camMat"].T
-    return pixels[:, :2] / pixels[:, 2:]
+def decoded(meta: dict[str, Any], asset: HandAsset) -> tuple[Array, Array]:
+    """Vertices and joints (HO3D21) that a training frame's parameters give, in their own OpenGL axes."""
+    turns = np.stack([cv2.Rodrigues(v)[0] for v in meta["handPose"].astype(np.float64).reshape(16, 3)])
+    given = (turns[:1], turns[None, 1:], meta["handBeta"][None], meta["handTrans"][None])
+    out = ManoLayer.from_asset(asset)(*(torch.from_numpy(value.astype(np.float64)) for value in given))
+    return out.vertices_m[0].numpy(), out.joints_m[0, list(permutation(OPENPOSE21, HO3D21))].numpy()
 
 
 def test_layout(tree: Path) -> None:
@@ -100,42 +103,44 @@ def test_evaluation_truth_belongs_to_its_lines(tree: Path) -> None:
     for (_, _, meta), truth in zip(listed, joints, strict=True):
         np.testing.assert_allclose(meta["handJoints3D"], truth[0], atol=1e-6)
         x0, y0, x1, y1 = meta["handBoundingBox"]
-        pixels = pixels_of(truth, meta)
+        pixels = pixels_of(truth * FLIP, meta["camMat"])
         assert ((pixels >= [x0, y0]) & (pixels <= [x1, y1])).all()
 
 
 def test_parameters_decode_to_the_labelled_joints(tree: Path, asset: HandAsset) -> None:
-    """Pose, betas and translation in OpenGL axes give handJoints3D joint by joint (lesson 3), wrist by both
-    paths."""
-    layer = ManoLayer.from_asset(asset).double()
-    order = list(permutation(OPENPOSE21, HO3D21))
+    """Pose, betas and translation give handJoints3D joint by joint (lesson 3), the wrist by both paths."""
     for _, _, meta in frames(tree, "train"):
-        turns = np.stack([cv2.Rodrigues(v)[0] for v in meta["handPose"].astype(np.float64).reshape(16, 3)])
-        given = (turns[:1], turns[None, 1:], meta["handBeta"][None], meta["handTrans"][None])
-        out = layer(*(torch.from_numpy(value.astype(np.float64)) for value in given))
-        found = out.joints_m[0, order].numpy()
-        np.testing.assert_allclose(found, meta["handJoints3D"], atol=1e-6)  # float32 labels
+        np.testing.assert_allclose(decoded(meta, asset)[1], meta["handJoints3D"], atol=1e-6)  # float32 labels
         rest = asset.joint_regressor @ (asset.v_template + asset.shapedirs @ meta["handBeta"])
         np.testing.assert_allclose(meta["handTrans"] + rest[0], meta["handJoints3D"][0], atol=1e-6)
 
 
-def test_labels_lie_on_what_was_painted(tree: Path) -> None:
-    """Depth read from the PNG at each projected joint is that of skin over the joint, or of something in
-    front.
+def test_pictures_show_the_hand_where_the_labels_put_it(tree: Path, asset: HandAsset) -> None:
+    """Depth at the mesh's pixels is its z where nothing stands in front, and the skin is lit.
 
-    A flipped axis, swapped bytes or a wrong K puts the joints on the table.
+    A flipped axis, swapped bytes or a wrong K puts the hand on the table; a black or inside-out hand is dark.
     """
-    on_hand, total = 0, 0
+    missing, free = [], []
     for sequence, frame, meta in frames(tree, "train"):
-        bgr = cv2.imread(str(tree / "train" / sequence / "depth" / f"{frame}.png"))
-        assert bgr.shape == (480, 640, 3)
-        assert cv2.imread(str(tree / "train" / sequence / "rgb" / f"{frame}.jpg")).shape == (480, 640, 3)
-        depth = (bgr[..., 2].astype(np.float64) + 256.0 * bgr[..., 1]) * DEPTH_UNIT_M
-        column, row = np.round(pixels_of(meta["handJoints3D"], meta)).astype(int).T
-        measured = depth[row.clip(0, 479), column.clip(0, 639)]
-        on_hand += ((measured > 0) & (measured < 0.006 - meta["handJoints3D"][:, 2])).sum()
-        total += (measured > 0).sum()
-    assert on_hand / total > 0.97  # a bone beside its joint's skin at a silhouette may miss
+        folder = tree / "train" / sequence
+        bgr, picture = (
+            cv2.imread(str(folder / f"depth/{frame}.png")),
+            cv2.imread(str(folder / f"rgb/{frame}.jpg")),
+        )
+        assert bgr.shape == picture.shape == (480, 640, 3)
+        depth = (bgr[..., 2].astype(np.float64) + 256.0 * bgr[..., 1]).ravel() * DEPTH_UNIT_M
+        seen = rasterize(decoded(meta, asset)[0] * FLIP, asset.faces, meta["camMat"], 640, 480)
+        error = depth[seen.pixel] - seen.depth_m
+        hand = np.abs(error) < 0.01
+        missing.append((depth[seen.pixel] == 0).mean())
+        free.append((hand | (error < -0.01)).mean())
+        assert hand.mean() > 0.25
+        assert abs(np.median(error[hand])) < 0.001
+        blue, _, red = picture.reshape(-1, 3)[seen.pixel[hand]].mean(0)
+        assert red > 18
+        assert red > 0.9 * blue
+    assert 0.02 < np.mean(missing) < 0.1, "a few percent of the hand return nothing, not a third"
+    assert np.mean(free) > 0.99
 
 
 def test_depth_bytes() -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -27,7 +26,7 @@ from dataloader.synthetic.hand.shape import make_skeleton
 from dataloader.synthetic.hand.skin import joint_regressor, pose_correctives, skinning_weights
 from src.errors import AssetError
 from src.hand.joints import MANO16, MANO_PARENTS, TIP_VERTICES
-from src.hand.mano_assets import STANDIN_KEY, HandAsset, load_hand_asset, make_asset
+from src.hand.mano_assets import STANDIN_KEY, HandAsset, hand_from_bytes, load_hand_asset
 from src.runtime.files import safe_pickle
 from src.runtime.files.disk import atomic_write, require_place
 
@@ -53,31 +52,37 @@ def build_standin() -> HandAsset:
     Returns:
         HandAsset, metres, float64, `is_standin` true.
     """
-    fields = _build_fields()
-    return make_asset(fields, is_standin=True, where="the procedural hand")
+    return hand_from_bytes(standin_bytes(), "the procedural hand")
 
 
 @functools.cache
-def _build_fields() -> dict[str, Any]:
-    """The arrays under MANO's own keys, dense and in metres."""
+def standin_bytes() -> bytes:
+    """The file's content: a protocol-2 pickle with MANO's keys, readable by the library smplx."""
     rest = make_skeleton()
     mesh = _renumber(build_mesh(rest))
     joints = rest.joints_mm()
     weights = skinning_weights(mesh, rest)
     tips = {finger: mesh.points_mm[vertex] for finger, vertex in mesh.tips.items()}
     axes = flexion_axes(joints, tips, *_DIRECTIONS)
-    mean = _mean_pose(axes)
-    return {
+    parents = np.array(MANO_PARENTS)
+    tree = np.stack([np.where(parents < 0, 2**32 - 1, parents), np.arange(16)])
+    content = {
         "v_template": _round_m(mesh.points_mm / 1000 + ROOT_M),
-        "f": mesh.faces,
+        "f": mesh.faces.astype(np.uint32),
         "shapedirs": _round_m(_shape_directions(mesh) / 1000),
         "posedirs": _round_m(pose_correctives(mesh, weights, joints, axes) / 1000),
         "weights": _round_weights(weights),
-        "J_regressor": _round_m(joint_regressor(mesh.points_mm, joints)),
+        "J_regressor": sparse.csc_matrix(_round_m(joint_regressor(mesh.points_mm, joints))),
         "J": _round_m(joints / 1000 + ROOT_M),
-        "hands_mean": mean,
+        "hands_mean": _mean_pose(axes),
         "hands_components": _round_m(_pose_components(axes)),
+        "kintree_table": tree.astype(np.uint32),
+        "hands_coeffs": np.zeros((1, 45)),
+        "bs_style": "lbs",
+        "bs_type": "lrotmin",
+        STANDIN_KEY: VERSION,
     }
+    return safe_pickle.dumps(content)
 
 
 def _round_m(values: Array) -> Array:
@@ -153,24 +158,6 @@ def _pose_components(axes: Array) -> Array:
         if length > 1e-6:
             basis.append(row / length)
     return np.stack(basis)
-
-
-def standin_bytes() -> bytes:
-    """The file's content: a protocol-2 pickle with MANO's keys, readable by the library smplx."""
-    fields = _build_fields()
-    parents = np.array(MANO_PARENTS, dtype=np.int64)
-    tree = np.stack([np.where(parents < 0, 2**32 - 1, parents), np.arange(16)]).astype(np.uint32)
-    content = {
-        **fields,
-        "f": fields["f"].astype(np.uint32),
-        "J_regressor": sparse.csc_matrix(fields["J_regressor"]),
-        "kintree_table": tree,
-        "hands_coeffs": np.zeros((1, 45)),
-        "bs_style": "lbs",
-        "bs_type": "lrotmin",
-        STANDIN_KEY: VERSION,
-    }
-    return safe_pickle.dumps(content)
 
 
 def write_standin(path: Path | str = DEFAULT_PATH) -> Path:

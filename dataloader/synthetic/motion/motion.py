@@ -4,11 +4,10 @@ axes).
 A motion either grasps an object (in segments, each with its own grip, the object taken away in between) or
 gestures over an object that lies on the table. Frame numbers are time; all curves are smooth in it.
 
-Wrist orientations. `table`: a person's right forearm reaching over a table, with yaw, pitch, roll (palm down
-to palm up) and the wrist's own bending; seen by the cameras of scene/cameras.py. `so3`: uniform over all
-rotations.
+Wrist orientations: a person's right forearm reaching over a table, with yaw, pitch, roll (palm down to palm
+up) and the wrist's own bending; seen by the cameras of scene/cameras.py.
 
-How hard it is (`table`, stand-in hand, seed 0, 100 training and 20 held-out motions x 20 frames x 3 cameras):
+How hard it is (stand-in hand, seed 0, 100 training and 20 held-out motions x 20 frames x 3 cameras):
 wrist rotation in the camera 59 degrees from its mean on average (median 57, 95 % below 103, largest 156);
 mean of the root-relative joints as predictor 78 mm MPJPE (zero pose 106 mm); mean pose 14.5 mm PA-MPJPE;
 nearest training pose 7.6 mm PA-MPJPE. Hand 0.39-0.83 m from the camera, 120 pixels large (5-95 %: 80-178),
@@ -18,7 +17,6 @@ all joints in the picture. Skin enters the held object by at most 4 mm (1st perc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
@@ -29,8 +27,6 @@ from dataloader.synthetic.motion.objects import HeldObject, draw_object
 from dataloader.synthetic.motion.pose import DOF, gesture_path, limit, local_rotations, smooth_noise
 from dataloader.synthetic.motion.rig import Anatomy, Rig
 from src.runtime.seed import stream
-
-Orientations = Literal["table", "so3"]
 
 _GESTURE_SHARE = 0.4
 """Share of motions without contact."""
@@ -73,9 +69,7 @@ class Motion:
     """(3,) where the cameras look."""
 
 
-def make_motion(
-    rig: Rig, seed: int, number: int, frames: int, *, orientations: Orientations, gaps: bool
-) -> Motion:
+def make_motion(rig: Rig, seed: int, number: int, frames: int, *, gaps: bool) -> Motion:
     """Draw motion `number` of the data set `seed`."""
     rng = stream(seed, "motion", number)
     ids = _frame_ids(rng, frames, gaps)
@@ -84,7 +78,7 @@ def make_motion(
     anatomy = rig.anatomy(betas)
     held = draw_object(rng)
     target = np.array([0.0, 0.0, rng.uniform(0.17, 0.30)])
-    rotation, elbow = _wrist_path(rng, times, anatomy, orientations)
+    rotation, elbow = _wrist_path(rng, times, anatomy)
     middle = 0.55 * anatomy.joints_m[4] + 0.45 * anatomy.joints_m[5] - 0.012 * anatomy.dorsal
     path = target + _EXCURSION_M * np.tanh(smooth_noise(rng, times, 3, 24.0) * 0.55)
     wrist = path - rotation @ (middle - anatomy.joints_m[0])
@@ -123,9 +117,7 @@ def _frame_ids(rng: np.random.Generator, frames: int, gaps: bool) -> Index:
     return np.asarray(np.cumsum(steps) - steps[0])
 
 
-def _wrist_path(
-    rng: np.random.Generator, times: Array, anatomy: Anatomy, orientations: Orientations
-) -> tuple[Array, Array]:
+def _wrist_path(rng: np.random.Generator, times: Array, anatomy: Anatomy) -> tuple[Array, Array]:
     """Rotations (N, 3, 3) of the hand and directions (N, 3) to the elbow."""
     rest = np.stack([anatomy.distal, anatomy.dorsal, anatomy.radial])
     world = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [-1.0, 0.0, 0.0]])
@@ -133,16 +125,10 @@ def _wrist_path(
     bend = np.stack([14.0 * rng.normal() + 11.0 * smooth_noise(rng, times, 1, 22.0)[:, 0],
                      5.0 * rng.normal() + 4.0 * smooth_noise(rng, times, 1, 22.0)[:, 0]], 1)  # fmt: skip
     wrist = Rotation.from_euler("xz", bend.clip([-60, -20], [55, 25]), degrees=True)
-    if orientations == "so3":
-        start = Rotation.from_quat(rng.normal(size=4))
-        hand = start * Rotation.from_rotvec(0.5 * smooth_noise(rng, times, 3, 28.0))
-        forearm = hand * wrist.inv()
-    else:
-        mean, between, within = np.array([[20.0, 4.0, 50.0], [20.0, 16.0, 30.0], [9.0, 9.0, 15.0]])
-        angles = mean + between * rng.normal(size=3) + within * smooth_noise(rng, times, 3, 24.0)
-        angles = angles.clip([-50, -22, -45], [95, 60, 165])
-        forearm = Rotation.from_euler("ZXY", angles, degrees=True)
-        hand = forearm * wrist
+    mean, between, within = np.array([[20.0, 4.0, 50.0], [20.0, 16.0, 30.0], [9.0, 9.0, 15.0]])
+    angles = mean + between * rng.normal(size=3) + within * smooth_noise(rng, times, 3, 24.0)
+    forearm = Rotation.from_euler("ZXY", angles.clip([-50, -22, -45], [95, 60, 165]), degrees=True)
+    hand = forearm * wrist
     return hand.as_matrix() @ flat_forward, -forearm.as_matrix()[:, :, 1]
 
 

@@ -8,8 +8,6 @@ seen at a grazing angle, ragged silhouettes and a few weak spots return nothing;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -57,19 +55,15 @@ def shadow(depth_m: Map, focal_px: float) -> NDArray[np.bool_]:
     return blocked
 
 
-@dataclass(frozen=True)
 class DepthSensor:
     """One device: the fixed pattern of its noise."""
 
-    pattern: Map
-    """(H + 64, W + 64) unit variance, alike among neighbours; each frame looks at another window of it."""
-    focal_px: float
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator, focal_px: float) -> DepthSensor:
-        """A device with a pattern of its own."""
+    def __init__(self, rng: np.random.Generator, focal_px: float) -> None:
+        """A device with a pattern of its own; `focal_px` is of the picture's camera."""
         pattern = cv2.GaussianBlur(rng.standard_normal((HEIGHT + 64, WIDTH + 64), np.float32), (0, 0), 1.4)
-        return cls(pattern / pattern.std(), focal_px)
+        # Unit variance, alike among neighbours; each frame looks at another window of it.
+        self._pattern = pattern / pattern.std()
+        self._focal_px = focal_px
 
     def measure(self, rng: np.random.Generator, clean_m: Map, cosine: Map) -> Map:
         """One depth picture.
@@ -83,16 +77,13 @@ class DepthSensor:
             (480, 640) metres in whole steps, 0 where nothing came back.
         """
         a, b = rng.integers(0, 64, 2)
-        pattern = self.pattern[a : a + HEIGHT, b : b + WIDTH]
+        pattern = self._pattern[a : a + HEIGHT, b : b + WIDTH]
         noisy = clean_m + pattern * noise_sigma_m(clean_m, cosine)
-        measured = np.round(noisy / np.float32(STEP_M)) * np.float32(STEP_M)
+        measured: Map = np.round(noisy / np.float32(STEP_M)) * np.float32(STEP_M)
         jump = np.zeros(clean_m.shape, np.uint8)
         jump[:, 1:] = np.abs(clean_m[:, 1:] - clean_m[:, :-1]) > _JUMP_M
         jump[1:] |= (np.abs(clean_m[1:] - clean_m[:-1]) > _JUMP_M).view(np.uint8)
         ragged = (cv2.dilate(jump, np.ones((3, 3), np.uint8)) > 0) & (pattern > 1.0)
-        weak = (
-            cv2.resize(rng.random((30, 40), np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
-            > 0.99
-        )
-        measured[shadow(clean_m, self.focal_px) | ragged | weak | (cosine < GRAZING_COSINE)] = 0.0
-        return measured.astype(np.float32, copy=False)
+        weak = cv2.resize(rng.random((30, 40), np.float32), (WIDTH, HEIGHT)) > 0.99
+        measured[shadow(clean_m, self._focal_px) | ragged | weak | (cosine < GRAZING_COSINE)] = 0.0
+        return measured

@@ -1,12 +1,9 @@
-"""One frame as one camera sees it: hand, forearm, object and surroundings, shaded, with depth and
-segmentation.
+"""One frame as one camera sees it: hand, forearm, object and surroundings, shaded, with depth.
 
 Frame: OpenCV camera, metres. `Stage` holds what stays the same while one camera films one motion.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -30,8 +27,8 @@ from src.hand.joints import MANO16
 from src.render.rasterizer import Fragments, rasterize
 from src.runtime.seed import stream
 
-BACKGROUND, HAND, OBJECT, FOREARM, SLEEVE = range(5)
-"""Values of the segmentation."""
+_HAND, _OBJECT, _FOREARM, _SLEEVE = range(1, 5)
+"""Labels of what is drawn; 0 is the room."""
 
 _ARM_M = np.array([0.006, 0.014, 0.024, 0.036, 0.052, 0.075, 0.11, 0.16, 0.22, 0.30, 0.46, 0.461])
 """Distances of the forearm's rings from the wrist's edge; it leaves the picture, the last ring closes it."""
@@ -39,37 +36,6 @@ _ARM_M = np.array([0.006, 0.014, 0.024, 0.036, 0.052, 0.075, 0.11, 0.16, 0.22, 0
 _ARM_WIDER = np.array([0.0] * 11 + [-1.4])
 _SLEEVE_RINGS = 5
 _SLEEVE_WIDER = np.full(_SLEEVE_RINGS, 0.16)
-
-
-@dataclass(frozen=True)
-class RenderedFrame:
-    """What the camera and the depth sensor saw, and what was really there."""
-
-    rgb: NDArray[np.uint8]
-    """(480, 640, 3)."""
-    depth_m: Image
-    """(480, 640) measured z, 0 where nothing came back."""
-    clean_depth_m: Image
-    """(480, 640) true z."""
-    cosine: Image
-    """(480, 640) between the surface's normal and the ray; 1 for the surroundings."""
-    segmentation: NDArray[np.uint8]
-    """(480, 640) BACKGROUND, HAND, OBJECT, FOREARM or SLEEVE."""
-
-
-@dataclass(frozen=True)
-class _Look:
-    """Light, camera tone and clothes."""
-
-    light: Image
-    ambient: float
-    gloss: float
-    tone: Image
-    blur: float
-    grain: NDArray[np.int16]
-    sleeve_from_m: float | None
-    sleeve_texture: Image
-    object_texture: Image
 
 
 class Stage:
@@ -87,11 +53,26 @@ class Stage:
         anatomy = rig.anatomy(motion.betas)
         self._axis = -anatomy.distal
         self._atlas = skin_atlas(person, anatomy)
-        self._look = _draw_look(rng, person)
+        self._draw_light(rng)
+        self._sleeve_from_m = float(person.uniform(0.02, 0.11)) if person.random() < 0.6 else None
+        cloth = texture(person, 96, 96) * (1 + 0.2 * noise(person, 96, 96, cells=24, octaves=1, channels=1))
+        self._textures = {_SLEEVE: cloth, _OBJECT: texture(person, 128, 256)}
         room, self._room_depth = surroundings(rng, camera)
-        self._room = (room * self._look.tone).clip(0, 255).astype(np.uint8)
-        self._sensor = DepthSensor.draw(rng, float(camera.intrinsics_px[0, 0]))
+        self._room = (room * self._tone).clip(0, 255).astype(np.uint8)
+        self._sensor = DepthSensor(rng, float(camera.intrinsics_px[0, 0]))
         self._build_mesh(anatomy)
+
+    def _draw_light(self, rng: np.random.Generator) -> None:
+        """Random light of the room, tone and grain of the camera."""
+        light = rng.normal(size=3) * [0.8, 0.4, 0.4] + [0.0, -0.8, -0.7]
+        size = (HEIGHT + 64, WIDTH + 64, 1)
+        grain = rng.standard_normal(size, np.float32) * np.float32(rng.uniform(1.2, 4.5))
+        tint = 1.0 + rng.normal(size=3) * 0.05
+        self._light = (light / np.linalg.norm(light)).astype(np.float32)
+        self._ambient, self._gloss = rng.uniform(0.34, 0.62), rng.uniform(0.0, 0.14)
+        self._tone = (tint * rng.uniform(0.75, 1.1)).astype(np.float32)
+        self._blur = rng.uniform(0.5, 0.9)
+        self._grain = np.repeat(grain.round().clip(-40, 40).astype(np.int16), 3, axis=2)
 
     def _build_mesh(self, anatomy: Anatomy) -> None:
         """Faces, labels and the attributes that never change.
@@ -105,15 +86,15 @@ class Stage:
         arm[:, 0] += np.repeat(_ARM_M, len(loop))
         count = len(skin) + len(arm)
         rings = np.arange(len(skin), count).reshape(len(_ARM_M), -1)
-        parts = [(HAND, self._rig.faces, skin), (FOREARM, _tube(np.vstack([loop, rings])), arm)]
-        if self._look.sleeve_from_m is not None:
+        parts = [(_HAND, self._rig.faces, skin), (_FOREARM, _tube(np.vstack([loop, rings])), arm)]
+        if self._sleeve_from_m is not None:
             around, along = np.meshgrid(np.linspace(0, 1, len(loop)), np.linspace(0, 1, _SLEEVE_RINGS))
             cloth = np.stack([np.abs(2 * around - 1), along, 0 * along], -1).reshape(-1, 3)
             rings = np.arange(count, count + len(cloth)).reshape(_SLEEVE_RINGS, -1)
-            parts.append((SLEEVE, _tube(rings), cloth))
+            parts.append((_SLEEVE, _tube(rings), cloth))
             count += len(cloth)
         self._object_vertices, object_faces, uv = self._motion.held.mesh()
-        parts.append((OBJECT, count + object_faces, np.column_stack([uv, np.zeros(len(uv))])))
+        parts.append((_OBJECT, count + object_faces, np.column_stack([uv, np.zeros(len(uv))])))
         self._label = np.concatenate([np.full(len(faces), label, np.uint8) for label, faces, _ in parts])
         self._faces = np.concatenate([faces for _, faces, _ in parts])
         self._static = np.concatenate([static for _, _, static in parts]).astype(np.float32)
@@ -123,37 +104,39 @@ class Stage:
             (len(self._static), len(self._faces)),
         )
 
-    def draw(self, row: int, hand_vertices_cam_m: Array) -> RenderedFrame:
+    def draw(self, row: int, hand_vertices_cam_m: Array) -> tuple[NDArray[np.uint8], Image]:
         """Draw frame `row` of the motion.
 
         Args:
             row: 0-based.
             hand_vertices_cam_m: (778, 3) of this frame, this camera.
+
+        Returns:
+            (480, 640, 3) RGB and (480, 640) measured z, metres, 0 where nothing came back.
         """
         camera, motion = self._camera, self._motion
         rng = stream(self._seed, "frame", motion.number, self._digit, int(motion.frame_ids[row]))
         held = camera.to_camera(self._object_vertices @ motion.object_rotation[row].T + motion.object_m[row])
         vertices = np.concatenate([hand_vertices_cam_m, *self._arm(row, hand_vertices_cam_m), held])
-        one_sided = self._label == HAND
-        k = camera.intrinsics_px
+        k, one_sided = camera.intrinsics_px, self._label == _HAND
         seen = rasterize(vertices, self._faces, k, WIDTH, HEIGHT, near_m=0.08, one_sided=one_sided)
         front = seen.depth_m < self._room_depth.ravel()[seen.pixel]
         seen = Fragments(
             seen.pixel[front], seen.triangle[front], seen.barycentric[front], seen.depth_m[front]
         )
+        label = self._label[seen.triangle]
         depth, cosine = self._room_depth.copy(), np.ones((HEIGHT, WIDTH), np.float32)
-        segmentation = np.zeros((HEIGHT, WIDTH), np.uint8)
-        depth.ravel()[seen.pixel] = seen.depth_m
-        segmentation.ravel()[seen.pixel] = self._label[seen.triangle]
+        drawn = np.zeros((HEIGHT, WIDTH), np.float32)
+        depth.ravel()[seen.pixel], drawn.ravel()[seen.pixel] = seen.depth_m, 1
         normal, view, static = self._surface(seen, vertices)
         cosine.ravel()[seen.pixel] = np.einsum("pi,pi->p", normal, view)
         box = _box_around(seen.pixel)
-        occluded = _crevices(depth, segmentation, box).ravel()[seen.pixel]
-        colour = self._shade(self._albedo(self._label[seen.triangle], static), normal, view, occluded)
+        occluded = _crevices(depth, drawn, box).ravel()[seen.pixel]
+        colour = self._shade(self._albedo(label, static), normal, view, occluded)
         rgb = self._room.copy()
         rgb.reshape(-1, 3)[seen.pixel] = colour.clip(0, 255)
         rgb = self._lens(rng, rgb, box)
-        return RenderedFrame(rgb, self._sensor.measure(rng, depth, cosine), depth, cosine, segmentation)
+        return rgb, self._sensor.measure(rng, depth, cosine)
 
     def _arm(self, row: int, hand: Array) -> list[Array]:
         """Rings of the forearm and the sleeve: the wrist's edge carried along a curve towards the elbow."""
@@ -161,8 +144,8 @@ class Stage:
         start = self._camera.rotation @ self._motion.wrist_rotation[row] @ self._axis
         elbow = self._camera.rotation @ self._motion.elbow_direction[row]
         rings = [_carry(loop, start, elbow, _ARM_M, _ARM_WIDER)]
-        if self._look.sleeve_from_m is not None:
-            cuff = np.linspace(self._look.sleeve_from_m, _ARM_M[-1] + 0.01, _SLEEVE_RINGS)
+        if self._sleeve_from_m is not None:
+            cuff = np.linspace(self._sleeve_from_m, _ARM_M[-1] + 0.01, _SLEEVE_RINGS)
             rings.append(_carry(loop, start, elbow, cuff, _SLEEVE_WIDER))
         return rings
 
@@ -180,10 +163,8 @@ class Stage:
         normal = _unit_rows(mixed[:, :3])
         k = self._camera.intrinsics_px
         y, x = np.divmod(seen.pixel, WIDTH)
-        view = np.stack([(k[0, 2] - x) / k[0, 0], (k[1, 2] - y) / k[1, 1], np.full(len(x), -1.0)], 1).astype(
-            np.float32
-        )
-        view = _unit_rows(view)
+        view = np.stack([(k[0, 2] - x) / k[0, 0], (k[1, 2] - y) / k[1, 1], np.full(len(x), -1.0)], 1)
+        view = _unit_rows(view.astype(np.float32))
         # A normal looks to the side from which its triangle is seen; smoothing may carry it beyond the
         # silhouette.
         seen_from_behind = np.einsum("pi,pi->p", face_normal.astype(np.float32)[seen.triangle], view) < 0
@@ -196,55 +177,33 @@ class Stage:
     def _albedo(self, label: NDArray[np.uint8], static: Image) -> Image:
         """(P, 3) colour before light."""
         colour = np.empty((len(label), 3), np.float32)
-        skin = (label == HAND) | (label == FOREARM)
+        skin = (label == _HAND) | (label == _FOREARM)
         colour[skin] = self._atlas.sample(static[skin, :2], static[skin, 2])
-        textures = {SLEEVE: self._look.sleeve_texture, OBJECT: self._look.object_texture}
-        for part, picture in textures.items():
-            uv = static[label == part, :2] % 1.0
+        for part, picture in self._textures.items():
             h, w = picture.shape[:2]
-            colour[label == part] = picture[
-                (uv[:, 1] * (h - 1)).astype(int), (uv[:, 0] * (w - 1)).astype(int)
-            ]
+            x, y = (static[label == part, :2] % 1.0).T
+            colour[label == part] = picture[(y * (h - 1)).astype(int), (x * (w - 1)).astype(int)]
         return colour
 
     def _shade(self, albedo: Image, normal: Image, view: Image, occluded: Image) -> Image:
         """(P, 3) lit colour: soft sky, one lamp with wrapped falloff, a little gloss, darker crevices."""
-        look = self._look
-        lamp = normal @ look.light
+        lamp = normal @ self._light
         diffuse = ((lamp + np.float32(0.2)) / np.float32(1.2)).clip(0)
         sky = np.float32(0.72) - np.float32(0.28) * normal[:, 1]
-        half = _unit_rows(look.light + view)
+        half = _unit_rows(self._light + view)
         gloss = np.einsum("pi,pi->p", normal, half).clip(0) ** 24
         open_sky = 1 - occluded
-        strength = look.ambient * sky * open_sky + (1.12 - look.ambient) * diffuse * (1 - 0.6 * occluded)
-        shine = np.float32(255 * look.gloss) * gloss * open_sky
-        return np.asarray((albedo * strength[:, None] + shine[:, None]) * look.tone, np.float32)
+        strength = self._ambient * sky * open_sky
+        strength += (1.12 - self._ambient) * diffuse * (1 - 0.6 * occluded)
+        shine = np.float32(255 * self._gloss) * gloss * open_sky
+        return np.asarray((albedo * strength[:, None] + shine[:, None]) * self._tone, np.float32)
 
     def _lens(self, rng: np.random.Generator, rgb: NDArray[np.uint8], box: Window) -> NDArray[np.uint8]:
         """Soft edges around what was drawn, and sensor grain."""
-        rgb[box] = cv2.GaussianBlur(rgb[box], (0, 0), self._look.blur)
+        rgb[box] = cv2.GaussianBlur(rgb[box], (0, 0), self._blur)
         a, b = rng.integers(0, 64, 2)
-        grain = self._look.grain[a : a + HEIGHT, b : b + WIDTH]
+        grain = self._grain[a : a + HEIGHT, b : b + WIDTH]
         return np.asarray(cv2.add(rgb, grain, dtype=cv2.CV_8U), np.uint8)
-
-
-def _draw_look(rng: np.random.Generator, person: np.random.Generator) -> _Look:
-    """Random light and tone of one view, and the person's clothes and object."""
-    light = rng.normal(size=3) * [0.8, 0.4, 0.4] + [0.0, -0.8, -0.7]
-    grain = rng.standard_normal((HEIGHT + 64, WIDTH + 64, 1), np.float32) * np.float32(rng.uniform(1.2, 4.5))
-    tint = 1.0 + rng.normal(size=3) * 0.05
-    return _Look(
-        light=(light / np.linalg.norm(light)).astype(np.float32),
-        ambient=float(rng.uniform(0.34, 0.62)),
-        gloss=float(rng.uniform(0.0, 0.14)),
-        tone=(tint * rng.uniform(0.75, 1.1)).astype(np.float32),
-        blur=float(rng.uniform(0.5, 0.9)),
-        grain=np.repeat(grain.round().clip(-40, 40).astype(np.int16), 3, axis=2),
-        sleeve_from_m=float(person.uniform(0.02, 0.11)) if person.random() < 0.6 else None,
-        sleeve_texture=texture(person, 96, 96)
-        * (1 + 0.2 * noise(person, 96, 96, cells=24, octaves=1, channels=1)),
-        object_texture=texture(person, 128, 256),
-    )
 
 
 def _carry(loop: Array, start: Array, elbow: Array, distances: Array, wider: Array) -> Array:
@@ -292,10 +251,9 @@ def _backness(rig: Rig, anatomy: Anatomy) -> Image:
     return np.clip(0.5 + 1.6 * up, 0, 1).astype(np.float32)
 
 
-def _crevices(depth: Image, segmentation: NDArray[np.uint8], box: Window) -> Image:
+def _crevices(depth: Image, drawn: Image, box: Window) -> Image:
     """(480, 640) in [0, 0.5]: how far a surface lies behind its neighbourhood, at two sizes, inside `box`."""
-    drawn = (segmentation[box] > 0).astype(np.float32)
-    here = depth[box]
+    here, drawn = depth[box], drawn[box]
     near = here * drawn
     out = np.zeros_like(depth)
     for size in (9, 25):

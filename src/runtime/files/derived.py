@@ -1,7 +1,7 @@
 """The store of what is derived: made once from inputs that have a fingerprint, opened by its identity.
 
-Annotation index, official ground truth, crops, baselines and the hand's arrays can all be made again from
-their inputs. Each is a folder of files that never change:
+Annotation index, official ground truth, crops and baselines can all be made again from their inputs. Each is
+a folder of files that never change:
 
     <place>/<name>-<key>-<mark>/    key: digest of the fingerprint; mark: drawn anew at each making
         derived.json                fingerprint, facts, size and CRC-32 of each file; written last
