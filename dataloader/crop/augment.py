@@ -203,7 +203,7 @@ def _noise_table(at_least: int) -> NDArray[np.int16]:
     Drawing them for each sample would take longer than resampling its picture.
     """
     normal = stream(0, "depth noise").standard_normal(_NOISE_NUMBERS + at_least, dtype=np.float32)
-    return np.rint(normal * np.float32(DEPTH_NOISE_M / DEPTH_UNIT_M)).astype(np.int16)
+    return np.asarray(np.rint(normal * np.float32(DEPTH_NOISE_M / DEPTH_UNIT_M)), np.int16)
 
 
 def _colour_matrix(strength: float, rng: np.random.Generator) -> NDArray[np.float32]:

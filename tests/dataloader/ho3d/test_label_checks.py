@@ -19,7 +19,7 @@ from dataloader.ho3d.label_checks import MIN_IN_PICTURE, common_sizes, find_faul
 from dataloader.ho3d.layout import frame_path, read_list
 from dataloader.ho3d.meta import META_DTYPE, ListName, read_meta
 from dataloader.ho3d.unusable import Fault, Reason
-from dataloader.pictures.picture_header import picture_size
+from dataloader.pictures.decode import picture_size
 from dataloader.synthetic.writer import Parameters
 from dataloader.synthetic.writer import write_tree as write_synthetic
 from src.config import AugmentationConfig, DatasetConfig
