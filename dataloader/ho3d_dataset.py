@@ -150,7 +150,7 @@ class HO3DDataset:
         if shown:
             depth[:] = disturb_depth(warp_depth(frame.depth(window), camera, window), change)
             z_ref = z_ref_from_depth(depth, camera)
-        return _Crop(camera, change.colour(), z_ref_from_box(camera) if z_ref is None else z_ref, shown)
+        return _Crop(camera, change.colour_affine, z_ref_from_box(camera) if z_ref is None else z_ref, shown)
 
     def _open(self, sample: int) -> CachedFrame | PictureFrame:
         """The pixels of a sample, which have the size (H, W) that they had when the index was made."""

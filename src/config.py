@@ -216,9 +216,7 @@ class AugmentationConfig:
     roll_deg: float = _number(180.0, ge=0.0, le=180.0)
     """Roll about the optical axis, uniform in +-roll_deg degrees."""
     scale: float = _number(0.15, ge=0.0, lt=0.9)
-    """Crop side times a factor uniform in [1 - scale, 1 + scale]."""
-    shift: float = _number(0.1, ge=0.0, le=0.5)
-    """Crop centre moved by up to this share of the hand's box side, in x and in y.
+    """Crop side times a factor uniform in [1 - scale, 1 + scale].
 
     A crop that roll, scale and shift would leave with less than 2 % of the picture keeps its place.
     """
@@ -226,14 +224,9 @@ class AugmentationConfig:
     """Strength of brightness, contrast, saturation and white balance."""
     p_occluder: float = _number(0.3, ge=0.0, le=1.0)
     """Probability that shapes are painted over picture and depth."""
-    p_depth_holes: float = _number(0.5, ge=0.0, le=1.0)
-    """Probability that patches of depth are removed."""
-    depth_noise_m: float = _number(0.002, ge=0.0, le=0.05)
-    """Standard deviation of the noise added to depth, metres."""
     calm_share: float = _number(0.0, ge=0.0, le=1.0)
-    """Share of the epochs, the last ones, in whole epochs, whose samples look more like those scored."""
-    calm_strength: float = _number(0.25, ge=0.0, le=1.0)
-    """Factor on ranges and probabilities in them."""
+    """Share of the epochs, the last ones, in whole epochs, whose samples look more like those scored:
+    all ranges and probabilities are a quarter."""
 
 
 @dataclass(frozen=True, kw_only=True)

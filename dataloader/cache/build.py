@@ -130,7 +130,7 @@ def _why_not(cache: Derived, wanted: dict[str, Any], geometry: Geometry) -> str 
     if not Geometry(**found["geometry"]).covers(geometry):
         return (
             "its crops reach less far than model.image_size, dataset.box_scale and augmentation.{roll_deg, "
-            f"scale, shift}} now ask for: {found['geometry']}, want {wanted['geometry']}"
+            f"scale}} now ask for: {found['geometry']}, want {wanted['geometry']}"
         )
     return None
 

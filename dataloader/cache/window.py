@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader.crop.augment import MAX_SHIFT
 from dataloader.crop.camera import FOOTPRINT_MARGIN_PX
 from dataloader.ho3d.meta import ListName
 from src.config import RunConfig
@@ -56,7 +57,7 @@ def geometry_of(config: RunConfig, name: ListName) -> Geometry:
         half_height=side * height / min(height, width),
         half_width=side * width / min(height, width),
         roll_deg=change.roll_deg if moved else 0.0,
-        shift=change.shift if moved else 0.0,
+        shift=MAX_SHIFT if moved else 0.0,
     )
 
 

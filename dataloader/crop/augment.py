@@ -7,10 +7,9 @@ sample_index): the same for any number of workers or ranks, and whether or not d
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import cv2
@@ -23,6 +22,15 @@ from src.schema import DEPTH_UNIT_M
 
 Modality = Literal["train", "rgbd", "rgb"]
 """train: depth dropped at random; rgbd: always shown; rgb: never shown."""
+
+MAX_SHIFT = 0.1
+"""Crop centre moved by up to this share of the hand's box side, in x and in y: detectors are that inexact."""
+P_HOLES = 0.5
+"""Probability that patches of depth are removed, as a sensor loses them on dark and slanted skin."""
+DEPTH_NOISE_M = 0.002
+"""Standard deviation of the noise on each depth value, metres: a depth sensor's at arm's length."""
+CALM_STRENGTH = 0.25
+"""Factor on ranges and probabilities in calm epochs; the sensor's noise stays."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _MAX_OCCLUDERS = 3
@@ -56,20 +64,14 @@ class Augmentation:
     """Factor on the side of the box."""
     shift: tuple[float, float] = (0.0, 0.0)
     """Displacement of the box's centre in box sides, x and y of the picture."""
-    colour_affine: NDArray[np.float32] | None = None
-    """(3, 4) rgb' = A [r, g, b, 1] on [0, 1]; None: unchanged. Applied on the device."""
+    colour_affine: NDArray[np.float32] = field(default_factory=lambda: np.eye(3, 4, dtype=np.float32))
+    """(3, 4) rgb' = A [r, g, b, 1] on [0, 1]. Applied on the device."""
     occluders: tuple[Patch, ...] = ()
     """Shapes painted over the picture and put in front of the depth."""
     holes: tuple[Patch, ...] = ()
     """Shapes in which depth is removed."""
-    depth_noise_m: float = 0.0
-    """Standard deviation of the noise on each depth value."""
-    noise_seed: int = 0
-    """Where its numbers begin in a table of them."""
-
-    def colour(self) -> NDArray[np.float32]:
-        """(3, 4) colour matrix, [I | 0] where nothing changes."""
-        return np.eye(3, 4, dtype=np.float32) if self.colour_affine is None else self.colour_affine
+    noise_seed: int | None = None
+    """Where the numbers of the noise on depth begin in a table of them; None: no noise."""
 
 
 UNCHANGED = Augmentation()
@@ -87,7 +89,7 @@ def epoch_notes(config: AugmentationConfig, epoch: int, num_epochs: int) -> list
         return []
     return [
         f"Epoch {epoch} of {num_epochs} is calm: augmentation's ranges and probabilities x "
-        f"{config.calm_strength:g}, so its training loss is lower"
+        f"{CALM_STRENGTH:g}, so its training loss is lower"
     ]
 
 
@@ -103,54 +105,34 @@ class Augmenter:
 
     def draw(self, epoch: int, sample_index: int) -> Augmentation:
         """The augmentation of one sample in one epoch; see `draw`."""
-        ranges = self.config if epoch < self.calm_from else _calm(self.config)
-        return draw(ranges, self.seed, epoch, sample_index)
+        strength = 1.0 if epoch < self.calm_from else CALM_STRENGTH
+        return draw(self.config, self.seed, epoch, sample_index, strength)
 
 
-@functools.lru_cache(maxsize=8)
-def _calm(config: AugmentationConfig) -> AugmentationConfig:
-    """Ranges and probabilities times calm_strength; the sensor's noise stays."""
-    return dataclasses.replace(
-        config,
-        roll_deg=config.roll_deg * config.calm_strength,
-        scale=config.scale * config.calm_strength,
-        shift=config.shift * config.calm_strength,
-        colour=config.colour * config.calm_strength,
-        p_occluder=config.p_occluder * config.calm_strength,
-        p_depth_holes=config.p_depth_holes * config.calm_strength,
-    )
-
-
-def draw(config: AugmentationConfig, seed: int, epoch: int, sample_index: int) -> Augmentation:
+def draw(
+    config: AugmentationConfig, seed: int, epoch: int, sample_index: int, strength: float = 1.0
+) -> Augmentation:
     """The augmentation of one training sample in one epoch.
 
     Args:
-        config: ranges; `enabled: false` gives `UNCHANGED`.
+        config: ranges.
         seed: the run's seed.
         epoch: pass over the training split.
         sample_index: row of the split.
+        strength: factor on ranges and probabilities.
     """
-    if not config.enabled:
-        return UNCHANGED
     rng = stream(seed, "augment", epoch, sample_index)
-    roll = math.radians(config.roll_deg) * rng.uniform(-1, 1)
-    scale = 1 + config.scale * rng.uniform(-1, 1)
-    shift = config.shift * rng.uniform(-1, 1, 2)
-    colour = _colour_matrix(config.colour, rng)
-    count = int(rng.integers(1, _MAX_OCCLUDERS + 1)) if rng.random() < config.p_occluder else 0
+    roll = math.radians(config.roll_deg * strength) * rng.uniform(-1, 1)
+    scale = 1 + config.scale * strength * rng.uniform(-1, 1)
+    shift = MAX_SHIFT * strength * rng.uniform(-1, 1, 2)
+    colour = _colour_matrix(config.colour * strength, rng)
+    count = int(rng.integers(1, _MAX_OCCLUDERS + 1)) if rng.random() < config.p_occluder * strength else 0
     occluders = tuple(_occluder(rng) for _ in range(count))
-    count = int(rng.integers(1, _MAX_HOLES + 1)) if rng.random() < config.p_depth_holes else 0
+    count = int(rng.integers(1, _MAX_HOLES + 1)) if rng.random() < P_HOLES * strength else 0
     holes = tuple(Patch(_star(rng, 0.03, 0.12)) for _ in range(count))
-    noise_seed = int(rng.integers(2**63))
+    place = (float(shift[0]), float(shift[1]))
     return Augmentation(
-        roll_rad=float(roll),
-        scale=float(scale),
-        shift=(float(shift[0]), float(shift[1])),
-        colour_affine=colour,
-        occluders=occluders,
-        holes=holes,
-        depth_noise_m=config.depth_noise_m,
-        noise_seed=noise_seed,
+        float(roll), float(scale), place, colour, occluders, holes, noise_seed=int(rng.integers(2**63))
     )
 
 
@@ -187,7 +169,7 @@ def disturb_depth(depth: NDArray[np.uint16], augmentation: Augmentation) -> NDAr
     Returns:
         (H, W) uint16; values that were not measured stay 0 except under an occluder.
     """
-    if not (augmentation.occluders or augmentation.holes or augmentation.depth_noise_m):
+    if augmentation is UNCHANGED:
         return depth
     out = depth.copy()
     if augmentation.occluders:
@@ -200,15 +182,13 @@ def disturb_depth(depth: NDArray[np.uint16], augmentation: Augmentation) -> NDAr
             cv2.fillPoly(out, [_pixels(patch, out.shape)], (value,))
     for patch in augmentation.holes:
         cv2.fillPoly(out, [_pixels(patch, out.shape)], (0,))
-    return _add_noise(out, augmentation)
+    return out if augmentation.noise_seed is None else _add_noise(out, augmentation.noise_seed)
 
 
-def _add_noise(depth: NDArray[np.uint16], augmentation: Augmentation) -> NDArray[np.uint16]:
-    """Gaussian noise on measured values: a stretch, chosen by noise_seed, of numbers drawn once."""
-    if augmentation.depth_noise_m == 0:
-        return depth
-    table = _noise_table(augmentation.depth_noise_m, depth.size)
-    start = augmentation.noise_seed % (len(table) - depth.size + 1)
+def _add_noise(depth: NDArray[np.uint16], seed: int) -> NDArray[np.uint16]:
+    """Gaussian noise on measured values: a stretch, chosen by a seed, of numbers drawn once."""
+    table = _noise_table(depth.size)
+    start = seed % (len(table) - depth.size + 1)
     noise = table[start : start + depth.size].reshape(depth.shape)
     noisy = np.asarray(cv2.add(depth, noise, dtype=cv2.CV_16U), np.uint16)  # saturates
     noisy |= noisy == 0  # what was measured stays measured
@@ -217,14 +197,13 @@ def _add_noise(depth: NDArray[np.uint16], augmentation: Augmentation) -> NDArray
 
 
 @functools.lru_cache(maxsize=4)
-def _noise_table(sigma_m: float, at_least: int) -> NDArray[np.int16]:
+def _noise_table(at_least: int) -> NDArray[np.int16]:
     """Normal deviates in whole units of DEPTH_UNIT_M, more than `at_least`.
 
     Drawing them for each sample would take longer than resampling its picture.
     """
     normal = stream(0, "depth noise").standard_normal(_NOISE_NUMBERS + at_least, dtype=np.float32)
-    whole = np.rint(normal * np.float32(sigma_m / DEPTH_UNIT_M))
-    return np.asarray(np.clip(whole, -(2**15), 2**15 - 1), np.int16)
+    return np.asarray(np.rint(normal * np.float32(DEPTH_NOISE_M / DEPTH_UNIT_M)), np.int16)
 
 
 def _colour_matrix(strength: float, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -39,7 +39,7 @@ from dataloader.ho3d.layout import (
 from dataloader.ho3d.meta import META_DTYPE, ListName, read_meta
 from dataloader.ho3d.truth import read_evaluation_joints, truth_digest
 from dataloader.ho3d.unusable import Fault, FrameError, Reason, UnusableFrames
-from dataloader.pictures.picture_header import picture_size
+from dataloader.pictures.decode import picture_size
 from src.config import DERIVED_FOLDER, DatasetConfig
 from src.errors import DataError
 from src.geometry.rotation import rotation_from_aa

@@ -31,6 +31,14 @@ REPLACED = {
         "is gone: with turned scenes a run scored to a hundredth of a millimetre what it did without",
     ),
     "augmentation.view_from_epoch": Replaced(TRAINING_ONLY, "is gone, with augmentation.view_deg"),
+    "augmentation.shift": Replaced(TRAINING_ONLY, "is gone: crops move by up to a tenth of the box's side"),
+    "augmentation.p_depth_holes": Replaced(
+        TRAINING_ONLY, "is gone: every second sample has holes in its depth"
+    ),
+    "augmentation.depth_noise_m": Replaced(TRAINING_ONLY, "is gone: the noise on depth is 2 mm"),
+    "augmentation.calm_strength": Replaced(
+        TRAINING_ONLY, "is gone: in calm epochs ranges and probabilities are a quarter"
+    ),
     # Weights of another stem do not fit into the network, which says so.
     "model.stem": Replaced(
         TRAINING_ONLY, "is gone: the preset decides (convolutions in tiny, a patch projection in the others)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
+from dataloader.crop.augment import UNCHANGED, Augmentation, Augmenter
+from dataloader.ho3d_dataset import HO3DDataset
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
 from src.render.rasterizer import rasterize
@@ -26,8 +29,23 @@ WALL_M = 0.15
 """From the farthest point of a rendered hand to the wall behind it."""
 SKIN = (210, 160, 130)
 """RGB of a rendered hand; its wall is dark."""
-NO_PIXEL_CHANGE = {"colour": 0.0, "p_occluder": 0.0, "p_depth_holes": 0.0, "depth_noise_m": 0.0}
-"""Settings of augmentation that leave the geometric part alone."""
+
+
+class GeometryAlone(Augmenter):
+    """Draws that move a crop and leave its pixels as they are."""
+
+    def draw(self, epoch: int, sample_index: int) -> Augmentation:
+        """Roll, scale and shift."""
+        drawn = super().draw(epoch, sample_index)
+        return dataclasses.replace(UNCHANGED, roll_rad=drawn.roll_rad, scale=drawn.scale, shift=drawn.shift)
+
+
+def geometry_alone(train: HO3DDataset) -> HO3DDataset:
+    """A training split with its depth, moved, its pixels as they are."""
+    drawn = train.augmenter
+    assert drawn is not None
+    alone = GeometryAlone(drawn.config, drawn.seed, drawn.calm_from)
+    return dataclasses.replace(train, modality="rgbd", augmenter=alone)
 
 
 @dataclass(frozen=True)

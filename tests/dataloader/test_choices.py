@@ -94,9 +94,7 @@ def test_an_occluder_stands_at_its_place_before_the_hand() -> None:
 def test_noise_is_another_in_each_sample() -> None:
     """One pattern for all samples is a texture that a network learns."""
     depth = np.full((40, 40), 5000, np.uint16)
-    first, second = (
-        disturb_depth(depth, Augmentation(depth_noise_m=0.002, noise_seed=k)) for k in (7, 77_777)
-    )
+    first, second = (disturb_depth(depth, Augmentation(noise_seed=k)) for k in (7, 77_777))
     apart = (first.astype(float) - 5000).ravel(), (second.astype(float) - 5000).ravel()
     # 1600 independent pairs: three standard errors of a correlation are 0.075.
     assert abs(np.corrcoef(*apart)[0, 1]) < 0.08

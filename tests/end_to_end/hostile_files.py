@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 
 from dataloader.cache.crop_cache import TABLE, TABLE_DTYPE, CropCache
-from dataloader.pictures.decode import read_depth_bytes, read_rgb
-from dataloader.pictures.picture_header import picture_size
+from dataloader.pictures.decode import picture_size, read_depth_bytes, read_rgb
 from src.config import RunConfig
 from src.config_file import load_config
 from src.errors import UTNetError

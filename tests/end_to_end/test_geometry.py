@@ -13,11 +13,12 @@ from dataloader.build import build_dataset
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.synthetic.scene.depth_sensor import noise_sigma_m
-from src.config import AugmentationConfig, DatasetConfig, ManoConfig, ModelConfig, RunConfig
+from src.config import DatasetConfig, ManoConfig, ModelConfig, RunConfig
 from src.geometry.camera import project
 from src.hand.mano import ManoLayer
 from src.render.rasterizer import rasterize
 from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, HandBatch
+from tests.dataloader.posed import geometry_alone
 from tests.end_to_end.conftest import Embedded
 
 HEIGHT, WIDTH = 256, 192
@@ -30,10 +31,8 @@ def open_train(root: Path, hand_file: Path) -> tuple[HO3DDataset, ManoLayer]:
         dataset=DatasetConfig(root_dir=root, index_workers=1),
         model=ModelConfig(image_size=(HEIGHT, WIDTH)),
         mano=ManoConfig(model_path=hand_file),
-        augmentation=AugmentationConfig(p_occluder=0, p_depth_holes=0, depth_noise_m=0),
     )
-    dataset = build_dataset(config, "train", hand, show_progress=False)
-    return dataset.view(modality="rgbd", augmented=True), hand
+    return geometry_alone(build_dataset(config, "train", hand, show_progress=False)), hand
 
 
 def depth_errors(sample: HandBatch, hand: ManoLayer) -> tuple[np.ndarray, np.ndarray]:

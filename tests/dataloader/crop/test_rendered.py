@@ -13,7 +13,7 @@ from dataloader.ho3d_dataset import HO3DDataset
 from src.hand.mano import ManoLayer
 from src.render.rasterizer import rasterize
 from src.schema import DEPTH_CLIP, DEPTH_RANGE_M
-from tests.dataloader.posed import NO_PIXEL_CHANGE, write_rendered_hands
+from tests.dataloader.posed import geometry_alone, write_rendered_hands
 from tests.dataloader.tree import run_config
 
 
@@ -22,9 +22,8 @@ def dataset(standin: ManoLayer, tmp_path_factory: pytest.TempPathFactory) -> HO3
     """8 rendered hands before a wall, exact depth."""
     root = tmp_path_factory.mktemp("rendered")
     write_rendered_hands(root, standin, 9)
-    config = run_config(root, image_size=(256, 192), split={"val_percent": 12}, augmentation=NO_PIXEL_CHANGE)
-    train = build_dataset(config, "train", standin, show_progress=False)
-    return train.view(modality="rgbd", augmented=True)
+    config = run_config(root, image_size=(256, 192), split={"val_percent": 12})
+    return geometry_alone(build_dataset(config, "train", standin, show_progress=False))
 
 
 def test_depth_under_a_visible_vertex_is_its_z(standin: ManoLayer, dataset: HO3DDataset) -> None:

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader.crop.augment import UNCHANGED
+from dataloader.crop.augment import MAX_SHIFT, UNCHANGED
 from dataloader.crop.camera import MIN_OVERLAP, covered_share, crop_camera
 from dataloader.ho3d import label_checks
 from dataloader.ho3d.label_checks import MIN_IN_PICTURE, common_sizes, find_faults, label_faults, truth_faults
 from dataloader.ho3d.layout import frame_path, read_list
 from dataloader.ho3d.meta import META_DTYPE, ListName, read_meta
 from dataloader.ho3d.unusable import Fault, Reason
-from dataloader.pictures.picture_header import picture_size
+from dataloader.pictures.decode import picture_size
 from dataloader.synthetic.writer import Parameters
 from dataloader.synthetic.writer import write_tree as write_synthetic
 from src.config import AugmentationConfig, DatasetConfig
@@ -315,7 +315,7 @@ def test_a_frame_that_passed_never_gives_an_empty_crop() -> None:
     changes = [
         dataclasses.replace(UNCHANGED, roll_rad=roll, scale=1 + grow, shift=(shift, shift))
         for roll, grow, shift in itertools.product(
-            np.radians([0, 20, 45, 70]), (-augmentation.scale, augmentation.scale), (0, augmentation.shift)
+            np.radians([0, 20, 45, 70]), (-augmentation.scale, augmentation.scale), (0, MAX_SHIFT)
         )
     ]
     for focal, side, (x, y) in itertools.product(
