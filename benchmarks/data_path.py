@@ -96,7 +96,7 @@ def main() -> None:
         print(f"data_path: {rgb_kib:.0f} KiB a JPEG, {depth_kib:.0f} KiB a depth PNG")
         hand = ManoLayer.from_asset(asset)
         for size in SIZES:
-            data = DatasetConfig(root_dir=root, index_workers=2, num_workers=0)
+            data = DatasetConfig(root_dir=root, num_workers=0)
             config = RunConfig(dataset=data, model=ModelConfig(image_size=size))
             settings = {
                 "no cache": data,

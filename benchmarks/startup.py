@@ -82,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "HO3D"
         _tree(root)
-        data = DatasetConfig(root_dir=root, index_workers=2, num_workers=0)
+        data = DatasetConfig(root_dir=root, num_workers=0)
         config = RunConfig(dataset=data)
         hand = ManoLayer.from_asset(build_standin())
         began, cpu = time.perf_counter(), _cpu_s()

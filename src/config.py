@@ -57,8 +57,6 @@ class DatasetConfig:
     """Folder of the packed annotation index; null: DERIVED_FOLDER inside root_dir."""
     num_workers: int = _number(4, ge=0, le=64)
     """Loader processes per rank; 0 loads in the training process."""
-    index_workers: int = _number(4, ge=1, le=64)
-    """Processes that read the annotations when the index is built, and the pictures for the crop cache."""
     cache: str = "off"
     """Decoded pixels around each hand, written once and memory-mapped.
 
@@ -102,8 +100,6 @@ class SplitConfig:
     A motion of which one camera is named is held out with all its cameras. A relative path starts at
     `dataset.root_dir`; null: motions are drawn.
     """
-    seed: int = _number(42, ge=0)
-    """Seed of the division, apart from the run's seed so that all runs validate on the same frames."""
 
 
 @dataclass(frozen=True, kw_only=True)

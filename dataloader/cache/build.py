@@ -42,6 +42,7 @@ from src.errors import DataError
 from src.runtime.files.derived import Derived, Store
 from src.runtime.files.disk import atomic_write, sync_file
 from src.runtime.log import get_logger
+from src.runtime.machine import worker_count
 from src.runtime.progress import progress
 
 FORMATS = {"raw": 3, "compact": 5}
@@ -175,7 +176,7 @@ def _write(data: DatasetConfig, index: AnnotationIndex, geometry: Geometry, fold
     missing = [part for part in parts if tables[part.number] is None]
     began = time.monotonic()
     if missing:
-        workers = min(data.index_workers, os.cpu_count() or 1, len(missing))
+        workers = min(worker_count(), len(missing))
         _estimate(missing, data.cache_format, what, workers, kept=len(parts) - len(missing))
         written = _written(functools.partial(_write_part, data.cache_format), missing, workers)
         written = progress(written, total=len(missing), desc=f"crop cache ({index.name})", enabled=show)
@@ -213,8 +214,8 @@ def _written(
             yield from pool.map(write, missing)
         except BrokenProcessPool as error:
             raise DataError(
-                "crop cache: a writing process died (out of memory?). Finished parts are kept; lower "
-                "dataset.index_workers and start again."
+                "crop cache: a writing process died (out of memory?). Finished parts are kept; start "
+                "again, on fewer cores (taskset) if memory is short."
             ) from error
 
 

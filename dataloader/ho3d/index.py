@@ -46,6 +46,7 @@ from src.geometry.rotation import rotation_from_aa
 from src.runtime.files.derived import Derived, Store
 from src.runtime.files.disk import atomic_write
 from src.runtime.log import get_logger
+from src.runtime.machine import worker_count
 from src.runtime.progress import progress
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def open_index(
     """The index of a list, made if need be by one process while others wait.
 
     Args:
-        config: root, release, where the index goes, worker processes, tolerance.
+        config: root, release, where the index goes, tolerance.
         name: train or evaluation.
         hand: must decode the labels of the training list.
         show_progress: draw a progress bar while it is made.
@@ -292,11 +293,12 @@ def _read_all(config: DatasetConfig, frames: FrameList, show: bool) -> _Found:
     number = {sequence: k for k, sequence in enumerate(frames.sequences)}
     jobs = [(config, frames.name, frames.frames[s : s + _CHUNK], s, number) for s in starts]
     with contextlib.ExitStack() as stack:
-        if config.index_workers == 1 or len(frames.frames) < _SMALL:
+        workers = worker_count()
+        if workers == 1 or len(frames.frames) < _SMALL:
             results: Iterator[_Found] = map(_read_chunk, jobs)
         else:
             # fork: a worker only reads files with numpy, and would import torch for seconds otherwise.
-            pool = ProcessPoolExecutor(config.index_workers, mp_context=multiprocessing.get_context("fork"))
+            pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
             results = stack.enter_context(pool).map(_read_chunk, jobs)
         title = f"HO3D index ({frames.name})"
         chunks = list(progress(results, total=len(jobs), desc=title, enabled=show))

@@ -1,13 +1,14 @@
 """Every frame's labels and picture sizes are looked at, once: is this a hand, in this picture, of this model?
 
-Records are META_DTYPE as read: OpenGL axes, HO3D21 order, metres. Statistics over frames have no place here:
-a median does not see a quarter of bad frames. Legend: N frames, J 21 joints. Distances are camera z where not
-said otherwise; sizes are (H, W), in messages width x height.
+`CHECKS` is the table of what is asked; the functions below it measure. Records are META_DTYPE as read: OpenGL
+axes, HO3D21 order, metres. Statistics over frames have no place here: a median does not see a quarter of bad
+frames. Legend: N frames, J 21 joints. Sizes are (H, W), in messages width x height.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,49 +26,67 @@ if TYPE_CHECKING:
     from src.hand.mano import ManoLayer
 
 Array = NDArray[np.float64]
-
-TOLERANCE_MM = 1.0
-"""MANO reproduces HO3D's joints to 0.0002 mm; another hand, unit, place or joint order is off by far more."""
-
-MIN_Z_M = 0.1
-"""No depth camera measures nearer, and a nearer hand is larger than the picture."""
-
-KNUCKLE_M = (0.05, 0.15)
-"""Wrist to middle knuckle: 70-110 mm on adults, wider for children, large hands and other hand models."""
-
-REACH_M = 0.3
-"""No point of a hand is farther from its wrist."""
-
-MAX_BETA = 10.0
-"""In standard deviations of the hand model's shape space."""
-
-BOX_SIDE_M = (0.02, 0.4)
-"""Longer side of a given box at the wrist's depth: from fingertips at the border to a spread hand."""
-
-FOCAL_SHARES = (0.2, 10.0)
-"""Focal length over the picture's longer side: fields of view of 136 to 6 degrees."""
-
-CENTRE_SHARE = 0.2
-"""Largest distance of the principal point from the picture's centre, over the side. Cameras keep 0.05;
-camMat of half the resolution has 0.25.
-"""
+Measures = dict[str, NDArray[Any] | Sequence[Any]]
+"""Quantity -> what it is of each of N frames: a number, some numbers, or a text for messages."""
 
 MIN_IN_PICTURE = 0.1
-"""Smallest share inside the picture of the square around the hand: with the default crop and augmentation,
-any draw then still shows MIN_OVERLAP. Given boxes, which are not augmented, need just MIN_OVERLAP.
+"""Smallest share inside the picture of the square around the hand."""
+
+_INSIDE = " is inside the picture of {size} (hand's box {box} px)"
+
+CHECKS = {
+    Reason.SIZE: (
+        ("as_sequence", 1, 1, "picture is {rgb}, most of its sequence {size}"),
+        ("as_picture", 1, 1, "depth is {depth}, its picture {rgb}"),
+    ),
+    Reason.CAMERA: (
+        ("shaped", 1, 1, "camMat is {camera}, want [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]"),
+        # Fields of view of 136 to 6 degrees.
+        ("focal_share", 0.2, 10, "focal lengths of {focal} px over the longer side of a picture of {size}"),
+        # Cameras keep 0.05; camMat of half the resolution has 0.25.
+        (
+            "off_centre",
+            0,
+            0.2,
+            "principal point {centre} of {size}, off the centre by {off_centre:.2f} sides",
+        ),
+        # Pixels are square but for a per cent.
+        ("aspect", 0.8, 1.25, "ratio of focal lengths of {focal} px"),
+        # Of the focal length: a sequence has one camera.
+        ("camera_gap", 0, 0.001, "camMat is {camera}, in most frames of its sequence {usual}"),
+    ),
+    Reason.BEHIND: (
+        # No depth camera measures nearer, and a nearer hand is larger than the picture.
+        ("nearest_m", 0.1, inf, "{nearest} is {nearest_m:.3f} m in front of the camera"),
+    ),
+    Reason.HAND: (
+        # 70-110 mm on adults, wider for children, large hands and other hand models.
+        ("knuckle_mm", 50, 150, "wrist to middle knuckle is {knuckle_mm:.1f} mm"),
+        ("reach_mm", 0, 300, "{farthest} is {reach_mm:.0f} mm from the wrist"),
+        ("beta", 0, 10, "handBeta reaches {beta:.1f} standard deviations"),
+        # Only skin moves on a bone: a few millimetres at tips.
+        ("bone_gap_mm", 0, 10, "{bone} mm in the ground truth, in most frames of its sequence {usual:.0f}"),
+        ("ordered", 1, 1, "handBoundingBox is {box}, want x0 < x1 and y0 < y1"),
+        # From fingertips at the border to a spread hand.
+        ("box_mm", 20, 400, "handBoundingBox is {box_mm:.0f} mm long at the wrist's depth"),
+        ("wrist_mm", 0, 300, "wrist is {wrist_mm:.0f} mm from handBoundingBox"),
+    ),
+    Reason.OUTSIDE: (
+        ("side_px", MIN_BOX_SIDE_PX, inf, "hand's box is {side_px:.1f} px long"),
+        ("reaches_in", 1, 1, "no part of the hand" + _INSIDE),
+        # With the default crop and augmentation, any draw then still shows MIN_OVERLAP.
+        ("share", MIN_IN_PICTURE, inf, "{share:.3f} of the square around the hand" + _INSIDE),
+        # Given boxes are not augmented.
+        ("given_share", MIN_OVERLAP, inf, "{given_share:.3f} of the square around the hand" + _INSIDE),
+    ),
+    Reason.DECODE: (
+        # MANO reproduces HO3D's joints to 0.0002 mm; another hand, unit, place or order is off by far more.
+        ("decoded_mm", 0, 1, "{worst} is {decoded_mm:.1f} mm from what the hand model decodes"),
+    ),
+}
+"""Reason -> quantity, its least and most, and what a frame outside of them has. Of a frame, the first that
+fails is given; a check is made where its quantity was measured.
 """
-
-SKEW_SHARE = 0.001
-"""Largest skew over the focal length; cameras have none."""
-
-ASPECT = (0.8, 1.25)
-"""fx over fy: pixels are square but for a per cent."""
-
-CAMERA_SHARE = 0.001
-"""By how much, of the focal length, entries of camMat differ within a sequence: it has one camera."""
-
-BONE_M = 0.01
-"""By how much a bone differs from its sequence's median. Only skin moves on it: a few millimetres at tips."""
 
 _CHUNK = 1024
 _NAMES = np.array(OPENPOSE21)
@@ -84,7 +103,7 @@ def find_faults(
     """What is wrong with each frame of a list, the most basic fault of each.
 
     Args:
-        name: of the list.
+        name: train: 21 joints and parameters are labelled; evaluation: the wrist and handBoundingBox.
         records: (N,) of META_DTYPE as `read_meta` gives them, with their sequence numbers.
         rgb_hw: (N, 2) as `picture_size` gives them; 0, 0 where it raised.
         depth_hw: (N, 2) likewise.
@@ -99,13 +118,48 @@ def find_faults(
     for row, fault in met:
         add_fault(faults, row, fault)
     picture_hw = common_sizes(records["sequence"], rgb_hw)
-    _picture_faults(rgb_hw, depth_hw, picture_hw, faults)
-    rest = np.setdiff1d(np.arange(len(records)), np.fromiter(faults, np.int64, len(faults)))
-    for part in np.array_split(rest, range(_CHUNK, len(rest), _CHUNK)):
-        found = label_faults(name, records[part], picture_hw[part], hand)
-        faults.update((int(part[k]), fault) for k, fault in found.items())
-    _other_camera_faults(records, faults)
+    for start in range(0, len(records), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        with np.errstate(all="ignore"):  # what is not finite fails the comparisons: that is what they are for
+            found = _pictures(rgb_hw[part], depth_hw[part], picture_hw[part])
+            found |= _labels(name, records[part], picture_hw[part], hand)
+        _compare(found, faults, np.arange(start, start + len(records[part])))
+    rest = np.array([row for row in range(len(records)) if row not in faults], np.int64)
+    _compare(_other_cameras(records[rest]), faults, rest)
     return faults
+
+
+def truth_faults(sequence: NDArray[np.integer], joints_gl_m: Array) -> dict[int, Fault]:
+    """What is wrong with joints of the official ground truth, which come without parameters.
+
+    Args:
+        sequence: (N,) numbers; each has one hand.
+        joints_gl_m: (N, 21, 3) HO3D21, OpenGL axes, metres.
+
+    Returns:
+        row -> fault.
+    """
+    faults: dict[int, Fault] = {}
+    joints = joints_gl_m[:, TO_OPENPOSE] * CV_FROM_GL
+    found = _front(joints) | _lengths(joints) | _bones(sequence, joints)
+    _compare(found, faults, np.arange(len(joints)))
+    return faults
+
+
+def _compare(found: Measures, faults: dict[int, Fault], rows: NDArray[np.integer]) -> None:
+    """Add what the table says of each of N frames, which are `rows` of the list."""
+    for reason, checks in CHECKS.items():
+        for quantity, least, most, words in checks:
+            if quantity not in found:
+                continue
+            want = f"want at most {most:g}" if least == 0 else f"want {least:g} to {most:g}"
+            want = f"want {least:g} or more" if most == inf else want
+            numbers = np.asarray(found[quantity])
+            fits = (numbers >= least) & (numbers <= most)
+            for i in np.flatnonzero(~fits.all(tuple(range(1, fits.ndim)))).tolist():
+                text = words.format_map({name: values[i] for name, values in found.items()})
+                detail = text if least == most else f"{text}, {want}"
+                add_fault(faults, int(rows[i]), Fault(reason, detail))
 
 
 def common_sizes(sequence: NDArray[np.integer], rgb_hw: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -128,38 +182,6 @@ def common_sizes(sequence: NDArray[np.integer], rgb_hw: NDArray[np.int32]) -> ND
     return out
 
 
-def truth_faults(sequence: NDArray[np.integer], joints_gl_m: Array) -> dict[int, Fault]:
-    """What is wrong with joints of the official ground truth, which come without parameters.
-
-    Args:
-        sequence: (N,) numbers; each has one hand.
-        joints_gl_m: (N, 21, 3) HO3D21, OpenGL axes, metres.
-
-    Returns:
-        row -> fault.
-    """
-    faults: dict[int, Fault] = {}
-    joints = joints_gl_m[:, TO_OPENPOSE] * CV_FROM_GL
-    _front_faults(joints, faults)
-    _hand_faults(joints, faults)
-    parents, children = np.array(OPENPOSE_BONES).T
-    length = np.linalg.norm(joints[:, children] - joints[:, parents], axis=-1)
-    usual = _medians(sequence, length)
-    gap = np.abs(length - usual)
-    worst, rows = gap.argmax(1), np.arange(len(gap))
-    _note(
-        faults,
-        (gap <= BONE_M).all(1),
-        Reason.HAND,
-        "{} to {} is {:.0f} mm in the ground truth, in most frames of its sequence {:.0f}",
-        _NAMES[parents][worst],
-        _NAMES[children][worst],
-        length[rows, worst] * 1000,
-        usual[rows, worst] * 1000,
-    )
-    return faults
-
-
 def _medians(sequence: NDArray[np.integer], values: Array) -> Array:
     """(N, ...) medians over the sequence of each row; what is no number does not count."""
     out = np.zeros_like(values)
@@ -168,142 +190,106 @@ def _medians(sequence: NDArray[np.integer], values: Array) -> Array:
     return out
 
 
-def _other_camera_faults(records: NDArray[np.void], faults: dict[int, Fault]) -> None:
-    """camMat is that of most frames of its sequence; of frames without other faults."""
-    rest = np.setdiff1d(np.arange(len(records)), np.fromiter(faults, np.int64, len(faults)))
-    sequence, k = records["sequence"][rest], records["cam_mat"][rest].astype(np.float64)
-    usual = _medians(sequence, k)
-    fits = np.abs(k - usual).max((1, 2)) <= CAMERA_SHARE * np.abs(usual[:, 0, 0])
-    found: dict[int, Fault] = {}
-    text = "camMat is {}, in most frames of its sequence {}"
-    _note(found, fits, Reason.CAMERA, text, np.round(k, 2).tolist(), np.round(usual, 2).tolist())
-    faults.update((int(rest[row]), fault) for row, fault in found.items())
+def _sizes(hw: NDArray[np.int32]) -> list[str]:
+    """Width x height."""
+    return [f"{width} x {height}" for height, width in hw.tolist()]
 
 
-def label_faults(
-    name: ListName, records: NDArray[np.void], picture_hw: NDArray[np.int32], hand: ManoLayer
-) -> dict[int, Fault]:
-    """The most basic fault of the labels of some frames.
-
-    Args:
-        name: train: 21 joints and parameters; evaluation: the wrist and handBoundingBox.
-        records: (N,) of META_DTYPE.
-        picture_hw: (N, 2) sizes of their pictures.
-        hand: as `find_faults`.
-
-    Returns:
-        row -> fault.
-    """
-    faults: dict[int, Fault] = {}
-    with np.errstate(all="ignore"):  # what is not finite fails the comparisons, which is what they are for
-        _camera_faults(records["cam_mat"].astype(np.float64), picture_hw, faults)
-        joints = records["joints"].astype(np.float64)[:, TO_OPENPOSE] * CV_FROM_GL + 0.0  # no -0
-        if name == "evaluation":
-            _front_faults(joints[:, :1], faults)
-            _given_box_faults(records, joints[:, 0], picture_hw, faults)
-        else:
-            _front_faults(joints, faults)
-            _hand_faults(joints, faults)
-            _shape_faults(records["betas"].astype(np.float64), faults)
-            _place_faults(joint_boxes(joints, records["cam_mat"]), picture_hw, MIN_IN_PICTURE, faults)
-            _decode_faults(records, hand, faults)
-    return faults
-
-
-def _note(
-    faults: dict[int, Fault],
-    fits: NDArray[np.bool_] | np.bool_,
-    reason: Reason,
-    text: str,
-    *columns: Sequence[Any] | NDArray[Any],
-) -> None:
-    """A fault for each row that does not fit and has none yet: `text` with the row's values of `columns`."""
-    for row in np.flatnonzero(~fits).tolist():
-        if row not in faults:
-            faults[row] = Fault(reason, text.format(*(column[row] for column in columns)))
-
-
-def _picture_faults(
-    rgb_hw: NDArray[np.int32],
-    depth_hw: NDArray[np.int32],
-    picture_hw: NDArray[np.int32],
-    faults: dict[int, Fault],
-) -> None:
+def _pictures(
+    rgb_hw: NDArray[np.int32], depth_hw: NDArray[np.int32], picture_hw: NDArray[np.int32]
+) -> Measures:
     """Each picture has its sequence's size, each depth its picture's."""
-    same, beside = (rgb_hw == picture_hw).all(1), (depth_hw == rgb_hw).all(1)
-    rgb, depth, usual = (hw[:, ::-1].tolist() for hw in (rgb_hw, depth_hw, picture_hw))
-    text = "picture is {0[0]} x {0[1]}, most of its sequence {1[0]} x {1[1]}"
-    _note(faults, same, Reason.SIZE, text, rgb, usual)
-    _note(faults, beside, Reason.SIZE, "depth is {0[0]} x {0[1]}, its picture {1[0]} x {1[1]}", depth, rgb)
+    return {
+        "rgb": _sizes(rgb_hw),
+        "depth": _sizes(depth_hw),
+        "size": _sizes(picture_hw),
+        "as_sequence": rgb_hw == picture_hw,
+        "as_picture": depth_hw == rgb_hw,
+    }
 
 
-def _camera_faults(k: Array, picture_hw: NDArray[np.int32], faults: dict[int, Fault]) -> None:
+@torch.no_grad()
+def _labels(
+    name: ListName, records: NDArray[np.void], picture_hw: NDArray[np.int32], hand: ManoLayer
+) -> Measures:
+    """All that is measured of the labels of some frames."""
+    joints, k, betas, trans, box = (
+        records[field].astype(np.float64) for field in ("joints", "cam_mat", "betas", "trans", "box")
+    )
+    joints_gl, joints = joints[:, TO_OPENPOSE], joints[:, TO_OPENPOSE] * CV_FROM_GL + 0.0  # no -0
+    found = _cameras(k, picture_hw)
+    if name == "evaluation":
+        found |= _front(joints[:, :1]) | _given_boxes(box, k, joints[:, 0])
+        place = _places(box, picture_hw)
+        return found | place | {"given_share": place.pop("share")}
+    rotations = rotation_from_aa(torch.from_numpy(records["pose_aa"].astype(np.float64)))
+    parts = (rotations[:, 0], rotations[:, 1:], torch.from_numpy(betas), torch.from_numpy(trans))
+    gap_mm = np.linalg.norm(hand.joints_m(*parts).numpy() - joints_gl, axis=-1) * 1000
+    found |= _front(joints) | _lengths(joints) | _places(joint_boxes(joints, k), picture_hw)
+    return found | {
+        "beta": np.abs(betas).max(1),
+        "decoded_mm": gap_mm.max(1),
+        "worst": _NAMES[gap_mm.argmax(1)],
+    }
+
+
+def _cameras(k: Array, picture_hw: NDArray[np.int32]) -> Measures:
     """camMat is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with numbers that suit the picture."""
-    wide_high = picture_hw[:, ::-1].astype(np.float64)
-    longer = wide_high.max(1)
-    focal, centre = k[:, [0, 1], [0, 1]], k[:, :2, 2]
+    wide_high, focal = picture_hw[:, ::-1], k[:, [0, 1], [0, 1]]
     ones = np.abs(k[:, [1, 2, 2, 2], [0, 0, 1, 2]] - [0, 0, 0, 1]).max(1) < 1e-4
-    shaped = ones & (np.abs(k[:, 0, 1]) <= SKEW_SHARE * np.abs(focal[:, 0]))
-    share = focal / longer[:, None]
-    long = ((share >= FOCAL_SHARES[0]) & (share <= FOCAL_SHARES[1])).all(1)
-    square = (focal[:, 0] >= ASPECT[0] * focal[:, 1]) & (focal[:, 0] <= ASPECT[1] * focal[:, 1])
-    middle = (np.abs(centre / wide_high - 0.5) <= CENTRE_SHARE).all(1)
-    for fits, text, *columns in (
-        (shaped, "camMat is {}, want [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]", np.round(k, 3).tolist()),
-        (
-            long,
-            "focal lengths of {0[0]:.1f} and {0[1]:.1f} px of a picture of {1[0]:.0f} x {1[1]:.0f}, "
-            "want {2:.0f} to {3:.0f}",
-            focal,
-            wide_high,
-            FOCAL_SHARES[0] * longer,
-            FOCAL_SHARES[1] * longer,
-        ),
-        (
-            middle,
-            "principal point ({0[0]:.1f}, {0[1]:.1f}) of a picture of {1[0]:.0f} x {1[1]:.0f}, "
-            f"want it within {CENTRE_SHARE:.0%} of the sides from the centre",
-            centre,
-            wide_high,
-        ),
-        (
-            square,
-            "focal lengths of {0[0]:.1f} and {0[1]:.1f} px, want their ratio within "
-            f"{ASPECT[0]:g} to {ASPECT[1]:g}",
-            focal,
-        ),
-    ):
-        _note(faults, fits, Reason.CAMERA, text, *columns)
+    return {
+        "camera": np.round(k, 3).tolist(),
+        "focal": np.round(focal, 1).tolist(),
+        "centre": np.round(k[:, :2, 2], 1).tolist(),
+        "shaped": ones & (np.abs(k[:, 0, 1]) <= 0.001 * np.abs(focal[:, 0])),  # cameras have no skew
+        "focal_share": focal / wide_high.max(1, keepdims=True),
+        "off_centre": np.abs(k[:, :2, 2] / wide_high - 0.5).max(1),
+        "aspect": focal[:, 0] / focal[:, 1],
+    }
 
 
-def _front_faults(joints: Array, faults: dict[int, Fault]) -> None:
+def _other_cameras(records: NDArray[np.void]) -> Measures:
+    """camMat is that of most frames of its sequence."""
+    k = records["cam_mat"].astype(np.float64)
+    usual = _medians(records["sequence"], k)
+    return {
+        "camera": np.round(k, 2).tolist(),
+        "usual": np.round(usual, 2).tolist(),
+        "camera_gap": np.abs(k - usual).max((1, 2)) / usual[:, 0, 0],
+    }
+
+
+def _front(joints: Array) -> Measures:
     """(N, j, 3) OpenCV: all joints stand in front of the camera."""
     z = joints[..., 2]
-    nearest = z.argmin(1)  # a nan counts as the smallest
-    text = f"{{}} is {{:.3f}} m in front of the camera, want {MIN_Z_M:g} or more"
-    _note(faults, (z >= MIN_Z_M).all(1), Reason.BEHIND, text, _NAMES[nearest], z.min(1))
+    return {"nearest_m": z.min(1), "nearest": _NAMES[z.argmin(1)]}  # a nan counts as the smallest
 
 
-def _hand_faults(joints: Array, faults: dict[int, Fault]) -> None:
+def _lengths(joints: Array) -> Measures:
     """The 21 joints lie as far apart as those of a hand."""
-    reach = np.linalg.norm(joints - joints[:, :1], axis=-1)
-    knuckle = reach[:, OPENPOSE21.index("middle_1")]
-    low, high = KNUCKLE_M
-    text = f"wrist to middle knuckle is {{:.1f}} mm, want {low * 1000:.0f} to {high * 1000:.0f}"
-    _note(faults, (knuckle >= low) & (knuckle <= high), Reason.HAND, text, knuckle * 1000)
-    farthest = _NAMES[reach.argmax(1)]
-    text = f"{{}} is {{:.0f}} mm from the wrist, want at most {REACH_M * 1000:.0f}"
-    _note(faults, (reach <= REACH_M).all(1), Reason.HAND, text, farthest, reach.max(1) * 1000)
+    reach_mm = np.linalg.norm(joints - joints[:, :1], axis=-1) * 1000
+    return {
+        "knuckle_mm": reach_mm[:, OPENPOSE21.index("middle_1")],
+        "reach_mm": reach_mm.max(1),
+        "farthest": _NAMES[reach_mm.argmax(1)],
+    }
 
 
-def _shape_faults(betas: Array, faults: dict[int, Fault]) -> None:
-    """The (N, 10) shape is one of a hand."""
-    largest = np.abs(betas).max(1)
-    text = f"handBeta reaches {{:.1f}} standard deviations, want at most {MAX_BETA:g}"
-    _note(faults, largest <= MAX_BETA, Reason.HAND, text, largest)
+def _bones(sequence: NDArray[np.integer], joints: Array) -> Measures:
+    """A bone is as long as in most frames of its sequence."""
+    parents, children = np.array(OPENPOSE_BONES).T
+    length_mm = np.linalg.norm(joints[:, children] - joints[:, parents], axis=-1) * 1000
+    usual = _medians(sequence, length_mm)
+    worst, rows = np.abs(length_mm - usual).argmax(1), np.arange(len(joints))
+    ends = zip(_NAMES[parents[worst]], _NAMES[children[worst]], length_mm[rows, worst], strict=True)
+    return {
+        "bone": [f"{parent} to {child} is {length:.0f}" for parent, child, length in ends],
+        "bone_gap_mm": np.abs(length_mm - usual),
+        "usual": usual[rows, worst],
+    }
 
 
-def _place_faults(box: Array, picture_hw: NDArray[np.int32], least: float, faults: dict[int, Fault]) -> None:
+def _places(box: Array, picture_hw: NDArray[np.int32]) -> Measures:
     """An (N, 4) box reaches into the picture, and enough of the square around it (its longer side) does."""
     low, high = box[:, :2], box[:, 2:]
     side = (high - low).max(1)
@@ -313,51 +299,21 @@ def _place_faults(box: Array, picture_hw: NDArray[np.int32], least: float, fault
     def inside(start: Array, end: Array) -> Array:
         return np.asarray((np.minimum(end, edge) - np.maximum(start, -0.5)).clip(0).prod(1))
 
-    share = inside(centre - half, centre + half) / side**2
-    numbers, size = np.round(box).astype(int).tolist(), picture_hw[:, ::-1].tolist()
-    place = "(hand's box {} px, picture {[0]} x {[1]})"
-    text = f"hand's box is {{:.1f}} px long, want {MIN_BOX_SIDE_PX:g} or more"
-    _note(faults, side >= MIN_BOX_SIDE_PX, Reason.OUTSIDE, text, side)
-    text = f"no part of the hand is inside the picture {place}"
-    _note(faults, inside(low, high) > 0, Reason.OUTSIDE, text, numbers, size, size)
-    text = f"{{:.1%}} of the square around the hand is inside the picture, want {least:.0%} or more {place}"
-    _note(faults, share >= least, Reason.OUTSIDE, text, share, numbers, size, size)
+    return {
+        "box": np.round(box, 1).tolist(),
+        "side_px": side,
+        "reaches_in": inside(low, high) > 0,
+        "share": inside(centre - half, centre + half) / side**2,
+    }
 
 
-def _given_box_faults(
-    records: NDArray[np.void], wrist: Array, picture_hw: NDArray[np.int32], faults: dict[int, Fault]
-) -> None:
-    """handBoundingBox is a box of a hand's size around the hand at (N, 3) `wrist`, in the picture."""
-    box, k = records["box"].astype(np.float64), records["cam_mat"].astype(np.float64)
-    focal = np.sqrt(k[:, 0, 0] * k[:, 1, 1])
-    metres = wrist[:, 2] / focal  # per pixel
-    side = (box[:, 2:] - box[:, :2]).max(1) * metres
+def _given_boxes(box: Array, k: Array, wrist: Array) -> Measures:
+    """handBoundingBox is a box of a hand's size around the hand at (N, 3) `wrist`."""
+    millimetres = 1000 * wrist[:, 2] / np.sqrt(k[:, 0, 0] * k[:, 1, 1])  # per pixel
     pixel = wrist[:, :2] / wrist[:, 2:] * k[:, [0, 1], [0, 1]] + k[:, :2, 2]
-    gap = np.linalg.norm(pixel - pixel.clip(box[:, :2], box[:, 2:]), axis=1) * metres
-    low, high = BOX_SIDE_M
-    ordered = np.isfinite(box).all(1) & (box[:, :2] < box[:, 2:]).all(1)
-    text = "handBoundingBox is {}, want x0 < x1 and y0 < y1"
-    _note(faults, ordered, Reason.HAND, text, np.round(box, 1).tolist())
-    text = (
-        "handBoundingBox is {:.0f} mm long at the wrist's depth, "
-        f"want {low * 1000:.0f} to {high * 1000:.0f}"
-    )
-    _note(faults, (side >= low) & (side <= high), Reason.HAND, text, side * 1000)
-    text = f"wrist is {{:.0f}} mm from handBoundingBox, want at most {REACH_M * 1000:.0f}"
-    _note(faults, gap <= REACH_M, Reason.HAND, text, gap * 1000)
-    _place_faults(box, picture_hw, MIN_OVERLAP, faults)
-
-
-@torch.no_grad()
-def _decode_faults(records: NDArray[np.void], hand: ManoLayer, faults: dict[int, Fault]) -> None:
-    """The labelled joints are where the hand model puts them, in the camera: translation included."""
-    rotations = rotation_from_aa(torch.from_numpy(records["pose_aa"].astype(np.float64)))
-    betas, trans = (torch.from_numpy(records[field].astype(np.float64)) for field in ("betas", "trans"))
-    decoded = hand.joints_m(rotations[:, 0], rotations[:, 1:], betas, trans).numpy()
-    gap = np.linalg.norm(decoded - records["joints"][:, TO_OPENPOSE], axis=-1) * 1000
-    text = (
-        "joints are {:.1f} mm from what the hand model decodes ({} the farthest), "
-        f"want at most {TOLERANCE_MM:g}"
-    )
-    fits = (gap <= TOLERANCE_MM).all(1)
-    _note(faults, fits, Reason.DECODE, text, gap.max(1), _NAMES[gap.argmax(1)])
+    gap_px = np.linalg.norm(pixel - pixel.clip(box[:, :2], box[:, 2:]), axis=1)
+    return {
+        "ordered": np.isfinite(box).all(1) & (box[:, :2] < box[:, 2:]).all(1),
+        "box_mm": (box[:, 2:] - box[:, :2]).max(1) * millimetres,
+        "wrist_mm": gap_px * millimetres,
+    }

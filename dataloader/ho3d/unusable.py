@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,23 +25,38 @@ NAMES_SHOWN = 20
 _log = get_logger(__name__)
 
 
-class Reason(StrEnum):
-    """Why a frame cannot be used, the most basic first."""
+class Reason(Enum):
+    """Why a frame cannot be used, the most basic first; and the likely cause where most frames share it."""
 
-    ANNOTATION = "annotation unreadable"
-    MISSING = "picture missing"
-    RELEASE = "picture of the other release"
-    EMPTY = "picture empty"
-    FORMAT = "picture not what its name says"
-    SIZE = "picture of another size"
-    CAMERA = "camMat no camera matrix"
-    BEHIND = "hand not in front of the camera"
-    HAND = "hand not of a hand's size"
-    OUTSIDE = "hand outside the picture"
-    DECODE = "joints not what the hand model decodes"
+    ANNOTATION = "annotation unreadable", "meta/ is not complete, or of another release: extract it again."
+    MISSING = "picture missing", "The download or its extraction is not complete: extract it again."
+    RELEASE = "picture of the other release", "This is the other release: set dataset.version={other}."
+    EMPTY = "picture empty", "Its extraction ran out of space or was broken off: extract it again."
+    FORMAT = "picture not what its name says", ""
+    SIZE = "picture of another size", "HO3D aligns depth to its picture: same camera, same size."
+    CAMERA = (
+        "camMat no camera matrix",
+        "camMat belongs to another resolution than the pictures', or is transposed.",
+    )
+    BEHIND = (
+        "hand not in front of the camera",
+        "Hands stand behind the camera: handJoints3D must be OpenGL, z < 0 in front.",
+    )
+    HAND = "hand not of a hand's size", "Labels must be in metres, joints in HO3D's order."
+    OUTSIDE = (
+        "hand outside the picture",
+        "Axes (handJoints3D must be OpenGL) or camMat are not those of these pictures.",
+    )
+    DECODE = (
+        "joints not what the hand model decodes",
+        "mano.model_path is not the hand of these labels (the stand-in on real HO3D, or MANO on synthetic "
+        "data), or the labels have another unit or joint order.",
+    )
 
-
-_ORDER = {reason: place for place, reason in enumerate(Reason)}
+    def __init__(self, words: str, cause: str) -> None:
+        self.words = words
+        self.cause = cause
+        self.place = len(type(self).__members__)
 
 
 class Fault(NamedTuple):
@@ -53,20 +68,20 @@ class Fault(NamedTuple):
 
 
 class FrameError(DataError):
-    """A fault met while a frame was read."""
+    """A fault met while a frame was read: its reason and its detail."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(reason, detail)  # what a process pool makes it of again
-        self.fault = Fault(reason, detail)
+    @property
+    def fault(self) -> Fault:
+        """What a frame has that raises it."""
+        return Fault(*self.args)
 
     def __str__(self) -> str:
         return plain_text(self.fault.detail)
 
 
 def add_fault(faults: dict[int, Fault], row: int, fault: Fault) -> None:
-    """Note a row's fault unless a more basic one is known already."""
-    known = faults.get(row)
-    if known is None or _ORDER[fault.reason] < _ORDER[known.reason]:
+    """Note a row's fault unless one as basic is known already."""
+    if row not in faults or fault.reason.place < faults[row].reason.place:
         faults[row] = fault
 
 
@@ -89,25 +104,9 @@ class UnusableFrames:
             named[f"{frames.name}/{sequence}/{frame_name(frame)}"] = faults[row]
         return cls(frames.name, len(frames.frames), named)
 
-    def __len__(self) -> int:
-        return len(self.faults)
-
-    def rows(self) -> list[str]:
-        """The table: a line for each reason, the most frequent first: count, reason, first names."""
-        return [
-            f"{len(names):,} {reason}: {', '.join(names[:NAMES_SHOWN])}"
-            + (f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else "")
-            for reason, names in self._by_reason()
-        ]
-
-    def table(self) -> str:
-        """`rows` one below the other, each with the detail of its first frame."""
-        details = [self.faults[names[0]].detail for _, names in self._by_reason()]
-        return "\n".join(f"  {row}\n    {detail}" for row, detail in zip(self.rows(), details, strict=True))
-
     def write(self, path: Path) -> None:
         """All frames, a line each: name, reason and detail with tabs between."""
-        lines = [f"{name}\t{fault.reason}\t{fault.detail}\n" for name, fault in self.faults.items()]
+        lines = [f"{name}\t{fault.reason.words}\t{fault.detail}\n" for name, fault in self.faults.items()]
         path.write_bytes(os.fsencode("".join(lines)))
 
     def to_facts(self) -> list[list[str]]:
@@ -116,20 +115,8 @@ class UnusableFrames:
 
     @classmethod
     def from_facts(cls, name: ListName, listed: int, facts: list[list[str]]) -> UnusableFrames:
-        """The inverse of `to_facts`.
-
-        Raises:
-            DataError: other facts.
-        """
-        try:
-            return cls(
-                name, listed, {frame: Fault(Reason[reason], detail) for frame, reason, detail in facts}
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"HO3D index: its list of unusable frames is damaged ({error!r}). Delete the folder of the "
-                "index (dataset.index_dir, or .utnet in the data set); it is made anew."
-            ) from error
+        """The inverse of `to_facts`."""
+        return cls(name, listed, {frame: Fault(Reason[reason], detail) for frame, reason, detail in facts})
 
     def require(self, config: DatasetConfig, listing: Path) -> None:
         """Go on without these frames, with one warning that shows the table, or refuse the data set.
@@ -146,66 +133,44 @@ class UnusableFrames:
         """
         if not self.faults:
             return
-        is_train = self.name == "train"
-        allowed = config.unusable_allowed(self.listed) if is_train else 0
-        left = self.listed - len(self)
-        what = f"HO3D {self.name}: {len(self):,} of {self.listed:,} frames are unusable"
-        if len(self) <= allowed and left:
+        count, left = len(self.faults), self.listed - len(self.faults)
+        what = f"HO3D {self.name}: {count:,} of {self.listed:,} frames are unusable"
+        setting = f"dataset.max_unusable={config.max_unusable}"
+        allowed = config.unusable_allowed(self.listed) if self.name == "train" else 0
+        table = self._table()
+        if count <= allowed and left:
+            rows = "".join(f"\n  {row}\n    {self.faults[names[0]].detail}" for _, names, row in table)
             _log.warning(
-                f"WARNING: {what}. They are left out of every split, as dataset.max_unusable="
-                f"{config.max_unusable} allows ({allowed:,}); all of them: {listing}\n{self.table()}"
+                f"WARNING: {what}. They are left out of every split, as {setting} allows ({allowed:,}); "
+                f"all of them: {listing}{rows}"
             )
             return
-        parts = [
-            f"{what}, {self._limit(config, allowed, left)}",
-            f"{'; '.join(self.rows())}.",
-            f"First: {self._first().removesuffix('.')}.",
+        limit = f"and {setting} allows {allowed:,}"
+        mend = f"Mend them, or go on without them: dataset.max_unusable={count}."
+        if self.name == "evaluation":
+            limit = "and none may be"
+            mend = "Its rows are the rows of a submission, so none is left out: re-extract them."
+        elif not left:
+            limit, mend = "so none is left", ""
+        reason, names, _ = table[0]
+        other = {"v2": "v3", "v3": "v2"}[config.version]
+        parts = (
+            f"{what}, {limit}: {'; '.join(row for *_, row in table)}.",
+            f"First: {names[0]}: {self.faults[names[0]].detail.removesuffix('.')}.",
             f"All with their reasons: {listing}.",
-            *self._cause(config),
-        ]
-        if not is_train:
-            parts.append("Its rows are the rows of a submission, so none is left out: re-extract them.")
-        elif left:
-            parts.append(f"Mend them, or go on without them: dataset.max_unusable={len(self)}.")
-        raise DataError(" ".join(parts))
+            reason.cause.format(other=other) if 2 * len(names) > self.listed else "",
+            mend,
+        )
+        raise DataError(" ".join(filter(None, parts)))
 
-    def _by_reason(self) -> list[tuple[Reason, list[str]]]:
-        """Names for each reason that occurs, the most frequent first, else the most basic."""
+    def _table(self) -> list[tuple[Reason, list[str], str]]:
+        """Reason, names, and a line of both; the most frequent first, else the most basic."""
         found: dict[Reason, list[str]] = {reason: [] for reason in Reason}
         for name, fault in self.faults.items():
             found[fault.reason].append(name)
-        return sorted(((r, names) for r, names in found.items() if names), key=lambda item: -len(item[1]))
-
-    def _first(self) -> str:
-        """The first frame of the most frequent reason, in full."""
-        name = self._by_reason()[0][1][0]
-        return f"{name}: {self.faults[name].detail}"
-
-    def _limit(self, config: DatasetConfig, allowed: int, left: int) -> str:
-        """Which rule they break."""
-        if not left:
-            return "so none is left:"
-        if self.name == "train":
-            return f"and dataset.max_unusable={config.max_unusable} allows {allowed:,}:"
-        return "and none may be:"
-
-    def _cause(self, config: DatasetConfig) -> list[str]:
-        """What explains a reason that more than half of all frames share."""
-        reason, names = self._by_reason()[0]
-        if 2 * len(names) <= self.listed:
-            return []
-        other = {"v2": "v3", "v3": "v2"}[config.version]
-        causes = {
-            Reason.ANNOTATION: "meta/ is not complete, or of another release: extract it again",
-            Reason.MISSING: "The download or its extraction is not complete: extract it again",
-            Reason.RELEASE: f"This is the other release: set dataset.version={other}",
-            Reason.EMPTY: "Its extraction ran out of space or was broken off: extract it again",
-            Reason.SIZE: "HO3D aligns depth to its picture: same camera, same size",
-            Reason.CAMERA: "camMat belongs to another resolution than the pictures', or is transposed",
-            Reason.BEHIND: "Hands stand behind the camera: handJoints3D must be OpenGL, z < 0 in front",
-            Reason.HAND: "Labels must be in metres, joints in HO3D's order",
-            Reason.OUTSIDE: "Axes (handJoints3D must be OpenGL) or camMat are not those of these pictures",
-            Reason.DECODE: "mano.model_path is not the hand of these labels (the stand-in on real HO3D, or "
-            "MANO on synthetic data), or the labels have another unit or joint order",
-        }
-        return [f"{causes[reason]}."] if reason in causes else []
+        table = []
+        for reason, names in sorted(found.items(), key=lambda item: -len(item[1])):
+            more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+            row = f"{len(names):,} {reason.words}: {', '.join(names[:NAMES_SHOWN])}{more}"
+            table += [(reason, names, row)] if names else []
+        return table

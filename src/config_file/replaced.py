@@ -26,6 +26,12 @@ REPLACED = {
         "that cannot be used, not unreadable annotations alone",
         by="dataset.max_unusable",
     ),
+    "dataset.index_workers": Replaced(
+        TRAINING_ONLY, "is gone: the index and the crop cache are made by one process a core, at most eight"
+    ),
+    "split.seed": Replaced(
+        42, "is gone: every run draws val with the seed 42, so that all score the same frames"
+    ),
     "augmentation.view_deg": Replaced(
         TRAINING_ONLY,
         "is gone: with turned scenes a run scored to a hundredth of a millimetre what it did without",

@@ -34,6 +34,14 @@ def configure_torch(config: RuntimeConfig) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+def worker_count() -> int:
+    """How many processes read a data set at once: one a core that this process may use, at most eight.
+
+    More wait for the disk. What is read does not depend on it.
+    """
+    return min(len(os.sched_getaffinity(0)), 8)
+
+
 def require_short_temporary_folder() -> None:
     """Refuse a temporary folder that no socket fits into: loader processes hand over their batches by one.
 

@@ -286,9 +286,9 @@ def test_print_config_and_one_line_error() -> None:
 def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     """A seed of 010 was 8, a wait of 12:30 was 750 s, a switch called off was a boolean."""
     text = "seed: 010\noptimizer: {lr: 1e-2, weight_decay: .5}\n"
-    text += "validation: {timeout_s: 1e3}\nsplit: {seed: 0o17}\n"
+    text += "validation: {timeout_s: 1e3}\nsplit: {val_percent: 0o17}\n"
     config = load_config(write(tmp_path, text), ["training.num_epochs=0x10", "dataset.cache=off"])
-    assert (config.seed, config.split.seed, config.training.num_epochs) == (10, 15, 16)
+    assert (config.seed, config.split.val_percent, config.training.num_epochs) == (10, 15, 16)
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.validation.timeout_s) == (
         0.01,
         0.5,
@@ -323,8 +323,8 @@ def test_few_anchors_are_read_and_many_values_are_not(tmp_path: Path) -> None:
         write(tmp_path, "model: {image_size: &size [64, 64]}\noptimizer: {betas: [.5, .5]}\n")
     )
     assert config.model.image_size == (64, 64)
-    twice = write(tmp_path, "seed: &n 3\nsplit: {seed: *n}\n")
-    assert (load_config(twice).seed, load_config(twice).split.seed) == (3, 3)
+    twice = write(tmp_path, "seed: &n 3\nsplit: {val_percent: *n}\n")
+    assert (load_config(twice).seed, load_config(twice).split.val_percent) == (3, 3)
     keys = [f"key{k}: 1\n" for k in range(1001)]  # each is a key and a value
     with pytest.raises(ConfigError, match=r"key19: unknown key.*; and 980 faults more"):
         load_config(write(tmp_path, "".join(keys[:1000])))

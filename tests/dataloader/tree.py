@@ -212,7 +212,7 @@ def write_tree(
 def run_config(root: Path, *, image_size: tuple[int, int] = (128, 96), **sections: object) -> RunConfig:
     """A configuration that reads `root`; `dataset=dict(...)` and the like replace fields of a section."""
     config = RunConfig(
-        dataset=DatasetConfig(root_dir=root, num_workers=0, index_workers=1),
+        dataset=DatasetConfig(root_dir=root, num_workers=0),
         model=ModelConfig(image_size=image_size),
     )
     for name, fields in sections.items():

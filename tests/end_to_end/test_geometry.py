@@ -28,7 +28,7 @@ def open_train(root: Path, hand_file: Path) -> tuple[HO3DDataset, ManoLayer]:
     """The training split without the augmentations that hide the hand on purpose."""
     hand = ManoLayer.from_file(hand_file)
     config = RunConfig(
-        dataset=DatasetConfig(root_dir=root, index_workers=1),
+        dataset=DatasetConfig(root_dir=root),
         model=ModelConfig(image_size=(HEIGHT, WIDTH)),
         mano=ManoConfig(model_path=hand_file),
     )

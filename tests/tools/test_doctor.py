@@ -27,7 +27,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frames = write_tree(folder / "HO3D", sequences, {"ABF14": 4})
     pose_labels(folder / "HO3D", ManoLayer.from_file(hand_file()), frames)
     path = folder / "run.yaml"
-    dataset = {"root_dir": str(folder / "HO3D"), "index_workers": 1, "num_workers": 0}
+    dataset = {"root_dir": str(folder / "HO3D"), "num_workers": 0}
     path.write_text(yaml.safe_dump({"dataset": dataset, "mano": {"model_path": str(hand_file())}}))
     return path
 

@@ -82,6 +82,12 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.fixture(autouse=True)
+def one_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process writes, unless a test says otherwise."""
+    monkeypatch.setattr(cache_build, "worker_count", lambda: 1)
+
+
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     """What the cache has logged."""
@@ -92,12 +98,13 @@ def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(("size", "workers"), [((128, 96), 1), ((64, 64), 2)])
 def test_raw_gives_the_bytes_of_no_cache(
-    tree: Tree, tmp_path: Path, size: tuple[int, int], workers: int
+    tree: Tree, tmp_path: Path, monkeypatch: Any, size: tuple[int, int], workers: int
 ) -> None:
     """A cache that changes a sample changes what is trained and scored: speed must not."""
+    monkeypatch.setattr(cache_build, "worker_count", lambda: workers)
     for split in ("train", "val", "evaluation"):
         plain = dataset_of(config_of(tree[0], "off", image_size=size), split)
-        config = config_of(tree[0], tmp_path, image_size=size, dataset={"index_workers": workers})
+        config = config_of(tree[0], tmp_path, image_size=size)
         cached = dataset_of(config, split)
         assert (plain.cache, cached.cache is not None) == (None, True)
         assert not differing(plain, cached, epochs=4), split
@@ -394,9 +401,8 @@ def test_a_killed_writer_leaves_what_it_finished(
     # By its name, as the pool's processes look it up: they are forks of the one that has replaced it.
     kill_parent.__module__, kill_parent.__qualname__ = original.__module__, original.__qualname__
     monkeypatch.setattr(cache_build, "_write_part", kill_parent)
-    process = FORK.Process(
-        target=dataset_of, args=(config_of(tree[0], tmp_path, dataset={"index_workers": 2}),)
-    )
+    monkeypatch.setattr(cache_build, "worker_count", lambda: 2)
+    process = FORK.Process(target=dataset_of, args=(config_of(tree[0], tmp_path),))
     process.start()
     process.join(JOIN_S)
     assert process.exitcode == -signal.SIGKILL

@@ -27,7 +27,7 @@ SEQUENCES = {"ABF10": 3, "MC1": 4}
 
 def config_of(root: Path, **fields: object) -> DatasetConfig:
     """Reads `root` in this process."""
-    return dataclasses.replace(DatasetConfig(root_dir=root, index_workers=1), **fields)
+    return dataclasses.replace(DatasetConfig(root_dir=root), **fields)
 
 
 def build(root: Path, name: str = "train", **fields: object) -> index_module.AnnotationIndex:
@@ -356,7 +356,8 @@ def test_a_pool_gives_the_same_index(tmp_path: Path, monkeypatch: pytest.MonkeyP
     alone = np.array(build(tmp_path, index_dir=tmp_path / "1").rows)
     monkeypatch.setattr(index_module, "_SMALL", 0)
     monkeypatch.setattr(index_module, "_CHUNK", 2)
-    pooled = build(tmp_path, index_dir=tmp_path / "2", index_workers=2).rows
+    monkeypatch.setattr(index_module, "worker_count", lambda: 2)
+    pooled = build(tmp_path, index_dir=tmp_path / "2").rows
     assert alone.tobytes() == np.array(pooled).tobytes()
 
 
