@@ -48,12 +48,7 @@ from src.training.checkpoints.settings import DEFAULT_CONFIG, Settings, command_
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
-from src.training.validation import (
-    is_best,
-    report,
-    require_finite,
-    require_selectable,
-)
+from src.training.validation import is_best, report, require_finite, require_selectable
 
 _log = log.get_logger("train")
 
@@ -324,7 +319,7 @@ def validate(run: Run) -> bool:
     """Score the averaged weights with and without depth; True if this is the best epoch so far.
 
     Raises:
-        TrainingError: predictions are not finite and validation.on_nonfinite is stop.
+        TrainingError: predictions are not finite.
     """
     trainer, scoring, epoch = run.trainer, run.scoring, run.progress.epoch
     batches = len(scoring.loaders["rgbd"])
@@ -345,7 +340,7 @@ def validate(run: Run) -> bool:
             if (picture := page.write(path)) is not None:
                 run.recorder.picture(trainer.step, "Val/pictures", path, picture)
     run.context.barrier("the validation's report and pictures")
-    return is_best(results, run.progress, run.config.validation)
+    return is_best(results, run.progress)
 
 
 if __name__ == "__main__":

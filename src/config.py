@@ -253,9 +253,7 @@ class ValidationConfig:
     """What is scored, and when."""
 
     split: Literal["val", "evaluation"] = "val"
-    """val: held out of the training list; evaluation: HO3D's official split."""
-    select_on_evaluation: bool = False
-    """Allow training to choose its best checkpoint on HO3D's official split, whose score then means less."""
+    """val: held out of the training list; evaluation: HO3D's official split, for --evaluate alone."""
     batch_size: int = _number(64, ge=1)
     """Samples per forward pass; part of the protocol, independent of ranks and of training.batch_size."""
     every_epochs: int = _number(1, ge=1)
@@ -264,8 +262,6 @@ class ValidationConfig:
     """Also score the network without depth, under Val/RGB-only."""
     timeout_s: float = _number(600.0, gt=0.0, le=604_800.0)
     """Longest wait for one message of the collection, once all ranks have come to it, seconds."""
-    on_nonfinite: Literal["stop", "continue"] = "stop"
-    """What training does when a prediction is not finite; the metric is nan either way."""
     pictures: int = _number(12, ge=0, le=64)
     """Crops drawn with true and predicted skeletons in each validation; 0: none."""
 

@@ -40,6 +40,12 @@ REPLACED = {
     "model.depth_residual": Replaced(True, "is gone: the refinement always sees the depth residual"),
     "model.compile": Replaced(TRAINING_ONLY, "is gone: compiled, a step took longer"),
     "training.keep_last_epochs": Replaced(TRAINING_ONLY, "is gone: the three newest epoch_<k>.pt are kept"),
+    "validation.on_nonfinite": Replaced(
+        TRAINING_ONLY, "is gone: training stops at a prediction that is not finite"
+    ),
+    "validation.select_on_evaluation": Replaced(
+        TRAINING_ONLY, "is gone: best.pt is never chosen on HO3D's official split, which --evaluate scores"
+    ),
     "optimizer.eps": Replaced(TRAINING_ONLY, "is gone: AdamW adds 1e-8 to its denominator"),
     "scheduler.final_lr_ratio": Replaced(TRAINING_ONLY, "is gone: the rate ends at a hundredth of its peak"),
 }
