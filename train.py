@@ -86,11 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.configure(rank=rank_from_environment())
     try:
         settings = command_settings(
-            arguments.config,
-            arguments.overrides,
-            evaluate=arguments.evaluate,
-            resume=arguments.resume,
-            rank=rank_from_environment(),
+            arguments.config, arguments.overrides, evaluate=arguments.evaluate, resume=arguments.resume
         )
         if arguments.print_config:
             print(config_to_yaml(settings.config), end="")
@@ -206,7 +202,7 @@ def run_epoch(run: Run) -> bool:
         improved = validate(run)
     run.progress.epoch, run.progress.step_in_epoch = epoch + 1, 0
     run.progress.loss_sum, run.progress.clipped_steps = 0.0, 0
-    run.saver.save(run.trainer, run.progress, best=improved, epoch=epoch)
+    run.saver.save(run.trainer, run.progress, best=improved)
     return True
 
 

@@ -186,8 +186,6 @@ class TrainingConfig:
     """
     save_every_steps: int = _number(500, ge=0)
     """Optimiser steps between writes of last.pt inside an epoch; 0: at epoch ends only."""
-    keep_every_epochs: int = _number(0, ge=0)
-    """Keep epoch_<k>.pt every so many epochs, the three newest; 0: only last.pt and best.pt."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,8 @@ REPLACED = {
     "model.joints": Replaced("hand", "is gone: the joints are those of the hand model"),
     "model.depth_residual": Replaced(True, "is gone: the refinement always sees the depth residual"),
     "model.compile": Replaced(TRAINING_ONLY, "is gone: compiled, a step took longer"),
-    "training.keep_last_epochs": Replaced(TRAINING_ONLY, "is gone: the three newest epoch_<k>.pt are kept"),
+    "training.keep_every_epochs": Replaced(TRAINING_ONLY, "is gone: a run keeps last.pt and best.pt"),
+    "training.keep_last_epochs": Replaced(TRAINING_ONLY, "is gone: a run keeps last.pt and best.pt"),
     "validation.on_nonfinite": Replaced(
         TRAINING_ONLY, "is gone: training stops at a prediction that is not finite"
     ),

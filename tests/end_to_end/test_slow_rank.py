@@ -58,7 +58,6 @@ TRAINING = (
     "src.training.recorder:Recorder.step",
     "src.training.diagnosis.doctor:Doctor._close",
     "src.training.checkpoints.checkpoint:_write",
-    "src.training.checkpoints.saver:prune",
     "src.evaluation.evaluator:_score",
     "src.training.validation:Outcome.write",
     "src.training.picture_page:PicturePage.write",
