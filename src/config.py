@@ -272,10 +272,6 @@ class LoggingConfig:
     """Folder in which each run makes its own."""
     every: int = _number(50, ge=1)
     """Optimiser steps between scalars."""
-    tensorboard: bool = True
-    """Write TensorBoard event files beside scalars.jsonl."""
-    doctor: bool = True
-    """Look at the first batches, step 50 and each validation, and log what is wrong and where to mend it."""
     doctor_stops: bool = False
     """A FAIL of the doctor ends the run after the next step, saved, with status 3."""
 

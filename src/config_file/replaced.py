@@ -47,6 +47,8 @@ REPLACED = {
     "validation.select_on_evaluation": Replaced(
         TRAINING_ONLY, "is gone: best.pt is never chosen on HO3D's official split, which --evaluate scores"
     ),
+    "logging.tensorboard": Replaced(TRAINING_ONLY, "is gone: TensorBoard files are always written"),
+    "logging.doctor": Replaced(TRAINING_ONLY, "is gone: the doctor always looks, and changes nothing"),
     "optimizer.eps": Replaced(TRAINING_ONLY, "is gone: AdamW adds 1e-8 to its denominator"),
     "scheduler.final_lr_ratio": Replaced(TRAINING_ONLY, "is gone: the rate ends at a hundredth of its peak"),
 }

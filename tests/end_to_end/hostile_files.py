@@ -205,7 +205,7 @@ def _laughs(opening: str, closing: str) -> str:
 KINDS["configurations"] = {
     "a time": _config("seed: 12:30"),
     "yes": _config("runtime: {deterministic: yes}"),
-    "off": _config("logging: {tensorboard: off}"),
+    "off": _config("validation: {rgb_only: off}"),
     "a number of 5,000 digits": _config("seed: " + "9" * 5000),
     "a seed of 80 bits": _config("seed: 1208925819614629174706176"),
     "a NUL": _config("name: a\0b"),
