@@ -48,12 +48,7 @@ from src.training.checkpoints.settings import DEFAULT_CONFIG, Settings, command_
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
-from src.training.validation import (
-    is_best,
-    report,
-    require_finite,
-    require_selectable,
-)
+from src.training.validation import is_best, report, require_finite, require_selectable
 
 _log = log.get_logger("train")
 
@@ -91,11 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.configure(rank=rank_from_environment())
     try:
         settings = command_settings(
-            arguments.config,
-            arguments.overrides,
-            evaluate=arguments.evaluate,
-            resume=arguments.resume,
-            rank=rank_from_environment(),
+            arguments.config, arguments.overrides, evaluate=arguments.evaluate, resume=arguments.resume
         )
         if arguments.print_config:
             print(config_to_yaml(settings.config), end="")
@@ -211,7 +202,7 @@ def run_epoch(run: Run) -> bool:
         improved = validate(run)
     run.progress.epoch, run.progress.step_in_epoch = epoch + 1, 0
     run.progress.loss_sum, run.progress.clipped_steps = 0.0, 0
-    run.saver.save(run.trainer, run.progress, best=improved, epoch=epoch)
+    run.saver.save(run.trainer, run.progress, best=improved)
     return True
 
 
@@ -324,7 +315,7 @@ def validate(run: Run) -> bool:
     """Score the averaged weights with and without depth; True if this is the best epoch so far.
 
     Raises:
-        TrainingError: predictions are not finite and validation.on_nonfinite is stop.
+        TrainingError: predictions are not finite.
     """
     trainer, scoring, epoch = run.trainer, run.scoring, run.progress.epoch
     batches = len(scoring.loaders["rgbd"])
@@ -345,7 +336,7 @@ def validate(run: Run) -> bool:
             if (picture := page.write(path)) is not None:
                 run.recorder.picture(trainer.step, "Val/pictures", path, picture)
     run.context.barrier("the validation's report and pictures")
-    return is_best(results, run.progress, run.config.validation)
+    return is_best(results, run.progress)
 
 
 if __name__ == "__main__":

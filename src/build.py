@@ -23,8 +23,7 @@ from src.runtime.seed import seed_everything
 from src.runtime.signals import StopRequest
 from src.schema import Shown
 from src.training.checkpoints import checkpoint as ckpt
-from src.training.checkpoints.folder import FOLDER, best_so_far, open_checkpoint
-from src.training.checkpoints.saver import Saver
+from src.training.checkpoints.folder import FOLDER, Saver, best_so_far, open_checkpoint
 from src.training.diagnosis.doctor import Doctor
 from src.training.mesh_scorer import MeshScorer
 from src.training.optim import describe_rate, global_batch
@@ -82,9 +81,7 @@ class Run:
 def build_evaluation(config: RunConfig, context: DistContext, path: Path) -> Judged:
     """A checkpoint's network and what it is scored on."""
     hand, model, loss = build_model(config, context, fresh=False)
-    state = context.together(
-        "reading the checkpoint", lambda: open_checkpoint(path, look_around=context.is_main)
-    )
+    state = context.together("reading the checkpoint", lambda: open_checkpoint(path))
     context.together("checking the hand model", lambda: ckpt.check_hand(state, hand, path))
     context.together("loading the weights", lambda: ckpt.load_weights(model, state, path))
     train_set, val_set = build_splits(config, context, hand)

@@ -170,8 +170,6 @@ class TrainingConfig:
     """
     save_every_steps: int = _number(500, ge=0)
     """Optimiser steps between writes of last.pt inside an epoch; 0: at epoch ends only."""
-    keep_every_epochs: int = _number(0, ge=0)
-    """Keep epoch_<k>.pt every so many epochs, the three newest; 0: only last.pt and best.pt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,9 +228,7 @@ class ValidationConfig:
     """What is scored, and when."""
 
     split: Literal["val", "evaluation"] = "val"
-    """val: held out of the training list; evaluation: HO3D's official split."""
-    select_on_evaluation: bool = False
-    """Allow training to choose its best checkpoint on HO3D's official split, whose score then means less."""
+    """val: held out of the training list; evaluation: HO3D's official split, for --evaluate alone."""
     batch_size: int = _number(64, ge=1)
     """Samples per forward pass; part of the protocol, independent of ranks and of training.batch_size."""
     every_epochs: int = _number(1, ge=1)
@@ -241,8 +237,6 @@ class ValidationConfig:
     """Also score the network without depth, under Val/RGB-only."""
     timeout_s: float = _number(600.0, gt=0.0, le=604_800.0)
     """Longest wait for one message of the collection, once all ranks have come to it, seconds."""
-    on_nonfinite: Literal["stop", "continue"] = "stop"
-    """What training does when a prediction is not finite; the metric is nan either way."""
     pictures: int = _number(12, ge=0, le=64)
     """Crops drawn with true and predicted skeletons in each validation; 0: none."""
 
@@ -255,10 +249,6 @@ class LoggingConfig:
     """Folder in which each run makes its own."""
     every: int = _number(50, ge=1)
     """Optimiser steps between scalars."""
-    tensorboard: bool = True
-    """Write TensorBoard event files beside scalars.jsonl."""
-    doctor: bool = True
-    """Look at the first batches, step 50 and each validation, and log what is wrong and where to mend it."""
     doctor_stops: bool = False
     """A FAIL of the doctor ends the run after the next step, saved, with status 3."""
 

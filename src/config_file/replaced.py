@@ -59,7 +59,16 @@ REPLACED = {
     "loss.prior": Replaced(TRAINING_ONLY, "is gone: the weight of the prior is 0.005"),
     "loss.coarse": Replaced(TRAINING_ONLY, "is gone: terms of the hand before refinement count half"),
     "model.compile": Replaced(TRAINING_ONLY, "is gone: compiled, a step took longer"),
-    "training.keep_last_epochs": Replaced(TRAINING_ONLY, "is gone: the three newest epoch_<k>.pt are kept"),
+    "training.keep_every_epochs": Replaced(TRAINING_ONLY, "is gone: a run keeps last.pt and best.pt"),
+    "training.keep_last_epochs": Replaced(TRAINING_ONLY, "is gone: a run keeps last.pt and best.pt"),
+    "validation.on_nonfinite": Replaced(
+        TRAINING_ONLY, "is gone: training stops at a prediction that is not finite"
+    ),
+    "validation.select_on_evaluation": Replaced(
+        TRAINING_ONLY, "is gone: best.pt is never chosen on HO3D's official split, which --evaluate scores"
+    ),
+    "logging.tensorboard": Replaced(TRAINING_ONLY, "is gone: TensorBoard files are always written"),
+    "logging.doctor": Replaced(TRAINING_ONLY, "is gone: the doctor always looks, and changes nothing"),
     "optimizer.eps": Replaced(TRAINING_ONLY, "is gone: AdamW adds 1e-8 to its denominator"),
     "scheduler.final_lr_ratio": Replaced(TRAINING_ONLY, "is gone: the rate ends at a hundredth of its peak"),
 }

@@ -105,9 +105,7 @@ class Recorder:
         path = run_dir / "scalars.jsonl"
         self._scalars = Outlet(str(path), path=path)
         self._began = time.monotonic() - 60.0 * _drop_after(path, resume_step)
-        self._events = (
-            Events(run_dir / "tensorboard", resume_step + 1) if config.logging.tensorboard else None
-        )
+        self._events = Events(run_dir / "tensorboard", resume_step + 1)
 
     def write_setup(
         self, config: RunConfig, hand: ManoLayer, context: DistContext, facts: Mapping[str, object]

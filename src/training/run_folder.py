@@ -22,7 +22,7 @@ from src.runtime import log
 from src.runtime.files.disk import lock, open_lock, read_plain
 from src.runtime.ranks.distributed import DistContext
 from src.runtime.signals import stop_signals_blocked
-from src.training.checkpoints.checkpoint import read_checkpoint
+from src.training.checkpoints.checkpoint import load_checkpoint
 from src.training.checkpoints.folder import FOLDER, LAST, to_go_on_from
 
 META, LOCK = "meta.json", "run.lock"
@@ -149,7 +149,7 @@ def _is_evaluation(run: Path) -> bool:
 
 def _is_finished(last: Path, config: RunConfig) -> bool:
     try:
-        epoch: int = read_checkpoint(last, mapped=True)["progress"]["epoch"]
+        epoch: int = load_checkpoint(last, mapped=True, any_format=True)["progress"]["epoch"]
     except AssetError:
         return False  # whoever goes on from it says so
     return epoch >= config.training.num_epochs

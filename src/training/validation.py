@@ -31,40 +31,38 @@ _SUFFIX: Mapping[Shown, str] = {"rgbd": "", "rgb": "_rgb"}
 
 
 def require_selectable(config: ValidationConfig) -> None:
-    """Refuse to train with the official split as judge, unless that is asked for by name.
+    """Refuse to train with the official split as judge.
 
     Raises:
-        ConfigError: validation.split is evaluation and validation.select_on_evaluation is false.
+        ConfigError: validation.split is evaluation.
     """
-    if config.split == "evaluation" and not config.select_on_evaluation:
+    if config.split == "evaluation":
         raise ConfigError(
             "validation.split=evaluation would choose best.pt by its score on HO3D's official split, which "
             "would then measure the choice too. Train with validation.split=val and score the end with "
-            "--evaluate CKPT validation.split=evaluation; or, to do it all the same, set "
-            "validation.select_on_evaluation=true"
+            "--evaluate CKPT validation.split=evaluation"
         )
 
 
-def is_best(results: Mapping[Shown, CheckedResult], position: Progress, config: ValidationConfig) -> bool:
+def is_best(results: Mapping[Shown, CheckedResult], position: Progress) -> bool:
     """Remember the result if it is the best; True if it is. RGB-D decides, if nothing is broken RGB-only.
 
     Raises:
-        TrainingError: predictions of either modality are not finite and validation.on_nonfinite is stop; on
-            every rank, because results are the same on every rank.
+        TrainingError: predictions of either modality are not finite; on every rank, because results are the
+            same on every rank.
     """
     broken = _broken(results)
-    judge = results["rgbd"]
-    if not broken and judge.mpjpe_mm < position.best_mpjpe_mm:
-        position.best_mpjpe_mm, position.best_epoch = judge.mpjpe_mm, position.epoch
-        return True
-    seen = [(MODALITY_NAMES[shown], r) for shown, r in broken.items() if r.nonfinite_count]
-    if seen and config.on_nonfinite == "stop":
-        which = "; ".join(f"{name}: {nonfinite_text(result)}" for name, result in seen)
+    seen = [f"{MODALITY_NAMES[k]}: {nonfinite_text(r)}" for k, r in broken.items() if r.nonfinite_count]
+    if seen:
         raise TrainingError(
-            f"validation of epoch {position.epoch}: predictions are not finite: {which}. Resume from an "
-            "earlier checkpoint with a lower optimizer.lr, or set validation.on_nonfinite=continue"
+            f"validation of epoch {position.epoch}: predictions are not finite: {'; '.join(seen)}. Resume "
+            "from an earlier checkpoint with a lower optimizer.lr"
         )
-    return False
+    judge = results["rgbd"]
+    if broken or judge.mpjpe_mm >= position.best_mpjpe_mm:
+        return False
+    position.best_mpjpe_mm, position.best_epoch = judge.mpjpe_mm, position.epoch
+    return True
 
 
 def require_finite(results: Mapping[Shown, CheckedResult], folder: Path) -> None:

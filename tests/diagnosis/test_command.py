@@ -121,7 +121,6 @@ def test_two_ranks_stop_on_a_fail_where_that_is_asked_for(embedded: Embedded) ->
     """Rank 0 alone looks; both ranks must leave after the same step, saved, and say why."""
     done = embedded.main(
         "name=stopped",
-        "logging.doctor=true",
         "logging.doctor_stops=true",
         "training.batch_size=8",
         ranks=2,
@@ -136,7 +135,7 @@ def test_two_ranks_stop_on_a_fail_where_that_is_asked_for(embedded: Embedded) ->
 def test_a_healthy_run_says_so_in_its_log(embedded: Embedded) -> None:
     """One line after the first batches, one after each validation; the loss table where it was asked for."""
     more = ("name=watched", "training.num_epochs=1", "logging.every=4", "validation.rgb_only=false")
-    done = embedded.main(*more, "logging.doctor=true", env={"UTNET_DEBUG_LOSS": "1"})
+    done = embedded.main(*more, env={"UTNET_DEBUG_LOSS": "1"})
     assert done.returncode == 0, done.stderr
     lines = (embedded.newest("watched") / "log.txt").read_text(encoding="utf-8").splitlines()
     said = [line for line in lines if line.startswith(("Doctor", "  Doctor"))]

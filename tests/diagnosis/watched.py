@@ -33,8 +33,8 @@ def causes(lines: list[str]) -> list[str]:
 class Watched:
     """A training run in this process, without its command line."""
 
-    def __init__(self, clinic: Clinic, *overrides: str, doctor: bool = True) -> None:
-        self.config = clinic.config(f"logging.doctor={str(doctor).lower()}", *overrides)
+    def __init__(self, clinic: Clinic, *overrides: str) -> None:
+        self.config = clinic.config(*overrides)
         shown = [o for o in overrides if o.startswith(("dataset.", "seed="))]
         self.batches = clinic.batches(*shown)
         torch.manual_seed(self.config.seed)

@@ -39,7 +39,7 @@ class Embedded:
     runs: Path
 
     def settings(self, *more: str) -> list[str]:
-        """Arguments of a run of seconds on this data, without the doctor, which tests/diagnosis looks at.
+        """Arguments of a run of seconds on this data.
 
         A setting in `more` takes the place of one here, or of an earlier one: a command line takes each once.
         """
@@ -51,7 +51,6 @@ class Embedded:
             "model.image_size=[64, 64]",
             "training.batch_size=4",
             "validation.batch_size=4",
-            "logging.doctor=false",
             *more,
         ]
         last = {text.partition("=")[0]: text for text in settings if _is_setting(text)}

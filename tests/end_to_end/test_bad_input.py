@@ -59,11 +59,6 @@ def missing_frame(root: Path) -> None:
     first_frame(root, "rgb").unlink()
 
 
-def no_truth(root: Path) -> None:
-    for name in ("evaluation_xyz.json", "evaluation_verts.json"):
-        (root / name).unlink()
-
-
 CASES: list[tuple[Callable[[Path], None] | None, list[str], list[str]]] = [
     (no_data, [], ["DataError", "HO3D", "dataset.root_dir"]),
     (no_list, [], ["DataError", "train.txt"]),
@@ -87,12 +82,7 @@ CASES: list[tuple[Callable[[Path], None] | None, list[str], list[str]]] = [
     (None, ["training.batch_size=1000"], ["ConfigError", "training.batch_size"]),
     (None, ["dataset.expected_train_frames=83325"], ["DataError", "83,325"]),
     (None, ["runtime.device=cuda"], ["ConfigError", "runtime.device"]),
-    (
-        no_truth,
-        ["validation.split=evaluation", "validation.select_on_evaluation=true"],
-        ["DataError", "evaluation_xyz.json"],
-    ),
-    (None, ["validation.split=evaluation"], ["ConfigError", "--evaluate CKPT", "select_on_evaluation=true"]),
+    (None, ["validation.split=evaluation"], ["ConfigError", "--evaluate CKPT validation.split=evaluation"]),
 ]
 
 

@@ -58,7 +58,6 @@ TRAINING = (
     "src.training.recorder:Recorder.step",
     "src.training.diagnosis.doctor:Doctor._close",
     "src.training.checkpoints.checkpoint:_write",
-    "src.training.checkpoints.saver:prune",
     "src.evaluation.evaluator:_score",
     "src.training.validation:Outcome.write",
     "src.training.picture_page:PicturePage.write",
@@ -74,7 +73,7 @@ EVALUATION = (
 @pytest.fixture(scope="module")
 def trained(embedded: Embedded) -> Path:
     """A run whose rank 0 was slow everywhere; its checkpoint."""
-    arguments = ("name=slow", *LIMITS, *BRIEF, "logging.doctor=true", "logging.every=2")
+    arguments = ("name=slow", *LIMITS, *BRIEF, "logging.every=2")
     done = embedded.main(*arguments, ranks=2, plant=functools.partial(slow, *TRAINING))
     assert [line for line in done.stdout.splitlines() if line.startswith("slow at ")] == [
         f"slow at {place}" for place in TRAINING

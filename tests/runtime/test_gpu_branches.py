@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import LoggingConfig, RunConfig
+from src.config import RunConfig
 from src.runtime.machine import has_bf16
 from src.runtime.ranks import distributed
 from src.runtime.ranks.distributed import DistContext, setup_distributed
@@ -99,6 +99,6 @@ def test_a_gpus_random_numbers_travel_in_checkpoints(monkeypatch: pytest.MonkeyP
 def test_the_gpu_is_named_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds of two runs are compared only by who knows what they ran on."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
-    config, context = RunConfig(logging=LoggingConfig(tensorboard=False)), DistContext(0, 1, 0, GPU, None)
+    config, context = RunConfig(), DistContext(0, 1, 0, GPU, None)
     Recorder(tmp_path, config, context).write_setup(config, hand_model(), context, {})
     assert json.loads((tmp_path / "meta.json").read_text())["device"] == "card 0"

@@ -25,7 +25,7 @@ _SETTINGS = (
     "optimizer.lr=5e-4", "training.num_epochs=5", "training.batch_size=4", "training.precision=fp32",
     "model.image_size=[64, 64]",
     "validation.batch_size=4", "validation.every_epochs=5", "validation.pictures=0", "dataset.num_workers=0",
-    "logging.every=1", "logging.doctor=false", "runtime.threads=1",
+    "logging.every=1", "runtime.threads=1",
 )  # fmt: skip
 _TIMEOUT_S = 300
 

@@ -1,9 +1,12 @@
-"""Checkpoints: complete, whole, and refused where they do not fit."""
+"""Checkpoints: complete, free of licensed data, and refused where they do not fit."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,45 +19,71 @@ from src.models.utnet import UTNet
 from src.runtime.files.tensor_file import save_tensors
 from src.runtime.ranks.distributed import DistContext
 from src.training.checkpoints import checkpoint as ckpt
+from src.training.checkpoints.checkpoint import Progress
 from src.training.step import TrainStep
 from tests.models.scene import hand_model
-from tests.training.test_step import ALONE, batch, weights
+from tests.training.test_step import batch, weights
+from tests.training.toy import ALONE, toy_batch, toy_trainer
 
-CONFIG = RunConfig(
-    name="trial",
-    model=ModelConfig(preset="tiny", image_size=(64, 64), drop_path=0.2),
-    training=TrainingConfig(batch_size=2, ema_decay=0.9, keep_every_epochs=1),
-)
+HAND: Any = SimpleNamespace(fingerprint="f" * 16, is_standin=True)
+OTHER_HAND: Any = SimpleNamespace(fingerprint="0" * 16, is_standin=False)
 
 
-def fresh(config: RunConfig = CONFIG, seed: int = 5, total_steps: int = 8) -> TrainStep:
-    torch.manual_seed(seed)
-    model = UTNet(config.model, hand_model())
-    return TrainStep(model, HandLoss(config.loss, hand_model()), config, ALONE, total_steps)
-
-
-def changed(config: RunConfig = CONFIG, **training: Any) -> RunConfig:
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
-
-
-def saved(folder: Path, step: TrainStep, progress: ckpt.Progress | None = None) -> Path:
+def saved(folder: Path, step: TrainStep, progress: Progress | None = None, hand: Any = HAND) -> Path:
     path = folder / "checkpoints" / "last.pt"
-    ckpt.save_checkpoint(path, step, progress or ckpt.Progress(), CONFIG, hand_model(), "abc", ALONE)
+    ckpt.save_checkpoint(path, step, progress or Progress(), step.config, hand, "abc", ALONE)
     return path
 
 
+def restored(
+    path: Path,
+    step: TrainStep | None = None,
+    config: RunConfig | None = None,
+    *,
+    hand: Any = HAND,
+    split: str = "abc",
+    context: DistContext = ALONE,
+) -> Progress:
+    """Go on from `path` with a fresh trainer, unless one is given, by the settings of that trainer."""
+    step = step or toy_trainer()
+    return ckpt.restore(path, step, config or step.config, hand, split, context)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What is in a checkpoint of a toy after two steps."""
+    run = toy_trainer()
+    for k in range(2):
+        run([toy_batch(k)])
+    return ckpt.load_checkpoint(saved(tmp_path_factory.mktemp("toy"), run))
+
+
+@pytest.fixture(autouse=True)
+def _random_state() -> Iterator[None]:
+    before = torch.get_rng_state()
+    yield
+    torch.set_rng_state(before)
+
+
 def test_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    """Scheduler, moments, average, dropped paths and position all survive: nothing is forgotten."""
-    run = fresh()
+    """Schedule, moments, average, dropped paths and position all survive, and MANO's arrays are not inside:
+    they must not leave the machine in a checkpoint that is shared.
+    """
+    model = ModelConfig(preset="tiny", image_size=(64, 64), drop_path=0.2)
+    config = RunConfig(model=model, training=TrainingConfig(batch_size=2, ema_decay=0.9))
+
+    def fresh(seed: int) -> TrainStep:
+        torch.manual_seed(seed)
+        network = UTNet(config.model, hand_model())
+        return TrainStep(network, HandLoss(config.loss, hand_model()), config, ALONE, total_steps=8)
+
+    run, other = fresh(5), fresh(99)
     for k in range(3):
         run([batch(k)])
-    position = ckpt.Progress(
-        epoch=1, step_in_epoch=3, loss_sum=4.5, clipped_steps=2, best_mpjpe_mm=31.0, best_epoch=0
-    )
-    path = saved(tmp_path, run, position)
+    position = Progress(1, 3, loss_sum=4.5, clipped_steps=2, best_mpjpe_mm=31.0, best_epoch=0)
+    path = saved(tmp_path, run, position, hand_model())
     reports = [run([batch(k)]) for k in range(3, 6)]
-    other = fresh(seed=99)
-    assert ckpt.restore(path, other, CONFIG, hand_model(), "abc", ALONE) == position
+    assert restored(path, other, hand=hand_model()) == position
     again = [other([batch(k)]) for k in range(3, 6)]
     assert [(r.loss, r.grad_norm, r.learning_rate) for r in reports] == [
         (r.loss, r.grad_norm, r.learning_rate) for r in again
@@ -64,244 +93,173 @@ def test_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert other.ema is not None
     with run.ema.applied(), other.ema.applied():
         assert torch.equal(weights(run), weights(other))
+    inside = ckpt.load_checkpoint(path)["model"]
+    assert not any(778 in value.shape for value in inside.values()), "an array of vertices"
+    assert sum(v.numel() for v in inside.values()) == sum(p.numel() for p in run.model.parameters())
 
 
-def test_no_licensed_data_in_a_checkpoint(tmp_path: Path) -> None:
-    """MANO's arrays must not leave the machine inside a checkpoint that is shared."""
-    run = fresh()
-    state = ckpt.load_checkpoint(saved(tmp_path, run))
-    shapes = {tuple(v.shape) for v in state["model"].values()}
-    for forbidden in ((778, 3), (778, 3, 10), (778, 16), (16, 778), (135, 2334), (2334, 135), (778, 3, 135)):
-        assert forbidden not in shapes
-    assert sum(v.numel() for v in state["model"].values()) == sum(p.numel() for p in run.model.parameters())
-
-
-def test_evaluation_loads_the_averaged_weights(tmp_path: Path) -> None:
-    """What was validated is what --evaluate scores."""
-    run = fresh()
+@pytest.mark.parametrize(("decay", "which"), [(0.9, "averaged"), (0.0, "plain")])
+def test_what_was_validated_is_what_is_scored(tmp_path: Path, decay: float, which: str) -> None:
+    """The averaged weights if the file has them, whatever the settings ask for; the log says which."""
+    run = toy_trainer(ema_decay=decay)
     for k in range(2):
-        run([batch(k)])
-    path = saved(tmp_path, run)
-    model = UTNet(CONFIG.model, hand_model())
-    ckpt.load_weights(model, ckpt.load_checkpoint(path), path)
-    loaded = torch.cat([p.detach().flatten() for p in model.parameters()])
-    assert run.ema is not None
-    with run.ema.applied():
-        assert torch.equal(loaded, weights(run))
-
-
-@pytest.mark.parametrize(("decay", "said"), [(0.9, "averaged"), (0.0, "plain")])
-def test_the_log_says_whose_weights_are_scored(tmp_path: Path, decay: float, said: str) -> None:
-    """It is the file that has an average or has none, whatever the present settings ask for."""
-    run = fresh(changed(ema_decay=decay))
-    run([batch(0)])
-    path = saved(tmp_path, run)
+        run([toy_batch(k)])
+    path, model = saved(tmp_path, run), toy_trainer().model
     state = ckpt.load_checkpoint(path)
-    assert ckpt.named(state, path) == f"{path} (step 1, {said} weights)"
-    model = UTNet(CONFIG.model, hand_model())
     ckpt.load_weights(model, state, path)
-    plain = {name: torch.equal(value, state["model"][name]) for name, value in model.named_parameters()}
-    assert all(plain.values()) == (said == "plain")
+    assert ckpt.named(state, path) == f"{path} (step 2, {which} weights)"
+    want = state["model"] if state["ema"] is None else state["ema"]["average"]
+    assert all(torch.equal(value, want[name]) for name, value in model.named_parameters())
+    assert (which == "plain") == all(torch.equal(value, state["model"][n]) for n, value in want.items())
 
 
-def test_another_hand_network_split_or_batch_is_refused(tmp_path: Path) -> None:
-    """Going on with other labels, another hand or half an epoch of other batches gives numbers that mean
-    nothing.
-    """
-    path = saved(tmp_path, fresh(), ckpt.Progress(step_in_epoch=2))
-    hand = hand_model()
-    other_hand = type("Hand", (), {"fingerprint": "0" * 16, "is_standin": False})()
-    with pytest.raises(AssetError, match=r"trained with the procedural stand-in.*is a MANO file"):
-        ckpt.restore(path, fresh(), CONFIG, other_hand, "abc", ALONE)
-    with pytest.raises(AssetError, match="another split"):
-        ckpt.restore(path, fresh(), CONFIG, hand, "xyz", ALONE)
-    with pytest.raises(AssetError, match="global batches of 2 samples, this run makes 3"):
-        ckpt.restore(path, fresh(), changed(batch_size=3), hand, "abc", ALONE)
-    with pytest.raises(AssetError, match=r"inside epoch 0, whose order was drawn with seed 0, .* seed is 1"):
-        ckpt.restore(path, fresh(), dataclasses.replace(CONFIG, seed=1), hand, "abc", ALONE)
-    with pytest.raises(AssetError, match=r"inside epoch 0 after 2 steps, training\.max_steps_per_epoch is 1"):
-        ckpt.restore(path, fresh(), changed(max_steps_per_epoch=1), hand, "abc", ALONE)
-    larger = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, refine_iterations=0))
-    here = ckpt.commit()[:12]
-    with pytest.raises(AssetError, match=f"another network.* written by code {here}, this is {here}: "):
-        ckpt.restore(path, fresh(larger), larger, hand, "abc", ALONE)
+INSIDE = Progress(step_in_epoch=2)
+REFUSED: dict[str, tuple[Progress, dict[str, Any], str]] = {
+    "hand": (INSIDE, {"hand": OTHER_HAND}, "trained with the procedural stand-in.*is a MANO file"),
+    "split": (INSIDE, {"split": "xyz"}, "another split"),
+    "batch": (INSIDE, {"batch_size": 3}, "global batches of 32 samples, this run makes 3"),
+    "seed": (INSIDE, {"seed": 1}, r"inside epoch 0, whose order was drawn with seed 0, .* seed is 1"),
+    "steps": (INSIDE, {"max_steps_per_epoch": 1}, r"after 2 steps, training\.max_steps_per_epoch is 1"),
+    "average": (INSIDE, {"ema_decay": 0.0}, r"training\.ema_decay was switched on or off"),
+    # A run that was cut short by its number of epochs ended as finished, its last epoch never validated.
+    "epochs": (Progress(epoch=2), {"num_epochs": 2}, r"training\.num_epochs is 2: nothing is left to train"),
+}
 
 
-def test_nothing_left_to_train_is_said(tmp_path: Path) -> None:
-    """A run that was cut short by its number of epochs ended as finished, its last epoch never validated."""
-    path = saved(tmp_path, fresh(), ckpt.Progress(epoch=2))
-    with pytest.raises(
-        AssetError, match=r"2 epochs and 0 steps behind it, training\.num_epochs is 2: nothing"
-    ):
-        ckpt.restore(path, fresh(), changed(num_epochs=2), hand_model(), "abc", ALONE)
-    assert ckpt.restore(path, fresh(), changed(num_epochs=3), hand_model(), "abc", ALONE).epoch == 2
+@pytest.mark.parametrize("what", list(REFUSED))
+def test_a_run_that_cannot_go_on_is_refused(tmp_path: Path, what: str) -> None:
+    """Another hand, other labels or half an epoch of other batches give numbers that mean nothing."""
+    progress, changes, message = REFUSED[what]
+    where = {name: changes[name] for name in ("hand", "split") if name in changes}
+    training = {name: value for name, value in changes.items() if name not in ("hand", "split", "seed")}
+    path, step = saved(tmp_path, toy_trainer(), progress), toy_trainer(**training)
+    config = dataclasses.replace(step.config, seed=changes.get("seed", 0))
+    with pytest.raises(AssetError, match=message):
+        restored(path, step, config, **where)
 
 
-def test_the_rate_goes_on_where_it_stood_when_an_epoch_has_other_steps(tmp_path: Path) -> None:
+def test_a_run_that_can_go_on_does(tmp_path: Path) -> None:
+    """More epochs than are done; and one that was lost while it validated, all steps of its epoch done."""
+    path = saved(tmp_path, toy_trainer(), Progress(epoch=2))
+    assert restored(path, toy_trainer(num_epochs=3)).epoch == 2
+    path = saved(tmp_path, toy_trainer(), Progress(epoch=1, step_in_epoch=2))
+    assert restored(path, toy_trainer(max_steps_per_epoch=2)).step_in_epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("inside", "total", "epochs", "schedule_step"),
+    [
+        (0, 16, 4, 8),
+        (0, 8, 4, 4),
+        (0, 32, 4, 16),
+        (0, 24, 6, 8),
+        (3, 24, 4, 15),
+        (3, 32, 4, 19),
+        (3, 12, 4, 9),
+    ],
+)
+def test_the_rate_goes_on_where_it_stood_when_an_epoch_has_other_steps(
+    tmp_path: Path, inside: int, total: int, epochs: int, schedule_step: int
+) -> None:
     """On twice the ranks half the steps are left: counted in old steps, the rate was at its end for all of
-    them, 0.01 of the peak.
+    them, 0.01 of the peak. Steps of the present epoch that are done count as they are.
     """
-    config = changed(num_epochs=4)
-    run = fresh(config, total_steps=16)
-    for k in range(8):
-        run([batch(k)])
-    path = tmp_path / "checkpoints" / "last.pt"
-    ckpt.save_checkpoint(path, run, ckpt.Progress(epoch=2), config, hand_model(), "abc", ALONE)
-    rates = [run([batch(0)]).learning_rate for _ in range(2)]
-    # Shares of the peak on a cosine from 1 to 0.01, after a warm-up of a twentieth in whole steps.
-    plans = ((16, 4, 8, 0.453258), (8, 4, 4, 0.394852), (32, 4, 16, 0.505), (24, 6, 8, 0.772617))
-    for total, epochs, schedule_step, share in plans:
-        other_config = changed(num_epochs=epochs)
-        other = fresh(other_config, total_steps=total)
-        ckpt.restore(path, other, other_config, hand_model(), "abc", ALONE)
-        assert (other.step, other.schedule_step) == (8, schedule_step)
-        rate = other([batch(0)]).learning_rate
-        assert rate == pytest.approx(share * other.peak_rate, rel=1e-4)
-        if epochs == 4:
-            assert rate == pytest.approx(rates[0], rel=0.2)
+    run = toy_trainer(total_steps=16, num_epochs=4)
+    run.step = run.schedule_step = 8 + inside
+    path = saved(tmp_path, run, Progress(epoch=2, step_in_epoch=inside))
+    other = toy_trainer(total_steps=total, num_epochs=epochs)
+    restored(path, other)
+    assert (other.step, other.schedule_step) == (8 + inside, schedule_step)
+    if (inside, epochs) == (0, 4):
+        assert other([toy_batch(0)]).learning_rate == pytest.approx(
+            run([toy_batch(0)]).learning_rate, rel=0.2
+        )
     # And once more from what the resumed run wrote.
-    ckpt.save_checkpoint(
-        path, other, ckpt.Progress(epoch=2, step_in_epoch=1), other_config, hand_model(), "abc", ALONE
-    )
-    again = fresh(other_config, total_steps=24)
-    ckpt.restore(path, again, other_config, hand_model(), "abc", ALONE)
-    assert (again.step, again.schedule_step) == (9, 9)
+    again = toy_trainer(total_steps=total, num_epochs=epochs)
+    restored(saved(tmp_path, other, Progress(epoch=2, step_in_epoch=inside)), again)
+    assert (again.step, again.schedule_step) == (other.step, other.schedule_step)
 
 
-def test_inside_an_epoch_of_other_steps_the_rate_goes_on_after_those_done(tmp_path: Path) -> None:
-    """With training.max_steps_per_epoch raised, the steps of the epoch that are done count as they are."""
-    config = changed(num_epochs=4)
-    path = tmp_path / "checkpoints" / "last.pt"
-    position = ckpt.Progress(epoch=2, step_in_epoch=3)
-    ckpt.save_checkpoint(path, fresh(config, total_steps=16), position, config, hand_model(), "abc", ALONE)
-    for total, schedule_step in ((24, 15), (32, 19), (12, 9)):
-        other = fresh(config, total_steps=total)
-        ckpt.restore(path, other, config, hand_model(), "abc", ALONE)
-        assert other.schedule_step == schedule_step, total  # 2 epochs of total / 4 steps, and 3
-
-
-def test_the_checkpoint_from_before_a_validation_goes_on(tmp_path: Path) -> None:
-    """All steps of its epoch are done: a run that was lost while it validated goes on with validating."""
-    path = saved(tmp_path, fresh(), ckpt.Progress(epoch=1, step_in_epoch=2))
-    position = ckpt.restore(path, fresh(), changed(max_steps_per_epoch=2), hand_model(), "abc", ALONE)
-    assert (position.epoch, position.step_in_epoch) == (1, 2)
-
-
-def test_another_seed_draws_anew(tmp_path: Path) -> None:
-    """At an epoch's end another seed is another order of samples; dropped paths must follow it."""
-    path = saved(tmp_path, fresh(), ckpt.Progress(epoch=1))
-    before = torch.get_rng_state()
-    torch.manual_seed(7)
-    state = torch.get_rng_state()
-    other = fresh()
-    torch.set_rng_state(state)
-    ckpt.restore(path, other, dataclasses.replace(CONFIG, seed=1), hand_model(), "abc", ALONE)
-    assert torch.equal(torch.get_rng_state(), state)
-    ckpt.restore(path, other, CONFIG, hand_model(), "abc", ALONE)
-    assert not torch.equal(torch.get_rng_state(), state)
-    torch.set_rng_state(before)
-
-
-def test_each_rank_goes_on_with_its_own_random_state(tmp_path: Path) -> None:
-    """With rank 0's state on all of them, all ranks drop the same paths."""
-    before = torch.get_rng_state()
-    path = saved(tmp_path, fresh(), ckpt.Progress(epoch=1))
+def test_random_states_are_each_ranks_own_and_of_the_seed(tmp_path: Path) -> None:
+    """With rank 0's state on all ranks, all drop the same paths; another seed is another order of samples."""
+    path = saved(tmp_path, toy_trainer(), Progress(epoch=1))
     states = []
     for seed in (7, 8):
         torch.manual_seed(seed)
         states.append({"cpu": torch.get_rng_state()})
-    state = torch.load(path, weights_only=True) | {"world": 2, "rng": states}
-    save_tensors(state, path)
+    save_tensors(torch.load(path, weights_only=True) | {"world": 2, "rng": states}, path)
     for rank in range(2):
-        ckpt.restore(
-            path, fresh(), CONFIG, hand_model(), "abc", DistContext(rank, 2, rank, torch.device("cpu"), None)
-        )
+        restored(path, context=DistContext(rank, 2, rank, torch.device("cpu"), None))
         assert torch.equal(torch.get_rng_state(), states[rank]["cpu"]), f"rank {rank}"
-    torch.set_rng_state(before)
+    step = toy_trainer()
+    drawn = torch.get_rng_state()
+    for config, context in (
+        (dataclasses.replace(step.config, seed=1), DistContext(0, 2, 0, torch.device("cpu"), None)),
+        (step.config, ALONE),
+    ):
+        restored(path, step, config, context=context)
+        assert torch.equal(torch.get_rng_state(), drawn)
 
 
-def test_a_checkpoint_of_the_format_before_is_scored_but_not_resumed(tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_format_before_is_scored_but_not_resumed(
+    tmp_path: Path, written: dict[str, Any]
+) -> None:
     """Its moments have no names: put on parameters by their order they would be others'."""
-    path = saved(tmp_path, fresh())
-    state = torch.load(path, weights_only=True) | {"format": 2, "commit": "0123456789abcdef"}
-    torch.save(state, path)
-    ckpt.load_weights(UTNet(CONFIG.model, hand_model()), ckpt.load_checkpoint(path), path)
-    with pytest.raises(
-        AssetError, match=r"format 2, runs go on from format 3\. Code 0123456789ab wrote it: resume"
-    ):
-        ckpt.restore(path, fresh(), CONFIG, hand_model(), "abc", ALONE)
-    torch.save(state | {"format": 9}, path)
-    with pytest.raises(AssetError, match="format 9"):
-        ckpt.load_checkpoint(path)
+    path = tmp_path / "old.pt"
+    torch.save(written | {"format": 2, "commit": "0123456789abcdef"}, path)
+    ckpt.load_weights(toy_trainer().model, ckpt.load_checkpoint(path), path)
+    want = r"format 2, runs go on from format 3\. Code 0123456789ab wrote it: resume"
+    with pytest.raises(AssetError, match=want):
+        restored(path)
 
 
-def test_unreadable_files_are_named(tmp_path: Path) -> None:
-    """A torn or foreign file ends with one sentence, not with a traceback of zip internals."""
-    with pytest.raises(AssetError, match="no such file"):
-        ckpt.load_checkpoint(tmp_path / "none.pt")
-    whole = saved(tmp_path, fresh()).read_bytes()
-    torn = tmp_path / "torn.pt"
-    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint", b"\x80\x02not a checkpoint"):
-        torn.write_bytes(content)
-        with pytest.raises(AssetError, match=r"torn\.pt .{20,140}\. Use another copy$"):
-            ckpt.load_checkpoint(torn)
-    foreign = tmp_path / "foreign.pt"
-    torch.save({"weights": torch.zeros(1)}, foreign)
-    with pytest.raises(AssetError, match="not a UTNet checkpoint"):
-        ckpt.load_checkpoint(foreign)
+def _pop(state: dict[str, Any], name: str) -> None:
+    del state[name]
 
 
-def test_a_checkpoint_with_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
-    """Its score is nan and its next step is nan: the tensor is named before hours are spent on it."""
-    run = fresh()
-    run([batch(0)])
-    path = saved(tmp_path, run)
+def _first(state: dict[str, Any]) -> dict[str, Any]:
+    """Moments of a parameter."""
+    return next(moments for moments in state["optimizer"]["adamw"].values() if "exp_avg" in moments)
+
+
+def _spoil(tensor: torch.Tensor) -> None:
+    tensor.view(-1)[7] = float("inf")
+
+
+UNFIT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "newer": (lambda s: s.update(format=9), r"format 9, this program reads \(2, 3\)"),
+    "no format": (lambda s: s.update(format="3"), "not a UTNet checkpoint"),
+    "foreign": (lambda s: _pop(s, "progress"), r"not a UTNet checkpoint \(no progress inside\)"),
+    "no seed": (lambda s: _pop(s["config"], "seed"), "config is not a configuration"),
+    "no rank": (lambda s: s.update(rng=[]), "rng is of 0 ranks, world is 1"),
+    "cut random state": (lambda s: s["rng"][0].update(cpu=s["rng"][0]["cpu"][:-1]), "rng is not the random"),
+    "no moment": (lambda s: _pop(_first(s), "exp_avg_sq"), "optimiser state: moments of inside"),
+    "a number": (lambda s: _first(s).update(exp_avg=torch.tensor(1.0)), "optimiser state: moments of inside"),
+    "no moments": (lambda s: s.update(optimizer={}), "optimiser state: moments of"),
+    "another average": (lambda s: s["ema"].update(average={"x": torch.ones(2)}), "averaged weights are not"),
+    "another network": (
+        lambda s: _pop(s["model"], "inside.bias"),
+        r"another network.* written by code \w{12}, this is \w{12}: ",
+    ),
+    "infinite weight": (lambda s: _spoil(s["model"]["inside.weight"]), "not finite, first in model.inside"),
+    "infinite average": (lambda s: _spoil(s["ema"]["average"]["inside.weight"]), "finite, first in ema"),
+    "infinite moment": (lambda s: _spoil(_first(s)["exp_avg"]), "not finite, first in optimizer"),
+}
+
+
+@pytest.mark.parametrize("part", list(UNFIT))
+def test_parts_that_do_not_fit_are_refused_in_a_line(
+    tmp_path: Path, written: dict[str, Any], part: str
+) -> None:
+    """torch takes them and fails in the first step, or counts them for something else, or goes on."""
+    path, (change, message) = tmp_path / "last.pt", UNFIT[part]
+    save_tensors(written, path)
     state = torch.load(path, weights_only=True)
-    name = "vit.blocks.1.attn.qkv.weight"
-    moments = state["optimizer"]["adamw"][name]
-    for part, inside, key in (
-        ("optimizer", moments, "exp_avg_sq"),
-        ("ema", state["ema"]["average"], name),
-        ("model", state["model"], name),
-    ):
-        inside[key].view(-1)[7] = float("inf")
-        torch.save(state, path)
-        for mapped in (False, True):
-            with pytest.raises(AssetError, match=rf"not finite, first in {part}\..*{name}.*\(1 of 110,592 "):
-                ckpt.load_checkpoint(path, mapped=mapped)
-    with pytest.raises(AssetError, match="not finite"):
-        ckpt.restore(path, run, CONFIG, hand_model(), "abc", ALONE)
-
-
-def _unfit(state: dict[str, Any], part: str) -> None:
-    """Plant something that has the right kind and not the right content."""
-    moments = next(m for m in state["optimizer"]["adamw"].values() if "exp_avg" in m)
-    if part == "a moment is missing":
-        del moments["exp_avg_sq"]
-    elif part == "a moment is a number":
-        moments["exp_avg"] = torch.tensor(1.0)
-    elif part == "no moments":
-        state["optimizer"] = {}
-    elif part == "a random state is cut":
-        state["rng"][0]["cpu"] = state["rng"][0]["cpu"][:-1]
-    elif part == "another average":
-        state["ema"]["average"] = {"weight": torch.ones(2)}
-
-
-@pytest.mark.parametrize(
-    "part",
-    ["a moment is missing", "a moment is a number", "no moments", "a random state is cut", "another average"],
-)
-def test_parts_that_do_not_fit_are_refused_in_a_line(tmp_path: Path, part: str) -> None:
-    """torch takes them and fails in the first step, or counts them for something else."""
-    run = fresh()
-    run([batch(0)])
-    path = saved(tmp_path, run)
-    state = torch.load(path, weights_only=True)
-    _unfit(state, part)
+    change(state)
     save_tensors(state, path)
-    with pytest.raises(AssetError, match=r"optimiser state|rng is not|averaged weights"):
-        ckpt.restore(path, fresh(), CONFIG, hand_model(), "abc", ALONE)
-    if part == "another average":
-        with pytest.raises(AssetError, match=r"its averaged weights are not the model's, e\.g\. weight"):
-            ckpt.load_weights(fresh().model, ckpt.load_checkpoint(path), path)
+    with pytest.raises(AssetError, match=message) as caught:
+        restored(path)
+    assert str(path) in str(caught.value) or "optimiser" in str(caught.value)
+    if re.search("average|network|weight", part):
+        with pytest.raises(AssetError, match=message):
+            ckpt.load_weights(toy_trainer().model, ckpt.load_checkpoint(path), path)

@@ -1,25 +1,26 @@
-"""The checkpoints of a run: files of their own, and what is gone on from when one of them is damaged."""
+"""The checkpoints of a run: files of their own, tried again, and what is gone on from."""
 
 from __future__ import annotations
 
 import errno
 import os
-import random
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from src.config import RunConfig, TrainingConfig
+from src.config import RunConfig
 from src.errors import AssetError, PeerError
 from src.runtime.ranks.distributed import DistContext, spawn_ranks
 from src.training.checkpoints import checkpoint as ckpt
 from src.training.checkpoints import folder as folder_of
 from src.training.checkpoints.checkpoint import Progress
-
-ALONE = DistContext(0, 1, 0, torch.device("cpu"), None)
+from tests.log_lines import log_lines
+from tests.training.toy import ALONE
 
 
 def write(
@@ -34,18 +35,14 @@ def write(
     """A checkpoint of a network of a few numbers, by the code that writes those of a run."""
     model = torch.nn.Linear(width, 1)
     torch.nn.init.constant_(model.weight, weight)
-    trainer = SimpleNamespace(
+    trainer: Any = SimpleNamespace(
         model=model, ema=None, optimizer=SimpleNamespace(state_dict=dict), step=step, schedule_step=step,
         total_steps=99,
     )  # fmt: skip
-    hand = SimpleNamespace(fingerprint="f", is_standin=True)
+    hand: Any = SimpleNamespace(fingerprint="f", is_standin=True)
     position = progress or Progress(epoch=step // 4)
-    ckpt.save_checkpoint(path, trainer, position, RunConfig(), hand, "abc", context, copies)  # type: ignore[arg-type]
+    ckpt.save_checkpoint(path, trainer, position, RunConfig(), hand, "abc", context, copies)
     return path
-
-
-def zeros(path: Path) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
 
 
 def bit(path: Path) -> None:
@@ -54,25 +51,9 @@ def bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def torn(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-700])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def text(path: Path) -> None:
-    path.write_text("checkpoint of yesterday\n")
-
-
 def a_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
-
-
-def gone(path: Path) -> None:
-    path.unlink()
 
 
 def dangling(path: Path) -> None:
@@ -80,107 +61,43 @@ def dangling(path: Path) -> None:
     path.symlink_to("nowhere.pt")
 
 
-def not_a_number(path: Path) -> None:
-    write(path, step=40, weight=float("nan"))
-
-
-DAMAGES = (zeros, bit, torn, empty, text, a_folder, gone, dangling, not_a_number)
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "bit": bit,
+    "torn": lambda path: path.write_bytes(path.read_bytes()[:-700]),
+    "empty": lambda path: path.write_bytes(b""),
+    "folder": a_folder,
+    "gone": Path.unlink,
+    "dangling": dangling,
+    "not a number": lambda path: write(path, step=40, weight=float("nan")),
+}
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Checkpoints of 3 epochs of 4 steps; the newest by its content is the oldest by its time."""
+    """Checkpoints of 3 epochs of 4 steps, some of a program that kept them; the newest is the oldest file."""
     checkpoints = tmp_path / "20260101-000000-demo" / "checkpoints"
     best = Progress(epoch=1, best_mpjpe_mm=31.0, best_epoch=0, judged_by="val")
     write(checkpoints / "best.pt", step=4, progress=best)
-    write(checkpoints / "epoch_9.pt", step=8, progress=Progress(epoch=2, best_mpjpe_mm=31.0, best_epoch=0))
-    write(checkpoints / "epoch_10.pt", step=12, progress=Progress(epoch=3, best_mpjpe_mm=31.0, best_epoch=0))
+    write(checkpoints / "epoch_9.pt", step=8, progress=Progress(epoch=2))
+    write(checkpoints / "epoch_10.pt", step=12, progress=Progress(epoch=3))
     write(checkpoints / "last.pt", step=14, progress=Progress(epoch=3, step_in_epoch=2, judged_by="val"))
     for age, name in enumerate(("best.pt", "epoch_9.pt", "epoch_10.pt")):
         os.utime(checkpoints / name, (2e9 - age, 2e9 - age))
     return checkpoints
 
 
-def test_two_hundred_flipped_bits_are_found_two_hundred_times(tmp_path: Path) -> None:
-    """One bit of a weight is another score; with an exponent's bit it is nan."""
-    path = write(tmp_path / "last.pt", width=1000)
-    whole, found = path.read_bytes(), 0
-    for place in random.Random(17).sample(range(8 * len(whole)), 200):
-        changed = bytearray(whole)
-        changed[place // 8] ^= 1 << place % 8
-        path.write_bytes(changed)
-        try:
-            ckpt.load_checkpoint(path)
-        except AssetError as error:
-            found += str(path) in str(error)
-    assert found == 200
-    path.write_bytes(whole)
-    assert ckpt.load_checkpoint(path)["step"] == 4
-
-
-def test_names_of_one_save_are_files_of_their_own(tmp_path: Path) -> None:
-    """They were names of one file: what damaged one damaged all."""
-    names = folder_of.names_due(TrainingConfig(keep_every_epochs=1), best=True, epoch=3)
-    assert names == [
-        "best.pt",
-        "epoch_3.pt",
-        "last.pt",
-    ]  # last.pt last: a run that dies before it comes again
-    first, *copies = [tmp_path / name for name in names]
-    write(first, *copies)
-    contents = [(tmp_path / name).read_bytes() for name in names]
-    assert contents[1:] == contents[:-1]
-    assert len({(tmp_path / name).stat().st_ino for name in names}) == 3
-    for name in names:
-        with (tmp_path / name).open("r+b") as file:
-            file.write(bytes(100))
-        assert len(folder_of._others(tmp_path / name)[0]) == 2
-        (tmp_path / name).write_bytes(contents[0])
-
-
-@pytest.mark.parametrize(
-    ("every", "best", "epoch", "names"),
-    [
-        (0, False, None, ["last.pt"]),
-        (0, True, 1, ["best.pt", "last.pt"]),
-        (2, False, 1, ["epoch_1.pt", "last.pt"]),
-        (2, False, 2, ["last.pt"]),
-        (2, True, 2, ["best.pt", "last.pt"]),
-        (1, False, None, ["last.pt"]),
-    ],
-)
-def test_names_that_are_due(every: int, best: bool, epoch: int | None, names: list[str]) -> None:
-    """Every second epoch means epochs 1, 3, 5; inside an epoch there is last.pt alone."""
-    config = TrainingConfig(keep_every_epochs=every)
-    assert folder_of.names_due(config, best=best, epoch=epoch) == names
-
-
-def test_old_epochs_go_and_nothing_else(tmp_path: Path) -> None:
-    """By number, not by text (10 after 9); a name that a user gave is no epoch."""
-    others = ["epoch_1.pt.damaged", "epoch_best.pt", "last.pt"]
-    for name in (*(f"epoch_{k}.pt" for k in range(7, 11)), *others):
-        (tmp_path / name).touch()
-    folder_of.prune(tmp_path, TrainingConfig(keep_every_epochs=0))
-    assert len(list(tmp_path.iterdir())) == 7
-    folder_of.prune(tmp_path, TrainingConfig(keep_every_epochs=1))
-    kept = {path.name for path in tmp_path.iterdir()}
-    assert kept == {"epoch_8.pt", "epoch_9.pt", "epoch_10.pt", *others}
-
-
 def test_a_file_that_does_not_fit_leaves_the_previous_one(tmp_path: Path) -> None:
     """At a full disk what is there stays whole, in the system's words; no half file is left in its way."""
     last, copy = write(tmp_path / "last.pt", step=4), write(tmp_path / "copy.pt", step=3)
+    assert last.stat().st_ino != copy.stat().st_ino
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    want = r"last\.pt was not written: \[Errno 27\] File too large\. About 0\.4 MB are needed, [\d,.]+ MB are"
     try:
         for most in (1000, 20_000):  # at the end, and in the middle, where torch has words of its own
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-            with pytest.raises(
-                AssetError, match=r"last\.pt was not written: \[Errno 27\] File too large\. About"
-            ):
+            with pytest.raises(AssetError, match=want):
                 write(last, step=8, width=100_000)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-        with pytest.raises(OSError, match="File too large"):
-            ckpt.copy_tensors(last, copy)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [ckpt.load_checkpoint(path)["step"] for path in (last, copy)] == [4, 3]
@@ -209,23 +126,87 @@ def test_a_copy_that_does_not_fit_on_the_disk_is_an_error_of_all_ranks(tmp_path:
     assert heard[0].startswith(f"AssetError: {why}")
     assert heard[1].startswith(f"PeerError: writing {tmp_path / 'best.pt'}: rank 0 failed: {why}")
     assert ckpt.load_checkpoint(tmp_path / "last.pt")["step"] == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_last_checkpoint_is_passed_over_aloud(run: Path, damage) -> None:
+class Disk:
+    """Writes fail so often; a clock that only sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, misses: int, error: type[Exception] = AssetError):
+        self.misses, self.error = misses, error
+        self.tries: list[tuple[str, ...]] = []
+        self.now = 0.0
+        monkeypatch.setattr(folder_of, "save_checkpoint", self._write)
+        monkeypatch.setattr(folder_of.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(folder_of.time, "sleep", self._sleep)
+
+    def _write(self, path: Path, *arguments: Any) -> None:
+        self.tries.append((path.name, *(copy.name for copy in arguments[-1])))
+        if len(self.tries) <= self.misses:
+            raise self.error("checkpoint last.pt was not written: No space left on device")
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def saver_in(folder: Path) -> folder_of.Saver:
+    """A saver whose checkpoints are not looked into."""
+    return folder_of.Saver(folder, RunConfig(), None, "abc", ALONE)  # type: ignore[arg-type]
+
+
+def at(step: int) -> Any:
+    """A trainer; the step is all that is asked for."""
+    return SimpleNamespace(step=step)
+
+
+def test_inside_an_epoch_later_steps_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps go on while the disk is full; each try writes all that there is room for, so they grow seldom."""
+    disk, saver = Disk(monkeypatch, 4), saver_in(tmp_path)
+    tried = []
+    with log_lines("checkpoints") as said:
+        for step in range(10, 60):
+            if step == 10 or saver.tries_again(step):
+                tried.append(step)
+                saver.save(at(step), Progress(), wait=False)
+    assert tried == [10, 11, 13, 17, 25]
+    assert disk.now == 0.0, "no step waits"
+    assert said == [
+        "WARNING: checkpoint last.pt was not written: No space left on device. It is tried again; the run "
+        "goes on.",
+        f"{tmp_path / 'last.pt'} is written again, after 4 misses.",
+    ]
+
+
+@pytest.mark.parametrize("error", [AssetError, PeerError])
+def test_at_an_epochs_end_it_is_tried_in_place_for_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """best.pt of this epoch can be written from these weights alone: all of its files, again and again; but a
+    week of training that nobody can keep is lost time.
+    """
+    disk, saver = Disk(monkeypatch, 3, error), saver_in(tmp_path)
+    saver.save(at(0), Progress(), best=True)
+    assert disk.tries == [("best.pt", "last.pt")] * 4
+    assert disk.now == 1.0 + 2.0 + 4.0
+    disk = Disk(monkeypatch, 1000, error)
+    with pytest.raises(error, match=r"No space left on device\. Tried 7 times in 61 s"):
+        saver.save(at(0), Progress())
+    assert disk.tries == [("last.pt",)] * 7
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_a_damaged_last_checkpoint_is_passed_over_aloud(run: Path, damage: str) -> None:
     """A run at night goes on from the newest whole file, and the log says from where and why."""
     last = run / "last.pt"
-    damage(last)
+    DAMAGES[damage](last)
     source, warning = folder_of.to_go_on_from(last)
     assert source == run / "epoch_10.pt"
     assert warning is not None
     assert warning.startswith(f"WARNING: checkpoint {last}")
     assert f". Going on from {source} (epoch 3, step 12), the newest whole one there" in warning
     assert "\n" not in warning
-    assert ("kept as last.pt.damaged" in warning) == (damage is not gone)
+    kept = damage != "gone"
+    assert ("kept as last.pt.damaged" in warning) == os.path.lexists(run / "last.pt.damaged") == kept
     assert not os.path.lexists(last)  # what stood there would be in the way of the next one
-    assert os.path.lexists(run / "last.pt.damaged") == (damage is not gone)
     write(last, step=16)
     assert folder_of.to_go_on_from(last) == (last, None)
 
@@ -233,16 +214,17 @@ def test_a_damaged_last_checkpoint_is_passed_over_aloud(run: Path, damage) -> No
 def test_damaged_files_are_passed_over_one_after_the_other(run: Path) -> None:
     """The newest whole one, not the next name; and where none is whole, no older run and no new one."""
     last = run / "last.pt"
-    for k, (name, expected) in enumerate(
-        (("last.pt", "epoch_10.pt"), ("epoch_10.pt", "epoch_9.pt"), ("epoch_9.pt", "best.pt"))
+    for name, expected in (
+        ("last.pt", "epoch_10.pt"),
+        ("epoch_10.pt", "epoch_9.pt"),
+        ("epoch_9.pt", "best.pt"),
     ):
         bit(run / name)
         assert folder_of.to_go_on_from(last)[0] == run / expected
-        assert len(list(run.glob("*.damaged"))) == 1, k
-    zeros(run / "best.pt")
-    with pytest.raises(
-        AssetError, match=r"No checkpoint of this run is whole, and no older run is taken"
-    ) as caught:
+        assert len(list(run.glob("*.damaged"))) == 1, name
+    bit(run / "best.pt")
+    want = "No checkpoint of this run is whole, and no older run is taken"
+    with pytest.raises(AssetError, match=want) as caught:
         folder_of.to_go_on_from(last)
     for name in ("last.pt", "best.pt", "epoch_9.pt", "epoch_10.pt"):
         assert f"checkpoint {run / name}" in str(caught.value)
@@ -252,41 +234,30 @@ def test_damaged_files_are_passed_over_one_after_the_other(run: Path) -> None:
 def test_two_checkpoints_of_one_step_are_told_apart(run: Path) -> None:
     """After the validation is later than before it; before an epoch's end is not after."""
     (run / "last.pt").rename(run / "epoch_99.pt")
-    write(run / "best.pt", step=14, progress=Progress(epoch=4))
-    assert folder_of.to_go_on_from(run / "last.pt")[0] == run / "best.pt"
-    write(run / "best.pt", step=14, progress=Progress(epoch=3, step_in_epoch=1))
-    assert folder_of.to_go_on_from(run / "last.pt")[0] == run / "epoch_99.pt"
+    for position, newest in ((Progress(4), "best.pt"), (Progress(3, step_in_epoch=1), "epoch_99.pt")):
+        write(run / "best.pt", step=14, progress=position)
+        assert folder_of.to_go_on_from(run / "last.pt")[0] == run / newest
 
 
-@pytest.mark.parametrize("damage", [zeros, bit, torn, gone])
-def test_any_other_file_means_itself(run: Path, damage) -> None:
-    """Whoever names best.pt wants those weights and no others; what else is whole is said."""
-    for name in ("best.pt", "epoch_10.pt"):
-        damage(run / name)
-    newest = (
-        f"Whole ones beside it, the newest first: {run / 'last.pt'} (epoch 3, step 14), {run / 'epoch_9.pt'}"
-    )
-    for name in ("best.pt", "epoch_10.pt"):
-        with pytest.raises(AssetError, match=f"checkpoint .*{name}") as caught:
-            folder_of.to_go_on_from(run / name)
-        assert newest in str(caught.value)
-        with pytest.raises(AssetError) as scored:  # what --evaluate and the tools read with
-            folder_of.open_checkpoint(run / name)
-        assert str(scored.value) == str(caught.value)
-    assert folder_of.to_go_on_from(run / "epoch_9.pt") == (run / "epoch_9.pt", None)
-
-
-def test_a_last_checkpoint_outside_a_run_means_itself(run: Path, tmp_path: Path) -> None:
-    """A copy of last.pt elsewhere stands for no run: files beside it may be anybody's."""
-    lone, other = tmp_path / "copies" / "last.pt", tmp_path / "copies" / "other.pt"
-    write(lone)
-    write(other, step=6)
-    bit(lone)
-    with pytest.raises(
-        AssetError, match=r"last\.pt is no whole .*the newest first: .*other\.pt \(epoch 1, step 6\)"
+def test_any_other_file_means_itself(run: Path, tmp_path: Path) -> None:
+    """Whoever names best.pt wants those weights and no others, and a copy of last.pt elsewhere stands for no
+    run; what else is whole is said, by --evaluate and the tools too.
+    """
+    lone = write(tmp_path / "copies" / "last.pt")
+    write(lone.with_name("other.pt"), step=6)
+    for path, newest in (
+        (run / "best.pt", f"{run / 'last.pt'} (epoch 3, step 14), {run / 'epoch_10.pt'}"),
+        (lone, f"{lone.with_name('other.pt')} (epoch 1, step 6)"),
     ):
-        folder_of.to_go_on_from(lone)
-    assert lone.exists()
+        bit(path)
+        with pytest.raises(AssetError, match=f"checkpoint {path} is no whole file") as caught:
+            folder_of.to_go_on_from(path)
+        assert f"Whole ones beside it, the newest first: {newest}" in str(caught.value)
+        with pytest.raises(AssetError) as scored:
+            folder_of.open_checkpoint(path)
+        assert str(scored.value) == str(caught.value)
+        assert path.exists()
+    assert folder_of.to_go_on_from(run / "epoch_9.pt") == (run / "epoch_9.pt", None)
 
 
 def test_a_checkpoint_of_newer_code_is_not_passed_over(run: Path) -> None:
@@ -299,59 +270,20 @@ def test_a_checkpoint_of_newer_code_is_not_passed_over(run: Path) -> None:
 
 
 def test_best_so_far_is_what_best_pt_scored_on_these_samples(run: Path) -> None:
-    """A score of another split, folder or older file kept best.pt as it was, or let a worse epoch have it."""
-    none = (float("inf"), -1)
-    assert folder_of.best_so_far(run, "val", ALONE) == (31.0, 0)
-    assert folder_of.best_so_far(run, "evaluation", ALONE) == none
-    (run / "best.pt").unlink()
-    assert folder_of.best_so_far(run, "val", ALONE) == none
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Warnings of the log."""
-    lines: list[str] = []
-    monkeypatch.setattr(folder_of._log, "warning", lines.append)
-    return lines
-
-
-@pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage is not gone])
-def test_a_damaged_best_checkpoint_does_not_end_the_run(run: Path, damage, said: list[str]) -> None:
-    """last.pt is whole: the run goes on, what was best is kept and said, the next best makes a best.pt."""
-    write(
-        run / "last.pt", step=14, progress=Progress(3, 2, best_mpjpe_mm=31.0, best_epoch=0, judged_by="val")
+    """A score of another split, folder or older file kept best.pt as it was, or let a worse epoch have it. A
+    damaged one does not end the run: the next validation makes another.
+    """
+    none, best = (float("inf"), -1), run / "best.pt"
+    with log_lines("checkpoints") as said:
+        assert folder_of.best_so_far(run, "val", ALONE) == (31.0, 0)
+        assert folder_of.best_so_far(run, "other", ALONE) == none
+        bit(best)
+        for _ in range(2):
+            assert folder_of.best_so_far(run, "val", ALONE) == none
+    chosen, damaged = said
+    assert chosen.startswith(
+        f"{best} was chosen on other validation samples or labels (MPJPE 31.000 mm, epoch 0)"
     )
-    damage(run / "best.pt")
-    assert folder_of.best_so_far(run, "val", ALONE) == (float("inf"), -1)
-    assert not os.path.lexists(run / "best.pt")
-    assert os.path.lexists(run / "best.pt.damaged")
-    assert len(said) == 1
-    assert said[0].startswith(f"WARNING: checkpoint {run / 'best.pt'}")
-    assert (
-        "It is kept as best.pt.damaged; no other file holds those weights (MPJPE 31.000 mm, epoch 0)"
-        in said[0]
-    )
-    assert folder_of.best_so_far(run, "val", ALONE) == (float("inf"), -1)
-    assert len(said) == 1
-
-
-def test_a_damaged_best_checkpoint_is_replaced_by_the_best_whole_one(run: Path, said: list[str]) -> None:
-    """Another file may hold the very weights; of those that were the best in their time the best one wins."""
-
-    def kept(
-        name: str, epoch: int, best_epoch: int, score: float, judge: str = "val", steps: int = 0
-    ) -> None:
-        position = Progress(epoch, steps, best_mpjpe_mm=score, best_epoch=best_epoch, judged_by=judge)
-        write(run / name, step=4 * epoch, progress=position)
-
-    kept("epoch_9.pt", 2, 1, 29.0)
-    kept("epoch_10.pt", 3, 2, 27.0)
-    kept("epoch_3.pt", 4, 2, 27.0)  # its own score is not the best
-    kept("epoch_4.pt", 5, 4, 9.0, judge="evaluation")
-    kept("last.pt", 6, 5, 8.0, steps=1)  # trained on since
-    zeros(run / "best.pt")
-    assert folder_of.best_so_far(run, "val", ALONE) == (27.0, 2)
-    assert (run / "best.pt").read_bytes() == (run / "epoch_10.pt").read_bytes()
-    assert f"best.pt is now a copy of {run / 'epoch_10.pt'} (epoch 3, step 12), MPJPE 27.000 mm" in said[0]
-    assert folder_of.best_so_far(run, "val", ALONE) == (27.0, 2)
-    assert len(said) == 1
+    assert damaged.startswith(f"WARNING: checkpoint {best} is no whole file")
+    assert damaged.endswith("It is kept as best.pt.damaged: the next validation makes a new one")
+    assert not os.path.lexists(best)

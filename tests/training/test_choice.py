@@ -7,7 +7,6 @@ import math
 
 import pytest
 
-from src.config import ValidationConfig
 from src.errors import TrainingError
 from src.evaluation.evaluator import CheckedResult
 from src.training.checkpoints.checkpoint import Progress
@@ -16,14 +15,12 @@ from tests.log_lines import log_lines
 from tests.training.test_recorder import result
 from tests.training.toy import ALONE
 
-CONFIG = ValidationConfig()
-
 
 def judged(rgbd: CheckedResult, rgb: CheckedResult | None, best_mm: float) -> tuple[bool, Progress]:
     """Whether a validation of epoch 7 is the best after `best_mm` of epoch 4, and what is remembered."""
     position = Progress(epoch=7, best_mpjpe_mm=best_mm, best_epoch=4)
     results = {"rgbd": rgbd} if rgb is None else {"rgbd": rgbd, "rgb": rgb}
-    return is_best(results, position, CONFIG), position  # type: ignore[arg-type]
+    return is_best(results, position), position  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -57,11 +54,9 @@ def test_nothing_that_is_broken_is_chosen(broken: str) -> None:
     bad = dataclasses.replace(result(1.0), nonfinite_count=1, nonfinite_indices=(3,))
     position = Progress(best_mpjpe_mm=20.0, best_epoch=4)
     results = {"rgbd": result(1.0), "rgb": result(1.0)} | {broken: bad}
-    go_on = dataclasses.replace(CONFIG, on_nonfinite="continue")
-    assert not is_best(results, position, go_on)  # type: ignore[arg-type]
-    assert (position.best_mpjpe_mm, position.best_epoch) == (20.0, 4)
     with pytest.raises(TrainingError, match=r"1 \(samples 3\)"):
-        is_best(results, position, CONFIG)  # type: ignore[arg-type]
+        is_best(results, position)  # type: ignore[arg-type]
+    assert (position.best_mpjpe_mm, position.best_epoch) == (20.0, 4)
 
 
 def test_the_lines_of_a_validation_have_each_number_in_its_place() -> None:

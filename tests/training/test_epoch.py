@@ -91,17 +91,9 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def make(lag: int, **settings: Any) -> Watched:
         run = Watched(tmp_path, lag=lag, **{"clip_grad_norm": 1e6, **settings})
 
-        def save(
-            trainer: TrainStep,
-            position: Progress,
-            *,
-            best: bool = False,
-            epoch: int | None = None,
-            wait: bool = True,
-        ) -> None:
-            assert (trainer, position) == (run.trainer, run.progress)
-            assert wait != (epoch is None and run.stop.received is None), "only the last save may wait"
-            run.events.append(("save", trainer.step, position.epoch, position.step_in_epoch, best, epoch))
+        def save(trainer: TrainStep, at: Progress, *, best: bool = False, wait: bool = True) -> None:
+            assert (trainer, at) == (run.trainer, run.progress)
+            run.events.append(("save", trainer.step, at.epoch, at.step_in_epoch, best, wait))
 
         def validate(_: object) -> bool:
             run.events.append(("validate", run.trainer.step))
@@ -157,14 +149,9 @@ def test_epochs_are_saved_before_and_after_their_validation(watched: Any) -> Non
         assert train.run_epoch(run)
     events = [event for event in run.events if event[0] == "validate"]
     assert events == [("validate", 10), ("validate", 15)]
-    after = [event for event in run.events if event[0] == "save" and event[5] is not None]
-    assert after == [
-        ("save", 5, 1, 0, False, 0),
-        ("save", 10, 2, 0, True, 1),
-        ("save", 15, 3, 0, False, 2),
-    ]
-    before = [event for event in run.events if event[0] == "save" and event[5] is None]
-    assert before == [("save", 5 * (k + 1), k, 5, False, None) for k in range(3)]
+    saves = [event for event in run.events if event[0] == "save"]
+    assert saves[::2] == [("save", 5 * (k + 1), k, 5, False, False) for k in range(3)], "before validation"
+    assert saves[1::2] == [("save", 5 * (k + 1), k + 1, 0, k == 1, True) for k in range(3)], "after it"
     assert run.train_loader.asked == [(0, 0), (1, 0), (2, 0)]
 
 
@@ -176,7 +163,7 @@ def test_last_pt_is_written_every_so_many_steps_of_the_run(watched: Any, lag: in
         assert train.train_epoch(run) is not None
         run.progress.epoch, run.progress.step_in_epoch = 1, 0
     assert [event[1] for event in run.events] == [4, 8]
-    assert [event[3] for event in run.events] == [4, 3], "position inside the epoch"
+    assert [event[3:] for event in run.events] == [(4, False, False), (3, False, False)], "inside the epoch"
     run = watched(lag, save_every_steps=4)
     run.missed = {5}
     assert train.train_epoch(run) is not None
@@ -192,7 +179,7 @@ def test_a_stop_ends_the_epoch_after_the_step_that_learned_of_it(watched: Any, l
     done = 3 + lag
     assert (run.trainer.step, run.progress.step_in_epoch, run.progress.epoch) == (done, done, 0)
     assert run.progress.loss_sum == pytest.approx(sum(run.losses[:done]))
-    assert run.events == [("save", done, 0, done, False, None)]
+    assert run.events == [("save", done, 0, done, False, True)]
     assert run.logged == []
 
 

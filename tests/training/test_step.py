@@ -1,49 +1,43 @@
-"""The optimiser step over ranks: what reaches the weights, and what must not."""
+"""The optimiser step: what reaches the weights, what must not, and every number against another way to it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from src.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from src.config import ModelConfig, RunConfig, TrainingConfig
 from src.errors import TrainingError
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.runtime.ranks.distributed import DistContext, spawn_ranks
-from src.schema import HandBatch, LossTerms, RawBatch
-from src.training.checkpoints.checkpoint import Progress
+from src.schema import HandBatch, LossTerms, Prediction, RawBatch
+from src.training import setup
 from src.training.step import TrainStep
 from tests.models.scene import hand_model, make_batch
+from tests.training.toy import ALONE, ToyLoss, flat, toy_batch, toy_trainer
 
-ALONE = DistContext(0, 1, 0, torch.device("cpu"), None)
-MODEL = ModelConfig(preset="tiny", image_size=(64, 64))
+BOTH = pytest.mark.parametrize("name", ["adamw", "muon"])
+EACH_LAG = pytest.mark.parametrize("lag", [0, 1], ids=["host checks first", "host checks a step later"])
 
 
-def trainer(
-    context: DistContext,
-    *,
-    accumulation: int = 1,
-    lr: float = 1e-3,
-    clip: float = 1e6,
-    optimizer: Literal["adamw", "muon"] = "adamw",
-    lag: int | None = None,
-) -> TrainStep:
+def trainer(context: DistContext, accumulation: int = 1) -> TrainStep:
+    """Of the smallest real network."""
     config = RunConfig(
-        model=MODEL,
-        training=TrainingConfig(accumulation=accumulation, clip_grad_norm=clip, ema_decay=0.9),
-        optimizer=OptimizerConfig(name=optimizer, lr=lr),
+        model=ModelConfig(preset="tiny", image_size=(64, 64)),
+        training=TrainingConfig(accumulation=accumulation, clip_grad_norm=1e6),
     )
     torch.manual_seed(3)
     model = UTNet(config.model, hand_model())
-    return TrainStep(model, HandLoss(config.loss, hand_model()), config, context, total_steps=10, lag=lag)
+    return TrainStep(model, HandLoss(config.loss, hand_model()), config, context, total_steps=10)
 
 
-def batch(seed: int, size: int = 2) -> HandBatch:
-    made = make_batch(size, 64, 64, seed=seed, noise=True)
+def batch(seed: int) -> HandBatch:
+    """Two samples, numbered apart from those of other seeds."""
+    made = make_batch(2, 64, 64, seed=seed, noise=True)
     return dataclasses.replace(made, sample_index=made.sample_index + 100 * seed)
 
 
@@ -59,207 +53,226 @@ def raw(seed: int) -> RawBatch:
     )
 
 
-def weights(step: TrainStep) -> torch.Tensor:
+def weights(step: TrainStep) -> Tensor:
     return torch.cat([p.detach().flatten() for p in step.model.parameters()])
 
 
-def gradients(context: DistContext, accumulation: int) -> tuple[torch.Tensor, float]:
-    """Gradients and reported loss of one step on micro-batches 1 and 2, however they are divided."""
-    step = trainer(context, accumulation=accumulation)
-    mine = [batch(1), batch(2)] if context.world == 1 else [batch(1 + context.rank)]
-    taken: list[torch.Tensor] = []
-    step.optimizer.adamw.register_step_pre_hook(
-        lambda *_: taken.append(torch.cat([p.grad.flatten() for p in step.model.parameters()]))
-    )
-    report = step(mine)
-    return taken[0], report.loss
+def spoilt(good: HandBatch, row: int) -> HandBatch:
+    """The batch with a label that is not finite."""
+    joints = good.joints_root_m.clone()
+    joints[row] = torch.nan
+    return dataclasses.replace(good, joints_root_m=joints)
 
 
-def test_two_ranks_equal_two_accumulated_batches() -> None:
-    """Gradient and Train Loss are means over all samples, no sums over ranks or accumulated batches."""
-    two = spawn_ranks(gradients, 2, (1,), timeout_s=120)
-    one, loss = gradients(ALONE, 2)
+def seen_by_the_optimiser(step: TrainStep) -> list[Tensor]:
+    """All gradients as the optimiser gets them, one flat float64 tensor for each step to come."""
+    taken: list[Tensor] = []
+
+    def take(*_: object) -> None:
+        assert all(p.grad is not None for p in step.model.parameters()), "DDP waits for a gradient"
+        taken.append(torch.cat([p.grad.double().flatten() for p in step.model.parameters()]))  # type: ignore[union-attr]
+
+    step.optimizer.adamw.register_step_pre_hook(take)
+    return taken
+
+
+def twice(context: DistContext, batches: int) -> tuple[Tensor, float]:
+    """Gradients and loss of the second of two steps on micro-batches, depth shown in the second alone."""
+    step = trainer(context, accumulation=batches // context.world)
+    step.peak_rate = 1e-9
+    taken = seen_by_the_optimiser(step)
+    mine = [batch(k) for k in range(batches)][context.rank :: context.world]
+    step([b.without_depth() for b in mine])
+    loss = step(mine).loss
+    return taken[1], loss
+
+
+@pytest.mark.parametrize("batches", [2, 4])
+def test_ranks_share_every_gradient_of_every_step(batches: int) -> None:
+    """Gradient and Train Loss are means over all samples, no sums over ranks or accumulated batches; a graph
+    recorded in a step without exchange, or without depth, is not kept for the rest.
+    """
+    two, (one, loss) = spawn_ranks(twice, 2, (batches,), timeout_s=120), twice(ALONE, batches)
     assert torch.equal(two[0][0], two[1][0])
     assert (two[0][0] - one).abs().max() < 1e-5 * one.abs().max()
     assert [loss_of_two for _, loss_of_two in two] == pytest.approx([loss, loss], rel=1e-6)
 
 
-def twice(context: DistContext, batches: int) -> torch.Tensor:
-    """Gradients of the second of two steps on micro-batches, depth shown in the second alone."""
-    step = trainer(context, accumulation=batches // context.world, lr=1e-9)
-    taken: list[torch.Tensor] = []
-    step.optimizer.adamw.register_step_pre_hook(
-        lambda *_: taken.append(torch.cat([p.grad.flatten() for p in step.model.parameters()]))
-    )
-    for shown in (False, True):
-        mine = [batch(k) for k in range(batches)][context.rank :: context.world]
-        step(mine if shown else [b.without_depth() for b in mine])
-    return taken[1]
-
-
-@pytest.mark.parametrize("batches", [2, 4])
-def test_ranks_share_every_gradient_of_every_step(batches: int) -> None:
-    """A graph recorded in a step without exchange, or without depth, must not be kept for the rest."""
-    two, one = spawn_ranks(twice, 2, (batches,), timeout_s=120), twice(ALONE, batches)
-    assert torch.equal(two[0], two[1])
-    assert (two[0] - one).abs().max() < 1e-5 * one.abs().max()
-
-
-def moved(context: DistContext) -> torch.Tensor:
+def moved(context: DistContext) -> Tensor:
     """Weights after two steps of Muon on micro-batches 1 and 2, however they are divided."""
-    step = trainer(context, accumulation=2 // context.world, optimizer="muon")
+    step = toy_trainer(context=context, accumulation=2 // context.world, optimizer={"name": "muon"})
     for _ in range(2):
-        step([batch(1), batch(2)] if context.world == 1 else [batch(1 + context.rank)])
-    return weights(step)
+        step([toy_batch(1), toy_batch(2)][context.rank :: context.world])
+    return flat(step)
 
 
 def test_muon_shared_out_over_ranks_takes_the_steps_of_one() -> None:
     """A matrix that no rank has dealt with stays as it was drawn; ranks that differ never meet again."""
     two, one = spawn_ranks(moved, 2, timeout_s=120), moved(ALONE)
-    start = weights(trainer(ALONE))
     assert torch.equal(two[0], two[1])
-    assert (two[0] - one).norm() < 1e-2 * (one - start).norm()
+    assert (two[0] - one).norm() < 1e-2 * (one - flat(toy_trainer())).norm()
 
 
-def poisoned(context: DistContext, where: str) -> tuple[str, bool, int]:
-    """One step in which rank 1's second sample is spoilt: message, weights unchanged, steps done."""
-    step = trainer(context)
-    mine = batch(context.rank)
-    if context.rank == 1:
-        field = getattr(mine, where).clone()
-        field[1] = torch.nan
-        mine = dataclasses.replace(mine, **{where: field})
-    before = weights(step)
-    try:
-        step([mine])
-    except TrainingError as error:
-        return str(error), torch.equal(weights(step), before), step.step
-    return "", torch.equal(weights(step), before), step.step
-
-
-@pytest.mark.parametrize("where", ["rgb", "joints_root_m"])
-def test_nan_on_one_rank_stops_all_before_the_weights(where: str) -> None:
-    """One bad sample on one GPU must not poison the weights of all; the message says which sample it was."""
-    for message, unchanged, steps in spawn_ranks(poisoned, 2, (where,), timeout_s=120):
-        assert unchanged
-        assert steps == 0
-        assert "rank 1: terms" in message
-        assert "sample indices [101]" in message
-        assert "rank 0: terms" not in message
-        if where == "joints_root_m":
-            assert "joints_3d" in message
-
-
-class InfiniteOnRankOne(HandLoss):
+class InfiniteOnRankOne(ToyLoss):
     """A loss that is infinite by a constant: its gradient is finite, so DDP carries no sign of it."""
 
-    def forward(self, *args: object, **kwargs: object) -> LossTerms:
-        terms = super().forward(*args, **kwargs)
+    def forward(self, prediction: Prediction, batch: HandBatch, *, trace: bool = False) -> LossTerms:
+        terms = super().forward(prediction, batch)
         return dataclasses.replace(terms, total=terms.total + torch.inf)
 
 
-def infinite_loss(context: DistContext) -> tuple[str, int]:
-    step = trainer(context)
-    if context.rank == 1:
-        step.loss = InfiniteOnRankOne(step.config.loss, hand_model())
-    try:
-        step([batch(context.rank)])
-    except TrainingError as error:
-        return str(error), step.step
-    return "", step.step
+def troubled(context: DistContext) -> tuple[list[str], bool]:
+    """What a rank hears where rank 1 has a bad label or an infinite loss, and whether it is asked to stop."""
+    heard = []
+    for trouble in ("label", "loss"):
+        step, mine = toy_trainer(context=context), toy_batch(context.rank)
+        if context.rank == 1:
+            mine = spoilt(mine, 1) if trouble == "label" else mine
+            step.loss = step.loss if trouble == "label" else InfiniteOnRankOne()  # type: ignore[assignment]
+        before = flat(step)
+        with pytest.raises(TrainingError) as caught:
+            step([mine])
+        assert torch.equal(flat(step), before), "weights changed"
+        assert step.step == 0
+        heard.append(str(caught.value))
+    asked = toy_trainer(context=context)([toy_batch(context.rank)], stop=context.rank == 1).stop_requested
+    return heard, asked
 
 
-def test_ranks_decide_on_the_shared_loss() -> None:
-    """A rank that stops alone leaves the others waiting in their next collective."""
-    for message, steps in spawn_ranks(infinite_loss, 2, timeout_s=60):
-        assert "loss inf" in message
-        assert steps == 0
-
-
-def asked(context: DistContext) -> bool:
-    return trainer(context)([batch(context.rank)], stop=context.rank == 1).stop_requested
-
-
-def test_a_stop_on_one_rank_stops_all() -> None:
-    """A signal often reaches one rank only: all must leave after the same step."""
-    assert spawn_ranks(asked, 2, timeout_s=60) == [True, True]
+def test_what_happens_on_one_rank_is_decided_by_all() -> None:
+    """One bad sample on one GPU must not poison the weights of all, and a rank that stops alone leaves others
+    waiting in their next collective.
+    """
+    for (label, loss), asked in spawn_ranks(troubled, 2, timeout_s=120):
+        assert "rank 1: terms votes, sample indices [1])" in label
+        assert "rank 0: terms" not in label
+        assert "loss inf" in loss
+        assert asked
 
 
 def test_a_gradient_that_overflows_is_refused_too() -> None:
     """A finite loss can have a gradient that is not: the weights must not see it."""
-    step = trainer(ALONE)
-    before = weights(step)
-    parameter = next(step.model.parameters())
-    parameter.register_hook(lambda g: g * torch.inf)
+    step = toy_trainer()
+    before = flat(step)
+    next(step.model.parameters()).register_hook(lambda g: g * torch.inf)
     with pytest.raises(TrainingError, match="the gradient overflowed"):
-        step([batch(0)])
-    assert torch.equal(weights(step), before)
+        step([toy_batch(0)])
+    assert torch.equal(flat(step), before)
     assert step.ema is not None
     assert step.ema.updates == 0
 
 
-@pytest.mark.parametrize("change", [lambda b: b, lambda b: b.without_depth()])
-def test_every_parameter_has_a_gradient(change: Callable[[HandBatch], HandBatch]) -> None:
-    """DDP without find_unused_parameters hangs or fails on a parameter that a batch leaves out."""
-    step = trainer(ALONE)
-    step.optimizer.adamw.register_step_pre_hook(
-        lambda *_: names.extend(n for n, p in step.model.named_parameters() if p.grad is None)
-    )
-    names: list[str] = []
-    step([change(batch(0))])
-    assert names == []
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_bad_sample_is_named_in_whichever_batch_of_a_step(place: int) -> None:
+    """With accumulation a step is several batches: which term and which sample must be found in any."""
+    batches = [dataclasses.replace(toy_batch(k), sample_index=10 * k + torch.arange(2)) for k in range(3)]
+    batches[place] = spoilt(batches[place], 1)
+    with pytest.raises(TrainingError, match=rf"rank 0: terms votes, sample indices \[{10 * place + 1}\]\)"):
+        toy_trainer(accumulation=3)(batches)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_same_seed_same_weights(name: Literal["adamw", "muon"]) -> None:
-    """Two runs on one machine give the same weights, bit for bit."""
-    first, second = trainer(ALONE, optimizer=name), trainer(ALONE, optimizer=name)
-    for step in (first, second):
-        for k in range(2):
-            step([batch(k)])
-    assert torch.equal(weights(first), weights(second))
-
-
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_step_checked_late_changes_nothing_after_it(name: Literal["adamw", "muon"]) -> None:
+@BOTH
+def test_a_step_checked_late_changes_nothing_after_it(name: str) -> None:
     """A GPU hears of a NaN a step later: by then its weights, and those of the next step, must be safe."""
-    step = trainer(ALONE, optimizer=name, lag=1)
-    step([batch(0)])
-    before = weights(step)
-    bad = batch(1)
-    bad = dataclasses.replace(bad, joints_root_m=torch.full_like(bad.joints_root_m, torch.nan))
-    step([bad])
-    assert torch.equal(weights(step), before)
-    with pytest.raises(TrainingError, match=r"step 1: .*sample indices \[100, 101\].*not changed"):
-        step([batch(2)])
-    assert torch.equal(weights(step), before)
+    step = toy_trainer(optimizer={"name": name}, lag=1)
+    step([toy_batch(0)])
+    before = flat(step)
+    step([spoilt(toy_batch(1), 1)])
+    assert torch.equal(flat(step), before)
+    with pytest.raises(TrainingError, match=r"step 1: .*sample indices \[1\].*not changed"):
+        step([toy_batch(2)])
+    assert torch.equal(flat(step), before)
     assert [r.step for r in step.settled()] == [0]
 
 
-def test_late_checks_are_the_same_steps() -> None:
-    """What the host reads later must not change what is learned, nor lose a step of the epoch's mean."""
-    now, late = trainer(ALONE), trainer(ALONE, lag=1)
+@BOTH
+def test_late_checks_are_the_same_steps(name: str) -> None:
+    """What the host reads later must not change what is learned, decay included, nor lose a step."""
+    now, late = (toy_trainer(lag=lag, optimizer={"name": name, "weight_decay": 1.0}) for lag in (0, 1))
     seen: list[int] = []
     for k in range(3):
         for step in (now, late):
-            step([batch(k)], stop=k == 2)
+            step([toy_batch(k)], stop=k == 2)
         seen.append(len(late.settled()))
+        assert late.unsettled == 1
     rest = late.settled(everything=True)
-    assert seen == [0, 1, 1]
+    assert (seen, late.unsettled) == ([0, 1, 1], 0)
     assert [(r.step, r.stop_requested) for r in rest] == [(2, True)]
-    assert [r.loss for r in now.settled()][-1] == rest[0].loss
-    assert torch.equal(weights(now), weights(late))
+    assert now.settled()[-1].loss == rest[0].loss
+    assert torch.equal(flat(now), flat(late))
 
 
-def test_an_epoch_counts_each_step_once() -> None:
-    """The epoch's loss, its clipped share and a stop are sums over steps that were read late."""
-    step, position = trainer(ALONE, clip=1e-3, lag=1), Progress()
-    losses = []
-    for k in range(4):
-        losses.append(step([batch(k)], stop=k == 3).loss)
-        assert not position.count(step.settled())
-        assert step.unsettled == 1
-    assert position.count(step.settled(everything=True))
-    assert step.unsettled == 0
-    assert position.loss_sum == pytest.approx(sum(losses))
-    assert position.clipped_steps == 4
+@BOTH
+@EACH_LAG
+def test_the_optimiser_gets_the_gradient_cut_to_the_limit(name: str, lag: int) -> None:
+    """A limit that is only logged, or applied when the step is done, bounds nothing: one bad batch of a night
+    throws the weights away, and the log says `clipped`.
+    """
+    free, bound = (toy_trainer(lag=lag, optimizer={"name": name}, clip_grad_norm=c) for c in (1e6, 0.05))
+    whole, cut = seen_by_the_optimiser(free), seen_by_the_optimiser(bound)
+    reports = [step([toy_batch(1), toy_batch(2)]) for step in (free, bound)]
+    norm = float(whole[0].norm())
+    assert norm > 0.5, f"the test wants a gradient far above the limit of 0.05, got norm {norm:.3f}"
+    # torch divides by norm + 1e-6.
+    assert float(cut[0].norm()) == pytest.approx(0.05, rel=1e-4), "norm of what the optimiser was given"
+    assert torch.allclose(cut[0], whole[0] * (0.05 / norm), rtol=1e-4, atol=1e-9), "its direction"
+    for report, clipped in zip(reports, (False, True), strict=True):
+        assert report.grad_norm == pytest.approx(norm, rel=1e-5), "the norm that is logged is that before"
+        assert report.clipped is clipped
+    assert not toy_trainer(clip_grad_norm=1.001 * norm)([toy_batch(1), toy_batch(2)]).clipped
+    assert toy_trainer(clip_grad_norm=0.999 * norm)([toy_batch(1), toy_batch(2)]).clipped
+
+
+def test_accumulated_batches_make_one_step_of_everything() -> None:
+    """Three batches, one optimiser step: its loss is their mean, and steps, schedule and average move once.
+
+    An average that moves with each batch forgets three times as fast as training.ema_decay says.
+    """
+    step, parts = toy_trainer(accumulation=3), [toy_batch(1), toy_batch(2, size=4), toy_batch(3)]
+    with torch.no_grad():
+        losses = [float(step.loss(step.model(part), part).total) for part in parts]
+    assert max(losses) - min(losses) > 1e-2 * losses[0], f"the test wants batches apart, got {losses}"
+    before = flat(step)
+    assert step(parts).loss == pytest.approx(sum(losses) / 3, rel=1e-5), f"mean of {losses}"
+    assert step.ema is not None
+    assert (step.step, step.schedule_step, step.ema.updates) == (1, 1, 1)
+    with step.ema.applied():
+        average = flat(step)
+    # The decay of the first update is 1 / 10: nine tenths of the way to the new weights.
+    share = float((average - before).norm() / (flat(step) - before).norm())
+    assert share == pytest.approx(0.9, abs=1e-4), "share of the first step that the average took"
+
+
+@BOTH
+@EACH_LAG
+def test_a_step_decays_matrices_by_rate_times_decay(name: str, lag: int) -> None:
+    """Without a gradient a matrix loses lr x weight_decay of itself, 0.5 % here, and a bias nothing."""
+    step = toy_trainer(optimizer={"name": name, "weight_decay": 0.5})
+    before = {n: p.detach().clone() for n, p in step.model.named_parameters()}
+    for parameter in step.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    step.optimizer.step(1e-2, None if lag == 0 else torch.ones(()))
+    for n, parameter in step.model.named_parameters():
+        left = float(parameter.detach().norm() / before[n].norm())
+        kept = 1.0 if n.endswith("bias") else 1 - 1e-2 * 0.5
+        assert left == pytest.approx(kept, abs=1e-6), f"{name}: share of {n} that is left"
+
+
+def test_the_rate_follows_optimiser_steps() -> None:
+    """Eight steps of two batches: from the peak along a cosine to a hundredth of it, never by batches."""
+    step = toy_trainer(accumulation=2, total_steps=8)
+    rates = [step([toy_batch(1), toy_batch(2)]).learning_rate for _ in range(8)]
+    cosine = [(1 + math.cos(math.pi * k / 7)) / 2 for k in range(8)]
+    assert rates == pytest.approx([1e-2 * (0.01 + 0.99 * c) for c in cosine])
+    assert [g["lr"] for g in step.optimizer.adamw.param_groups] == [rates[-1]] * 2, "what AdamW used"
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_arithmetic_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
+    """fp32 and bf16 are orders; only auto looks at the device."""
+    monkeypatch.setattr(setup, "has_bf16", lambda device: able)
+    got = [
+        setup.backbone_dtype(RunConfig(training=TrainingConfig(precision=name)), torch.device("cpu"))  # type: ignore[arg-type]
+        for name in ("fp32", "bf16", "auto")
+    ]
+    assert got == [torch.float32, torch.bfloat16, torch.bfloat16 if able else torch.float32]

@@ -216,7 +216,7 @@ def test_a_run_waits_only_where_it_is_meant_to(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(doctor, "LATER_STEP", 4)
     monkeypatch.setattr(DebugBatches, "COUNT", 1)
     step = stepper(config_of(dataclasses.replace(TINY, image_size=(32, 32))), lag=1)
-    run = run_of(step, tmp_path, 6, LoggingConfig(every=3, tensorboard=False))
+    run = run_of(step, tmp_path, 6, LoggingConfig(every=3))
     listed: list[set[str]] = []
     read: list[int] = []
     after = run.doctor.after

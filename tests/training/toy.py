@@ -53,16 +53,21 @@ def toy_batch(seed: int, size: int = 2) -> HandBatch:
 
 
 def toy_trainer(
-    *, lag: int = 0, total_steps: int = 10, optimizer: dict[str, Any] | None = None, **training: Any
+    *,
+    lag: int = 0,
+    total_steps: int = 10,
+    optimizer: dict[str, Any] | None = None,
+    context: DistContext = ALONE,
+    **training: Any,
 ) -> TrainStep:
-    """One process's trainer of a `Toy`, the same weights each time; rate 1e-2 and no warm-up unless given."""
+    """A trainer of a `Toy`, the same weights each time; rate 1e-2 and no warm-up unless given."""
     config = RunConfig(
         training=TrainingConfig(**{"clip_grad_norm": 1e6, "ema_decay": 0.9, **training}),
         optimizer=OptimizerConfig(**{"lr": 1e-2, **(optimizer or {})}),
         scheduler=SchedulerConfig(warmup_fraction=0.0),
     )
     torch.manual_seed(3)
-    return TrainStep(Toy(), ToyLoss(), config, ALONE, total_steps, lag=lag)  # type: ignore[arg-type]
+    return TrainStep(Toy(), ToyLoss(), config, context, total_steps, lag=lag)  # type: ignore[arg-type]
 
 
 def flat(step: TrainStep) -> Tensor:

@@ -2,7 +2,7 @@
 
 It is one dictionary of tensors and plain values, readable with `torch.load(weights_only=True)`, with a
 checksum of every byte. The hand model is not in it, only its fingerprint: evaluating with another hand is
-refused. Which checkpoints a run keeps is `checkpoint_folder`'s matter.
+refused. When one is written, and which one a run goes on from, is `folder`'s matter.
 """
 
 from __future__ import annotations
@@ -150,28 +150,17 @@ def _room(folder: Path, needed: int) -> str:
         return text
 
 
-def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
-    """Read a checkpoint that this program can use, on the CPU.
+def load_checkpoint(path: Path, *, mapped: bool = False, any_format: bool = False) -> dict[str, Any]:
+    """Read a checkpoint, on the CPU.
 
     Args:
         path: the file; all of it is read, to look at its checksum and numbers.
         mapped: leave the tensors in the file until they are looked at again.
+        any_format: one of newer code too, which is whole all the same.
 
     Raises:
-        AssetError: as of `read_checkpoint`, or it has a newer format.
-    """
-    state = read_checkpoint(path, mapped=mapped)
-    if state["format"] not in READABLE:
-        raise AssetError(f"checkpoint {path} has format {state['format']}, this program reads {READABLE}")
-    return state
-
-
-def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
-    """Read a checkpoint of any format; arguments as of `load_checkpoint`.
-
-    Raises:
-        AssetError: no such file, not a UTNet checkpoint, damaged, with parts that are missing or of another
-            kind, or with numbers that are not finite.
+        AssetError: no such file, not a UTNet checkpoint, damaged, of a newer format, with parts that are
+            missing or of another kind, or with numbers that are not finite.
     """
     state: dict[str, Any] = load_tensors(path, "checkpoint", mapped=mapped)
     missing = [name for name in _NEEDED if not isinstance(state, dict) or name not in state]
@@ -181,6 +170,8 @@ def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         )
     if type(state["format"]) is not int:
         raise AssetError(f"checkpoint {path} is not a UTNet checkpoint (format is no whole number){ADVICE}")
+    if state["format"] not in READABLE and not any_format:
+        raise AssetError(f"checkpoint {path} has format {state['format']}, this program reads {READABLE}")
     if state["format"] in READABLE and (odd := misfit(state, Progress, resumable=state["format"] == FORMAT)):
         raise AssetError(f"checkpoint {path} is not what this program writes: {odd}{ADVICE}")
     if (bad := first_nonfinite({part: state.get(part) for part in _NUMBERS})) is not None:
@@ -215,14 +206,10 @@ def load_weights(model: torch.nn.Module, state: Mapping[str, Any], path: Path) -
     """
     _load_model(model, state, path)
     if state["ema"] is not None:
-        average = state["ema"]["average"]
-        parameters = dict(model.named_parameters())
-        shapes = {name: value.shape for name, value in parameters.items()}
-        if odd := [name for name, value in average.items() if shapes.get(name) != value.shape]:
-            raise AssetError(f"checkpoint {path}: its averaged weights are not the model's, e.g. {odd[0]}")
+        _require_average(model, state, path)
         with torch.no_grad():
-            for name, value in average.items():
-                parameters[name].copy_(value)
+            for name, parameter in model.named_parameters():
+                parameter.copy_(state["ema"]["average"][name])
 
 
 def named(state: Mapping[str, Any], path: Path) -> str:
@@ -267,12 +254,13 @@ def restore(
             f"Changed since the checkpoint: {state['total_steps']} -> {trainer.total_steps} steps in all; "
             f"the learning rate goes on from step {trainer.schedule_step} of the new schedule"
         )
-    if trainer.ema is not None and state["ema"] is not None:
-        trainer.ema.load_state_dict(state["ema"])
-    elif (trainer.ema is None) != (state["ema"] is None):
+    if (trainer.ema is None) != (state["ema"] is None):
         raise AssetError(
             f"checkpoint {path}: training.ema_decay was switched on or off since; use the same setting"
         )
+    if trainer.ema is not None:
+        _require_average(trainer.model, state, path)
+        trainer.ema.load_state_dict(state["ema"])
     if state["config"]["seed"] != config.seed:
         _log.info("Random states are of another seed: drawn anew")
     elif state["world"] == context.world:
@@ -314,36 +302,41 @@ def _load_model(model: torch.nn.Module, state: Mapping[str, Any], path: Path) ->
         ) from None
 
 
+def _require_average(model: torch.nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """AssetError: the averaged weights have other names or shapes than the model's."""
+    shapes = {name: value.shape for name, value in model.named_parameters()}
+    kept = {name: value.shape for name, value in state["ema"]["average"].items()}
+    if odd := sorted(dict(shapes.items() ^ kept.items())):
+        raise AssetError(f"checkpoint {path}: its averaged weights are not the model's, e.g. {odd[0]}")
+
+
 def _check_position(
     state: Mapping[str, Any], config: RunConfig, context: DistContext, progress: Progress, path: Path
 ) -> None:
     """Something is left to train; a position inside an epoch counts global batches of one permutation."""
-    old = state["config"]["training"]
-    epochs, here = config.training.num_epochs, f"checkpoint {path} stands inside epoch {progress.epoch}"
-    if progress.epoch >= epochs and old["num_epochs"] > epochs:
-        raise AssetError(
-            f"checkpoint {path} has {progress.epoch} epochs and {progress.step_in_epoch} steps behind it, "
-            f"training.num_epochs is {epochs}: nothing is left to train. Raise it, or score the checkpoint "
-            "with --evaluate"
+    old, done = state["config"], progress.step_in_epoch
+    epochs, most = config.training.num_epochs, config.training.max_steps_per_epoch
+    before, now = global_batch_of(state), global_batch(config, context.world)
+    inside, why = f"stands inside epoch {progress.epoch}", None
+    if progress.epoch >= epochs and old["training"]["num_epochs"] > epochs:
+        why = (
+            f"has {progress.epoch} epochs and {done} steps behind it, training.num_epochs is {epochs}: "
+            "nothing is left to train. Raise it, or score the checkpoint with --evaluate"
         )
-    before = global_batch_of(state)
-    now = global_batch(config, context.world)
-    if progress.step_in_epoch and before != now:
-        raise AssetError(
-            f"{here} with global batches of {before} "
-            f"samples, this run makes {now}. Use as many ranks, or change training.batch_size or "
-            "training.accumulation to match"
+    elif done and before != now:
+        why = (
+            f"{inside} with global batches of {before} samples, this run makes {now}. Use as many ranks, or "
+            "change training.batch_size or training.accumulation to match"
         )
-    if progress.step_in_epoch and state["config"]["seed"] != config.seed:
-        raise AssetError(
-            f"{here}, whose order was drawn with seed {state['config']['seed']}, this run's seed is "
-            f"{config.seed}. Use the same seed, or a checkpoint from the end of an epoch"
+    elif done and old["seed"] != config.seed:
+        why = (
+            f"{inside}, whose order was drawn with seed {old['seed']}, this run's seed is {config.seed}. Use "
+            "the same seed, or a checkpoint from the end of an epoch"
         )
-    most = config.training.max_steps_per_epoch
-    if most is not None and progress.step_in_epoch > most:
-        raise AssetError(
-            f"{here} after {progress.step_in_epoch} steps, training.max_steps_per_epoch is {most}. Raise it"
-        )
+    elif most is not None and done > most:
+        why = f"{inside} after {done} steps, training.max_steps_per_epoch is {most}. Raise it"
+    if why is not None:
+        raise AssetError(f"checkpoint {path} {why}")
 
 
 def log_labels(before: str, now: str, path: Path) -> None:

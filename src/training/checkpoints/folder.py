@@ -1,32 +1,97 @@
-"""The checkpoints of a run: which it keeps, and which one it goes on from.
+"""The checkpoints of a run: when they are written, and which one it goes on from.
 
 Each is a file of its own: damage to one is not damage to all. Where one is damaged another can do its work,
-and a line says so: nothing is passed over in silence.
+where the disk does not take one it is tried again, and a line says so: nothing is passed over in silence.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.config import TrainingConfig
-from src.errors import AssetError
+from src.config import RunConfig
+from src.errors import AssetError, PeerError
+from src.hand.mano import ManoLayer
 from src.runtime.files.disk import set_aside
-from src.runtime.files.tensor_file import ADVICE, NO_FILE_ADVICE, copy_tensors
+from src.runtime.files.tensor_file import ADVICE, NO_FILE_ADVICE
 from src.runtime.log import get_logger
 from src.runtime.ranks.distributed import DistContext
-from src.training.checkpoints.checkpoint import Progress, load_checkpoint, read_checkpoint
+from src.training.checkpoints.checkpoint import Progress, load_checkpoint, save_checkpoint
+from src.training.step import TrainStep
 
 FOLDER = "checkpoints"
 LAST, BEST = "last.pt", "best.pt"
-KEPT_EPOCHS = 3
-"""How many epoch_<k>.pt stay, the newest."""
-_EPOCH = re.compile(r"epoch_(\d+)\.pt")
+MISSES, PATIENCE_S = 6, 60.0
+"""A run ends after so many misses in a row, if so many seconds lie between the first and the last."""
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Seconds between tries in one place; the last one again and again."""
+_MOST_STEPS = 32
+"""Longest gap between two tries inside an epoch, optimiser steps."""
 _log = get_logger("checkpoints")
+
+
+class Saver:
+    """Writes a run's checkpoints; all ranks call it together."""
+
+    def __init__(
+        self, folder: Path, config: RunConfig, hand: ManoLayer, split_id: str, context: DistContext
+    ) -> None:
+        """Args: the run's folder of checkpoints; what is stored in them; the ranks."""
+        self.folder = folder
+        self._config = config
+        self._hand = hand
+        self._split_id = split_id
+        self._context = context
+        self._missed = 0
+        self._first_miss_s = 0.0
+        self._next_step = 0
+
+    def tries_again(self, step: int) -> bool:
+        """Whether a save that failed is due once more after this optimiser step."""
+        return self._missed > 0 and step >= self._next_step
+
+    def save(self, trainer: TrainStep, progress: Progress, *, best: bool = False, wait: bool = True) -> None:
+        """Write last.pt, and best.pt before it: a run that dies in between comes here again.
+
+        Args:
+            trainer: what is saved.
+            progress: position of the loop.
+            best: the epoch that just ended is the best so far.
+            wait: where it cannot be written, wait and try again; else later steps do, see `tries_again`.
+
+        Raises:
+            AssetError: it could not be written `MISSES` times in `PATIENCE_S`; elsewhere PeerError.
+        """
+        last = self.folder / LAST
+        path, copies = (self.folder / BEST, [last]) if best else (last, [])
+        what = self._config, self._hand, self._split_id, self._context
+        while True:
+            try:
+                save_checkpoint(path, trainer, progress, *what, copies)
+                break
+            except (AssetError, PeerError) as error:
+                pause_s = self._miss(error, trainer.step)
+                if not wait:
+                    return
+                time.sleep(pause_s)
+        if self._missed:
+            _log.warning(f"{path} is written again, after {self._missed} misses.")
+        self._missed = 0
+
+    def _miss(self, error: AssetError | PeerError, step: int) -> float:
+        """Count a miss and say it; seconds until the next try. Raises the error when it was the last one."""
+        self._first_miss_s = self._first_miss_s if self._missed else time.monotonic()
+        self._missed += 1
+        tried_s = time.monotonic() - self._first_miss_s
+        if self._context.broadcast_object(self._missed >= MISSES and tried_s >= PATIENCE_S):
+            raise type(error)(f"{error}. Tried {self._missed} times in {tried_s:.0f} s") from error
+        if self._missed == 1:
+            _log.warning(f"WARNING: {error}. It is tried again; the run goes on.")
+        self._next_step = step + min(2 ** (self._missed - 1), _MOST_STEPS)
+        return _PAUSES_S[min(self._missed, len(_PAUSES_S)) - 1]
 
 
 @dataclass(frozen=True)
@@ -43,66 +108,41 @@ class Kept:
         """Grows along a run; the second of two checkpoints of one step was written after the validation."""
         return self.step, self.progress.epoch, self.progress.step_in_epoch
 
-    @property
-    def is_best(self) -> bool:
-        """Whether its own weights have the best score that it knows of."""
-        position = self.progress
-        return position.step_in_epoch == 0 and position.best_epoch == position.epoch - 1 >= 0
-
     def __str__(self) -> str:
         """For messages."""
         return f"{self.path} (epoch {self.progress.epoch}, step {self.step})"
 
 
-def names_due(config: TrainingConfig, *, best: bool, epoch: int | None) -> list[str]:
-    """Files that a save writes, in this order.
+def open_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """`load_checkpoint`, whose error names the whole checkpoints of the folder.
 
-    last.pt comes last: a run that dies in between goes on from the older one and comes here again.
-
-    Args:
-        config: how often an epoch is kept.
-        best: the epoch that just ended is the best so far.
-        epoch: it, or None inside an epoch.
+    Raises:
+        AssetError: as of `load_checkpoint`.
     """
-    every = config.keep_every_epochs
-    kept = [f"epoch_{epoch}.pt"] if epoch is not None and every and (epoch + 1) % every == 0 else []
-    return [*([BEST] if best else []), *kept, LAST]
-
-
-def prune(folder: Path, config: TrainingConfig) -> None:
-    """Remove the oldest epoch_<k>.pt where there are more than KEPT_EPOCHS."""
-    if config.keep_every_epochs:
-        numbered = {int(found[1]): p for p in folder.iterdir() if (found := _EPOCH.fullmatch(p.name))}
-        for epoch in sorted(numbered)[:-KEPT_EPOCHS]:
-            numbered[epoch].unlink(missing_ok=True)
+    try:
+        return load_checkpoint(path, mapped=mapped)
+    except AssetError as error:
+        raise AssetError(f"{error}{_beside(path)}") from None
 
 
 def to_go_on_from(path: Path) -> tuple[Path, str | None]:
-    """The checkpoint that a run goes on from: `path`, or the newest whole one beside a last.pt that is not.
+    """The checkpoint that a run goes on from: `path`, or what `instead_of` names. Run by rank 0.
 
-    A damaged last.pt gets another name, because the run will write a new one. Run by rank 0.
-
-    Args:
-        path: as asked for. Only a run's last.pt stands for the run; any other file means itself.
+    A damaged last.pt gets another name, because the run will write a new one.
 
     Returns:
         the file, and where it is another one, a warning that says why and which.
 
     Raises:
-        AssetError: `path` cannot be read and nothing may take its place; it names what else there is.
+        AssetError: as of `instead_of`.
     """
     try:
-        read_checkpoint(path, mapped=True)
-    except AssetError as caught:
-        error = caught
-    else:
+        load_checkpoint(path, mapped=True, any_format=True)
         return path, None
-    whole = instead_of(path, error)
+    except AssetError as error:
+        whole, why = instead_of(path, error), _brief(error)
     kept = f" The damaged one is kept as {set_aside(path).name}." if os.path.lexists(path) else ""
-    return (
-        whole.path,
-        f"WARNING: {_brief(error)}. Going on from {whole}, the newest whole one there.{kept}",
-    )
+    return whole.path, f"WARNING: {why}. Going on from {whole}, the newest whole one there.{kept}"
 
 
 def instead_of(path: Path, error: AssetError) -> Kept:
@@ -127,26 +167,11 @@ def instead_of(path: Path, error: AssetError) -> Kept:
     return whole[0]
 
 
-def open_checkpoint(path: Path, *, look_around: bool = True, mapped: bool = False) -> dict[str, Any]:
-    """`load_checkpoint`, whose error names the whole checkpoints of the folder where it is asked to.
-
-    Raises:
-        AssetError: as of `load_checkpoint`.
-    """
-    try:
-        return load_checkpoint(path, mapped=mapped)
-    except AssetError as error:
-        if look_around:
-            raise AssetError(f"{error}{_beside(path)}") from None
-        raise
-
-
 def best_so_far(folder: Path, judged_by: str, context: DistContext) -> tuple[float, int]:
     """Score (mm) and epoch of best.pt in a run's folder of checkpoints; (inf, -1) if the next is the best.
 
     The checkpoint that a run goes on from may stand in another folder, or be older than best.pt. A damaged
-    best.pt gets another name and is replaced: at once by a whole checkpoint that was the best in its time,
-    else by the next validation.
+    best.pt gets another name, and the next validation makes a new one.
 
     Args:
         folder: of the run that goes on.
@@ -161,7 +186,11 @@ def best_so_far(folder: Path, judged_by: str, context: DistContext) -> tuple[flo
         try:
             kept = Progress(**load_checkpoint(path, mapped=True)["progress"])
         except AssetError as error:
-            return _replaced_best(path, judged_by, _brief(error)) or none
+            now = set_aside(path).name
+            _log.warning(
+                f"WARNING: {_brief(error)}. It is kept as {now}: the next validation makes a new one"
+            )
+            return none
         if kept.judged_by == judged_by:
             return kept.best_mpjpe_mm, kept.best_epoch
         _log.info(
@@ -172,26 +201,6 @@ def best_so_far(folder: Path, judged_by: str, context: DistContext) -> tuple[flo
 
     best: tuple[float, int] = context.broadcast_object(context.together("reading best.pt", read))
     return best
-
-
-def _replaced_best(path: Path, judged_by: str, reason: str) -> tuple[float, int] | None:
-    """Put a damaged best.pt aside; score and epoch of what takes its place, None if nothing can."""
-    whole, _ = _others(path)
-    of_this = [kept for kept in whole if kept.progress.judged_by == judged_by]
-    scored = [kept for kept in of_this if kept.is_best]
-    text = f"WARNING: {reason}. It is kept as {set_aside(path).name}"
-    if not scored:
-        known = of_this[0].progress if of_this else Progress()
-        lost = f" (MPJPE {known.best_mpjpe_mm:.3f} mm, epoch {known.best_epoch})" * (known.best_epoch >= 0)
-        _log.warning(
-            f"{text}; no other file holds those weights{lost}: the next validation makes a new best.pt"
-        )
-        return None
-    best = min(scored, key=lambda kept: kept.progress.best_mpjpe_mm)
-    copy_tensors(best.path, path)
-    score, epoch = best.progress.best_mpjpe_mm, best.progress.best_epoch
-    _log.warning(f"{text}; best.pt is now a copy of {best}, MPJPE {score:.3f} mm of epoch {epoch}")
-    return score, epoch
 
 
 def _others(path: Path) -> tuple[list[Kept], list[str]]:
@@ -219,7 +228,5 @@ def _brief(error: AssetError) -> str:
 
 def _beside(path: Path) -> str:
     """For the end of an error about `path`: whole checkpoints of its folder."""
-    if not path.is_file() and path.parent.name != FOLDER:
-        return ""
-    whole: Sequence[Kept] = _others(path)[0]
+    whole = _others(path)[0] if path.is_file() or path.parent.name == FOLDER else []
     return f". Whole ones beside it, the newest first: {', '.join(map(str, whole))}" if whole else ""

@@ -15,6 +15,7 @@ from src.config import DERIVED_FOLDER, RunConfig
 from src.config_file import WRITTEN_TO, config_from_dict, config_to_dict, load_config
 from src.errors import AssetError, ConfigError
 from src.runtime.log import get_logger
+from src.training.checkpoints.checkpoint import load_checkpoint
 from src.training.checkpoints.folder import instead_of, open_checkpoint
 
 DEFAULT_CONFIG = Path("config/config.yaml")
@@ -36,38 +37,12 @@ class Settings:
             _log.info(self.origin)
 
 
-def settings_of(
-    config_file: Path | None, state: Mapping[str, Any], path: Path, overrides: Sequence[str]
-) -> Settings:
-    """The settings of a command that works with a checkpoint.
-
-    Args:
-        config_file: --config, which wins over the checkpoint's own settings; None: those.
-        state: of the checkpoint.
-        path: its file, for messages.
-        overrides: from the command line; they win over both.
-
-    Raises:
-        ConfigError: as of `load_config`; what is wrong in the checkpoint names it.
-    """
-    if config_file is not None:
-        return Settings(load_config(config_file, overrides))
-    kept, origin, remedy = state["config"], f"checkpoint {path}", "Name a configuration with --config FILE"
-    try:
-        config = config_from_dict(kept, origin, overrides)
-    except ConfigError as error:
-        raise ConfigError(f"{error}. {remedy}" if origin in str(error) else str(error)) from None
-    config = _with_own_index(config, overrides)
-    return Settings(config, _origin(kept, config, path, overrides))
-
-
 def command_settings(
     config_file: Path | None,
     overrides: Sequence[str],
     *,
     evaluate: Path | None = None,
     resume: str | None = None,
-    rank: int = 0,
 ) -> Settings:
     """The settings of a command, each named or left out on its command line.
 
@@ -76,23 +51,30 @@ def command_settings(
         overrides: `section.key=value`; they win over all others.
         evaluate: checkpoint that is to be looked at; it is read only where no --config is given.
         resume: `auto`, or the checkpoint that is to be gone on from; nothing is renamed here.
-        rank: 0 also names the whole checkpoints beside one that cannot be read.
 
     Raises:
         AssetError: the checkpoint cannot be read.
         ConfigError: as of `load_config`; what is wrong in the checkpoint names it.
     """
-    going_on = None if resume in (None, "auto") else Path(str(resume))
-    if config_file is not None or (path := evaluate or going_on) is None:
+    path = evaluate if resume in (None, "auto") else Path(str(resume))
+    if config_file is not None or path is None:
         return Settings(load_config(config_file or DEFAULT_CONFIG, overrides))
     try:
-        state = open_checkpoint(path, look_around=rank == 0 and going_on is None, mapped=True)
+        state = open_checkpoint(path, mapped=True) if evaluate else load_checkpoint(path, mapped=True)
     except AssetError as error:
-        if going_on is None:
+        if evaluate:
             raise
         path = instead_of(path, error).path
-        state = open_checkpoint(path, look_around=False, mapped=True)
-    return settings_of(None, state, path, overrides)
+        state = load_checkpoint(path, mapped=True)
+    kept = state["config"]
+    origin = f"checkpoint {path}"
+    try:
+        config = config_from_dict(kept, origin, overrides)
+    except ConfigError as error:
+        remedy = ". Name a configuration with --config FILE" if origin in str(error) else ""
+        raise ConfigError(f"{error}{remedy}") from None
+    config = _with_own_index(config, overrides)
+    return Settings(config, _origin(kept, config, path, overrides))
 
 
 def _with_own_index(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

@@ -48,7 +48,7 @@ def trained_enough(steps: int, samples: int) -> bool:
 
 
 class Doctor:
-    """Watches one run, from rank 0; every rank calls it. With `logging.doctor: false` it does nothing."""
+    """Watches one run, from rank 0; every rank calls it."""
 
     def __init__(self, config: RunConfig, context: DistContext, hand: ManoLayer) -> None:
         self.stops: str | None = None
@@ -56,7 +56,7 @@ class Doctor:
         self._config = config
         self._context = context
         self._hand = hand
-        self._active = config.logging.doctor and context.is_main
+        self._active = context.is_main
         self._table = debug_loss_enabled() and context.is_main
         self._batches: list[HandBatch] = []
         self._round: dict[str, Finding] = {}
@@ -78,7 +78,7 @@ class Doctor:
                 _log.info(line)
         self._rate_sum += report.learning_rate
         due = self._watched < FIRST_STEPS or self._after_validation or trainer.step == LATER_STEP
-        if not (due and self._config.logging.doctor):
+        if not due:
             return
         self._watched += 1
         self._after_validation = False
