@@ -39,6 +39,8 @@ REPLACED = {
     "model.joints": Replaced("hand", "is gone: the joints are those of the hand model"),
     "model.depth_residual": Replaced(True, "is gone: the refinement always sees the depth residual"),
     "model.compile": Replaced(TRAINING_ONLY, "is gone: compiled, a step took longer"),
+    "validation.rgb_only": Replaced(TRAINING_ONLY, "is gone: RGB-only is always scored too"),
+    "validation.timeout_s": Replaced(TRAINING_ONLY, "is gone: runtime.timeout_s bounds the collection too"),
     "training.keep_last_epochs": Replaced(TRAINING_ONLY, "is gone: the three newest epoch_<k>.pt are kept"),
     "optimizer.eps": Replaced(TRAINING_ONLY, "is gone: AdamW adds 1e-8 to its denominator"),
     "scheduler.final_lr_ratio": Replaced(TRAINING_ONLY, "is gone: the rate ends at a hundredth of its peak"),

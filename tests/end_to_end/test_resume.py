@@ -26,7 +26,7 @@ from tests.rooms.sources import ROOT
 
 SETTINGS = (
     "training.num_epochs=2", "training.save_every_steps=3", "model.drop_path=0.1",
-    "validation.rgb_only=false", "validation.pictures=0", "logging.every=1",
+    "validation.pictures=0", "logging.every=1",
 )  # fmt: skip
 
 
