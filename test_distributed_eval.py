@@ -294,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 1
     try:
         # The groups are made with the ordinary patience: only messages of the collection have plan's.
-        context = setup_distributed(arguments.device, side_timeout_s=max(plan.timeout_s, _TIMEOUT_S))
+        context = setup_distributed(arguments.device, max(plan.timeout_s, _TIMEOUT_S))
         hosts = context.gather_objects(socket.gethostname())
         if context.is_main:
             backend = torch.distributed.get_backend() if context.world > 1 else "none"

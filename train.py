@@ -115,7 +115,7 @@ def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
         require_selectable(config.validation)
     require_short_temporary_folder()
     interrupt_on_stop()
-    context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.validation.timeout_s)
+    context = setup_distributed(config.runtime.device, config.runtime.timeout_s)
     configure_torch(config.runtime)
     with context.naming_the_lost():
         if arguments.evaluate:
@@ -251,7 +251,7 @@ def train_epoch(run: Run) -> float | None:
 def score(
     model: UTNet, loss: HandLoss, scoring: Scoring, page: PicturePage | None = None
 ) -> dict[Shown, CheckedResult]:
-    """test() with depth, and without where that is asked for."""
+    """test() with depth and without."""
     return {
         shown: test(model, loss, loader, scoring, page if shown == "rgbd" else None)
         for shown, loader in scoring.loaders.items()
@@ -304,7 +304,7 @@ def test(
         num_samples=len(scoring.dataset),
         split_hash=scoring.dataset.frames.split.id,
         group=context.side_group,
-        timeout_s=scoring.config.validation.timeout_s,
+        timeout_s=scoring.config.runtime.timeout_s,
         baselines=scoring.baselines.scores() if scoring.baselines is not None else None,
         device_label=context.devices_label,
         meet=context.barrier,

@@ -111,7 +111,7 @@ def build_scoring(
         )
         return cached_baselines(train, val, hand, cache_dir=place, show_progress=True)
 
-    shown: tuple[Shown, ...] = ("rgbd", "rgb") if config.validation.rgb_only else ("rgbd",)
+    shown: tuple[Shown, ...] = ("rgbd", "rgb")
     rank, world, device = context.rank, context.world, context.device
     return Scoring(
         config=config,

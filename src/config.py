@@ -233,10 +233,6 @@ class ValidationConfig:
     """Samples per forward pass; part of the protocol, independent of ranks and of training.batch_size."""
     every_epochs: int = _number(1, ge=1)
     """Epochs between validations; the last epoch is always validated."""
-    rgb_only: bool = True
-    """Also score the network without depth, under Val/RGB-only."""
-    timeout_s: float = _number(600.0, gt=0.0, le=604_800.0)
-    """Longest wait for one message of the collection, once all ranks have come to it, seconds."""
     pictures: int = _number(12, ge=0, le=64)
     """Crops drawn with true and predicted skeletons in each validation; 0: none."""
 
@@ -265,7 +261,8 @@ class RuntimeConfig:
     Sums depend on it in the last bit, so it does not follow the machine.
     """
     timeout_s: float = _number(1800.0, gt=0.0, le=604_800.0)
-    """Longest wait for a collective of training, and for a sign of life of a rank, seconds.
+    """Longest wait for a collective of training, for a message of the collection, and for a sign of life of a
+    rank, seconds.
 
     A rank that lives and works alone may take longer: the others wait for it.
     """

@@ -69,6 +69,8 @@ REPLACED = {
     ),
     "logging.tensorboard": Replaced(TRAINING_ONLY, "is gone: TensorBoard files are always written"),
     "logging.doctor": Replaced(TRAINING_ONLY, "is gone: the doctor always looks, and changes nothing"),
+    "validation.rgb_only": Replaced(TRAINING_ONLY, "is gone: RGB-only is always scored too"),
+    "validation.timeout_s": Replaced(TRAINING_ONLY, "is gone: runtime.timeout_s bounds the collection too"),
     "optimizer.eps": Replaced(TRAINING_ONLY, "is gone: AdamW adds 1e-8 to its denominator"),
     "scheduler.final_lr_ratio": Replaced(TRAINING_ONLY, "is gone: the rate ends at a hundredth of its peak"),
 }

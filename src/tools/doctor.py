@@ -45,7 +45,7 @@ _BATCHES = 3
 
 def examine(config: RunConfig, arguments: argparse.Namespace) -> Iterator[Finding | str]:
     """Set-up, data, a network and a few steps; yields findings, and lines that say what they are about."""
-    context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.validation.timeout_s)
+    context = setup_distributed(config.runtime.device, config.runtime.timeout_s)
     configure_torch(config.runtime)
     # Loader processes would outlive the few batches that are wanted.
     config = dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, num_workers=0))

@@ -79,7 +79,7 @@ def test_all_faults_are_named_at_once_with_file_line_key_and_rule(tmp_path: Path
         ("training: {batch_size: true}", "must be a whole number"),
         ("dataset: 3", "is a section of keys"),
         ("dataset: {p_drop_depth: 1.5}", "must be at most 1"),
-        ("validation: {timeout_s: 1e12}", "must be at most 604800"),  # torch cannot count that far
+        ("runtime: {timeout_s: 1e12}", "must be at most 604800"),  # torch cannot count that far
         ("model: {image_size: [128, 100]}", "multiples of 16"),
         ("name: a/b", "must be letters"),
         ("dataset: {max_unusable: -1}", "must be a whole number such as 26, at least 0, or a share"),
@@ -286,17 +286,17 @@ def test_print_config_and_one_line_error() -> None:
 def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     """A seed of 010 was 8, a wait of 12:30 was 750 s, a switch called off was a boolean."""
     text = "seed: 010\noptimizer: {lr: 1e-2, weight_decay: .5}\n"
-    text += "validation: {timeout_s: 1e3}\nsplit: {val_percent: 0o17}\n"
+    text += "runtime: {timeout_s: 1e3}\nsplit: {val_percent: 0o17}\n"
     config = load_config(write(tmp_path, text), ["training.num_epochs=0x10", "dataset.cache=off"])
     assert (config.seed, config.split.val_percent, config.training.num_epochs) == (10, 15, 16)
-    assert (config.optimizer.lr, config.optimizer.weight_decay, config.validation.timeout_s) == (
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.runtime.timeout_s) == (
         0.01,
         0.5,
         1000.0,
     )
     assert config.dataset.cache == "off"
     for given, rule in (
-        ("validation.timeout_s=12:30", "must be a number, got '12:30'"),
+        ("runtime.timeout_s=12:30", "must be a number, got '12:30'"),
         ("seed=1_000", "must be a whole number, got '1_000'"),
         ("seed=1e3", "must be a whole number, got 1000.0"),
         ("optimizer.lr='1e-5'", "must be a number, got '1e-5'"),

@@ -134,7 +134,7 @@ def test_two_ranks_stop_on_a_fail_where_that_is_asked_for(embedded: Embedded) ->
 
 def test_a_healthy_run_says_so_in_its_log(embedded: Embedded) -> None:
     """One line after the first batches, one after each validation; the loss table where it was asked for."""
-    more = ("name=watched", "training.num_epochs=1", "logging.every=4", "validation.rgb_only=false")
+    more = ("name=watched", "training.num_epochs=1", "logging.every=4")
     done = embedded.main(*more, env={"UTNET_DEBUG_LOSS": "1"})
     assert done.returncode == 0, done.stderr
     lines = (embedded.newest("watched") / "log.txt").read_text(encoding="utf-8").splitlines()

@@ -200,7 +200,7 @@ def test_validations(clinic: Clinic) -> None:
     validations. One that is not finite is told by others.
     """
     with heard() as lines:
-        run = Watched(clinic, "dataset.p_drop_depth=0", "validation.rgb_only=false")
+        run = Watched(clinic, "dataset.p_drop_depth=0")
         run.steps(3)
         for factor in (0.0, 1.05, 1.05, 1.2, torch.nan):
             lines.append(f"x {factor}")
@@ -256,7 +256,7 @@ def test_nothing_changes(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> Non
     seen = []
     for doctor in (True, False):
         with heard() as lines:
-            run = Watched(clinic, "model.drop_path=0.3", "validation.rgb_only=false")
+            run = Watched(clinic, "model.drop_path=0.3")
             if not doctor:
                 run.doctor = mock.create_autospec(run.doctor)
             run.begin()

@@ -22,8 +22,8 @@ from tests.end_to_end.conftest import Embedded
 LIMIT_S = 1.0
 WORK_S = 1.3
 """Longer than a collective may wait."""
-LIMITS = (f"runtime.timeout_s={LIMIT_S}", f"validation.timeout_s={LIMIT_S}")
-BRIEF = ("training.num_epochs=2", "training.max_steps_per_epoch=4", "validation.rgb_only=false")
+LIMIT = f"runtime.timeout_s={LIMIT_S}"
+BRIEF = ("training.num_epochs=2", "training.max_steps_per_epoch=4")
 
 
 def slow(*places: str) -> None:
@@ -73,7 +73,7 @@ EVALUATION = (
 @pytest.fixture(scope="module")
 def trained(embedded: Embedded) -> Path:
     """A run whose rank 0 was slow everywhere; its checkpoint."""
-    arguments = ("name=slow", *LIMITS, *BRIEF, "logging.every=2")
+    arguments = ("name=slow", LIMIT, *BRIEF, "logging.every=2")
     done = embedded.main(*arguments, ranks=2, plant=functools.partial(slow, *TRAINING))
     assert [line for line in done.stdout.splitlines() if line.startswith("slow at ")] == [
         f"slow at {place}" for place in TRAINING
@@ -90,9 +90,9 @@ def test_training_waits_for_what_rank_0_does_alone(trained: Path) -> None:
 
 def test_evaluation_waits_for_what_rank_0_does_alone(embedded: Embedded, trained: Path) -> None:
     """20,137 official meshes take longer on one rank than on another; a first index takes minutes."""
-    arguments = ("name=slow-score", *LIMITS, "--evaluate", str(trained), "validation.split=evaluation")
+    arguments = ("name=slow-score", LIMIT, "--evaluate", str(trained), "validation.split=evaluation")
     plant = functools.partial(slow, *EVALUATION)
-    done = embedded.main(*arguments, "validation.rgb_only=false", ranks=2, plant=plant)
+    done = embedded.main(*arguments, ranks=2, plant=plant)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("slow at ") == len(EVALUATION)
     assert "  Evaluated on 16 samples from all 2 CPU ranks" in done.stdout.splitlines()
@@ -124,7 +124,7 @@ def stopped_in_the_baselines(folder: Path) -> None:
 def test_a_stopped_rank_is_named_and_nobody_stays(embedded: Embedded, tmp_path: Path) -> None:
     """The wait has no limit, but silence has: the others must say whom they lost, and leave."""
     plant = functools.partial(stopped_in_the_baselines, tmp_path)
-    done = embedded.main("name=stopped", *LIMITS, *BRIEF, ranks=2, plant=plant)
+    done = embedded.main("name=stopped", LIMIT, *BRIEF, ranks=2, plant=plant)
     assert done.returncode == -signal.SIGKILL
     lost = "LostRankError: scoring the baselines: the ranks' store has not answered for 1 s: rank 0"
     assert lost in done.stderr

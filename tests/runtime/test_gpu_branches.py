@@ -51,10 +51,10 @@ def test_ranks_of_gpus_talk_through_nccl(
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda *a, **k: done.append((a, k)))
     monkeypatch.setattr(distributed, "_gloo_group", lambda timeout_s: ("gloo", timeout_s))
     monkeypatch.setattr(distributed, "Meetings", lambda group, timeout_s: (group, timeout_s))
-    context = setup_distributed(device, timeout_s=7.0, side_timeout_s=3.0)
+    context = setup_distributed(device, timeout_s=7.0)
     assert (context.rank, context.world, context.local_rank) == (6, 8, 2)
     assert context.device == torch.device(want)
-    assert (context.side_group, context.meetings) == (("gloo", 3.0), (("gloo", 7.0), 7.0))
+    assert (context.side_group, context.meetings) == (("gloo", 7.0), (("gloo", 7.0), 7.0))
     ranks = {"store": ("store", 7.0), "rank": 6, "world_size": 8, "timeout": timedelta(seconds=7.0)}
     if want == "cpu":
         assert done == [(("gloo",), ranks)]

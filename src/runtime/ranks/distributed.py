@@ -151,16 +151,12 @@ class DistContext:
         return box[0]
 
 
-def setup_distributed(
-    device: str = "auto", timeout_s: float = 1800.0, side_timeout_s: float = 600.0
-) -> DistContext:
+def setup_distributed(device: str = "auto", timeout_s: float = 1800.0) -> DistContext:
     """Join the run that torchrun describes, or be a run of one process.
 
     Args:
         device: auto | cpu | cuda. auto takes GPUs if this machine has one for each of its ranks.
-        timeout_s: longest wait of a collective of the main group, and longest silence of a rank that others
-            wait for, seconds.
-        side_timeout_s: longest wait of a collective of the side group, seconds.
+        timeout_s: longest wait of a collective, and longest silence of a rank that others wait for, seconds.
 
     Raises:
         ConfigError: the environment is not torchrun's, or cuda was asked for and there are fewer GPUs than
@@ -178,7 +174,7 @@ def setup_distributed(
         dist.init_process_group("nccl", **ranks, device_id=chosen)
     else:
         dist.init_process_group("gloo", **ranks)
-    side, meetings = _gloo_group(side_timeout_s), Meetings(_gloo_group(timeout_s), timeout_s)
+    side, meetings = _gloo_group(timeout_s), Meetings(_gloo_group(timeout_s), timeout_s)
     return DistContext(place.rank, place.world, place.local_rank, chosen, side, meetings)
 
 
