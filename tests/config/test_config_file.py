@@ -300,7 +300,7 @@ def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         ("seed=1_000", "must be a whole number, got '1_000'"),
         ("seed=1e3", "must be a whole number, got 1000.0"),
         ("optimizer.lr='1e-5'", "must be a number, got '1e-5'"),
-        ("validation.rgb_only=no", "must be true or false, got 'no'"),
+        ("runtime.deterministic=no", "must be true or false, got 'no'"),
         ("dataset.cache=false", "must be text, got False"),
         ("seed=9223372036854775808", "must have at most 63 bits"),
     ):
