@@ -63,7 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     add("--annotations-only", action="store_true", help="one grey picture per folder, shared by hard links")
     add("--cameras", type=int, default=3, help="folders that show the same motion")
-    add("--version", choices=("v2", "v3"), default="v3", help="HO3D release: png or jpg, no gaps or gaps")
     add("--hand", type=Path, default=None, help="hand model in MANO's format; default: the stand-in")
     return parser
 

@@ -22,13 +22,11 @@ from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
 from src.errors import DataError
 from src.schema import DEPTH_UNIT_M
 
-Version = Literal["v2", "v3"]
 Split = Literal["train", "evaluation"]
 
 GL_FROM_CV = np.diag([1.0, -1.0, -1.0])
 """OpenGL camera from OpenCV camera; its own inverse."""
 
-RGB_SUFFIX: dict[str, str] = {"v2": ".png", "v3": ".jpg"}
 _JPEG_QUALITY = 92
 
 
@@ -121,9 +119,8 @@ def encode_depth(depth_m: Image) -> NDArray[np.uint8]:
 
 
 def write_rgb(path: Path, rgb: NDArray[np.uint8]) -> None:
-    """Write an RGB picture (H, W, 3) as jpg or png, whichever the name says."""
-    jpg, png = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY], [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    _write(path, rgb[..., ::-1], jpg if path.suffix == ".jpg" else png)
+    """Write an RGB picture (H, W, 3) as jpg."""
+    _write(path, rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
 
 
 def write_depth(path: Path, depth_m: Image) -> None:

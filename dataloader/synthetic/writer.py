@@ -29,9 +29,7 @@ from dataloader.synthetic.common import Array
 from dataloader.synthetic.found import HELD_OUT_NAME, RECORD_NAME, is_there
 from dataloader.synthetic.frames import (
     GL_FROM_CV,
-    RGB_SUFFIX,
     Split,
-    Version,
     annotate,
     place_in_camera,
     write_depth,
@@ -53,10 +51,10 @@ from src.runtime.seed import stream
 GENERATOR_VERSION = 1
 """Raised whenever the same parameters give other files."""
 
-_PICTURES_BYTES: dict[Version, int] = {"v3": 248_000, "v2": 603_000}
+_PICTURE_BYTES = 124_000
 _SMALL_BYTES = 4_096
 _TRUTH_BYTES = 48_000
-"""Mean sizes on the disk of a frame's two pictures, of an annotation or folder, and of a frame's truth."""
+"""Mean sizes on the disk of a picture, of an annotation or folder, and of a frame's truth."""
 
 _log = get_logger(__name__)
 
@@ -95,9 +93,8 @@ class Parameters:
     cameras: int = 3
     """Folders that show the same motion, 1-10."""
     orientations: str = dataclasses.field(default="table", init=False)
-    """How wrists turn (motion.py); in the record only."""
-    version: Version = "v3"
-    """HO3D release: v3 has jpg pictures and gaps in the frame numbers."""
+    version: str = dataclasses.field(default="v3", init=False)
+    """How wrists turn (motion.py), and HO3D's release; both are in the record only."""
     annotations_only: bool = False
     """All pictures of a folder are one grey picture."""
     held_out_sequences: int = 0
@@ -131,7 +128,7 @@ class Parameters:
         folders = sum(part.sequences for part in self.parts())
         frames = sum(part.sequences * part.frames for part in self.parts())
         small = frames + 4 * folders + 8  # annotations, folders, and what stands at the top
-        pictures, each = 2 * frames, _PICTURES_BYTES[self.version] // 2
+        pictures, each = 2 * frames, _PICTURE_BYTES
         if self.annotations_only:
             pictures, each = 2 * folders, _SMALL_BYTES
         truth = self.evaluation_sequences * self.frames * _TRUTH_BYTES
@@ -240,8 +237,8 @@ def _do_motion(
 ) -> list[_View]:
     """Write the folders that show one motion: its number, its part, and how many of its cameras."""
     number, (part, shown) = job
-    seed, version, rig = parameters.seed, parameters.version, Rig(asset)
-    motion = make_motion(rig, seed, number, part.frames, gaps=version == "v3")
+    seed, rig = parameters.seed, Rig(asset)
+    motion = make_motion(rig, seed, number, part.frames)
     vertices, joints = rig.decode(motion.hand_pose, motion.betas)
     wrist_rest = rig.anatomy(motion.betas).joints_m[0]
     cameras = cameras_around(seed, number, parameters.cameras, motion.target_m)
@@ -260,12 +257,12 @@ def _do_motion(
         for frame, meta in zip(frame_ids, metas, strict=True):
             (folder / "meta" / f"{frame:04d}.pkl").write_bytes(safe_pickle.dumps(meta))
         if parameters.annotations_only:
-            _link_pictures(folder, frame_ids, version)
+            _link_pictures(folder, frame_ids)
         else:
             stage = Stage(rig, motion, camera, seed, digit)
             for row, frame in enumerate(frame_ids):
                 rgb, depth_m = stage.draw(row, vertices_cam[row])
-                write_rgb(folder / "rgb" / f"{frame:04d}{RGB_SUFFIX[version]}", rgb)
+                write_rgb(folder / "rgb" / f"{frame:04d}.jpg", rgb)
                 write_depth(folder / "depth" / f"{frame:04d}.png", depth_m)
         scored = len(frame_ids) if part.split == "evaluation" else 0
         truth = joints_cam[:scored] @ GL_FROM_CV, vertices_cam[:scored] @ GL_FROM_CV
@@ -273,11 +270,10 @@ def _do_motion(
     return views
 
 
-def _link_pictures(folder: Path, frame_ids: list[int], version: Version) -> None:
+def _link_pictures(folder: Path, frame_ids: list[int]) -> None:
     """One grey picture and one flat depth for all frames of a folder, by hard links."""
     rgb, depth = (
-        [folder / kind / f"{frame:04d}{suffix}" for frame in frame_ids]
-        for kind, suffix in (("rgb", RGB_SUFFIX[version]), ("depth", ".png"))
+        [folder / name.format(i) for i in frame_ids] for name in ("rgb/{:04d}.jpg", "depth/{:04d}.png")
     )
     write_rgb(rgb[0], np.full((HEIGHT, WIDTH, 3), 128, np.uint8))
     write_depth(depth[0], np.full((HEIGHT, WIDTH), 0.6, np.float32))

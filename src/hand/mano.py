@@ -124,13 +124,10 @@ class ManoLayer(nn.Module):
         Raises:
             ShapeError: a shape is not the documented one.
         """
-        _check(global_orient, hand_pose, betas, translation_m)
-        with torch.autocast(device_type=betas.device.type, enabled=False):
-            inputs = _in_one_dtype(global_orient, hand_pose, betas, translation_m)
-            arrays = self.v_template, self.directions, self.skinning
-            vertices, joints = self._pose(*inputs, arrays)
-            tips = vertices.index_select(1, self.tip_vertices)
-            return ManoOutput(vertices.contiguous(), self._named(joints, tips))
+        inputs = _checked(global_orient, hand_pose, betas, translation_m)
+        vertices, joints = self._pose(*inputs, (self.v_template, self.directions, self.skinning))
+        tips = vertices.index_select(1, self.tip_vertices)
+        return ManoOutput(vertices.contiguous(), self._named(joints, tips))
 
     def joints_m(
         self, global_orient: Tensor, hand_pose: Tensor, betas: Tensor, translation_m: Tensor
@@ -146,12 +143,10 @@ class ManoLayer(nn.Module):
         Raises:
             ShapeError: as `forward`.
         """
-        _check(global_orient, hand_pose, betas, translation_m)
-        with torch.autocast(device_type=betas.device.type, enabled=False):
-            inputs = _in_one_dtype(global_orient, hand_pose, betas, translation_m)
-            arrays = self._of_tips(self.v_template), self._of_tips(self.directions)
-            tips, joints = self._pose(*inputs, (*arrays, self.skinning.index_select(1, self.tip_vertices)))
-            return self._named(joints, tips)
+        inputs = _checked(global_orient, hand_pose, betas, translation_m)
+        arrays = self._of_tips(self.v_template), self._of_tips(self.directions)
+        tips, joints = self._pose(*inputs, (*arrays, self.skinning.index_select(1, self.tip_vertices)))
+        return self._named(joints, tips)
 
     def _of_tips(self, of_vertices: Tensor) -> Tensor:
         """The tips' columns of a (..., 3V) coordinate-major array, (..., 15)."""
@@ -174,19 +169,20 @@ class ManoLayer(nn.Module):
 
         The vertices are those of `arrays`: (3v,) at rest, (145, 3v) directions, (K, v) skinning weights.
         """
-        batch, dtype = betas.shape[0], betas.dtype
-        template, directions, skinning = (array.to(dtype) for array in arrays)
-        count = skinning.shape[1]
-        features = torch.cat([betas, (pose - self.identity.to(dtype)).reshape(batch, 135)], dim=1)
-        rest = torch.addmm(template, features, directions).view(batch, 1, 3, count)
-        rest_joints = self._rest_joints(betas)
-        rotations, joints = _forward_kinematics(root, pose, rest_joints)
-        # x -> R x + (joint - R rest_joint), blended per vertex with the skinning weights by one product.
-        offset = joints - (rotations @ rest_joints[..., None])[..., 0]
-        rows = torch.cat([rotations, offset[..., None]], dim=-1).permute(0, 2, 3, 1)
-        blended = (rows.reshape(batch * 12, 16) @ skinning).view(batch, 3, 4, count)
-        vertices = (blended[:, :, :3] * rest).sum(2) + blended[:, :, 3] + translation[..., None]
-        return vertices.transpose(1, 2), joints + translation[:, None]
+        with torch.autocast(device_type=betas.device.type, enabled=False):
+            batch, dtype = betas.shape[0], betas.dtype
+            template, directions, skinning = (array.to(dtype) for array in arrays)
+            count = skinning.shape[1]
+            features = torch.cat([betas, (pose - self.identity.to(dtype)).reshape(batch, 135)], dim=1)
+            rest = torch.addmm(template, features, directions).view(batch, 1, 3, count)
+            rest_joints = self._rest_joints(betas)
+            rotations, joints = _forward_kinematics(root, pose, rest_joints)
+            # x -> R x + (joint - R rest_joint), blended per vertex with the skinning weights by one product.
+            offset = joints - (rotations @ rest_joints[..., None])[..., 0]
+            rows = torch.cat([rotations, offset[..., None]], dim=-1).permute(0, 2, 3, 1)
+            blended = (rows.reshape(batch * 12, 16) @ skinning).view(batch, 3, 4, count)
+            vertices = (blended[:, :, :3] * rest).sum(2) + blended[:, :, 3] + translation[..., None]
+            return vertices.transpose(1, 2), joints + translation[:, None]
 
     def rest_root_m(self, betas: Tensor) -> Tensor:
         """J0(betas): the wrist of the rest pose.
@@ -229,15 +225,10 @@ def _forward_kinematics(root: Tensor, pose: Tensor, rest_joints: Tensor) -> tupl
     return torch.cat([root[:, None], all_rotations], dim=1), torch.cat([wrist, all_joints], dim=1)
 
 
-def _in_one_dtype(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four inputs of `ManoLayer.forward` in float32, or in float64 when one of them is."""
-    double = any(tensor.dtype == torch.float64 for tensor in inputs)
-    root, pose, betas, translation = (t.to(torch.float64 if double else torch.float32) for t in inputs)
-    return root, pose, betas, translation
-
-
-def _check(global_orient: Tensor, hand_pose: Tensor, betas: Tensor, translation_m: Tensor) -> None:
-    """Shapes of `ManoLayer.forward`."""
+def _checked(
+    global_orient: Tensor, hand_pose: Tensor, betas: Tensor, translation_m: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The inputs of `ManoLayer.forward` in float32, or in float64 when one of them is."""
     batch = betas.shape[0] if betas.ndim else 0
     wanted = {
         "global_orient": (global_orient, (batch, 3, 3)),
@@ -248,3 +239,6 @@ def _check(global_orient: Tensor, hand_pose: Tensor, betas: Tensor, translation_
     for name, (tensor, want) in wanted.items():
         if tuple(tensor.shape) != want:
             raise ShapeError(f"ManoLayer {name}: got {tuple(tensor.shape)}, want {want}")
+    double = any(tensor.dtype == torch.float64 for tensor, _ in wanted.values())
+    root, pose, shape, place = (t.to(torch.float64 if double else torch.float32) for t, _ in wanted.values())
+    return root, pose, shape, place

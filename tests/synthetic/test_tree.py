@@ -152,11 +152,10 @@ def test_depth_bytes() -> None:
         encode_depth(np.full((1, 1), 8.3, np.float32))
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_red_is_written_red(tmp_path: Path, suffix: str) -> None:
+def test_red_is_written_red(tmp_path: Path) -> None:
     """A pure red picture reads back with its red in OpenCV's last channel (lesson 17)."""
     red = np.zeros((480, 640, 3), np.uint8)
     red[..., 0] = 200
-    write_rgb(tmp_path / f"red{suffix}", red)
-    bgr = cv2.imread(str(tmp_path / f"red{suffix}"))
+    write_rgb(tmp_path / "red.jpg", red)
+    bgr = cv2.imread(str(tmp_path / "red.jpg"))
     np.testing.assert_allclose(bgr.mean((0, 1)), [0, 0, 200], atol=3)  # jpg loses a little

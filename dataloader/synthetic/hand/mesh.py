@@ -164,10 +164,10 @@ def _zip_rings(loft: _Loft, coarse: list[int], fine: list[int], fine_turn: Array
             k += 1
 
 
-def _tube(loft: _Loft, first: list[int], name: str, skeleton: Skeleton, stations: list[float]) -> int:
-    """Grow a finger from its base through circles at `stations` (mm along the chain); returns the tip."""
-    finger, part = skeleton.fingers[name], PARTS.index(name)
-    previous = first
+def _tube(loft: _Loft, first: list[int], name: str, skeleton: Skeleton) -> int:
+    """Grow a finger from its base, circle by circle; returns the vertex at its tip."""
+    finger, part, previous = skeleton.fingers[name], PARTS.index(name), first
+    stations = _stations(name, finger)
     # Circles near the palm slide to even out its seam; the tip keeps the even spacing that makes it round.
     mobilities = [*_SEAM_MOBILITY[name == "thumb"], *[0.12] * len(stations)][: len(stations) - 2] + [0.05] * 2
     for at, mobility in zip(stations, mobilities, strict=True):
@@ -179,21 +179,25 @@ def _tube(loft: _Loft, first: list[int], name: str, skeleton: Skeleton, stations
     return apex
 
 
-def _long_stations(finger: Finger, extra: bool) -> list[float]:
-    """Arc lengths of a long finger's circles: close together at the joints, where the skin folds."""
+def _stations(name: str, finger: Finger) -> list[float]:
+    """Arc lengths of a finger's circles: close together at the joints, where the skin folds."""
     _, first, second, total = finger.arc_mm
-    tip = finger.radii_mm[3]
+    tip, end = finger.radii_mm[3], total - second
+    if name == "thumb":
+        stations = [
+            26.0,
+            first - 7,
+            first - 1.5,
+            first + 4,
+            first + 10,
+            second - 7.5,
+            second - 1.5,
+            second + 4,
+        ]
+        return [*stations, second + 0.55 * end, total - 0.8 * tip, total - 0.25 * tip]
     stations = [*np.linspace(_BASE_AT * first, first - 6, 4)[1:], first - 2, first + 2, first + 6, second - 4]
-    stations += [second, second + 0.38 * (total - second), total - 0.85 * tip, total - 0.25 * tip]
-    return sorted([*stations, (first + second) / 2 + 0.3] if extra else stations)
-
-
-def _thumb_stations(finger: Finger) -> list[float]:
-    """Arc lengths of the thumb's circles."""
-    _, first, second, total = finger.arc_mm
-    tip = finger.radii_mm[3]
-    stations = [26.0, first - 7, first - 1.5, first + 4, first + 10, second - 7.5, second - 1.5, second + 4]
-    return [*stations, second + 0.55 * (total - second), total - 0.8 * tip, total - 0.25 * tip]
+    stations += [second, second + 0.38 * end, total - 0.85 * tip, total - 0.25 * tip]
+    return sorted([*stations, (first + second) / 2 + 0.3] if name == "middle" else stations)
 
 
 def _loft_hand(skeleton: Skeleton) -> Mesh:
@@ -201,14 +205,10 @@ def _loft_hand(skeleton: Skeleton) -> Mesh:
     loft = _Loft()
     bases = _finger_bases(loft, skeleton)
     rings, wrist = _palm(loft, bases, skeleton)
-    tips = {}
-    for name in LONG_FINGERS:
-        stations = _long_stations(skeleton.fingers[name], extra=name == "middle")
-        tips[name] = _tube(loft, bases[name], name, skeleton, stations)
+    tips = {name: _tube(loft, bases[name], name, skeleton) for name in LONG_FINGERS}
     h0, h1, h2, h3 = rings[_HOLE_FIRST_RING : _HOLE_FIRST_RING + _HOLE_RINGS + 1]
     hole = [h0[0], h0[1], h1[1], h2[1], h3[1], h3[0], h3[19], h2[19], h1[19], h0[19]]
-    tips["thumb"] = _tube(loft, hole, "thumb", skeleton, _thumb_stations(skeleton.fingers["thumb"]))
-
+    tips["thumb"] = _tube(loft, hole, "thumb", skeleton)
     quads = np.array(loft.quads)
     faces = np.concatenate([loft.triangles, quads[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)])
     # The two vertices inside the thumb's hole belong to no face.
@@ -238,7 +238,7 @@ def _split_longest(mesh: Mesh, count: int) -> Mesh:
         cut = (faces == a).any(1) & (faces == b).any(1)
         halves = [np.where(faces[cut] == end, middle, faces[cut]) for end in (a, b)]
         faces = np.concatenate([faces[~cut], *halves])
-    return Mesh(points, faces, part, mobility, mesh.wrist_loop, mesh.tips)
+    return dataclasses.replace(mesh, points_mm=points, faces=faces, part=part, mobility=mobility)
 
 
 def neighbour_mean(faces: Index, num_vertices: int) -> sparse.csr_matrix:

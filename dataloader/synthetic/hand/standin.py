@@ -14,6 +14,7 @@ Frame of the file: fingers along -x, back of the hand +y, thumb +z, metres; the 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -106,7 +107,8 @@ def _renumber(mesh: Mesh) -> Mesh:
     for new, old in tips:
         old_of_new.insert(new, old)
     new_of_old: Index = np.argsort(old_of_new)
-    return Mesh(
+    return dataclasses.replace(
+        mesh,
         points_mm=mesh.points_mm[old_of_new],
         faces=new_of_old[mesh.faces],
         part=mesh.part[old_of_new],

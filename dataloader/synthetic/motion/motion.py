@@ -69,10 +69,10 @@ class Motion:
     """(3,) where the cameras look."""
 
 
-def make_motion(rig: Rig, seed: int, number: int, frames: int, *, gaps: bool) -> Motion:
+def make_motion(rig: Rig, seed: int, number: int, frames: int) -> Motion:
     """Draw motion `number` of the data set `seed`."""
     rng = stream(seed, "motion", number)
-    ids = _frame_ids(rng, frames, gaps)
+    ids = _frame_ids(rng, frames)
     times = ids.astype(np.float64)
     betas = rng.normal(size=10).clip(-2, 2)
     anatomy = rig.anatomy(betas)
@@ -109,11 +109,9 @@ def make_motion(rig: Rig, seed: int, number: int, frames: int, *, gaps: bool) ->
     )
 
 
-def _frame_ids(rng: np.random.Generator, frames: int, gaps: bool) -> Index:
-    """(N,) 0, 1, 2, ...; with `gaps` now and then a few numbers are left out, as in HO3D_v3."""
-    steps = np.ones(frames, np.int64)
-    if gaps:
-        steps += np.where(rng.random(frames) < 0.04, rng.integers(1, 6, frames), 0)
+def _frame_ids(rng: np.random.Generator, frames: int) -> Index:
+    """(N,) 0, 1, 2, ...; now and then a few numbers are left out, as in HO3D_v3."""
+    steps = 1 + np.where(rng.random(frames) < 0.04, rng.integers(1, 6, frames), 0)
     return np.asarray(np.cumsum(steps) - steps[0])
 
 

@@ -5,6 +5,7 @@ Object frame: origin at the centre, long axis along z, metres. A mug's handle po
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,13 @@ LABELS: dict[str, int] = {kind: i + 1 for i, kind in enumerate(KINDS)}
 
 _SIDES = 32
 """Edges of a round cross-section."""
+
+_OUTLINES = {
+    "cylinder": [(0, -1), (1, -1), (1, 1), (0, 1)],
+    "mug": [(0, -1), (1, -1), (1, 1), (0.9, 1), (0.9, -0.9), (0, -0.9)],
+    "bottle": [(0, -1), (1, -1), (1, 0.25), (0.85, 0.4), (0.42, 0.55), (0.42, 1), (0, 1)],
+}
+"""Corners of round things as shares of their radius and half length, from the middle of the floor upwards."""
 
 _HANDLE_RADIUS_M = 0.0055
 _HANDLE_ARC = np.linspace(-1.25, 1.25, 9)
@@ -74,33 +82,15 @@ class HeldObject:
         if self.kind == "ball":
             angle = np.linspace(-np.pi / 2, np.pi / 2, 17)
             return _revolved([np.stack([np.cos(angle), np.sin(angle)], 1) * self.half_m[0]])
-        r, h = self.half_m[0], self.half_m[2]
-        if self.kind == "bottle":
-            outline = [
-                (0, -h),
-                (r, -h),
-                (r, 0.25 * h),
-                (0.85 * r, 0.4 * h),
-                (0.42 * r, 0.55 * h),
-                (0.42 * r, h),
-                (0, h),
-            ]
-            return _revolved([np.array(outline[i : i + 2]) for i in range(6)])
-        parts = [[(0, -h), (r, -h)], [(r, -h), (r, h)], [(r, h), (0, h)]]
-        if self.kind == "mug":
-            inner, floor = 0.9 * r, -0.9 * h
-            parts[2] = [(r, h), (inner, h)]
-            parts += [[(inner, h), (inner, floor)], [(inner, floor), (0, floor)]]
-        body = _revolved([np.array(part) for part in parts])
+        outline = np.array(_OUTLINES[self.kind]) * self.half_m[[0, 2]]
+        body = _revolved([outline[i : i + 2] for i in range(len(outline) - 1)])
         return _joined(body, self._handle_mesh()) if self.kind == "mug" else body
 
     def _handle_mesh(self) -> Mesh:
         """A bent tube."""
-        around = np.linspace(0, 2 * np.pi, 10)
-        outward = np.stack([np.cos(_HANDLE_ARC), np.zeros(9), np.sin(_HANDLE_ARC)], 1)
-        offset = np.cos(around)[None, :, None] * outward[:, None] + np.sin(around)[None, :, None] * np.array(
-            [0, 1.0, 0]
-        )
+        around = np.linspace(0, 2 * np.pi, 10)[:, None]
+        outward = np.stack([np.cos(_HANDLE_ARC), np.zeros(9), np.sin(_HANDLE_ARC)], 1)[:, None]
+        offset = np.cos(around) * outward + np.sin(around) * np.array([0, 1.0, 0])
         vertices = (self._handle()[:, None] + _HANDLE_RADIUS_M * offset).reshape(-1, 3)
         return vertices, _grid_faces(9, 10), np.full((len(vertices), 2), 0.3)
 
@@ -113,12 +103,9 @@ def draw_object(rng: np.random.Generator) -> HeldObject:
     elif kind == "ball":
         half = np.full(3, rng.uniform(0.022, 0.042))
     else:
-        radius, half_length = {
-            "cylinder": (rng.uniform(0.010, 0.036), rng.uniform(0.05, 0.10)),
-            "mug": (rng.uniform(0.034, 0.042), rng.uniform(0.042, 0.052)),
-            "bottle": (rng.uniform(0.024, 0.036), rng.uniform(0.07, 0.11)),
-        }[kind]
-        half = np.array([radius, radius, half_length])
+        low, high = [0.010, 0.05, 0.034, 0.042, 0.024, 0.07], [0.036, 0.10, 0.042, 0.052, 0.036, 0.11]
+        radius, length = rng.uniform(low, high).reshape(3, 2)[list(_OUTLINES).index(kind)]
+        half = np.array([radius, radius, length])
     return HeldObject(kind, half)
 
 
@@ -156,10 +143,7 @@ def _revolved(parts: list[Array]) -> Mesh:
             height = np.linspace(0, 1, len(part))[:, None]
             uv = np.stack(np.broadcast_arrays(angle / np.pi, height), -1).reshape(-1, 2)
         meshes.append((vertices, _grid_faces(len(part), _SIDES + 1), uv))
-    whole = meshes[0]
-    for mesh in meshes[1:]:
-        whole = _joined(whole, mesh)
-    return whole
+    return functools.reduce(_joined, meshes)
 
 
 def _grid_faces(rows: int, columns: int) -> Index:

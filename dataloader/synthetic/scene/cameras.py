@@ -56,9 +56,8 @@ def cameras_around(seed: int, motion: int, count: int, target_m: Array) -> list[
         behind = np.abs(azimuth) < np.radians(45)
         elevation = np.radians(rng.uniform(22, 68) if behind else rng.uniform(4, 55))
         distance = rng.uniform(0.54, 0.80)
-        direction = np.array(
-            [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)]
-        )
+        flat = np.cos(elevation)
+        direction = np.array([np.sin(azimuth) * flat, -np.cos(azimuth) * flat, np.sin(elevation)])
         aim = target_m + rng.normal(size=3) * 0.012
         centre = aim + distance * direction
         forward = (aim - centre) / distance
@@ -75,11 +74,7 @@ def _device(seed: int, digit: int) -> tuple[str, Array]:
     """Serial number and K of the camera with this digit: the same device films every motion."""
     rng = stream(seed, "device", digit)
     focal = rng.uniform(605.0, 625.0)
-    k = np.array(
-        [
-            [focal, 0.0, 320.0 + rng.uniform(-12, 12)],
-            [0.0, focal * rng.uniform(0.998, 1.002), 240.0 + rng.uniform(-10, 10)],
-            [0.0, 0.0, 1.0],
-        ]
-    )
+    row_x = [focal, 0.0, 320.0 + rng.uniform(-12, 12)]
+    row_y = [0.0, focal * rng.uniform(0.998, 1.002), 240.0 + rng.uniform(-10, 10)]
+    k = np.array([row_x, row_y, [0.0, 0.0, 1.0]])
     return f"8400{rng.integers(10**7, 10**8)}", k

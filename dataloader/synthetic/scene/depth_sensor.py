@@ -45,13 +45,12 @@ def shadow(depth_m: Map, focal_px: float) -> NDArray[np.bool_]:
         depth_m: (H, W) z > 0.
         focal_px: of the picture's camera.
     """
-    column_in_second = (
-        np.arange(depth_m.shape[1], dtype=np.float32) - np.float32(focal_px * BASELINE_M) / depth_m
-    )
+    column = np.arange(depth_m.shape[1], dtype=np.float32)
+    in_second = column - np.float32(focal_px * BASELINE_M) / depth_m
     # Whatever lies further right here but not further right there stands in front.
-    nearest_from_right = np.minimum.accumulate(column_in_second[:, ::-1], axis=1)[:, ::-1]
+    nearest_from_right = np.minimum.accumulate(in_second[:, ::-1], axis=1)[:, ::-1]
     blocked = np.zeros(depth_m.shape, bool)
-    blocked[:, :-1] = nearest_from_right[:, 1:] < column_in_second[:, :-1] - np.float32(_SHADOW_SLACK_PX)
+    blocked[:, :-1] = nearest_from_right[:, 1:] < in_second[:, :-1] - np.float32(_SHADOW_SLACK_PX)
     return blocked
 
 
