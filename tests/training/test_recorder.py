@@ -55,8 +55,9 @@ def report(step: int) -> StepReport:
     own = toy_trainer()(batches)
     terms = LossTerms(torch.tensor(9.0), {"root": torch.tensor(0.25)}, {"root": 4.0})
     numbers = Numbers(torch.tensor([1.5, 40.0, 0.0]))
+    done = [(batch, prediction, terms) for batch, prediction, _ in own.batches]
     return dataclasses.replace(
-        own, step=step, numbers=numbers, clip_norm=8.0, learning_rate=2e-3, peak_rate=5e-3, terms=terms
+        own, step=step, numbers=numbers, clip_norm=8.0, learning_rate=2e-3, batches=done
     )
 
 
