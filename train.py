@@ -167,9 +167,9 @@ def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
         settings.log()
         judged = build_evaluation(config, context, path)
     scoring, state, files = judged.scoring, judged.state, folder.path / "val"
-    recorder = Recorder(folder.path, config, context)
+    recorder = Recorder(folder.path, context)
     facts = {"evaluated": str(path), "split": scoring.dataset.frames.describe()}
-    recorder.write_setup(config, judged.hand, context, facts)
+    recorder.write_setup(config, judged.hand, facts)
     results = score(judged.model, judged.loss, scoring)
     report(results, scoring.dataset.frames.split_line, context)
     for shown, result in results.items():

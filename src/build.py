@@ -143,7 +143,7 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         _log.info(f"Resumed {source} at epoch {position.epoch}, step {trainer.step}")
         ckpt.log_labels(position.labels_hash, train_set.frames.index.labels_sha256, source)
     position.judged_by, position.labels_hash = val_set.frames.split.id, train_set.frames.index.labels_sha256
-    recorder = Recorder(run_dir, config, context, resume_step=trainer.step)
+    recorder = Recorder(run_dir, context, resume_step=trainer.step)
     parameters = sum(p.numel() for p in model.parameters())
     _log.info(
         f"UTNet {config.model.preset}: {parameters / 1e6:.2f} M parameters, {world} {context.devices_label}, "
@@ -157,7 +157,7 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         "parameters": parameters,
         "global_batch": global_batch(config, world),
     }
-    recorder.write_setup(config, hand, context, facts)
+    recorder.write_setup(config, hand, facts)
     doctor = Doctor(config, context, hand)
     doctor.setting(
         trainer,

@@ -30,7 +30,7 @@ from src.runtime.command_line import make_parser
 from src.runtime.files.disk import read_npz, require_place
 from src.runtime.seed import stream
 from src.schema import Shown
-from src.training.scalar_lines import read_scalars
+from src.training.recorder import read_scalars
 
 TILES = 24
 """Worst frames on the page, and as many random ones."""

@@ -47,37 +47,30 @@ class Optimizer:
     def __init__(
         self, model: nn.Module, config: OptimizerConfig, device: torch.device, ranks: Share | None = None
     ) -> None:
-        matrices: dict[float, list[nn.Parameter]] = {}
-        decayed: dict[float, list[nn.Parameter]] = {}
-        free: dict[float, list[nn.Parameter]] = {}
-        inside: set[Tensor] = _layer_weights(model) if config.name == "muon" else set()
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if parameter.ndim < 2 or name in _EMBEDDINGS:
-                kind = free
-            elif parameter in inside and min(parameter.flatten(1).shape) >= MUON_SIDE:
-                kind = matrices
-            else:
-                kind = decayed
-            share = config.layer_decay ** _layers_above(name, model)
-            kind.setdefault(share, []).append(parameter)
+        self._names: dict[Tensor, str] = {}
+        self._shown: list[tuple[nn.Parameter, nn.Parameter]] = []
+        parts: dict[str, dict[float, list[nn.Parameter]]] = {"matrices": {}, "decayed": {}, "free": {}}
+        layers = {m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+        for name, weight in model.named_parameters():
+            parameter, kind = weight, "decayed"
+            if weight.ndim < 2 or name in _EMBEDDINGS:
+                kind = "free"
+            elif config.name == "muon" and weight in layers and min(weight.flatten(1).shape) >= MUON_SIDE:
+                # Muon takes two axes: a convolution's kernel is shown to it as a matrix in the same memory.
+                parameter, kind = nn.Parameter(weight.detach().flatten(1)), "matrices"
+                self._shown.append((weight, parameter))
+            self._names[parameter] = name
+            parts[kind].setdefault(config.layer_decay ** _layers_above(name, model), []).append(parameter)
         self.adamw = torch.optim.AdamW(
-            _groups(decayed, config.weight_decay) + _groups(free, 0.0),
+            _groups(parts["decayed"], config.weight_decay) + _groups(parts["free"], 0.0),
             lr=config.lr,
             betas=config.betas,
             fused=device.type in ("cpu", "cuda"),
         )
-        self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.muon: Muon | None = None
-        # Muon takes two axes: a convolution's kernel is shown to it as a matrix in the same memory.
-        shown = {p: nn.Parameter(p.detach().flatten(1)) for part in matrices.values() for p in part}
-        self._shown = list(shown.items())
-        self._names |= {shown[p]: self._names[p] for p in shown}
-        if matrices:
-            views = {share: [shown[p] for p in part] for share, part in matrices.items()}
+        if parts["matrices"]:
             self.muon = Muon(
-                _groups(views, config.weight_decay),
+                _groups(parts["matrices"], config.weight_decay),
                 momentum=MUON_MOMENTUM,
                 dtype=torch.bfloat16 if has_bf16(device) else torch.float32,
                 share=ranks,
@@ -90,9 +83,8 @@ class Optimizer:
             rate: learning rate.
             alive: () float32 on the device, 1 or 0; at 0 no weight changes. None: 1.
         """
-        for optimizer in self._all():
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["share"]
+        for group in self.groups:
+            group["lr"] = rate * group["share"]
         # torch's fused kernels skip a step on the device where this says so, as its GradScaler has them do.
         self.adamw.found_inf = None if alive is None else 1 - alive  # type: ignore[attr-defined]
         self.adamw.step()
@@ -105,7 +97,7 @@ class Optimizer:
         """Forget the gradients."""
         for weight, matrix in self._shown:
             weight.grad = matrix.grad = None
-        self.adamw.zero_grad(set_to_none=True)
+        self.adamw.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
         """Moments by kind of optimiser and name of the parameter; rates and decay are the configuration's."""
@@ -157,9 +149,10 @@ class Optimizer:
         state = {k: moments[name] for k, name in enumerate(names) if moments[name]}
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
-    def _all(self) -> list[torch.optim.Optimizer]:
-        """Those that there are."""
-        return [self.adamw] if self.muon is None else [self.adamw, self.muon]
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters of one rate and decay together, of both optimisers."""
+        return self.adamw.param_groups + ([] if self.muon is None else self.muon.param_groups)
 
 
 def _groups(parameters: Mapping[float, list[nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
@@ -182,11 +175,6 @@ def _layers_above(name: str, model: nn.Module) -> int:
         return blocks + 1
     inside = re.match(r"vit\.blocks\.(\d+)\.", name)
     return blocks - int(inside[1]) if inside else 0
-
-
-def _layer_weights(model: nn.Module) -> set[Tensor]:
-    """Weights of linear and convolutional layers: what maps features to features."""
-    return {m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
 
 
 def peak_rate(config: RunConfig, world: int) -> float:

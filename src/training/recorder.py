@@ -1,4 +1,4 @@
-"""What a run writes: its folder, scalars as JSON lines and TensorBoard events, pictures, meta.json.
+"""What a run writes: scalars as JSON lines and as TensorBoard's events, pictures, config.yaml, meta.json.
 
 Only rank 0 has a recorder that writes. A resumed run goes on in its folder: scalars after the step that it
 resumes from are dropped first, because the run is about to write them again.
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,108 +27,53 @@ from src.config_file import config_to_yaml
 from src.errors import plain_text
 from src.hand.mano import ManoLayer
 from src.runtime.files.disk import atomic_write
+from src.runtime.log import get_logger
 from src.runtime.outlet import Outlet, optional
 from src.runtime.pace import Pace
 from src.runtime.ranks.distributed import DistContext
 from src.schema import EvalResult, Shown
 from src.training.checkpoints.checkpoint import commit
-from src.training.scalar_lines import read_scalars
 from src.training.step import StepReport
 
-_EVENTS = "TensorBoard"
-"""What warnings call its files."""
-
-
-def _without_event_writers(failed: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread hands on what failed in it, and prints it too; everything else is printed."""
-    if not type(failed.thread).__module__.startswith("tensorboard"):
-        threading.__excepthook__(failed)
-
-
-class Events:
-    """TensorBoard's files; where they cannot be written, the curves have a gap and scalars.jsonl has all."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        """Args: `first_step` to be recorded; TensorBoard hides what older files say of it and later ones."""
-        self._folder = folder
-        self._first_step: int | None = first_step
-        self._writer: SummaryWriter | None = None
-        threading.excepthook = _without_event_writers
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Add values by name."""
-
-        def add(writer: SummaryWriter) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-
-        self._with_writer(add)
-
-    def picture(self, step: int, name: str, path: Path, rgb: NDArray[np.uint8]) -> None:
-        """Add a picture (H, W, 3) and where its file is."""
-
-        def add(writer: SummaryWriter) -> None:
-            writer.add_image(name, rgb, step, dataformats="HWC")
-            writer.add_text(f"{name}/file", plain_text(str(path)), step)
-
-        self._with_writer(add)
-
-    def close(self) -> None:
-        """Write what is held back."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with optional(_EVENTS):
-                writer.close()
-
-    def _with_writer(self, add: Callable[[SummaryWriter], None]) -> None:
-        """Add to the present file; after a failure, to a new one."""
-        with optional(_EVENTS) as attempt:
-            if self._writer is None:
-                self._writer = SummaryWriter(str(self._folder), purge_step=self._first_step)
-                self._first_step = None
-            add(self._writer)
-        if attempt.failed:
-            self.close()
+LONGEST = 1 << 16
+"""Bytes of a line of scalars.jsonl; those of a validation, the longest, have 2,000."""
+_MOST_STEPS, _MOST_MINUTES = 1 << 53, 1 << 30
+_COLUMNS = {
+    "mpvpe_mm": "MPVPE",
+    "pa_mpvpe_mm": "PA-MPVPE",
+    "coarse_mpjpe_mm": "coarse/MPJPE",
+    "coarse_pa_mpjpe_mm": "coarse/PA-MPJPE",
+}
+"""Columns of a validation that have a curve, and its name."""
+_log = get_logger("scalars")
 
 
 class Recorder:
     """Writes into a run folder; on ranks other than 0 every method does nothing."""
 
-    def __init__(
-        self, run_dir: Path, config: RunConfig, context: DistContext, *, resume_step: int = 0
-    ) -> None:
+    def __init__(self, run_dir: Path, context: DistContext, *, resume_step: int = 0) -> None:
         """Args: `resume_step` optimiser steps that are done; scalars of later steps are dropped."""
         self.run_dir = run_dir
-        self._active = context.is_main
-        self._events: Events | None = None
-        if not self._active:
-            return
-        path = run_dir / "scalars.jsonl"
-        self._scalars = Outlet(str(path), path=path)
-        self._began = time.monotonic() - 60.0 * _drop_after(path, resume_step)
-        self._events = Events(run_dir / "tensorboard", resume_step + 1)
+        self._context = context
+        self._writer: SummaryWriter | None = None
+        self._first_step: int | None = resume_step + 1
+        if context.is_main:
+            path = run_dir / "scalars.jsonl"
+            self._scalars = Outlet(str(path), path=path)
+            self._began = time.monotonic() - 60.0 * _drop_after(path, resume_step)
+            threading.excepthook = _without_event_writers
 
-    def write_setup(
-        self, config: RunConfig, hand: ManoLayer, context: DistContext, facts: Mapping[str, object]
-    ) -> None:
+    def write_setup(self, config: RunConfig, hand: ManoLayer, facts: Mapping[str, object]) -> None:
         """Write config.yaml and meta.json.
 
         Args:
             config: resolved.
             hand: whose fingerprint is recorded.
-            context: ranks and device.
             facts: more for meta.json, e.g. frames of each split, parameters of the model.
         """
-        if not self._active:
+        if not self._context.is_main:
             return
-        path = self.run_dir / "config.yaml"
-        with optional(str(path)), atomic_write(path) as file:
-            file.write(config_to_yaml(config).encode())
-        device = (
-            torch.cuda.get_device_name(context.device)
-            if context.device.type == "cuda"
-            else platform.machine()
-        )
+        device = self._context.device
         meta = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
@@ -135,28 +81,30 @@ class Recorder:
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "numpy": np.__version__,
-            "device": device,
-            "ranks": context.world,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+            "ranks": self._context.world,
             "hand_fingerprint": hand.fingerprint,
             "hand_is_standin": hand.is_standin,
             **facts,
         }
-        path = self.run_dir / "meta.json"
-        with optional(str(path)), atomic_write(path) as file:
-            file.write(json.dumps(meta, indent=2, default=str).encode())
+        texts = {"config.yaml": config_to_yaml(config), "meta.json": json.dumps(meta, indent=2, default=str)}
+        for name, text in texts.items():
+            path = self.run_dir / name
+            with optional(str(path)), atomic_write(path) as file:
+                file.write(text.encode())
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record values at an optimiser step, e.g. {"Train/loss": 1.2}; nan is kept as null in the JSON.
 
         Each line also says after how many minutes of the run, earlier parts of a resumed one included.
         """
-        if not self._active:
+        if not self._context.is_main:
             return
         plain = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
         minutes = round((time.monotonic() - self._began) / 60.0, 3)
         self._scalars.write(json.dumps({"step": step, "minutes": minutes, **plain}) + "\n")
-        if self._events is not None and not self._scalars.stopped:  # room is looked for there
-            self._events.scalars(step, values)
+        if not self._scalars.stopped:  # room is looked for there
+            self._show(lambda to: [to.add_scalar(name, value, step) for name, value in values.items()])
 
     def step(self, step: int, report: StepReport, clipped_share: float, pace: Pace) -> None:
         """Record an optimiser step under Train/.
@@ -182,35 +130,51 @@ class Recorder:
     def validation(self, step: int, shown: Shown, result: EvalResult) -> None:
         """Record a validation under Val/, or Val/RGB-only/ for the score without depth."""
         prefix = "Val" if shown == "rgbd" else "Val/RGB-only"
-        values = {
-            f"{prefix}/loss": result.loss,
-            f"{prefix}/MPJPE": result.mpjpe_mm,
-            f"{prefix}/PA-MPJPE": result.pa_mpjpe_mm,
-        }
-        labels = {
-            "mpvpe_mm": "MPVPE",
-            "pa_mpvpe_mm": "PA-MPVPE",
-            "coarse_mpjpe_mm": "coarse/MPJPE",
-            "coarse_pa_mpjpe_mm": "coarse/PA-MPJPE",
-        }
-        for name, label in labels.items():
-            if name in result.columns:
-                values[f"{prefix}/{label}"] = result.columns[name]
+        values = {"loss": result.loss, "MPJPE": result.mpjpe_mm, "PA-MPJPE": result.pa_mpjpe_mm}
+        values |= {label: result.columns[name] for name, label in _COLUMNS.items() if name in result.columns}
         if shown == "rgbd":
-            values |= {f"Val/baseline/{name}": value for name, value in result.baselines.items()}
-        self.scalars(step, values)
+            values |= {f"baseline/{name}": value for name, value in result.baselines.items()}
+        self.scalars(step, {f"{prefix}/{name}": value for name, value in values.items()})
 
     def picture(self, step: int, name: str, path: Path, rgb: NDArray[np.uint8]) -> None:
         """Record a picture (H, W, 3) uint8 RGB that was also written to `path`."""
-        if self._active and self._events is not None:
-            self._events.picture(step, name, path, rgb)
+
+        def add(to: SummaryWriter) -> None:
+            to.add_image(name, rgb, step, dataformats="HWC")
+            to.add_text(f"{name}/file", plain_text(str(path)), step)
+
+        if self._context.is_main:
+            self._show(add)
 
     def close(self) -> None:
         """Flush what is still held back."""
-        if self._active:
+        if self._context.is_main:
             self._scalars.close()
-        if self._events is not None:
-            self._events.close()
+            self._close_events()
+
+    def _show(self, add: Callable[[SummaryWriter], object]) -> None:
+        """Add to TensorBoard's files; after a failure, to new ones: the curves have a gap."""
+        with optional("TensorBoard") as attempt:
+            if self._writer is None:
+                # Of this step and later ones TensorBoard hides what older files say.
+                self._writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self._first_step)
+                self._first_step = None
+            add(self._writer)
+        if attempt.failed:
+            self._close_events()
+
+    def _close_events(self) -> None:
+        """Write what TensorBoard holds back."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with optional("TensorBoard"):
+                writer.close()
+
+
+def _without_event_writers(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands on what failed in it, and prints it too; everything else is printed."""
+    if not type(failed.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(failed)
 
 
 def _drop_after(path: Path, step: int) -> float:
@@ -221,3 +185,46 @@ def _drop_after(path: Path, step: int) -> float:
     with optional(str(path)), atomic_write(path) as file:
         file.writelines(line for line, _ in kept)
     return float(next((values["minutes"] for _, values in reversed(kept) if "minutes" in values), 0.0))
+
+
+def read_scalars(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Lines of scalars.jsonl and what they say, in the file's order.
+
+    A run that was killed leaves a torn last line. Other lines that are none, of another program, another
+    encoding, without a step, are passed over with a warning that counts them.
+
+    Args:
+        path: the file.
+
+    Returns:
+        (line with its end, values by name): `step` a whole number, the others numbers or None.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    rows, bad, number, first = [], 0, 0, 0
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST):
+            number += 1
+            if (values := _values(line)) is not None:
+                rows.append((line if line.endswith(b"\n") else line + b"\n", values))
+            elif line.endswith(b"\n") or len(line) == LONGEST:
+                bad, first = bad + 1, first or number
+    if bad:
+        _log.warning(f"WARNING: {path}: {bad:,} lines are no scalars (first: line {first:,}), passed over")
+    return rows
+
+
+def _values(line: bytes) -> dict[str, Any] | None:
+    """Values of one line, null for one that was not finite; None: it is none of ours."""
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    numbers = {n: v for n, v in values.items() if type(v) in (int, float) and abs(v) < sys.float_info.max}
+    if any(value is not None for name, value in values.items() if name not in numbers):
+        return None
+    step, minutes = numbers.get("step"), numbers.get("minutes", 0 if "minutes" not in values else -1)
+    return values if type(step) is int and 0 <= step < _MOST_STEPS and 0 <= minutes < _MOST_MINUTES else None

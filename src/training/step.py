@@ -11,13 +11,11 @@ the averages that optimiser and EMA keep are then of no use, and the error ends 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -65,14 +63,18 @@ class StepReport:
     """training.clip_grad_norm."""
     learning_rate: float
     """Rate that the step used."""
-    peak_rate: float
-    """Highest rate of the run."""
-    terms: LossTerms
-    """Of this rank's last batch."""
-    prediction: Prediction
-    """Of this rank's last batch."""
     batches: Sequence[tuple[HandBatch, Prediction, LossTerms]]
     """All of this rank's."""
+
+    @property
+    def terms(self) -> LossTerms:
+        """Of this rank's last batch."""
+        return self.batches[-1][2]
+
+    @property
+    def prediction(self) -> Prediction:
+        """Of this rank's last batch."""
+        return self.batches[-1][1]
 
     @property
     def loss(self) -> float:
@@ -110,17 +112,12 @@ def wrap_for_ranks(model: nn.Module, context: DistContext, accumulation: int) ->
     """
     if context.world == 1:
         return model
-    # torch 2.15 renamed the switch and warns about its old name.
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    switch: dict[str, Any] = {
-        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
-    }
     return DistributedDataParallel(
         model,
         device_ids=[context.device.index] if context.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         static_graph=accumulation == 1,
-        **switch,
+        broadcast_buffers=False,
     )
 
 
@@ -200,16 +197,14 @@ class TrainStep:
         report = self._gradients(batches, stop, on_backward)
         if self.lag == 0:
             self._settle(report)
-            self.optimizer.step(report.learning_rate)
-        else:
-            self.optimizer.step(report.learning_rate, self._alive)
+        self.optimizer.step(report.learning_rate, self._alive if self.lag else None)
         if self.ema is not None:
             self.ema.update()
         self.step += 1
         self.schedule_step += 1
         if self.lag:
             self._waiting.append(report)
-            while len(self._waiting) > self.lag:
+            if len(self._waiting) > self.lag:
                 self._settle(self._waiting.popleft())
         return report
 
@@ -258,10 +253,7 @@ class TrainStep:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         numbers = torch.stack([shared[0], norm, shared[1]])
         self._alive = self._alive * numbers[:2].isfinite().all()
-        _, prediction, terms = done[-1]
-        return StepReport(
-            self.step, Numbers(numbers), clip, rate, self.peak_rate, terms, prediction, tuple(done)
-        )
+        return StepReport(self.step, Numbers(numbers), clip, rate, tuple(done))
 
     def _share(self, done: Sequence[tuple[HandBatch, Prediction, LossTerms]], stop: bool) -> Tensor:
         """(2,) mean loss over ranks and batches, and share of ranks asked to stop; equal on every rank."""
@@ -298,13 +290,9 @@ def _describe(done: Sequence[tuple[HandBatch, Prediction, LossTerms]], loss: Han
     names: list[str] = []
     indices: list[int] = []
     for batch, prediction, terms in done:
-        names += [n for n, v in terms.values.items() if not _finite(v) and n not in names]
+        names += [n for n, v in terms.values.items() if not v.isfinite().all() and n not in names]
         rows = ~torch.isfinite(loss.per_sample(prediction, batch)).cpu()
         indices += batch.sample_index.cpu()[rows].tolist()
     if not names and not indices:
         return ""
     return f"terms {', '.join(names) or 'none'}, sample indices {indices[:10]}"
-
-
-def _finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value).all())

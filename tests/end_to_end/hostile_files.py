@@ -16,7 +16,6 @@ import numpy as np
 
 from dataloader.cache.crop_cache import TABLE, TABLE_DTYPE, CropCache
 from dataloader.pictures.decode import picture_size, read_depth_bytes, read_rgb
-from src.config import RunConfig
 from src.config_file import load_config
 from src.errors import UTNetError
 from src.runtime.files.derived import Store
@@ -158,7 +157,7 @@ def _scalars(*lines: bytes) -> Case:
     def case(folder: Path) -> object:
         good = b'{"step": 1, "minutes": 0.5, "Train/loss": 2.0}\n'
         path = written(folder, "scalars.jsonl", good + b"".join(lines) + good.replace(b"1", b"3", 1))
-        recorder = Recorder(folder, RunConfig(), ALONE, resume_step=3)
+        recorder = Recorder(folder, ALONE, resume_step=3)
         recorder.scalars(4, {"Train/loss": 1.0})
         recorder.close()
         steps = [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()]

@@ -28,9 +28,11 @@ def hand_model() -> ManoLayer:
     return ManoLayer.from_file(hand_file())
 
 
-def patch_stem() -> Any:
-    """While it lasts, a network of preset tiny reads the picture as the larger presets do."""
-    return mock.patch.dict(PRESETS, tiny=dataclasses.replace(PRESETS["tiny"], stem_channels=None))
+def patch_stem(*, recompute: bool = False) -> Any:
+    """While it lasts, preset tiny reads the picture as larger ones do; with `recompute` it trains as huge."""
+    return mock.patch.dict(
+        PRESETS, tiny=dataclasses.replace(PRESETS["tiny"], stem_channels=None, recompute=recompute)
+    )
 
 
 def build(config: ModelConfig, seed: int = 0, *, patches: bool = False) -> UTNet:

@@ -99,6 +99,5 @@ def test_a_gpus_random_numbers_travel_in_checkpoints(monkeypatch: pytest.MonkeyP
 def test_the_gpu_is_named_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds of two runs are compared only by who knows what they ran on."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
-    config, context = RunConfig(), DistContext(0, 1, 0, GPU, None)
-    Recorder(tmp_path, config, context).write_setup(config, hand_model(), context, {})
+    Recorder(tmp_path, DistContext(0, 1, 0, GPU, None)).write_setup(RunConfig(), hand_model(), {})
     assert json.loads((tmp_path / "meta.json").read_text())["device"] == "card 0"

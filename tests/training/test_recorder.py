@@ -11,7 +11,6 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.config import RunConfig
 from src.evaluation.collect import Receipt
 from src.evaluation.evaluator import CheckedResult
 from src.runtime.pace import Pace
@@ -55,8 +54,9 @@ def report(step: int) -> StepReport:
     own = toy_trainer()(batches)
     terms = LossTerms(torch.tensor(9.0), {"root": torch.tensor(0.25)}, {"root": 4.0})
     numbers = Numbers(torch.tensor([1.5, 40.0, 0.0]))
+    done = [(batch, prediction, terms) for batch, prediction, _ in own.batches]
     return dataclasses.replace(
-        own, step=step, numbers=numbers, clip_norm=8.0, learning_rate=2e-3, peak_rate=5e-3, terms=terms
+        own, step=step, numbers=numbers, clip_norm=8.0, learning_rate=2e-3, batches=done
     )
 
 
@@ -64,7 +64,7 @@ def test_scalars_of_a_step(tmp_path: Path) -> None:
     """Loss, rate and norm are those of the step and not this rank's, the peak's or the limit; samples are
     counted over all accumulated batches: 8 a step at 2.5 steps a second are 20.
     """
-    recorder = Recorder(tmp_path, RunConfig(), ALONE)
+    recorder = Recorder(tmp_path, ALONE)
     recorder.step(7, report(6), 0.125, Pace(rounds_per_s=2.5, data_wait_share=0.3))
     recorder.close()
     assert lines(tmp_path) == [
@@ -86,7 +86,7 @@ def test_scalars_of_a_step(tmp_path: Path) -> None:
 
 def test_scalars_of_a_validation(tmp_path: Path) -> None:
     """With depth under Val/, without under Val/RGB-only/; every number under its own name."""
-    recorder = Recorder(tmp_path, RunConfig(), ALONE)
+    recorder = Recorder(tmp_path, ALONE)
     recorder.validation(12, "rgbd", result())
     recorder.validation(12, "rgb", result(mpjpe_mm=25.0, loss=float("nan")))
     recorder.close()
@@ -102,14 +102,14 @@ def test_scalars_of_a_validation(tmp_path: Path) -> None:
 
 def test_a_resume_keeps_the_curve_up_to_its_step(tmp_path: Path) -> None:
     """Steps that will be done again are dropped, the step that is resumed from is kept, minutes go on."""
-    recorder = Recorder(tmp_path, RunConfig(), ALONE)
+    recorder = Recorder(tmp_path, ALONE)
     recorder._began -= 60 * 30
     for step in range(1, 6):
         recorder.scalars(step, {"Train/loss": float(step)})
     recorder.close()
     with (tmp_path / "scalars.jsonl").open("a") as file:
         file.write('{"step": 6, "Tra')  # killed in the middle of a line
-    again = Recorder(tmp_path, RunConfig(), ALONE, resume_step=3)
+    again = Recorder(tmp_path, ALONE, resume_step=3)
     assert [(row["step"], row["Train/loss"]) for row in lines(tmp_path)] == [(1, 1), (2, 2), (3, 3)]
     again.scalars(4, {"Train/loss": 40.0})
     again.close()
@@ -124,7 +124,7 @@ def test_a_resume_keeps_the_curve_up_to_its_step(tmp_path: Path) -> None:
 
 def test_ranks_that_do_not_write_write_nothing(tmp_path: Path) -> None:
     """Four ranks that append to one file would mix their lines."""
-    recorder = Recorder(tmp_path, RunConfig(), dataclasses.replace(ALONE, rank=1))
+    recorder = Recorder(tmp_path, dataclasses.replace(ALONE, rank=1))
     recorder.scalars(1, {"Train/loss": 1.0})
     recorder.validation(1, "rgbd", result())
     recorder.step(1, report(0), 0.0, Pace(1.0, 0.0))
@@ -148,7 +148,7 @@ def test_broken_lines_bar_no_resume_and_are_counted(tmp_path: Path, caplog: pyte
     lines = [line for pair in zip_longest(good, broken, fillvalue=b"") for line in pair]
     path.write_bytes(b"".join(lines) + b'{"step": 6, "Tr')
     with caplog.at_level("WARNING"):
-        recorder = Recorder(tmp_path, RunConfig(), ALONE, resume_step=4)
+        recorder = Recorder(tmp_path, ALONE, resume_step=4)
     assert path.read_bytes() == b"".join(good[:4])
     assert [r.message for r in caplog.records] == [
         f"WARNING: {path}: 7 lines are no scalars (first: line 2), passed over"
