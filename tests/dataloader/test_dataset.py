@@ -194,7 +194,7 @@ def test_every_sample_is_shown_both_ways_over_the_epochs(tree: Tree) -> None:
 def test_one_labelled_frame_does_not_label_a_split(tree: Tree) -> None:
     """Frames without labels would be scored against zeros or nan."""
     dataset = dataset_of(run_config(tree[0]), "evaluation")
-    assert dataset.frames.has_truth
+    dataset.frames.require_truth()
     rows = np.array(dataset.frames.index.rows)
     rows["joints_known"][1] = False
     dataset.frames.index.__dict__["rows"] = rows
@@ -286,7 +286,6 @@ def test_evaluation_without_truth_labels_the_wrist_only(tmp_path: Path) -> None:
     turn = sample.rot_crop_from_img.double().numpy()
     np.testing.assert_allclose(turn.T @ sample.root_cam_m.double().numpy(), frame.joints["wrist"], atol=1e-6)
     assert all(torch.isfinite(getattr(sample, f.name).float()).all() for f in dataclasses.fields(sample))
-    assert not dataset.frames.has_truth
     with pytest.raises(DataError, match=r"evaluation_xyz.json"):
         dataset.frames.require_truth()
 
