@@ -34,7 +34,7 @@ from dataloader.cache.window import Geometry, geometry_of, reach
 from dataloader.crop.camera import Window
 from dataloader.ho3d.index import AnnotationIndex, index_store, root_digest
 from dataloader.ho3d.labels import hands_of
-from dataloader.ho3d.layout import file_stamp, frame_path, read_list
+from dataloader.ho3d.layout import file_stamp, read_list
 from dataloader.ho3d.meta import ListName
 from dataloader.pictures.decode import PictureFrame
 from src.config import DatasetConfig, RunConfig
@@ -158,12 +158,9 @@ def _parts(data: DatasetConfig, index: AnnotationIndex, geometry: Geometry, fold
             windows[:, :2] -= windows[:, :2] % BLOCK_PX
             windows[:, 2:] += -windows[:, 2:] % BLOCK_PX
         windows = np.clip(windows, 0, rows["picture_hw"].astype(np.int64)[:, [1, 0, 1, 0]])
-        names = [index.sequence_frame(start + k) for k in range(len(rows))]
-        rgb, depth = (
-            [frame_path(data.root_dir, index.name, *name, kind, data.version) for name in names]
-            for kind in ("rgb", "depth")
-        )
-        frames = list(zip(rgb, depth, strict=True))
+        frames = [
+            (index.path(row, "rgb"), index.path(row, "depth")) for row in range(start, start + len(rows))
+        ]
         yield _Part(folder / PART.format(number), number, frames, windows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,9 @@ from numpy.typing import NDArray
 
 from dataloader.ho3d.index import AnnotationIndex, index_store, open_index
 from dataloader.ho3d.labels import CV_FROM_GL, TO_OPENPOSE, Labels, convert, rest_roots
-from dataloader.ho3d.layout import frame_path
 from dataloader.ho3d.meta import ListName
 from dataloader.ho3d.split import Split, SplitName, divide, motion_of, read_held_out, whole_list
-from dataloader.ho3d.truth import PUBLISHED, EvaluationTruth, missing_truth, open_truth
+from dataloader.ho3d.truth import Vertices, missing_truth, open_vertices
 from src.config import DatasetConfig, SplitConfig
 from src.errors import ConfigError, DataError
 
@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 class SplitFrames:
     """Frames of a split, as many as `len`; sample i is row `split.rows[i]` of the index."""
 
-    data: DatasetConfig
     index: AnnotationIndex
     split: Split
-    truth: EvaluationTruth | None
-    """Official ground truth; None on a split of the training list, or where its file is absent."""
+    vertices: Vertices | None
+    """Official meshes; None on a split of the training list, or where their file is absent."""
     rest_root_m: NDArray[np.float32]
     """(N, 3) wrist J0(betas) of each sample's hand at rest, MANO's frame, metres."""
 
@@ -51,8 +50,7 @@ class SplitFrames:
 
     def path(self, sample: int, kind: str) -> Path:
         """The file of a sample's rgb, depth or meta."""
-        sequence, frame = self.index.sequence_frame(int(self.split.rows[sample]))
-        return frame_path(self.data.root_dir, self.index.name, sequence, frame, kind, self.data.version)
+        return self.index.path(int(self.split.rows[sample]), kind)
 
     def labels(self, part: slice | NDArray[np.int64] = slice(None)) -> Labels:
         """Labels of some samples, of all unless told, in the image camera; no picture is decoded."""
@@ -62,22 +60,17 @@ class SplitFrames:
     def split_line(self) -> str:
         """By which split a score was made, for the line beside it."""
         split = self.split
-        return f"HO3D {self.data.version} {split.name}, {split.kind} (split {split.id[:12]})"
+        return f"HO3D {self.index.data.version} {split.name}, {split.kind} (split {split.id[:12]})"
 
     def describe(self) -> str:
         """One line for the log: split, numbers of frames, sequences and motions, how it was divided."""
-        used = np.unique(self.index.rows["sequence"][self.split.rows])
-        motions = {motion_of(self.index.sequences[int(k)]) for k in used}
+        sequences = set(self.names()[0].tolist())
         left_out = f"; {self.index.left_out:,} unusable frames left out" if self.index.left_out else ""
         return (
-            f"HO3D {self.data.version} {self.split.name}: {len(self):,} frames, {len(used)} sequences, "
-            f"{len(motions)} motions ({self.split.note}{left_out}; split {self.split.id[:12]})"
+            f"HO3D {self.index.data.version} {self.split.name}: {len(self):,} frames, {len(sequences)} "
+            f"sequences, {len(set(map(motion_of, sequences)))} motions ({self.split.note}{left_out}; split "
+            f"{self.split.id[:12]})"
         )
-
-    @property
-    def has_truth(self) -> bool:
-        """Every sample has all its joints labelled."""
-        return bool(self.index.rows["joints_known"][self.split.rows].all())
 
     def require_truth(self) -> None:
         """Refuse to score what cannot be scored.
@@ -85,7 +78,7 @@ class SplitFrames:
         Raises:
             DataError: joints without labels: HO3D's evaluation split without its public ground truth.
         """
-        if not self.has_truth:
+        if not self.index.rows["joints_known"][self.split.rows].all():
             raise DataError(
                 f"HO3D {self.split.name}: only the wrist is labelled, so nothing can be scored: "
                 f"{self.missing_truth()}. Without it, validate with validation.split=val; predictions can "
@@ -94,8 +87,7 @@ class SplitFrames:
 
     def missing_truth(self) -> str | None:
         """What of the official ground truth is missing and where it is published; None if nothing is."""
-        missing = missing_truth(self.data.root_dir) if self.index.name == "evaluation" else []
-        return f"{self.data.root_dir} lacks {' and '.join(missing)} ({PUBLISHED})" if missing else None
+        return missing_truth(self.index.data) if self.index.name == "evaluation" else None
 
     def truth_joints(self, sample_index: NDArray[np.int64] | None = None) -> NDArray[np.float64] | None:
         """Joints of the official ground truth, as precise as its text; the labels of items are float32.
@@ -107,9 +99,9 @@ class SplitFrames:
             (B, J, 3) OPENPOSE21, image camera (OpenCV), metres; None on a split of the training list, or
             where `evaluation_xyz.json` is absent.
         """
-        if self.truth is None:
+        if self.index.truth_gl_m is None:
             return None
-        return self.truth.joints_gl_m[self._rows(sample_index)][:, TO_OPENPOSE] * CV_FROM_GL
+        return self.index.truth_gl_m[self._rows(sample_index)][:, TO_OPENPOSE] * CV_FROM_GL
 
     def truth_vertices(self, sample_index: NDArray[np.int64] | None = None) -> NDArray[np.float64] | None:
         """Meshes of the official ground truth, memory-mapped: only the rows asked for are read.
@@ -121,9 +113,7 @@ class SplitFrames:
             (B, 778, 3) image camera (OpenCV), metres, float64; None on a split of the training list, or where
             `evaluation_verts.json` is absent.
         """
-        if self.truth is None or self.truth.vertices_gl_m is None:
-            return None
-        return self.truth.vertices_gl_m[self._rows(sample_index)] * CV_FROM_GL
+        return None if self.vertices is None else self.vertices.gl_m[self._rows(sample_index)] * CV_FROM_GL
 
     def _rows(self, sample_index: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Rows of the index."""
@@ -151,35 +141,34 @@ def open_frames(
 
     Raises:
         ConfigError: no such split.
-        DataError: what `open_index` and `open_truth` raise, or an impossible division.
+        DataError: what `open_index` and `open_vertices` raise, or an impossible division.
     """
     if split not in ("train", "val", "evaluation"):
         raise ConfigError(f"dataset split: got {split!r}, want train, val or evaluation")
     name: ListName = "evaluation" if split == "evaluation" else "train"
     if index is None or index.name != name:
         index = open_index(data, name, hand, show_progress=show_progress)
-    part, truth = _divide(data, division, split, index), None
+    vertices = None
     if split == "evaluation":
-        truth = _open_truth(data, index, show_progress)
-        if truth is not None:
-            part = part.scored_by(truth.sha256)
-    elif split == "val":
-        labels = np.ascontiguousarray(index.rows[part.rows])
-        part = part.scored_by(hashlib.sha256(labels.tobytes()).hexdigest())
-    return SplitFrames(data, index, part, truth, rest_roots(hand, index.rows["betas"][part.rows]))
+        part = whole_list(len(index.rows), index.sha256)
+        if index.truth_gl_m is not None:
+            vertices = _open_vertices(index, show_progress)
+            texts = [index.truth_sha256, vertices and vertices.sha256]
+            part = part.scored_by(hashlib.sha256(json.dumps(texts).encode()).hexdigest())
+    else:
+        named = division.held_out_list
+        names = None if named is None else read_held_out(data.root_dir / named)
+        part = divide(split, division, index.rows["sequence"], index.sequences, index.sha256, names)
+        if split == "val":
+            labels = np.ascontiguousarray(index.rows[part.rows])
+            part = part.scored_by(hashlib.sha256(labels.tobytes()).hexdigest())
+    return SplitFrames(index, part, vertices, rest_roots(hand, index.rows["betas"][part.rows]))
 
 
-def _divide(data: DatasetConfig, division: SplitConfig, split: SplitName, index: AnnotationIndex) -> Split:
-    """Rows of the index that belong to a split."""
-    if split == "evaluation":
-        return whole_list(len(index.rows), index.sha256)
-    named = division.held_out_list
-    names = None if named is None else read_held_out(data.root_dir / named)
-    return divide(split, division, index.rows["sequence"], index.sequences, index.sha256, names)
-
-
-def _open_truth(data: DatasetConfig, index: AnnotationIndex, show_progress: bool) -> EvaluationTruth | None:
-    """Ground truth of the evaluation list, beside its index; None where there is none."""
-    store = index_store(data, index.name)
+def _open_vertices(index: AnnotationIndex, show_progress: bool) -> Vertices | None:
+    """Official meshes, beside the index whose frames they belong to."""
+    assert index.truth_gl_m is not None
+    store = index_store(index.data, index.name)
     store = dataclasses.replace(store, name=f"{store.name}-truth", what="HO3D ground truth", keep=0, facts={})
-    return open_truth(data, store, index.sha256, index.rows["joints"][:, 0], show_progress=show_progress)
+    made_from = {"frames_sha256": index.sha256, "joints_sha256": index.truth_sha256}
+    return open_vertices(index.data, store, made_from, index.truth_gl_m, show_progress=show_progress)

@@ -14,11 +14,11 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from dataloader.ho3d.label_checks import find_faults, truth_faults
 from dataloader.ho3d.labels import hands_of
 from dataloader.ho3d.layout import (
-    KINDS,
     FrameList,
     file_stamp,
     folder_stamp,
@@ -37,12 +36,13 @@ from dataloader.ho3d.layout import (
     require_count,
 )
 from dataloader.ho3d.meta import META_DTYPE, ListName, read_meta
-from dataloader.ho3d.truth import read_evaluation_joints, truth_digest
+from dataloader.ho3d.truth import read_joints, truth_digest
 from dataloader.ho3d.unusable import Fault, FrameError, Reason, UnusableFrames
 from dataloader.pictures.decode import picture_size
 from src.config import DERIVED_FOLDER, DatasetConfig
 from src.errors import DataError
 from src.geometry.rotation import rotation_from_aa
+from src.hand.joints import HO3D21
 from src.runtime.files.derived import Derived, Store
 from src.runtime.files.disk import atomic_write
 from src.runtime.log import get_logger
@@ -52,23 +52,27 @@ from src.runtime.progress import progress
 if TYPE_CHECKING:
     from src.hand.mano import ManoLayer
 
+_PACKED: dict[str, tuple[Any, ...]] = {
+    "pose_aa": ("rotations", "<f4", (16, 3, 3)),
+    "rgb_hw": ("picture_hw", "<u2", (2,)),
+}
 INDEX_DTYPE = np.dtype(
     [
-        ("rotations", "<f4", (16, 3, 3)) if field == "pose_aa" else (field, META_DTYPE[field])
+        _PACKED.get(field, (field, META_DTYPE[field]))
         for field in META_DTYPE.names or ()
+        if field != "depth_hw"
     ]
-    + [("picture_hw", "<u2", (2,))]
 )
 """One row: META_DTYPE with rotation matrices for axis-angle, so that no sample has to convert them, and the
 (H, W) that its picture and its depth have.
 """
 
-FORMAT = 5
+FORMAT = 6
 """Raised whenever INDEX_DTYPE or the meaning of a field changes."""
 
 _CHUNK = 250
 _ROTATION_CHUNK = 4096
-_ROWS, _LISTING = "rows.npy", "unusable.txt"
+_ROWS, _TRUTH, _LISTING = "rows.npy", "truth.npy", "unusable.txt"
 _KEPT = 2
 """Unused indices that stay: two hand models, tried in turn, each need their own."""
 _FACTS = {
@@ -84,8 +88,9 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class AnnotationIndex:
-    """An opened index; a copy in another process maps the very same array."""
+    """An opened index; a copy in another process maps the very same arrays."""
 
+    data: DatasetConfig
     name: ListName
     derived: Derived
 
@@ -97,6 +102,17 @@ class AnnotationIndex:
             DataError: the array was replaced since the index was opened.
         """
         return self.derived.array(_ROWS, INDEX_DTYPE, ())
+
+    @functools.cached_property
+    def truth_gl_m(self) -> NDArray[np.float64] | None:
+        """(N, 21, 3) HO3D21, OpenGL axes, metres, likewise: the official joints, if there are any."""
+        return self.derived.array(_TRUTH, np.float64, (len(HO3D21), 3)) if self.truth_sha256 else None
+
+    @property
+    def truth_sha256(self) -> str | None:
+        """Hex digest of the text of the official joints."""
+        digest: str | None = self.derived.fingerprint["truth_sha256"]
+        return digest
 
     @functools.cached_property
     def sequences(self) -> tuple[str, ...]:
@@ -123,19 +139,18 @@ class AnnotationIndex:
         """Listed frames that cannot be used, as dataset.max_unusable allowed."""
         return int(self.derived.facts["listed"]) - len(self.rows)
 
-    def sequence_frame(self, row: int) -> tuple[str, int]:
-        """Sequence name and frame number of a row."""
-        record = self.rows[row]
-        return self.sequences[int(record["sequence"])], int(record["frame"])
-
     def frame_id(self, row: int) -> str:
         """`train/ABF10/0042`."""
-        sequence, frame = self.sequence_frame(row)
-        return f"{self.name}/{sequence}/{frame_name(frame)}"
+        record = self.rows[row]
+        return f"{self.name}/{self.sequences[int(record['sequence'])]}/{frame_name(int(record['frame']))}"
+
+    def path(self, row: int, kind: str) -> Path:
+        """The file of a row's rgb, depth or meta."""
+        return frame_path(self.data, self.frame_id(row), kind)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the mapped array, which would be copied whole."""
-        return {"name": self.name, "derived": self.derived}
+        """Without the mapped arrays, which would be copied whole."""
+        return {"data": self.data, "name": self.name, "derived": self.derived}
 
 
 def open_index(
@@ -151,51 +166,12 @@ def open_index(
 
     Raises:
         DataError: what `read_list` and `require_count` raise; more unusable frames than dataset.max_unusable;
-            no place to write.
+            official ground truth of other frames; no place to write.
     """
     frames = read_list(config, name)
     store = index_store(config, name)
-    fingerprint = _fingerprint(config, frames, hand)
-
-    def make(folder: Path) -> dict[str, Any]:
-        require_count(config, frames, len(frames.frames))
-        if any(store.all()):
-            _log.info(f"HO3D index: what stands in {store.place} does not fit the data; making it anew.")
-        return _make(config, frames, hand, folder, show_progress)
-
-    def unusable(found: Derived) -> UnusableFrames:
-        return UnusableFrames.from_facts(name, found.facts["listed"], found.facts["faults"])
-
-    def find(say: bool) -> Derived | None:
-        found = store.find(fingerprint, say=say)
-        if found is None or found.facts["unusable"] == _picture_stamp(config, unusable(found).faults):
-            return found
-        found.close()
-        return None
-
-    derived = store.ensure(fingerprint, make, find=find)
-    require_count(config, frames, derived.facts["listed"])
-    unusable(derived).require(config, derived.path(_LISTING))
-    return AnnotationIndex(name, derived)
-
-
-def index_store(config: DatasetConfig, name: ListName) -> Store:
-    """Where the index of a list is kept."""
-    if config.index_dir is None:
-        return Store(config.root_dir / DERIVED_FOLDER, name, "HO3D index", keep=_KEPT, facts=_FACTS)
-    stem = f"{name}-{root_digest(config)}"
-    return Store(config.index_dir, stem, "HO3D index", keep=_KEPT, facts=_FACTS)
-
-
-def root_digest(config: DatasetConfig) -> str:
-    """8 hex digits of a data set's place: a folder may hold what is derived from several of them."""
-    return hashlib.sha256(os.fsencode(config.root_dir.resolve())).hexdigest()[:8]
-
-
-def _fingerprint(config: DatasetConfig, frames: FrameList, hand: ManoLayer) -> dict[str, Any]:
-    """Everything that an index depends on."""
-    evaluation = frames.name == "evaluation"
-    return {
+    evaluation = name == "evaluation"
+    fingerprint = {
         "format": FORMAT,
         "version": config.version,
         "list_sha256": frames.sha256,
@@ -206,6 +182,43 @@ def _fingerprint(config: DatasetConfig, frames: FrameList, hand: ManoLayer) -> d
         "truth_sha256": truth_digest(config) if evaluation else None,
     }
 
+    def make(folder: Path) -> dict[str, Any]:
+        require_count(config, frames, len(frames.frames))
+        if any(store.all()):
+            _log.info(f"HO3D index: what stands in {store.place} does not fit the data; making it anew.")
+        return _make(config, frames, hand, folder, show_progress)
+
+    def find(say: bool) -> Derived | None:
+        """One whose unusable frames have not been mended since."""
+        found = store.find(fingerprint, say=say)
+        if found is None or found.facts["unusable"] == _picture_stamp(config, _unusable(name, found).faults):
+            return found
+        found.close()
+        return None
+
+    derived = store.ensure(fingerprint, make, find=find)
+    require_count(config, frames, derived.facts["listed"])
+    _unusable(name, derived).require(config, derived.path(_LISTING))
+    return AnnotationIndex(config, name, derived)
+
+
+def index_store(config: DatasetConfig, name: ListName) -> Store:
+    """Where the index of a list is kept."""
+    place, stem = config.root_dir / DERIVED_FOLDER, str(name)
+    if config.index_dir is not None:
+        place, stem = config.index_dir, f"{name}-{root_digest(config)}"
+    return Store(place, stem, "HO3D index", keep=_KEPT, facts=_FACTS)
+
+
+def root_digest(config: DatasetConfig) -> str:
+    """8 hex digits of a data set's place: a folder may hold what is derived from several of them."""
+    return hashlib.sha256(os.fsencode(config.root_dir.resolve())).hexdigest()[:8]
+
+
+def _unusable(name: ListName, derived: Derived) -> UnusableFrames:
+    """What an index has left out."""
+    return UnusableFrames.from_facts(name, derived.facts["listed"], derived.facts["faults"])
+
 
 def _picture_stamp(config: DatasetConfig, names: Iterable[str]) -> str:
     """Hex digest of sizes and times of the pictures of frames such as `train/MC1/0007`.
@@ -215,15 +228,10 @@ def _picture_stamp(config: DatasetConfig, names: Iterable[str]) -> str:
     """
     states: list[tuple[int, int, int] | None] = []
     for name in names:
-        listed, sequence, frame = name.split("/")
         for kind in ("rgb", "depth"):
-            path = frame_path(config.root_dir, listed, sequence, int(frame), kind, config.version)
-            try:
-                status = path.stat()
-            except OSError:
-                states.append(None)
-            else:
-                states.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+            path = frame_path(config, name, kind)
+            status = path.stat() if path.exists() else None
+            states.append(status and (status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
@@ -231,16 +239,16 @@ def _make(
     config: DatasetConfig, frames: FrameList, hand: ManoLayer, folder: Path, show: bool
 ) -> dict[str, Any]:
     """Read and check all frames; write the array of the usable ones and the reasons of the others."""
-    found = _read_all(config, frames, show)
-    faults = find_faults(frames.name, found.records, found.rgb_hw, found.depth_hw, found.faults, hand)
-    if frames.name == "evaluation" and not faults:
-        joints = read_evaluation_joints(config, found.records["joints"][:, 0])
-        if joints is not None:
-            found.records["joints"], found.records["joints_known"] = joints, True
-            faults = truth_faults(found.records["sequence"], joints)
+    records, met = _read_all(config, frames, show)
+    faults = find_faults(frames.name, records, met, hand)
+    truth = None if frames.name == "train" or faults else read_joints(config, records["joints"][:, 0])
+    if truth is not None:
+        records["joints"], records["joints_known"] = truth, True
+        faults = truth_faults(records["sequence"], truth)
+        with atomic_write(folder / _TRUTH) as file:
+            np.save(file, truth)
     unusable = UnusableFrames.of(frames, faults)
-    rows = np.delete(found.records, sorted(faults))
-    packed = _pack(rows, np.delete(found.rgb_hw, sorted(faults), axis=0))
+    packed = _pack(np.delete(records, sorted(faults)))
     left_out = [name.removeprefix(f"{frames.name}/") for name in unusable.faults]
     digest = hashlib.sha256(json.dumps([frames.name, frames.sha256, left_out]).encode()).hexdigest()
     with atomic_write(folder / _ROWS) as file:
@@ -260,13 +268,12 @@ def _make(
     }
 
 
-def _pack(rows: NDArray[np.void], picture_hw: NDArray[np.int32]) -> NDArray[np.void]:
-    """Records of META_DTYPE and (n, 2) sizes of pictures -> records of INDEX_DTYPE."""
+def _pack(rows: NDArray[np.void]) -> NDArray[np.void]:
+    """Records of META_DTYPE -> records of INDEX_DTYPE."""
     packed = np.zeros(len(rows), INDEX_DTYPE)
-    packed["picture_hw"] = picture_hw
-    for field in META_DTYPE.names or ():
-        if field != "pose_aa":
-            packed[field] = rows[field]
+    for field in set(INDEX_DTYPE.names or ()) & set(META_DTYPE.names or ()):
+        packed[field] = rows[field]
+    packed["picture_hw"] = rows["rgb_hw"]
     for start in range(0, len(rows), _ROTATION_CHUNK):
         part = slice(start, start + _ROTATION_CHUNK)
         aa = torch.from_numpy(rows["pose_aa"][part].astype(np.float64))
@@ -274,58 +281,43 @@ def _pack(rows: NDArray[np.void], picture_hw: NDArray[np.int32]) -> NDArray[np.v
     return packed
 
 
-class _Found(NamedTuple):
-    """What a run of frames says of itself."""
-
-    records: NDArray[np.void]
-    """(n,) of META_DTYPE; anything where a fault was met."""
-    rgb_hw: NDArray[np.int32]
-    """(n, 2) sizes of the pictures; 0, 0 where a fault was met."""
-    depth_hw: NDArray[np.int32]
-    """(n, 2) of their depths."""
-    faults: list[tuple[int, Fault]]
-    """Row in the list, and what was met; several of a row may be there."""
+_Found = tuple[NDArray[np.void], list[tuple[int, Fault]]]
+"""(n,) of META_DTYPE, anything where a fault was met; row in the list and fault, of a row perhaps several."""
 
 
 def _read_all(config: DatasetConfig, frames: FrameList, show: bool) -> _Found:
     """All listed frames, in list order."""
-    starts = range(0, len(frames.frames), _CHUNK)
     number = {sequence: k for k, sequence in enumerate(frames.sequences)}
+    starts = range(0, len(frames.frames), _CHUNK)
     jobs = [(config, frames.name, frames.frames[s : s + _CHUNK], s, number) for s in starts]
+    workers = worker_count()
     with contextlib.ExitStack() as stack:
-        workers = worker_count()
-        if workers == 1 or len(frames.frames) < _SMALL:
-            results: Iterator[_Found] = map(_read_chunk, jobs)
-        else:
+        results: Iterator[_Found] = map(_read_chunk, jobs)
+        if workers > 1 and len(frames.frames) >= _SMALL:
             # fork: a worker only reads files with numpy, and would import torch for seconds otherwise.
             pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
             results = stack.enter_context(pool).map(_read_chunk, jobs)
         title = f"HO3D index ({frames.name})"
-        chunks = list(progress(results, total=len(jobs), desc=title, enabled=show))
-    records, rgb_hw, depth_hw = (np.concatenate(parts) for parts in list(zip(*chunks, strict=True))[:3])
-    return _Found(records, rgb_hw, depth_hw, [fault for chunk in chunks for fault in chunk.faults])
+        records, faults = zip(*progress(results, total=len(jobs), desc=title, enabled=show), strict=True)
+    return np.concatenate(records), [fault for part in faults for fault in part]
 
 
 def _read_chunk(job: tuple[Any, ...]) -> _Found:
     """A run of frames; runs in a pool process."""
     config, name, frames, start, number = job
-    rgb_hw, depth_hw = np.zeros((2, len(frames), 2), np.int32)
-    found = _Found(np.zeros(len(frames), META_DTYPE), rgb_hw, depth_hw, [])
+    records, faults = np.zeros(len(frames), META_DTYPE), []
     for i, (sequence, frame) in enumerate(frames):
-        rgb, depth, meta = (
-            frame_path(config.root_dir, name, sequence, frame, kind, config.version) for kind in KINDS
-        )
-        readers: tuple[tuple[NDArray[Any], Callable[[], Any]], ...] = (
-            (found.records, functools.partial(read_meta, meta, name)),
-            (found.rgb_hw, functools.partial(picture_size, rgb, "rgb")),
-            (found.depth_hw, functools.partial(picture_size, depth, "depth")),
-        )
-        for into, read in readers:
+        where = f"{name}/{sequence}/{frame_name(frame)}"
+        for into, read, kind in (
+            (records, functools.partial(read_meta, name=name), "meta"),
+            (records["rgb_hw"], functools.partial(picture_size, kind="rgb"), "rgb"),
+            (records["depth_hw"], functools.partial(picture_size, kind="depth"), "depth"),
+        ):
             try:
-                into[i] = read()
+                into[i] = read(frame_path(config, where, kind))
             except FrameError as error:
-                found.faults.append((start + i, error.fault))
+                faults.append((start + i, error.fault))
             except DataError as error:
-                found.faults.append((start + i, Fault(Reason.ANNOTATION, str(error))))
-        found.records[i]["sequence"], found.records[i]["frame"] = number[sequence], frame
-    return found
+                faults.append((start + i, Fault(Reason.ANNOTATION, str(error))))
+        records[i]["sequence"], records[i]["frame"] = number[sequence], frame
+    return records, faults

@@ -95,8 +95,6 @@ _NAMES = np.array(OPENPOSE21)
 def find_faults(
     name: ListName,
     records: NDArray[np.void],
-    rgb_hw: NDArray[np.int32],
-    depth_hw: NDArray[np.int32],
     met: Iterable[tuple[int, Fault]],
     hand: ManoLayer,
 ) -> dict[int, Fault]:
@@ -104,9 +102,7 @@ def find_faults(
 
     Args:
         name: train: 21 joints and parameters are labelled; evaluation: the wrist and handBoundingBox.
-        records: (N,) of META_DTYPE as `read_meta` gives them, with their sequence numbers.
-        rgb_hw: (N, 2) as `picture_size` gives them; 0, 0 where it raised.
-        depth_hw: (N, 2) likewise.
+        records: (N,) of META_DTYPE.
         met: (row, fault) of annotations, pictures and depths that could not be read; the records of such
             rows may hold anything.
         hand: the hand model that decodes their parameters, on the CPU; not asked on the evaluation list.
@@ -117,12 +113,11 @@ def find_faults(
     faults: dict[int, Fault] = {}
     for row, fault in met:
         add_fault(faults, row, fault)
-    picture_hw = common_sizes(records["sequence"], rgb_hw)
+    picture_hw = common_sizes(records["sequence"], records["rgb_hw"])
     for start in range(0, len(records), _CHUNK):
         part = slice(start, start + _CHUNK)
         with np.errstate(all="ignore"):  # what is not finite fails the comparisons: that is what they are for
-            found = _pictures(rgb_hw[part], depth_hw[part], picture_hw[part])
-            found |= _labels(name, records[part], picture_hw[part], hand)
+            found = _labels(name, records[part], picture_hw[part], hand)
         _compare(found, faults, np.arange(start, start + len(records[part])))
     rest = np.array([row for row in range(len(records)) if row not in faults], np.int64)
     _compare(_other_cameras(records[rest]), faults, rest)
@@ -195,19 +190,6 @@ def _sizes(hw: NDArray[np.int32]) -> list[str]:
     return [f"{width} x {height}" for height, width in hw.tolist()]
 
 
-def _pictures(
-    rgb_hw: NDArray[np.int32], depth_hw: NDArray[np.int32], picture_hw: NDArray[np.int32]
-) -> Measures:
-    """Each picture has its sequence's size, each depth its picture's."""
-    return {
-        "rgb": _sizes(rgb_hw),
-        "depth": _sizes(depth_hw),
-        "size": _sizes(picture_hw),
-        "as_sequence": rgb_hw == picture_hw,
-        "as_picture": depth_hw == rgb_hw,
-    }
-
-
 @torch.no_grad()
 def _labels(
     name: ListName, records: NDArray[np.void], picture_hw: NDArray[np.int32], hand: ManoLayer
@@ -217,7 +199,10 @@ def _labels(
         records[field].astype(np.float64) for field in ("joints", "cam_mat", "betas", "trans", "box")
     )
     joints_gl, joints = joints[:, TO_OPENPOSE], joints[:, TO_OPENPOSE] * CV_FROM_GL + 0.0  # no -0
+    rgb_hw, depth_hw = records["rgb_hw"], records["depth_hw"]
     found = _cameras(k, picture_hw)
+    found |= {"rgb": _sizes(rgb_hw), "depth": _sizes(depth_hw), "size": _sizes(picture_hw)}
+    found |= {"as_sequence": rgb_hw == picture_hw, "as_picture": depth_hw == rgb_hw}
     if name == "evaluation":
         found |= _front(joints[:, :1]) | _given_boxes(box, k, joints[:, 0])
         place = _places(box, picture_hw)

@@ -7,11 +7,9 @@ import hashlib
 import os
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
-from operator import itemgetter
 from pathlib import Path
 
 from dataloader.ho3d.meta import ListName
@@ -19,17 +17,10 @@ from src.config import DatasetConfig
 from src.errors import DataError
 from src.runtime.files.disk import read_plain
 
-KINDS = ("rgb", "depth", "meta")
-_SUFFIX = {
-    "v2": {"rgb": ".png", "depth": ".png", "meta": ".pkl"},
-    "v3": {"rgb": ".jpg", "depth": ".png", "meta": ".pkl"},
-}
 _STAMP_THREADS = 2
 _SHOWN = 80
 """Characters of a line that a message shows."""
-_LINE = re.compile(r"(?P<sequence>[^/\s]+)/(?P<frame>[0-9]{4,9})")
-_UNFIT = re.compile(r"\.{1,2}|.*[\x00-\x1f\x7f-\x9f].*", re.DOTALL)
-"""No names of folders inside the data set: those of the folder above, or with characters that no name has."""
+_LINE = re.compile(r"(?P<sequence>[^/\s\x00-\x1f\x7f-\x9f]+)/(?P<frame>[0-9]{4}|[1-9][0-9]{4,8})")
 _MOST_BYTES = 1 << 24
 """Longest list that is read; that of HO3D_v3 has 1 MB."""
 _GET_DATA = (
@@ -53,19 +44,35 @@ class FrameList:
 
     @functools.cached_property
     def frames(self) -> tuple[tuple[str, int], ...]:
-        """(sequence, frame number) of each line.
+        """(sequence, frame number) of each line, each once.
 
         Raises:
             DataError: the list is empty or malformed, or names a frame twice.
         """
-        return _parse(self.content, self.path)
+        # A byte order mark is no part of the text; names that are not UTF-8 as by `os.fsdecode`.
+        lines = self.content.decode("utf-8-sig", errors="surrogateescape").splitlines()
+        frames: dict[tuple[str, int], None] = {}
+        for number, line in enumerate(map(str.strip, lines), start=1):
+            if not line:
+                continue
+            match = _LINE.fullmatch(line)
+            if match is None or match["sequence"] in (".", ".."):
+                got = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+                raise DataError(
+                    f"HO3D: {self.path} line {number}: got {got!r}, want SEQUENCE/FRAME such as ABF10/0042."
+                )
+            key = (match["sequence"], int(match["frame"]))
+            if key in frames:
+                raise DataError(f"HO3D: {self.path} line {number}: {line} is listed twice.")
+            frames[key] = None
+        if not frames:
+            raise DataError(f"HO3D: {self.path} is empty: no frame is listed. Restore it from the release.")
+        return tuple(frames)
 
     @functools.cached_property
     def sequences(self) -> tuple[str, ...]:
-        """Sequence names in order of appearance; read without a look at the rest of a line."""
-        lines = map(str.strip, _text(self.content).splitlines())
-        names = dict.fromkeys(map(itemgetter(0), map(str.partition, lines, repeat("/"))))
-        return tuple(name for name in names if name and not _UNFIT.fullmatch(name))
+        """Sequence names in order of appearance; raises as `frames`."""
+        return tuple(dict.fromkeys(sequence for sequence, _ in self.frames))
 
 
 def frame_name(frame: int) -> str:
@@ -73,14 +80,11 @@ def frame_name(frame: int) -> str:
     return f"{frame:04d}"
 
 
-def suffix(kind: str, version: str) -> str:
-    """File ending of rgb, depth or meta in a release."""
-    return _SUFFIX[version][kind]
-
-
-def frame_path(root: Path, name: str, sequence: str, frame: int, kind: str, version: str) -> Path:
-    """Path of one file of one frame."""
-    return root / f"{name}/{sequence}/{kind}/{frame_name(frame)}{suffix(kind, version)}"
+def frame_path(config: DatasetConfig, frame_id: str, kind: str) -> Path:
+    """Path of the rgb, depth or meta of a frame such as `train/ABF10/0042`."""
+    folder, _, name = frame_id.rpartition("/")
+    suffix = {"rgb": {"v2": ".png", "v3": ".jpg"}[config.version], "depth": ".png", "meta": ".pkl"}[kind]
+    return config.root_dir / f"{folder}/{kind}/{name}{suffix}"
 
 
 def read_list(config: DatasetConfig, name: ListName) -> FrameList:
@@ -124,11 +128,7 @@ def folder_stamp(config: DatasetConfig, frames: FrameList, kinds: Sequence[str])
 
     It changes when a file comes, goes or is replaced; for one rewritten in place it takes `file_stamp`.
     """
-    digest = hashlib.sha256()
-    for folder in _folders(config, frames, kinds):
-        stamp = folder.stat().st_mtime_ns if folder.is_dir() else -1
-        digest.update(os.fsencode(f"{folder.parent.name}/{folder.name}:{stamp};"))
-    return digest.hexdigest()
+    return _stamp(config, frames, kinds, lambda path: path.stat().st_mtime_ns if path.is_dir() else -1)
 
 
 def file_stamp(config: DatasetConfig, frames: FrameList, kinds: Sequence[str]) -> str:
@@ -136,18 +136,20 @@ def file_stamp(config: DatasetConfig, frames: FrameList, kinds: Sequence[str]) -
 
     Four times as dear as all else that a second start does, so the folders are read by several threads.
     """
-    folders = _folders(config, frames, kinds)
+    return _stamp(config, frames, kinds, _file_stamp)
+
+
+def _stamp(
+    config: DatasetConfig, frames: FrameList, kinds: Sequence[str], of: Callable[[Path], object]
+) -> str:
+    """Hex digest of what `of` says of the listed sequences' folders."""
+    root = config.root_dir / frames.name
+    folders = [root / sequence / kind for sequence in frames.sequences for kind in kinds]
     digest = hashlib.sha256()
     with ThreadPoolExecutor(_STAMP_THREADS) as pool:
-        for folder, stamp in zip(folders, pool.map(_file_stamp, folders), strict=True):
+        for folder, stamp in zip(folders, pool.map(of, folders), strict=True):
             digest.update(os.fsencode(f"{folder.parent.name}/{folder.name}:{stamp};"))
     return digest.hexdigest()
-
-
-def _folders(config: DatasetConfig, frames: FrameList, kinds: Sequence[str]) -> list[Path]:
-    """Folders of the listed sequences."""
-    root = config.root_dir / frames.name
-    return [root / sequence / kind for sequence in frames.sequences for kind in kinds]
 
 
 def _file_stamp(folder: Path) -> str:
@@ -170,34 +172,3 @@ def _file_stamp(folder: Path) -> str:
         return hashlib.sha256(os.fsencode("/".join(names)) + states.tobytes()).hexdigest()
     finally:
         os.close(descriptor)
-
-
-def _parse(content: bytes, path: Path) -> tuple[tuple[str, int], ...]:
-    """(sequence, frame) of each line, each once."""
-    frames: dict[tuple[str, int], None] = {}
-    for number, raw in enumerate(_text(content).splitlines(), start=1):
-        line = raw.strip()
-        if not line:
-            continue
-        match = _LINE.fullmatch(line)
-        if (
-            match is None
-            or frame_name(int(match["frame"])) != match["frame"]
-            or _UNFIT.fullmatch(match["sequence"])
-        ):
-            got = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
-            raise DataError(
-                f"HO3D: {path} line {number}: got {got!r}, want SEQUENCE/FRAME such as ABF10/0042."
-            )
-        key = (match["sequence"], int(match["frame"]))
-        if key in frames:
-            raise DataError(f"HO3D: {path} line {number}: {line} is listed twice.")
-        frames[key] = None
-    if not frames:
-        raise DataError(f"HO3D: {path} is empty: no frame is listed. Restore it from the release.")
-    return tuple(frames)
-
-
-def _text(content: bytes) -> str:
-    """A list's text; a byte order mark is no part of it; names that are not UTF-8 as by `os.fsdecode`."""
-    return content.decode("utf-8-sig", errors="surrogateescape")

@@ -29,9 +29,11 @@ META_DTYPE = np.dtype(
         ("betas", "<f4", (10,)),
         ("trans", "<f4", (3,)),  # hand translation, OpenGL, metres
         ("box", "<f4", (4,)),  # handBoundingBox x0, y0, x1, y1; NaN in train
+        ("rgb_hw", "<i4", (2,)),  # (H, W) of the picture; 0, 0 where it cannot be read
+        ("depth_hw", "<i4", (2,)),  # of its depth
     ]
 )
-"""One annotation; the index holds the same with `pose_aa` turned into rotation matrices."""
+"""One frame as its files have it; the index holds the same with `pose_aa` turned into rotation matrices."""
 
 
 MOST_BYTES = 1 << 18
@@ -49,7 +51,7 @@ def read_meta(path: Path, name: ListName) -> NDArray[np.void]:
         name: train: joints and MANO parameters must be there; evaluation: the wrist and its box.
 
     Returns:
-        () record of META_DTYPE, `sequence` and `frame` left 0.
+        () record of META_DTYPE; what the file does not say, `sequence`, `frame` and sizes, left 0.
 
     Raises:
         DataError: missing, unsafe, or a value that is None, no real numbers, of the wrong size, not finite or

@@ -1,10 +1,10 @@
 """The public ground truth of HO3D's evaluation split: two JSON files at the root of the release.
 
 `evaluation_xyz.json`: N x 21 x 3 joints in HO3D's order, `evaluation_verts.json`: N x 778 x 3 vertices; rows
-in the order of evaluation.txt, OpenGL axes, metres, as in a submission. The second is about 1 GB of text, so
-both are turned once into memory-mapped arrays beside the annotation index (`src/runtime/files/derived.py`),
-which all processes share. They keep float64, the precision in which the text is read: scores are those of the
-text itself (376 MB at N = 20,137).
+in the order of evaluation.txt, OpenGL axes, metres, as in a submission. The joints become part of the
+annotation index; the vertices, about 1 GB of text, are turned once into an array beside it
+(`src/runtime/files/derived.py`). Both keep float64, the precision in which the text is read: scores are those
+of the text itself.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.config import DatasetConfig
 from src.errors import DataError
-from src.hand.joints import FINGERS, HO3D21, TIP_VERTICES
+from src.hand.joints import FINGERS, HO3D21, TIP_VERTICES, permutation
 from src.runtime.files.derived import Derived, Store
 from src.runtime.files.disk import atomic_write
-from src.runtime.files.json_rows import Readable, point_rows
+from src.runtime.files.json_rows import point_rows
 from src.runtime.log import get_logger
 from src.runtime.progress import progress
 
@@ -37,8 +35,8 @@ PUBLISHED = (
     "public since November 2024, on the HO-3D page linked at https://github.com/shreyashampali/ho3d; put it "
     "beside evaluation.txt"
 )
-FORMAT = 4
-"""Raised whenever the arrays' meaning, or what they were checked for, changes."""
+FORMAT = 5
+"""Raised whenever the vertices' meaning, or what they were checked for, changes."""
 
 _WRIST_TOLERANCE_M = 0.005
 """The metas hold the same wrist; a difference this large is another frame, axis or unit, not rounding."""
@@ -48,7 +46,7 @@ _FARTHEST_M = 0.03
 """Either of them in any one frame: farther is a row of another frame. The vertices of a mesh also lie nearer
 than this to the joints, in the mean: a hand's at 10 to 15 mm.
 """
-_JOINTS, _VERTICES = "joints.npy", "vertices.npy"
+_VERTICES = "vertices.npy"
 _ORDER_TOLERANCE_M = 0.003
 """By how much a right order may look longer than another one."""
 _LINKS = (
@@ -60,49 +58,19 @@ _LINKS = (
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class EvaluationTruth:
-    """Ground truth of the evaluation split as the files have it; a copy in another process maps the same."""
-
-    derived: Derived
-
-    @functools.cached_property
-    def joints_gl_m(self) -> NDArray[np.float64]:
-        """(N, 21, 3) HO3D21, OpenGL axes, metres, memory-mapped read-only."""
-        return self.derived.array(_JOINTS, np.float64, (len(HO3D21), 3))
-
-    @functools.cached_property
-    def vertices_gl_m(self) -> NDArray[np.float64] | None:
-        """(N, 778, 3) OpenGL axes, metres, likewise; None where `evaluation_verts.json` is absent."""
-        if not self.derived.facts.get("vertices_sha256"):
-            return None
-        return self.derived.array(_VERTICES, np.float64, (NUM_VERTICES, 3))
-
-    @property
-    def sha256(self) -> str:
-        """Hex digest of the text of the files that are there."""
-        texts = (self.derived.fingerprint["joints_sha256"], self.derived.facts.get("vertices_sha256"))
-        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the mapped arrays, which would be copied whole."""
-        return {"derived": self.derived}
-
-
 def truth_digest(config: DatasetConfig) -> str | None:
     """Hex digest of the joints' file; None where there is no ground truth."""
     path = config.root_dir / FILE
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def missing_truth(root: Path) -> list[str]:
-    """Names of the ground truth files that a release lacks."""
-    return [name for name in (FILE, VERTICES_FILE) if not (root / name).is_file()]
+def missing_truth(config: DatasetConfig) -> str | None:
+    """What of the ground truth a release lacks and where it is published; None if nothing."""
+    missing = [name for name in (FILE, VERTICES_FILE) if not (config.root_dir / name).is_file()]
+    return f"{config.root_dir} lacks {' and '.join(missing)} ({PUBLISHED})" if missing else None
 
 
-def read_evaluation_joints(
-    config: DatasetConfig, wrists_m: NDArray[np.float32]
-) -> NDArray[np.float64] | None:
+def read_joints(config: DatasetConfig, wrists_m: NDArray[np.float32]) -> NDArray[np.float64] | None:
     """Labelled joints of the evaluation split, checked against the wrists of the annotations.
 
     Args:
@@ -119,10 +87,7 @@ def read_evaluation_joints(
     path = config.root_dir / FILE
     if not path.is_file():
         return None
-    joints = np.empty((len(wrists_m), len(HO3D21), 3), np.float64)
-    with path.open("rb") as file:
-        for row, points in enumerate(_checked_rows(file, path, *joints.shape[:2])):
-            joints[row] = points
+    joints = np.stack(list(_rows(path, len(wrists_m), len(HO3D21), show=False)))
     _require_near(
         np.linalg.norm(joints[:, 0] - wrists_m, axis=1),
         _WRIST_TOLERANCE_M,
@@ -133,90 +98,80 @@ def read_evaluation_joints(
     return joints
 
 
-def open_truth(
+class Vertices:
+    """Meshes of the evaluation split as the file has them; a copy in another process maps the same."""
+
+    def __init__(self, derived: Derived) -> None:
+        self._derived = derived
+
+    @functools.cached_property
+    def gl_m(self) -> NDArray[np.float64]:
+        """(N, 778, 3) OpenGL axes, metres, memory-mapped read-only."""
+        return self._derived.array(_VERTICES, np.float64, (NUM_VERTICES, 3))
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the file's text."""
+        return str(self._derived.facts["vertices_sha256"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the mapped array, which would be copied whole."""
+        return {"_derived": self._derived}
+
+
+def open_vertices(
     config: DatasetConfig,
     store: Store,
-    frames_sha256: str,
-    wrists_m: NDArray[np.float32],
+    made_from: dict[str, Any],
+    joints_gl_m: NDArray[np.float64],
     *,
     show_progress: bool = True,
-) -> EvaluationTruth | None:
-    """Ground truth of the evaluation split; its arrays are made if need be by one process while others wait.
+) -> Vertices | None:
+    """Meshes of the evaluation split; their array is made if need be by one process while others wait.
 
     Args:
         config: where the data set stands.
-        store: where the arrays are kept.
-        frames_sha256: which frames the index holds.
-        wrists_m: (N, 3) wrists from the metas, OpenGL, list order.
-        show_progress: draw a progress bar while they are made.
+        store: where the array is kept.
+        made_from: which frames and joints it belongs to.
+        joints_gl_m: (N, 21, 3) HO3D21, OpenGL, metres: of the ground truth, list order.
+        show_progress: draw a progress bar while it is made.
 
     Returns:
-        joints, and vertices where their file is there; None without joints.
+        None where `evaluation_verts.json` is absent.
 
     Raises:
-        DataError: a file is damaged, of another count or of another release; no place to write.
+        DataError: the file is damaged, of another count or of another release; no place to write.
     """
-    if not (config.root_dir / FILE).is_file():
-        return None
-    fingerprint = _fingerprint(config, frames_sha256)
-    derived = store.ensure(
-        fingerprint, lambda folder: _make(config, fingerprint, wrists_m, folder, show_progress)
-    )
-    return EvaluationTruth(derived)
-
-
-def _fingerprint(config: DatasetConfig, frames_sha256: str) -> dict[str, Any]:
-    """What the arrays depend on; of the large file its size and time, so that opening does not read it."""
-    vertices = config.root_dir / VERTICES_FILE
-    status = vertices.stat() if vertices.is_file() else None
-    return {
-        "format": FORMAT,
-        "frames_sha256": frames_sha256,
-        "joints_sha256": truth_digest(config),
-        "vertices_size": status and status.st_size,
-        "vertices_times_ns": status and (status.st_mtime_ns, status.st_ctime_ns),
-    }
-
-
-def _make(
-    config: DatasetConfig,
-    fingerprint: dict[str, Any],
-    wrists_m: NDArray[np.float32],
-    folder: Path,
-    show: bool,
-) -> dict[str, Any]:
-    """Write the arrays."""
-    joints = read_evaluation_joints(config, wrists_m)
-    if joints is None:
-        raise DataError(f"{config.root_dir / FILE} was removed while it was read. Put it back.")
-    with atomic_write(folder / _JOINTS) as file:
-        np.save(file, joints)
-    vertices = None
-    if fingerprint["vertices_size"] is not None:
-        vertices = _make_vertices(config, folder / _VERTICES, joints, show)
-    _log.info(f"HO3D ground truth: {len(joints):,} frames written to {folder.parent}.")
-    return {"vertices_sha256": vertices}
-
-
-def _make_vertices(config: DatasetConfig, array: Path, joints: NDArray[np.float64], show: bool) -> str:
-    """Turn the vertices' file into an array, a row at a time; hex digest of what was read."""
     path = config.root_dir / VERTICES_FILE
+    if not path.is_file():
+        return None
+    # Its size and time, so that opening does not read it.
+    status = path.stat()
+    state = {"format": FORMAT, "size": status.st_size, "times_ns": (status.st_mtime_ns, status.st_ctime_ns)}
+
+    def make(folder: Path) -> dict[str, Any]:
+        _write_vertices(path, folder / _VERTICES, joints_gl_m, show_progress)
+        _log.info(f"HO3D ground truth: {len(joints_gl_m):,} frames written to {folder.parent}.")
+        with path.open("rb") as file:
+            return {"vertices_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+    return Vertices(store.ensure(made_from | state, make))
+
+
+def _write_vertices(path: Path, array: Path, joints: NDArray[np.float64], show: bool) -> None:
+    """Turn the vertices' file into an array, a row at a time."""
     tips = [HO3D21.index(name) for name in TIP_VERTICES]
     tip_vertices = list(TIP_VERTICES.values())
-    gaps, apart = np.empty((len(joints), len(tips)), np.float64), np.empty(len(joints), np.float64)
-    with path.open("rb") as raw, atomic_write(array) as out:
-        source = _Digest(raw)
+    gaps, apart = np.empty(len(joints)), np.empty(len(joints))
+    with atomic_write(array) as out:
         header = {"descr": "<f8", "fortran_order": False, "shape": (len(joints), NUM_VERTICES, 3)}
         np.lib.format.write_array_header_1_0(out, header)
-        rows = _checked_rows(source, path, len(joints), NUM_VERTICES)
-        for row, points in enumerate(
-            progress(rows, total=len(joints), desc=f"HO3D {path.name}", enabled=show)
-        ):
+        for row, points in enumerate(_rows(path, len(joints), NUM_VERTICES, show)):
             out.write(points.astype("<f8", copy=False).tobytes())
-            gaps[row] = np.linalg.norm(points[tip_vertices] - joints[row, tips], axis=-1)
+            gaps[row] = np.linalg.norm(points[tip_vertices] - joints[row, tips], axis=-1).max()
             apart[row] = np.linalg.norm(points[:, None] - joints[row], axis=-1).min(1).mean()
         _require_near(
-            gaps.max(axis=1) if len(gaps) else np.empty(0),
+            gaps,
             _TIP_TOLERANCE_M,
             f"{path}: its fingertips are",
             f"from those of {FILE}. The two files belong to different releases; download both again, or "
@@ -229,31 +184,18 @@ def _make_vertices(config: DatasetConfig, array: Path, joints: NDArray[np.float6
             f"from the nearest joint of {FILE} in the mean over a mesh. Download it again, or remove it to "
             "score joints alone.",
         )
-    return source.digest.hexdigest()
 
 
-class _Digest:
-    """A file that keeps the digest of what was read from it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Up to `size` bytes."""
-        block = self.file.read(size)
-        self.digest.update(block)
-        return block
-
-
-def _checked_rows(file: Readable, path: Path, count: int, points: int) -> Iterator[NDArray[np.float64]]:
+def _rows(path: Path, count: int, points: int, show: bool) -> Iterator[NDArray[np.float64]]:
     """(points, 3) of each row, finite; exactly `count` rows."""
     row = -1
-    for row, values in enumerate(point_rows(file, points, str(path))):
-        if not np.isfinite(values).all():
-            raise DataError(f"{path}: row {row} holds a number that is not finite. Download it again.")
-        if row < count:
-            yield values
+    with path.open("rb") as file:
+        rows = point_rows(file, points, str(path))
+        for row, values in enumerate(progress(rows, total=count, desc=f"HO3D {path.name}", enabled=show)):
+            if not np.isfinite(values).all():
+                raise DataError(f"{path}: row {row} holds a number that is not finite. Download it again.")
+            if row < count:
+                yield values
     if row + 1 != count:
         raise DataError(
             f"{path}: {row + 1:,} rows for the {count:,} frames of evaluation.txt. It belongs to another "
@@ -263,8 +205,6 @@ def _checked_rows(file: Readable, path: Path, count: int, points: int) -> Iterat
 
 def _require_near(gaps_m: NDArray[np.float64], tolerance_m: float, what: str, whence: str) -> None:
     """Raise if a hundredth of the rows is off by more than the tolerance, or any one grossly."""
-    if not gaps_m.size:
-        return
     usual = float(np.percentile(gaps_m, 99))
     if usual > tolerance_m:
         raise DataError(f"{what} {usual * 1000:.0f} mm (99th percentile) {whence}")
@@ -289,12 +229,12 @@ def require_ho3d_order(joints_m: NDArray[np.floating], where: str) -> None:
     Raises:
         DataError: another order makes the links shorter; says which.
     """
-    between = _mean_distances(joints_m)
+    between = np.stack(
+        [np.linalg.norm(joints_m - joints_m[:, [joint]], axis=-1).mean(0) for joint in range(len(HO3D21))]
+    )
     first, second = (np.array([HO3D21.index(link[end]) for link in _LINKS]) for end in (0, 1))
     own = between[first, second].sum()
-    gain, what = max(
-        (float(own - between[order[first], order[second]].sum()), what) for what, order in _other_orders()
-    )
+    gain, what = max((float(own - between[o[first], o[second]].sum()), what) for what, o in _other_orders())
     if gain > _ORDER_TOLERANCE_M:
         raise DataError(
             f"{where}: joints are not in HO3D's order: with {what} the hand's links would be "
@@ -303,27 +243,13 @@ def require_ho3d_order(joints_m: NDArray[np.floating], where: str) -> None:
         )
 
 
-@functools.cache
-def _other_orders() -> list[tuple[str, NDArray[np.int64]]]:
+def _other_orders() -> Iterator[tuple[str, NDArray[np.int64]]]:
     """(words, indices) of every exchange of two joints and of every order of whole fingers."""
-    orders = []
     for a, b in itertools.combinations(range(1, len(HO3D21)), 2):
         order = np.arange(len(HO3D21))
         order[[a, b]] = b, a
-        orders.append((f"{HO3D21[a]} and {HO3D21[b]} exchanged", order))
+        yield f"{HO3D21[a]} and {HO3D21[b]} exchanged", order
     for fingers in itertools.permutations(FINGERS):
-        order = np.arange(len(HO3D21))
-        for own, other in zip(FINGERS, fingers, strict=True):
-            for k in range(1, 5):
-                order[HO3D21.index(f"{own}_{k}")] = HO3D21.index(f"{other}_{k}")
-        orders.append((f"fingers read as {', '.join(fingers)}", order))
-    return orders
-
-
-def _mean_distances(joints_m: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(J, J) distance of each joint to each, mean over frames; 0 without frames."""
-    between = np.zeros((len(HO3D21), len(HO3D21)))
-    for joint in range(len(HO3D21) if len(joints_m) else 0):
-        apart = joints_m - joints_m[:, joint : joint + 1]
-        between[joint] = np.linalg.norm(apart, axis=-1).mean(axis=0)
-    return between
+        other = dict(zip(FINGERS, fingers, strict=True))
+        names = ("wrist", *(f"{other[name[:-2]]}{name[-2:]}" for name in HO3D21[1:]))
+        yield f"fingers read as {', '.join(fingers)}", np.array(permutation(HO3D21, names))

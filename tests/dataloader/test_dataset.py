@@ -1,4 +1,4 @@
-"""The door of conventions, and samples as the network gets them."""
+"""The door of conventions, and samples as the network gets them; asked of the data set, as a run asks it."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import dataclasses
 import pickle
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from dataloader import ho3d_dataset
 from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
 from dataloader.crop import augment
-from dataloader.ho3d import label_checks
-from dataloader.ho3d.labels import convert, rest_roots
+from dataloader.crop.prepare import prepare
+from dataloader.ho3d import label_checks, labels
 from dataloader.ho3d.unusable import Reason
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.pictures import decode
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
 from src.hand.joints import OPENPOSE21
+from src.hand.mano import ManoLayer
 from src.schema import DEPTH_RANGE_M, HandSample, RawBatch
 from tests.dataloader.posed import geometry_alone
 from tests.dataloader.tree import (
     COLOURS,
     DISC_RADIUS_PX,
-    FLIP,
+    SIZE,
     FanHand,
     Frame,
     make_frame,
@@ -42,60 +43,61 @@ Tree = tuple[Path, dict[str, Frame]]
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
-def dataset_of(config: RunConfig, split: str) -> HO3DDataset:
+def dataset_of(config: RunConfig, split: str, hand: object = None) -> HO3DDataset:
     """The dataset with the fan hand."""
-    return build_dataset(config, split, FanHand(), show_progress=False)  # type: ignore[arg-type]
+    return build_dataset(config, split, hand or FanHand(), show_progress=False)  # type: ignore[arg-type]
 
 
-def equal(a: HandSample | RawBatch, b: HandSample | RawBatch) -> bool:
-    """Every field bit for bit."""
-    return all(
-        np.array_equal(np.asarray(getattr(a, f.name)), np.asarray(getattr(b, f.name)))
-        for f in dataclasses.fields(a)
-    )
+def differing(a: HandSample | RawBatch, b: HandSample | RawBatch) -> set[str]:
+    """Fields that are not equal bit for bit."""
+    return {name for name, value in a.fields().items() if not torch.equal(value, getattr(b, name))}
 
 
-def test_labels_pass_the_door_once(tree: Tree) -> None:
-    """OpenGL to OpenCV, HO3D's order to ours, joint by joint by name (lessons 1 and 3)."""
+def image_camera(points: torch.Tensor, sample: HandSample) -> np.ndarray:
+    """Points of the crop camera in the picture's."""
+    return np.asarray(points.double().numpy() @ sample.rot_crop_from_img.double().numpy())
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_labels_pass_the_door_once(tree: Tree, split: str) -> None:
+    """OpenGL to OpenCV, HO3D's order to ours, joint by joint by name (lessons 1 and 3); the wrist is
+    J0(betas) + translation: the translation alone is 96 mm off.
+    """
     root, frames = tree
-    for split in ("train", "val"):
-        dataset = dataset_of(run_config(root, split={"val_percent": 25}), split)
-        labels = dataset.frames.labels()
-        joints = labels.joints_cam_m
-        for i in range(len(dataset)):
-            frame = frames[dataset.frames.frame_id(i)]
-            for j, name in enumerate(OPENPOSE21):
-                np.testing.assert_allclose(joints[i, j], frame.joints[name], atol=1e-6, err_msg=name)
-            np.testing.assert_allclose(labels.global_orient[i], frame.rotation, atol=1e-6)
-        assert (labels.joints_conf == 1).all()
-        assert labels.mano_valid.all()
-        assert labels.hand_pose.shape == (len(dataset), 15, 3, 3)
-        assert (joints[..., 2] > 0).all()
-
-
-def test_wrist_comes_from_the_hand_model(tree: Tree) -> None:
-    """root = J0(betas) + translation: the translation alone is 96 mm off, joints[0] would hide errors."""
-    root, frames = tree
-    dataset = dataset_of(run_config(root, augmentation={"enabled": False}), "train")
-    sample = dataset[3]
-    frame = frames[dataset.frames.frame_id(3)]
-    wrist_img = sample.rot_crop_from_img.double().numpy().T @ sample.root_cam_m.double().numpy()
-    np.testing.assert_allclose(wrist_img, frame.joints["wrist"], atol=1e-6)
-    rest = FanHand.base + FanHand.directions @ frame.betas
-    np.testing.assert_allclose(sample.root_cam_m - sample.translation_m, rest, atol=1e-6)
+    dataset = dataset_of(run_config(root, split={"val_percent": 25}), split)
+    found = dataset.frames.labels()
+    for i in range(len(dataset)):
+        frame = frames[dataset.frames.frame_id(i)]
+        for j, name in enumerate(OPENPOSE21):
+            np.testing.assert_allclose(found.joints_cam_m[i, j], frame.joints[name], atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found.global_orient[i], frame.rotation, atol=1e-6)
+        np.testing.assert_allclose(found.root_cam_m[i], frame.joints["wrist"], atol=1e-6)
+        rest = FanHand.base + FanHand.directions @ frame.betas
+        np.testing.assert_allclose(found.root_cam_m[i] - found.translation_m[i], rest, atol=1e-6)
+    assert (found.joints_conf == 1).all()
+    assert found.mano_valid.all()
 
 
 def test_root_does_not_follow_the_joints(tree: Tree) -> None:
     """`GT centered by root` compares two independent paths; a root read from the joints always says 0."""
     dataset = dataset_of(run_config(tree[0]), "train")
     records = np.array(dataset.frames.index.rows[dataset.frames.split.rows[:4]])
-    rest = rest_roots(FanHand(), records["betas"])  # type: ignore[arg-type]
-    good = convert(records, rest)
-    records["joints"] -= np.array([0, 0, 0.05], np.float32)
-    bad = convert(records, rest)
-    for labels, gap_mm in ((good, 0.0), (bad, 50.0)):
-        gaps = np.linalg.norm(labels.joints_cam_m[:, 0] - labels.root_cam_m, axis=1) * 1000
-        np.testing.assert_allclose(gaps, gap_mm, atol=1e-2)
+    rest = labels.rest_roots(FanHand(), records["betas"])  # type: ignore[arg-type]
+    for moved_m in (0.0, 0.05):
+        records["joints"][..., 2] -= moved_m
+        found = labels.convert(records, rest)
+        gaps = np.linalg.norm(found.joints_cam_m[:, 0] - found.root_cam_m, axis=1)
+        np.testing.assert_allclose(gaps, moved_m, atol=1e-5)
+
+
+def test_wrists_at_rest_of_many_shapes_are_each_ones_own(
+    standin: ManoLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Computed in parts: what is left over after the last whole one must not be forgotten or repeated."""
+    monkeypatch.setattr(labels, "_BETAS_CHUNK", 4)
+    betas = np.random.default_rng(0).normal(0, 1, (9, 10)).astype(np.float32)
+    alone = np.concatenate([labels.rest_roots(standin, betas[k : k + 1]) for k in range(9)])
+    np.testing.assert_allclose(labels.rest_roots(standin, betas), alone, atol=1e-7)
 
 
 @pytest.mark.parametrize("split", ["val", "train"])
@@ -131,32 +133,38 @@ def test_projected_joints_lie_on_painted_pixels(tree: Tree, split: str) -> None:
     assert checked > 10 * len(dataset)
 
 
-@pytest.mark.parametrize("split", ["val", "train"])
-def test_projection_with_the_crop_camera_is_the_warped_projection(tree: Tree, split: str) -> None:
-    """project(joints, K_crop) equals crop_from_img of the picture's projections < 0.5 px (lesson 4)."""
-    root, frames = tree
-    dataset = dataset_of(run_config(root, split={"val_percent": 50}), split)
-    for i in range(len(dataset)):
-        for epoch in range(10):
-            sample = ho3d_dataset.prepare(dataset.batch([SampleKey(i, epoch)])).row(0)
-            pixels = frames[dataset.frames.frame_id(i)].pixels(OPENPOSE21)
-            warped = np.concatenate([pixels, np.ones((21, 1))], 1) @ sample.crop_from_img.double().numpy().T
-            error = np.abs(warped[:, :2] / warped[:, 2:] - sample.joints_crop_px.numpy()).max()
-            assert error < 0.02  # float32 at 1000 px; the promise is 0.5
-            unit = (sample.joints_unit.numpy() + 0.5) * [96, 128]
-            np.testing.assert_allclose(unit, sample.joints_crop_px.numpy(), atol=1e-3)
-
-
-def test_colour_is_rgb_from_file_to_network(tmp_path: Path) -> None:
-    """A pure red picture is red (lesson 17)."""
-    frames = write_tree(tmp_path, {"MC1": 10})
-    red = np.zeros((480, 640, 3), np.uint8)
-    red[..., 0] = 255
-    for key in frames:
-        write_pictures(tmp_path / "train/MC1", key[-4:], red, np.full((480, 640), 5000, np.uint16))
-    sample = dataset_of(run_config(tmp_path), "val")[0]
-    centre = sample.rgb[:, 64, 48].numpy() * STD + MEAN
-    np.testing.assert_allclose(centre, [1, 0, 0], atol=0.02)
+def test_pixels_become_the_documented_numbers(tree: Tree) -> None:
+    """Depth is (z - z_ref) / 0.15 m, clipped at 1.5, in HO3D's unit of 0.125 mm; colours are ImageNet's."""
+    unit = 0.00012498664727900177
+    z = np.array([[0.0, 0.6, 0.63, 0.45, 2.0, 0.3]])
+    rgb = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0], [255, 255, 255], [128, 128, 128]]])
+    eye = torch.eye(3)[None]
+    raw = dataclasses.replace(
+        dataset_of(run_config(tree[0]), "val").batch([SampleKey(0)]),
+        rgb_u8=torch.from_numpy(rgb.astype(np.uint8))[None],
+        depth_u16=torch.from_numpy(np.rint(z / unit).astype(np.uint16))[None],
+        z_ref_m=torch.tensor([0.6]),
+        intrinsics_img_px=torch.tensor([[[100.0, 0, 3], [0, 100, 0.5], [0, 0, 1]]]),
+        intrinsics_crop_px=torch.tensor([[[100.0, 0, 3], [0, 100, 0.5], [0, 0, 1]]]),
+        crop_from_img=eye,
+        rot_crop_from_img=eye,
+        joints_cam_m=torch.tensor([0.0, 0.003, 0.6]).expand(1, 21, 3),
+    )
+    batch = prepare(raw)
+    assert batch.depth[0, 0, 0].tolist() == pytest.approx([0.0, 0.0, 0.2, -1.0, 1.5, -1.5], abs=1e-3)
+    assert batch.depth_valid[0, 0, 0].tolist() == [0, 1, 1, 1, 1, 1]
+    red, green, blue = batch.rgb[0, :, 0].tolist()
+    assert red == pytest.approx([2.2489, -2.1179, -2.1179, -2.1179, 2.2489, 0.0741], abs=1e-3)
+    assert green == pytest.approx([-2.0357, 2.4286, -2.0357, -2.0357, 2.4286, 0.2052], abs=1e-3)
+    assert blue == pytest.approx([-1.8044, -1.8044, 2.64, -1.8044, 2.64, 0.4265], abs=1e-3)
+    # Jittered: twice the contrast and a quarter of white, but never blacker than black or whiter than white.
+    for offset, expected in ((0.25, [2.2489, -1.0262, 2.2489]), (-1.1, [1.8122, -2.1179, -2.1179])):
+        affine = torch.cat([2 * eye, torch.full((1, 3, 1), offset)], dim=2)
+        bright = prepare(dataclasses.replace(raw, colour_affine=affine)).rgb[0, 0, 0]
+        assert bright[[0, 1, 5]].tolist() == pytest.approx(expected, abs=1e-3)
+    # A crop of 6 x 1 pixels: the joint stands on pixel (3, 1), at its middle in x and its lower edge in y.
+    assert batch.joints_crop_px[0, 5].tolist() == pytest.approx([3.0, 1.0], abs=1e-4)
+    assert batch.joints_unit[0, 5].tolist() == pytest.approx([0.0, 0.5], abs=1e-4)
 
 
 def test_dropped_depth_is_never_read(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,213 +173,164 @@ def test_dropped_depth_is_never_read(tree: Tree, monkeypatch: pytest.MonkeyPatch
     original = decode.read_depth_bytes
     monkeypatch.setattr(decode, "read_depth_bytes", lambda path: (read.append(path.name), original(path))[1])
     dataset = dataset_of(run_config(tree[0]), "train")
-    shown = [
-        bool(dataset.batch([SampleKey(i, epoch)]).depth_present)
-        for i in range(len(dataset))
-        for epoch in range(12)
-    ]
-    assert len(read) == sum(shown)
-    # 264 draws of probability 0.6: three standard errors are 0.09
-    assert np.mean(shown) == pytest.approx(1 - 0.4, abs=0.1)
+    batch = dataset.batch([SampleKey(i, epoch) for i in range(len(dataset)) for epoch in range(3)])
+    assert len(read) == int(batch.depth_present.sum())
+    assert 0 < len(read) < 66
     read.clear()
     hidden = dataset.view(modality="rgb", augmented=False)[0]
     assert not read
-    assert not hidden.depth_present
-    assert not hidden.depth.any()
-    assert not hidden.depth_valid.any()
+    assert [bool(part.any()) for part in (hidden.depth_present, hidden.depth, hidden.depth_valid)] == [
+        False
+    ] * 3
     assert hidden.z_ref_m > 0
-    assert dataset.view(modality="rgbd", augmented=False)[0].depth_present
-
-
-def test_every_sample_is_shown_both_ways_over_the_epochs(tree: Tree) -> None:
-    """Drawn once for all epochs, two fifths of the pictures would never show their depth."""
-    dataset = dataset_of(run_config(tree[0]), "train")
-    for i in range(4):
-        shown = {bool(dataset.batch([SampleKey(i, epoch)]).depth_present) for epoch in range(30)}
-        assert shown == {True, False}, (
-            f"sample {i} is always shown {'with' if True in shown else 'without'} depth"
-        )
-
-
-def test_one_labelled_frame_does_not_label_a_split(tree: Tree) -> None:
-    """Frames without labels would be scored against zeros or nan."""
-    dataset = dataset_of(run_config(tree[0]), "evaluation")
-    assert dataset.frames.has_truth
-    rows = np.array(dataset.frames.index.rows)
-    rows["joints_known"][1] = False
-    dataset.frames.index.__dict__["rows"] = rows
-    with pytest.raises(DataError, match="only the wrist is labelled"):
-        dataset.frames.require_truth()
+    seen = (dataset.view(modality=shown, augmented=True)[1] for shown in ("rgbd", "rgb"))  # type: ignore[arg-type]
+    assert differing(*seen) == {"depth", "depth_valid", "depth_present", "z_ref_m"}
 
 
 def test_inputs_do_not_know_the_labels_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same picture labelled 30 % farther gives the same inputs, crop and z_ref (lesson 19)."""
     monkeypatch.delitem(label_checks.CHECKS, Reason.DECODE)  # lets such labels in
     inputs = []
-    for k, factor in enumerate((1.0, 1.3)):
-        root = tmp_path / str(k)
-        frames = write_tree(root, {"MC1": 12}, seed=3)
-        for key, frame in frames.items():
+    for factor in (1.0, 1.3):
+        root = tmp_path / str(factor)
+        for key, frame in write_tree(root, {"MC1": 6}, seed=3).items():
             moved = dataclasses.replace(frame, joints={name: p * factor for name, p in frame.joints.items()})
             write_meta(root / f"train/MC1/meta/{key[-4:]}.pkl", train_meta(moved))
-        config, hand = run_config(root, split={"val_percent": 50}), FanHand(factor)
-        dataset = build_dataset(config, "val", hand, show_progress=False)  # type: ignore[arg-type]
-        inputs.append(
-            [dataset[i] for i in range(len(dataset))] + [dataset.view(modality="rgb", augmented=False)[0]]
-        )
+        dataset = dataset_of(run_config(root, split={"val_percent": 50}), "val", FanHand(factor))
+        inputs.append([dataset[0], dataset[1], dataset.view(modality="rgb", augmented=False)[0]])
     for near, far in zip(*inputs, strict=True):
         assert torch.allclose(far.joints_cam_m, 1.3 * near.joints_cam_m, atol=1e-4)
         for field in ("rgb", "depth", "z_ref_m", "intrinsics_crop_px", "rot_crop_from_img"):
             # The box is made of the same pixels up to the last bit of a division.
             assert (getattr(near, field) - getattr(far, field)).abs().median() < 1e-3, field
-        assert float(near.z_ref_m) == pytest.approx(float(far.z_ref_m), rel=1e-4)
 
 
 def test_a_sample_is_the_same_for_whoever_asks(tree: Tree) -> None:
-    """Equal (seed, epoch, index) means equal bits; another epoch is another draw."""
+    """Equal (seed, epoch, index) means equal bits, alone or in a batch, here or in another process; another
+    epoch is another draw.
+    """
     config = run_config(tree[0])
-    first, second = dataset_of(config, "train"), dataset_of(config, "train")
-    keys = [SampleKey(i, epoch) for i in range(6) for epoch in range(2)]
-    forward = [first.batch([key]) for key in keys]
+    dataset = dataset_of(config, "train")
+    packed = pickle.dumps(dataset)
+    assert len(packed) < 100_000, "80 MB of labels would be copied to each loader process"
+    keys = [SampleKey(i, epoch) for i in (4, 0, 2) for epoch in range(2)]
+    together = dataset.batch(keys)
     np.random.seed(0)  # noqa: NPY002 - must not matter
     torch.manual_seed(0)
-    backward = [second.batch([key]) for key in reversed(keys)][::-1]
-    assert all(equal(a, b) for a, b in zip(forward, backward, strict=True))
-    assert not equal(forward[0], forward[1])
-    other = dataset_of(dataclasses.replace(config, seed=1), "train").batch([keys[0]])
-    assert not np.array_equal(other.rot_crop_from_img, forward[0].rot_crop_from_img)
-
-
-def test_a_batch_is_its_samples(tree: Tree) -> None:
-    """Samples made together must be those made alone, to the last bit, in their order."""
-    dataset = dataset_of(run_config(tree[0]), "train")
-    keys = [SampleKey(i, 3) for i in (4, 0, 2)]
-    together = dataset.batch(keys)
-    for k, key in enumerate(keys):
-        assert equal(together.map(lambda t, k=k: t[k : k + 1]), dataset.batch([key]))
+    for k, key in reversed(list(enumerate(keys))):
+        assert not differing(together.map(lambda t, k=k: t[k : k + 1]), pickle.loads(packed).batch([key]))
+    assert (together.crop_from_img[0] != together.crop_from_img[1]).any()
+    other = dataset_of(dataclasses.replace(config, seed=1), "train").batch(keys)
+    assert (other.crop_from_img != together.crop_from_img).flatten(1).any(1).all()
 
 
 def test_validation_sees_no_augmentation(tree: Tree) -> None:
-    """The score of an epoch must not depend on the epoch or the run's seed."""
+    """The score of an epoch must not depend on the epoch or the run's seed; and a view that was asked to vary
+    and did not would be a study of nothing.
+    """
     config = run_config(tree[0], split={"val_percent": 25})
-    dataset = dataset_of(config, "val")
-    other = dataset_of(dataclasses.replace(config, seed=9), "val")
-    assert equal(dataset.batch([SampleKey(1, 0)]), dataset.batch([SampleKey(1, 5)]))
-    assert equal(dataset.batch([SampleKey(1, 0)]), other.batch([SampleKey(1, 0)]))
-    np.testing.assert_array_equal(dataset.batch([SampleKey(1)]).colour_affine[0], np.eye(3, 4))
-
-
-def test_what_cannot_be_augmented_says_so(tree: Tree) -> None:
-    """A view that was asked to vary and did not would be a study of nothing."""
+    dataset, other = dataset_of(config, "val"), dataset_of(dataclasses.replace(config, seed=9), "val")
+    first = dataset.batch([SampleKey(1, 0)])
+    assert not differing(first, dataset.batch([SampleKey(1, 5)])) | differing(
+        first, other.batch([SampleKey(1)])
+    )
+    assert torch.equal(first.colour_affine[0], torch.eye(3, 4))
     off = run_config(tree[0], augmentation={"enabled": False})
-    for dataset in (dataset_of(run_config(tree[0]), "val"), dataset_of(off, "train")):
+    for plain in (dataset, dataset_of(off, "train")):
         with pytest.raises(ConfigError, match="cannot be augmented"):
-            dataset.view(modality="rgbd", augmented=True)
+            plain.view(modality="rgbd", augmented=True)
 
 
-def test_box_jitter_moves_the_crop(tree: Tree) -> None:
-    """Boxes of a detector are never exact; a network would read exact ones as labels (lesson 19)."""
-    dataset = dataset_of(run_config(tree[0]), "train")
-    wrists = np.stack([dataset.batch([SampleKey(0, epoch)]).z_ref_m for epoch in range(8)])
-    focal = np.stack([dataset.batch([SampleKey(0, epoch)]).intrinsics_crop_px[0, 0, 0] for epoch in range(8)])
-    assert np.ptp(focal) > 0.05 * focal.mean()
-    assert np.ptp(wrists) > 0
-
-
-def test_evaluation_without_truth_labels_the_wrist_only(tmp_path: Path) -> None:
-    """No label is invented: all but the wrist weighs nothing, and scoring is refused."""
-    frames = write_tree(tmp_path, {"MC1": 1}, {"SM1": 2}, truth=False)
-    dataset = dataset_of(run_config(tmp_path), "evaluation")
-    sample, frame = dataset[1], frames[dataset.frames.frame_id(1)]
-    assert sample.joints_conf.tolist() == [1.0] + [0.0] * 20
-    assert not sample.mano_valid
-    turn = sample.rot_crop_from_img.double().numpy()
-    np.testing.assert_allclose(turn.T @ sample.root_cam_m.double().numpy(), frame.joints["wrist"], atol=1e-6)
-    assert all(torch.isfinite(getattr(sample, f.name).float()).all() for f in dataclasses.fields(sample))
-    assert not dataset.frames.has_truth
-    with pytest.raises(DataError, match=r"evaluation_xyz.json"):
-        dataset.frames.require_truth()
-
-
-def test_evaluation_with_truth_shows_the_same_crops(tmp_path: Path) -> None:
-    """Ground truth changes what is scored, never what is seen."""
-    blind_root, root = tmp_path / "blind", tmp_path / "truth"
-    write_tree(blind_root, {"MC1": 1}, {"SM1": 2}, truth=False)
-    frames = write_tree(root, {"MC1": 1}, {"SM1": 2}, truth=True)
-    blind, dataset = (
-        dataset_of(run_config(blind_root), "evaluation"),
-        dataset_of(run_config(root), "evaluation"),
-    )
-    dataset.frames.require_truth()
+def test_ground_truth_changes_what_is_scored_and_never_what_is_seen(tmp_path: Path) -> None:
+    """Without it no label is invented: all but the wrist weighs nothing, and scoring is refused."""
+    for name, truth in (("blind", False), ("truth", True)):
+        frames = write_tree(tmp_path / name, {"MC1": 1}, {"SM1": 2}, truth=truth)
+    blind, dataset = (dataset_of(run_config(tmp_path / name), "evaluation") for name in ("blind", "truth"))
     for i in range(2):
-        sample = dataset[i]
+        sample, unseen = dataset[i], blind[i]
         assert (sample.joints_conf == 1).all()
-        assert not sample.mano_valid
-        expected = frames[dataset.frames.frame_id(i)].array(OPENPOSE21)
-        turn = sample.rot_crop_from_img.double().numpy()
-        np.testing.assert_allclose(sample.joints_cam_m.double().numpy() @ turn, expected, atol=1e-6)
-        for field in ("rgb", "depth", "z_ref_m", "crop_from_img"):
-            assert torch.equal(getattr(sample, field), getattr(blind[i], field)), field
+        assert unseen.joints_conf.tolist() == [1.0] + [0.0] * 20
+        assert bool(sample.mano_valid) is bool(unseen.mano_valid) is False
+        assert all(torch.isfinite(value.float()).all() for value in unseen.fields().values())
+        frame = frames[dataset.frames.frame_id(i)]
+        found = image_camera(sample.joints_cam_m, sample)
+        np.testing.assert_allclose(found, frame.array(OPENPOSE21), atol=1e-6)
+        root = image_camera(unseen.root_cam_m, unseen)
+        np.testing.assert_allclose(root, frame.joints["wrist"], atol=1e-6)
+        assert differing(sample, unseen) == {
+            "joints_cam_m", "joints_conf", "joints_root_m", "joints_crop_px", "joints_unit"
+        }  # fmt: skip
+    with pytest.raises(DataError, match=r"only the wrist is labelled.*evaluation_xyz.json"):
+        blind.frames.require_truth()
+    dataset.frames.require_truth()
+    rows = np.array(dataset.frames.index.rows)
+    rows["joints_known"][1] = False
+    dataset.frames.index.__dict__["rows"] = rows
+    with pytest.raises(DataError, match="only the wrist is labelled"):
+        dataset.frames.require_truth()  # one labelled frame does not label a split
 
 
-def test_labels_that_were_never_opengl_are_refused(tmp_path: Path) -> None:
-    """A hand behind the camera projects mirrored and crops are black (lesson 1)."""
-    frames = write_tree(tmp_path, {"MC1": 2})
-    for key, frame in frames.items():
-        meta = train_meta(frame)
-        write_meta(
-            tmp_path / f"train/MC1/meta/{key[-4:]}.pkl", meta | {"handJoints3D": meta["handJoints3D"] @ FLIP}
-        )
-    with pytest.raises(DataError, match=r"2 hand not in front of the camera.*must be OpenGL"):
-        dataset_of(run_config(tmp_path, split={"val_percent": 50}), "train")
+@pytest.mark.parametrize("image_size", [(128, 96), (96, 128)])
+def test_the_official_box_is_two_corners(tree: Tree, image_size: tuple[int, int]) -> None:
+    """handBoundingBox holds x0, y0, x1, y1: the crop's axis goes through its middle, and 1.6 times its longer
+    side fills the crop's shorter one. Read as x, y, width, height it looks elsewhere, at a hand a third as
+    large; only the official score would tell.
+    """
+    root, frames = tree
+    dataset = dataset_of(run_config(root, image_size=image_size), "evaluation")
+    height, width = image_size
+    for i in range(len(dataset)):
+        pixels = frames[dataset.frames.frame_id(i)].pixels(OPENPOSE21)
+        low, high = np.trunc(pixels.min(0) - 9), np.trunc(pixels.max(0) + 9)  # as the annotation has it
+        middle, half = (low + high) / 2, np.array([(high - low).max() / 2, 0.0])
+        ends = np.array([[*place, 1.0] for place in (middle, middle - half, middle + half)])
+        seen = ends @ dataset[i].crop_from_img.double().numpy().T
+        seen = seen[:, :2] / seen[:, 2:]
+        np.testing.assert_allclose(seen[0], [width / 2, height / 2], atol=0.01)
+        # The picture's own perspective changes its scale by up to 5 % over a hand.
+        assert np.linalg.norm(seen[2] - seen[1]) == pytest.approx(min(image_size) / 1.6, rel=0.05)
 
 
-def test_a_picture_that_cannot_be_read_names_its_file(tmp_path: Path) -> None:
-    """A run that stops at night must say which frame to mend."""
+def test_pictures_that_changed_since_the_start(tmp_path: Path) -> None:
+    """A sensor that saw nothing is shown as such, with a usable reference depth; a camera's orientation tag
+    does not turn the picture; what cannot be read, or is no longer aligned, names its file.
+    """
     write_tree(tmp_path, {"MC1": 2})
     dataset = dataset_of(run_config(tmp_path, split={"val_percent": 50}), "val")
-    frame = dataset.frames.frame_id(0)[-4:]
-    (tmp_path / f"train/MC1/depth/{frame}.png").write_bytes(b"")
-    with pytest.raises(DataError, match=rf"MC1/depth/{frame}.png.*Re-extract"):
-        dataset[0]
-    write_pictures(
-        tmp_path / "train/MC1", frame, np.zeros((480, 640, 3), np.uint8), np.zeros((100, 100), np.uint16)
-    )
-    with pytest.raises(DataError, match="aligns them"):
-        dataset[0]
-
-
-def test_missing_depth_falls_back_to_the_box(tmp_path: Path) -> None:
-    """A sensor that saw nothing is shown as such: present, nowhere valid, and a usable reference depth."""
-    write_tree(tmp_path, {"MC1": 2})
-    dataset = dataset_of(run_config(tmp_path, split={"val_percent": 50}), "val")
-    shape = (480, 640)
-    grey = np.full((*shape, 3), 90, np.uint8)
-    write_pictures(tmp_path / "train/MC1", dataset.frames.frame_id(0)[-4:], grey, np.zeros(shape, np.uint16))
+    frame, before = dataset.frames.frame_id(0)[-4:], dataset[0].rgb
+    path = tmp_path / f"train/MC1/rgb/{frame}.jpg"
+    data = path.read_bytes()
+    tag = b"Exif\0\0II*\0" + bytes.fromhex("08000000 0100 1201 0300 01000000 06000000 00000000")
+    path.write_bytes(data[:2] + b"\xff\xe1" + (len(tag) + 2).to_bytes(2, "big") + tag + data[2:])
+    turned = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    assert turned.shape[:2] == SIZE[::-1], "the test wants a tag that decoders obey"
+    assert torch.equal(dataset[0].rgb, before)
+    grey = np.full((*SIZE, 3), 90, np.uint8)
+    write_pictures(tmp_path / "train/MC1", frame, grey, np.zeros(SIZE, np.uint16))
     sample = dataset[0]
     assert sample.depth_present
     assert not sample.depth_valid.any()
     assert 0.2 < float(sample.z_ref_m) < 2.0
+    write_pictures(tmp_path / "train/MC1", frame, grey, np.zeros((100, 100), np.uint16))
+    with pytest.raises(DataError, match="aligns them"):
+        dataset[0]
+    (tmp_path / f"train/MC1/depth/{frame}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=rf"MC1/depth/{frame}.png.*Re-extract"):
+        dataset[0]
 
 
 def test_the_log_line_says_what_the_split_is(tree: Tree) -> None:
     """Interpolation and new motions are different claims."""
     config = run_config(tree[0], split={"val_percent": 25})
-    assert "6 frames" in dataset_of(config, "val").frames.describe()
-    assert "interpolation" in dataset_of(config, "val").frames.describe()
     by_motion = run_config(tree[0], split={"by": "sequence", "val_percent": 50})
-    assert "12 frames, 2 sequences, 1 motions" in dataset_of(by_motion, "val").frames.describe()
-    assert "in its order" in dataset_of(config, "evaluation").frames.describe()
+    for settings, split, parts in (
+        (config, "val", ("6 frames", "interpolation")),
+        (by_motion, "val", ("12 frames, 2 sequences, 1 motions",)),
+        (config, "evaluation", ("in its order",)),
+    ):
+        assert all(part in dataset_of(settings, split).frames.describe() for part in parts)
     with pytest.raises(ConfigError, match="'test'"):
         dataset_of(config, "test")
-
-
-def test_a_dataset_travels_to_a_process_without_its_index(tree: Tree) -> None:
-    """Beside a GPU, loader processes get the dataset pickled: 80 MB of labels each would be copied."""
-    dataset = dataset_of(run_config(tree[0]), "train")
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert equal(copy.batch([SampleKey(2, 1)]), dataset.batch([SampleKey(2, 1)]))
-    assert len(pickle.dumps(dataset)) < 100_000
 
 
 def test_a_hand_at_the_edge_never_ends_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +339,6 @@ def test_a_hand_at_the_edge_never_ends_an_epoch(tmp_path: Path, monkeypatch: pyt
     right = float(frame.pixels(OPENPOSE21)[:, 0].max())
     shift = np.array([(40 - right) * frame.joints["wrist"][2] / frame.intrinsics[0, 0], 0.0, 0.0])
     edge = dataclasses.replace(frame, joints={name: joint + shift for name, joint in frame.joints.items()})
-    assert 10 < edge.pixels(OPENPOSE21)[:, 0].max() < 70 < -edge.pixels(OPENPOSE21)[:, 0].min()
     write_tree(tmp_path, {"MC1": 4})
     write_meta(tmp_path / "train/MC1/meta/0001.pkl", train_meta(edge))
     monkeypatch.setattr(augment, "MAX_SHIFT", 0.5)
@@ -392,26 +350,23 @@ def test_a_hand_at_the_edge_never_ends_an_epoch(tmp_path: Path, monkeypatch: pyt
     )
     moved = dataclasses.replace(dataset, modality="rgbd", augmenter=sides[0].augmenter)
     still = dataset.view(modality="rgbd", augmented=False).batch([SampleKey(i)])
-    samples = [moved.batch([SampleKey(i, epoch)]) for epoch in range(60)]
-    kept = [np.array_equal(sample.crop_from_img, still.crop_from_img) for sample in samples]
-    assert 3 <= sum(kept) < 60, f"{sum(kept)} of 60 draws would have left the picture"
-    for sample in samples:
-        assert sample.rgb_u8.any(), "a black crop"
+    samples = moved.batch([SampleKey(i, epoch) for epoch in range(60)])
+    kept = (samples.crop_from_img == still.crop_from_img).flatten(1).all(1)
+    assert 3 <= int(kept.sum()) < 60, f"{int(kept.sum())} of 60 draws would have left the picture"
+    assert samples.rgb_u8.flatten(1).any(1).all(), "a black crop"
 
 
 def test_other_labels_of_the_same_frames_are_another_validation(tmp_path: Path) -> None:
     """Scores by old and by mended labels must not be taken for one another: of best.pt, of two files."""
     frames = write_tree(tmp_path, {"MC1": 8})
     config = run_config(tmp_path, split={"val_percent": 25})
-    before = {split: dataset_of(config, split) for split in ("train", "val")}
-    name = before["val"].frames.frame_id(0)
+    before = {split: dataset_of(config, split).frames for split in ("train", "val")}
+    name = before["val"].frame_id(0)
     mended = dataclasses.replace(frames[name], betas=frames[name].betas + 0.1)
     write_meta(tmp_path / f"train/MC1/meta/{name[-4:]}.pkl", train_meta(mended))
-    after = {split: dataset_of(config, split) for split in ("train", "val")}
-    assert after["val"].frames.split.id != before["val"].frames.split.id
-    assert after["train"].frames.split.id == before["train"].frames.split.id
-    assert after["train"].frames.index.labels_sha256 != before["train"].frames.index.labels_sha256
+    after = {split: dataset_of(config, split).frames for split in ("train", "val")}
+    assert after["val"].split.id != before["val"].split.id
+    assert after["train"].split.id == before["train"].split.id
+    assert after["train"].index.labels_sha256 != before["train"].index.labels_sha256
     for split in ("train", "val"):
-        assert [after[split].frames.frame_id(i) for i in range(len(after[split]))] == [
-            before[split].frames.frame_id(i) for i in range(len(before[split]))
-        ]
+        assert after[split].names()[1].tolist() == before[split].names()[1].tolist()

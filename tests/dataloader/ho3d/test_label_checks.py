@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +38,14 @@ OPENPOSE_ORDER = list(permutation(HO3D21, OPENPOSE21))
 
 def read_all(root: Path, name: ListName) -> Records:
     """Records of a tree in the order of its list, numbered by sequence."""
-    listed = read_list(DatasetConfig(root_dir=root), name)
+    config = DatasetConfig(root_dir=root)
+    listed = read_list(config, name)
     rows = np.zeros(len(listed.frames), META_DTYPE)
     for k, (sequence, frame) in enumerate(listed.frames):
-        rows[k] = read_meta(frame_path(root, name, sequence, frame, "meta", "v3"), name)
+        rows[k] = read_meta(frame_path(config, f"{name}/{sequence}/{frame:04d}", "meta"), name)
         rows[k]["sequence"] = listed.sequences.index(sequence)
+    rows["rgb_hw"] = rows["depth_hw"] = SIZE
     return rows
-
-
-def sizes(count: int = FRAMES, size: tuple[int, int] = SIZE) -> np.ndarray:
-    return np.tile(np.array(size, np.int32), (count, 1))
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +61,12 @@ def good(tmp_path_factory: pytest.TempPathFactory, standin: ManoLayer) -> dict[s
     return {"train": train, "evaluation": read_all(root / "boxed", "evaluation"), "truth": truth}
 
 
-def faults_of(name: str, records: Records, hand: ManoLayer, **more: object) -> dict[int, Fault]:
+def faults_of(
+    name: str, records: Records, hand: ManoLayer, met: Iterable[tuple[int, Fault]] = ()
+) -> dict[int, Fault]:
     if name == "truth":
         return truth_faults(records["sequence"], records["joints"].astype(np.float64))
-    hw = {"rgb_hw": sizes(len(records)), "depth_hw": sizes(len(records)), "met": []} | more
-    return find_faults(name, records, hand=hand, **hw)  # type: ignore[arg-type]
+    return find_faults(name, records, met, hand)  # type: ignore[arg-type]
 
 
 def move(row: Records, pixels: tuple[float, float]) -> None:
@@ -202,15 +201,15 @@ def test_the_most_basic_reason_is_given(good: dict[str, Records], standin: ManoL
         (1, Fault(Reason.FORMAT, "rgb")),
         (1, Fault(Reason.EMPTY, "depth")),
     ]
-    rgb, depth = sizes(), sizes()
-    rgb[0], depth[1], rgb[2], depth[3] = 0, 0, (10, 10), (10, 10)
+    records["rgb_hw"][0], records["depth_hw"][1] = 0, 0
+    records["rgb_hw"][2], records["depth_hw"][3] = 10, 10
     records["cam_mat"][:5] = np.eye(3)
     records["joints"][:6] = 0
     records["joints"][6, 1:] = records["joints"][6, 0]
     move(records[6], (-900, 0))
     move(records[7], (-900, 0))
     records["trans"] += 0.1
-    found = faults_of("train", records, standin, rgb_hw=rgb, depth_hw=depth, met=met)
+    found = faults_of("train", records, standin, met)
     basic = ["ANNOTATION", "EMPTY", "SIZE", "SIZE", "CAMERA", "BEHIND", "HAND", "OUTSIDE", *["DECODE"] * 4]
     assert [found[row].reason.name for row in range(FRAMES)] == basic
     assert found[2].detail == "picture is 10 x 10, most of its sequence 640 x 480"
@@ -280,16 +279,17 @@ def test_each_frame_is_judged_beside_its_own_picture_in_every_part(
 ) -> None:
     """Sequences have pictures of their own sizes, and 83,325 frames are looked at in parts."""
     monkeypatch.setattr(label_checks, "_CHUNK", 5)
-    records, hw = good["train"].copy(), sizes()
+    records = good["train"].copy()
     records["sequence"][6:] += 1
     records["cam_mat"][6:] = np.diag([0.5, 0.5, 1]) @ records["cam_mat"][6:]
-    hw[6:] //= 2
-    assert faults_of("train", records, standin, rgb_hw=hw, depth_hw=hw) == {}
+    records["rgb_hw"][6:] //= 2
+    records["depth_hw"][6:] //= 2
+    assert faults_of("train", records, standin) == {}
     records["joints"][[2, 7]] *= 1000  # others' faults stay theirs, also behind a frame that has one already
     met = [(4, Fault(Reason.MISSING, "gone"))]
-    faults = faults_of("train", records, standin, rgb_hw=hw, depth_hw=hw, met=met)
+    faults = faults_of("train", records, standin, met)
     want = {2: Reason.HAND, 4: Reason.MISSING, 7: Reason.HAND}
     assert {row: fault.reason for row, fault in faults.items()} == want
-    scaled = faults_of("train", good["train"], standin, rgb_hw=sizes() // 2, depth_hw=sizes() // 2)
-    assert {fault.reason for fault in scaled.values()} == {Reason.CAMERA}
-    assert len(scaled) == FRAMES
+    records = good["train"].copy()
+    records["rgb_hw"] = records["depth_hw"] = [SIZE[0] // 2, SIZE[1] // 2]
+    assert [fault.reason for fault in faults_of("train", records, standin).values()] == [CAMERA] * FRAMES
