@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dataloader.batches.loader import DeviceLoader
-from dataloader.batches.samplers import ShardSampler, TrainSampler
+from dataloader.batches.samplers import SampleKey, TrainSampler, validation_batches
 from dataloader.cache.build import ensure_cache
 from dataloader.crop.augment import Augmenter, Modality, calm_from
 from dataloader.ho3d.frames import open_frames
@@ -123,7 +123,8 @@ def build_eval_loader(
     modality: Modality = "rgbd",
 ) -> DeviceLoader:
     """This rank's validation batches: fixed global batches, no augmentation, depth shown or hidden."""
-    sampler = ShardSampler(len(dataset), config.validation.batch_size, rank, world)
+    batches = validation_batches(len(dataset), config.validation.batch_size, rank, world)
+    sampler = [[SampleKey(i) for i in batch] for batch in batches]
     plain = dataset.view(modality=modality, augmented=False)
     workers, generator = config.dataset.num_workers, torch_stream(config.seed, "validation loader", rank)
     return DeviceLoader(plain, sampler, device, num_workers=workers, generator=generator)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-import time
 from collections.abc import Iterator, Sequence
+from multiprocessing import connection
 from typing import Any
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from dataloader.batches.samplers import SampleKey, ShardSampler, TrainSampler
+from dataloader.batches.samplers import SampleKey, TrainSampler
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d_dataset import HO3DDataset
 from src.errors import DataError, UTNetError
@@ -27,8 +27,8 @@ WORKER_TIMEOUT_S = 300.0
 PREFETCH = 2
 """Batches that each loader process keeps ready."""
 
-_MOMENTS, _MOMENT_S = 20, 0.05
-"""How often, and how many seconds apart, a process that closed its connection is looked at."""
+_MOMENT_S = 1.0
+"""Longest wait for a process that closed its connection to end."""
 
 Parcel = Packed[RawBatch]
 
@@ -41,7 +41,7 @@ class DeviceLoader:
 
     Args:
         dataset: what the samples are taken from.
-        sampler: batch sampler of the rank.
+        sampler: the batches of the rank.
         device: where the batches are wanted.
         num_workers: loader processes at most; 0 loads in this one.
         generator: of its own: without one, each epoch takes a number from the global RNG.
@@ -50,7 +50,7 @@ class DeviceLoader:
     def __init__(
         self,
         dataset: HO3DDataset,
-        sampler: TrainSampler | ShardSampler,
+        sampler: TrainSampler | list[list[SampleKey]],
         device: torch.device,
         *,
         num_workers: int,
@@ -63,8 +63,8 @@ class DeviceLoader:
         self._fetch = _Fetch(dataset)
         self._loader: DataLoader[Parcel] = DataLoader(
             self._fetch,
-            batch_sampler=sampler,
-            collate_fn=_as_is,
+            sampler=sampler,
+            batch_size=None,  # what the sampler gives is a batch already
             num_workers=workers,
             pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker,
@@ -105,7 +105,7 @@ class DeviceLoader:
         for number, parcel in enumerate(self._fetched()):
             if isinstance(parcel, UTNetError):
                 error = parcel
-                parcel = self._fetch.__getitems__(list(self.sampler)[number])
+                parcel = self._fetch[list(self.sampler)[number]]
                 if isinstance(parcel, UTNetError):
                     if before is None or not isinstance(self.sampler, TrainSampler):
                         raise parcel
@@ -119,8 +119,8 @@ class DeviceLoader:
     def _fetched(self) -> Iterator[Parcel | UTNetError]:
         """Each batch of an epoch once, whatever becomes of the loader processes."""
         self.died, given = None, 0
-        if self._lost_processes():
-            self._forget_processes()  # since the last epoch, with no batch of this one
+        if self._lost_processes():  # since the last epoch, with no batch of this one
+            self._forget_processes()
         try:
             with stop_signals_blocked():
                 batches = iter(self._loader)
@@ -148,22 +148,23 @@ class DeviceLoader:
         self.died = f"a loader process was lost: {why.rstrip(' .')}. {advice}"
         _log.warning(f"WARNING: {self.died}. This process loads what is left of the epoch.")
         self._forget_processes()
-        rest = list(self.sampler)[given:]
-        return iter(DataLoader(self._fetch, batch_sampler=rest, collate_fn=_as_is))
+        return map(self._fetch.__getitem__, list(self.sampler)[given:])
 
     def _cause(self, error: Exception) -> str:
         """Who died; its connection may be seen to close a moment before it is seen to have ended."""
         text = next(iter(str(error).splitlines()), type(error).__name__)
-        for _ in range(0 if "timed out" in text else _MOMENTS):
-            if lost := self._lost_processes():
-                return lost
-            time.sleep(_MOMENT_S)
+        if "timed out" not in text:
+            connection.wait([process.sentinel for process in self._processes()], _MOMENT_S)
         return self._lost_processes() or text
+
+    def _processes(self) -> Sequence[Any]:
+        """The loader processes."""
+        return getattr(self._loader._iterator, "_workers", ())
 
     def _lost_processes(self) -> str:
         """Which loader processes are no more; '' where all live."""
-        processes = getattr(self._loader._iterator, "_workers", ())
-        return ", ".join(f"process {p.pid} ended by {p.exitcode}" for p in processes if not p.is_alive())
+        lost = [process for process in self._processes() if not process.is_alive()]
+        return ", ".join(f"process {process.pid} ended by {process.exitcode}" for process in lost)
 
     def _forget_processes(self) -> None:
         """End the loader processes that are left; the next epoch starts others."""
@@ -201,7 +202,7 @@ class _Fetch(Dataset[Any]):
     def __init__(self, dataset: HO3DDataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, keys: Sequence[SampleKey]) -> Parcel | UTNetError:
+    def __getitem__(self, keys: Sequence[SampleKey]) -> Parcel | UTNetError:
         try:
             return self.dataset.batch(keys).pack(shared=get_worker_info() is not None)
         except UTNetError as error:
@@ -228,8 +229,3 @@ def _start_worker(_: int) -> None:
     """One thread per loader process: they are as many as the machine can feed."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-
-
-def _as_is(batch: Any) -> Any:
-    """Batches are made by `_Fetch`, whole."""
-    return batch

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 from torch.utils.data import Sampler
 
 from src.errors import ConfigError
@@ -36,30 +35,9 @@ def validation_batches(num_samples: int, batch_size: int, rank: int, world: int)
         batch_size: samples of a global batch, >= 1.
         rank: 0 <= rank < world.
         world: number of ranks.
-
-    Raises:
-        ConfigError: a number is outside its range.
     """
-    if num_samples < 0 or batch_size < 1 or not 0 <= rank < world:
-        raise ConfigError(
-            f"validation shards: got num_samples={num_samples}, batch_size={batch_size}, rank={rank}, "
-            f"world={world}; want num_samples >= 0, batch_size >= 1 and 0 <= rank < world"
-        )
     starts = range(rank * batch_size, num_samples, world * batch_size)
     return [range(start, min(start + batch_size, num_samples)) for start in starts]
-
-
-class ShardSampler(Sampler[list[SampleKey]]):
-    """Batch sampler of one rank's validation batches, in order."""
-
-    def __init__(self, num_samples: int, batch_size: int, rank: int, world: int) -> None:
-        self.batches = validation_batches(num_samples, batch_size, rank, world)
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        return iter([[SampleKey(i) for i in batch] for batch in self.batches])
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 class TrainSampler(Sampler[list[SampleKey]]):
@@ -80,7 +58,7 @@ class TrainSampler(Sampler[list[SampleKey]]):
         max_steps: optimiser steps after which an epoch ends, or None.
 
     Raises:
-        ConfigError: fewer samples than one optimiser step consumes, or a number outside its range.
+        ConfigError: fewer samples than one optimiser step consumes.
     """
 
     def __init__(
@@ -94,11 +72,6 @@ class TrainSampler(Sampler[list[SampleKey]]):
         accumulation: int = 1,
         max_steps: int | None = None,
     ) -> None:
-        if batch_size < 1 or accumulation < 1 or not 0 <= rank < world:
-            raise ConfigError(
-                f"training sampler: got batch_size={batch_size}, accumulation={accumulation}, rank={rank}, "
-                f"world={world}; want batch_size >= 1, accumulation >= 1 and 0 <= rank < world"
-            )
         per_step = batch_size * world * accumulation
         if num_samples < per_step:
             raise ConfigError(
@@ -113,31 +86,27 @@ class TrainSampler(Sampler[list[SampleKey]]):
         self.epoch, self.start_step = 0, 0
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Choose the epoch of the next iteration, and the optimiser step it starts from (resume inside an
-        epoch).
+        """Choose the epoch of the next iteration, and the optimiser step it starts from, after a resume.
 
         Raises:
             ConfigError: start_step is not inside the epoch (it may equal its length: nothing is left).
         """
-        if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch:
+        if start_step > self.steps_per_epoch:
             raise ConfigError(
-                f"training sampler: got epoch={epoch}, start_step={start_step}; "
-                f"want epoch >= 0 and 0 <= start_step <= {self.steps_per_epoch} steps of an epoch"
+                f"training sampler: start_step={start_step}, but an epoch has {self.steps_per_epoch} steps"
             )
         self.epoch, self.start_step = epoch, start_step
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch, start = self.epoch, self.start_step  # bound now: set_epoch affects the next iteration only
         order = stream(self.seed, "shuffle", epoch).permutation(self.num_samples)
-        return self._batches(order, epoch, start)
-
-    def _batches(self, order: np.ndarray, epoch: int, start: int) -> Iterator[list[SampleKey]]:
-        """Micro-batches of this rank from step `start` on."""
-        for step in range(start, self.steps_per_epoch):
-            for a in range(self.accumulation):
-                micro = (step * self.accumulation + a) * self.world + self.rank
-                rows = order[micro * self.batch_size : (micro + 1) * self.batch_size]
-                yield [SampleKey(int(row), epoch) for row in rows]
+        first, last = (step * self.accumulation for step in (start, self.steps_per_epoch))
+        starts = range(
+            (first * self.world + self.rank) * self.batch_size,
+            last * self.world * self.batch_size,
+            self.world * self.batch_size,
+        )
+        return ([SampleKey(int(row), epoch) for row in order[s : s + self.batch_size]] for s in starts)
 
     def __len__(self) -> int:
         """Micro-batches that the next iteration yields."""

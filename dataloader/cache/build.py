@@ -14,10 +14,9 @@ import multiprocessing
 import os
 import shutil
 import signal
-import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -40,7 +39,7 @@ from dataloader.pictures.decode import PictureFrame
 from src.config import DatasetConfig, RunConfig
 from src.errors import DataError
 from src.runtime.files.derived import Derived, Store
-from src.runtime.files.disk import atomic_write, sync_file
+from src.runtime.files.disk import atomic_write
 from src.runtime.log import get_logger
 from src.runtime.machine import worker_count
 from src.runtime.progress import progress
@@ -100,10 +99,21 @@ def ensure_cache(config: RunConfig, index: AnnotationIndex, *, show_progress: bo
         return None
 
     def make(folder: Path) -> dict[str, Any]:
-        _write(config.dataset, index, geometry, folder, show_progress)
+        try:
+            _write(config.dataset, index, geometry, folder, show_progress)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "crop cache: a writing process died (out of memory?). Finished parts are kept; start again, "
+                "on fewer cores (taskset) if memory is short."
+            ) from error
+        except OSError as error:
+            raise DataError(
+                f"crop cache: cannot write to {folder} ({error.strerror}). Finished parts are kept: free "
+                "some space and start again, or set dataset.cache=PATH elsewhere, or dataset.cache=off."
+            ) from error
         return {}
 
-    return CropCache(store.ensure(wanted, make, find=find), len(index.rows))
+    return CropCache(store.ensure(wanted, make, find=find))
 
 
 def _fingerprint(data: DatasetConfig, index: AnnotationIndex, geometry: Geometry) -> dict[str, Any]:
@@ -168,18 +178,24 @@ def _write(data: DatasetConfig, index: AnnotationIndex, geometry: Geometry, fold
     """Write the parts that are missing, then the table of all."""
     for leftover in folder.glob(".*.part"):  # of a killed writer; the store's lock is held
         leftover.unlink()
-    parts, what = list(_parts(data, index, geometry, folder)), f"{index.name}, {data.cache_format}"
-    tables = {part.number: _finished(part) for part in parts}
-    missing = [part for part in parts if tables[part.number] is None]
+    parts = list(_parts(data, index, geometry, folder))
+    missing = [part for part in parts if _finished(part) is None]
+    workers = min(worker_count(), len(missing))
+    write = functools.partial(_write_part, data.cache_format)
     began = time.monotonic()
-    if missing:
-        workers = min(worker_count(), len(missing))
-        _estimate(missing, data.cache_format, what, workers, kept=len(parts) - len(missing))
-        written = _written(functools.partial(_write_part, data.cache_format), missing, workers)
-        written = progress(written, total=len(missing), desc=f"crop cache ({index.name})", enabled=show)
-        tables |= zip((part.number for part in missing), written, strict=True)
-    with _disk_errors(folder), atomic_write(folder / TABLE) as file:
-        np.save(file, np.concatenate([np.zeros(0, TABLE_DTYPE), *tables.values()]))
+    with contextlib.ExitStack() as stack:
+        if missing:
+            _estimate(missing, data.cache_format, index.name, workers, kept=len(parts) - len(missing))
+        written: Iterator[None] = map(write, missing)
+        if workers > 1:
+            fork = multiprocessing.get_context("fork")  # a worker would import torch for seconds otherwise
+            pool = stack.enter_context(ProcessPoolExecutor(workers, fork, _start_worker, (os.getpid(),)))
+            written = pool.map(write, missing)
+        title = f"crop cache ({index.name})"
+        for _ in progress(written, total=len(missing), desc=title, enabled=show and bool(missing)):
+            pass
+    with atomic_write(folder / TABLE) as file:
+        np.save(file, np.concatenate([np.zeros(0, TABLE_DTYPE), *map(_finished, parts)]))
     size = sum(path.stat().st_size for path in folder.iterdir())
     _log.info(
         f"Crop cache: {len(index.rows):,} frames, {size / 2**30:.2f} GiB written to {folder.parent} in "
@@ -197,25 +213,6 @@ def _finished(part: _Part) -> NDArray[np.void] | None:
     return table if whole else None
 
 
-def _written(
-    write: Callable[[_Part], NDArray[np.void]], missing: list[_Part], workers: int
-) -> Iterator[NDArray[np.void]]:
-    """Tables of the missing parts as they are written, in order."""
-    if workers == 1:
-        yield from map(write, missing)
-        return
-    # fork: a worker would import torch for seconds otherwise.
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, fork, _start_worker, (os.getpid(),)) as pool:
-        try:
-            yield from pool.map(write, missing)
-        except BrokenProcessPool as error:
-            raise DataError(
-                "crop cache: a writing process died (out of memory?). Finished parts are kept; start "
-                "again, on fewer cores (taskset) if memory is short."
-            ) from error
-
-
 def _start_worker(parent: int) -> None:
     """A pool process ends with its parent: one that outlived it would hold the lock for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -226,14 +223,15 @@ def _start_worker(parent: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _write_part(kind: str, part: _Part) -> NDArray[np.void]:
-    """One part, whole or not at all; its table."""
+def _write_part(kind: str, part: _Part) -> None:
+    """One part, whole or not at all: its rows of the table, then their pixels."""
     table = np.zeros(len(part.frames), TABLE_DTYPE)
-    with _disk_errors(part.path.parent), atomic_write(part.path) as file:
+    table["part"] = part.number
+    with atomic_write(part.path) as file:
         file.write(table.tobytes())
         for k, (paths, window) in enumerate(zip(part.frames, part.windows, strict=True)):
-            table[k], *blocks = encode_frame(paths, window, kind)
-            table[k]["part"] = part.number
+            table[k]["window"], table[k]["size"], *blocks = encode_frame(paths, window, kind)
+            table[k]["crc"] = [zlib.crc32(block.data) for block in blocks]
             for name, block in zip(("rgb", "depth"), blocks, strict=True):
                 start = file.seek(-(-file.tell() // _ALIGN) * _ALIGN)
                 file.write(block.data)
@@ -241,13 +239,12 @@ def _write_part(kind: str, part: _Part) -> NDArray[np.void]:
         file.truncate()  # up to the last block, be it empty
         file.seek(0)
         file.write(table.tobytes())
-    return table
 
 
 def encode_frame(
     paths: tuple[Path, Path], window: NDArray[np.int64], kind: str
-) -> tuple[NDArray[np.void], NDArray[np.uint8], NDArray[np.uint8]]:
-    """What is stored of one frame: its record without places, bytes of RGB, bytes of depth.
+) -> tuple[Window, tuple[int, int], NDArray[np.uint8], NDArray[np.uint8]]:
+    """What is stored of one frame: the window that is held, (H, W) of the picture, bytes of RGB and of depth.
 
     Raises:
         DataError: as without a cache.
@@ -255,17 +252,10 @@ def encode_frame(
     frame = PictureFrame(*paths)
     height, width = frame.size  # of one that was replaced since it was checked: the loader says so
     held = Window(*np.clip(window, 0, [width, height, width, height]).tolist())
-    rgb, depth = pack_rgb(frame.rgb(held), kind), pack_depth(frame.depth(held), kind)
-    record = np.zeros((), TABLE_DTYPE)
-    record["window"], record["size"], record["crc"] = (
-        held,
-        frame.size,
-        (zlib.crc32(rgb.data), zlib.crc32(depth.data)),
-    )
-    return record, rgb, depth
+    return held, frame.size, pack_rgb(frame.rgb(held), kind), pack_depth(frame.depth(held), kind)
 
 
-def _estimate(missing: list[_Part], kind: str, what: str, workers: int, kept: int) -> None:
+def _estimate(missing: list[_Part], kind: str, name: str, workers: int, kept: int) -> None:
     """Say what is to come, from a few frames; refuse a disk that is too small.
 
     Raises:
@@ -275,19 +265,13 @@ def _estimate(missing: list[_Part], kind: str, what: str, workers: int, kept: in
     windows = np.concatenate([part.windows for part in missing])
     probes = np.linspace(0, len(frames) - 1, min(_PROBES, len(frames))).astype(int)
     began = time.perf_counter()
-    blocks = [block for k in probes for block in encode_frame(frames[k], windows[k], kind)[1:]]
-    decoding = (time.perf_counter() - began) / workers
-    began = time.perf_counter()
-    with _disk_errors(folder), tempfile.NamedTemporaryFile(dir=folder) as file:
-        file.writelines(block.data for block in blocks)
-        file.flush()
-        sync_file(file.file)
-    seconds = (decoding + time.perf_counter() - began) / len(probes) * len(frames)
+    blocks = [block for k in probes for block in encode_frame(frames[k], windows[k], kind)[2:]]
+    seconds = (time.perf_counter() - began) / workers / len(probes) * len(frames)
     area = np.prod(windows[:, 2:] - windows[:, :2], axis=1)
-    stored = sum(len(block) for block in blocks) / max(int(area[probes].sum()), 1) * int(area.sum())
+    stored = sum(map(len, blocks)) / max(int(area[probes].sum()), 1) * int(area.sum())
     need, free = stored + len(frames) * (2 * TABLE_DTYPE.itemsize + _ALIGN), shutil.disk_usage(folder).free
     _log.info(
-        f"Crop cache ({what}): {len(frames):,} frames to decode once into {folder}: about "
+        f"Crop cache ({name}, {kind}): {len(frames):,} frames to decode once into {folder}: about "
         f"{seconds / 60:.1f} min with {workers} processes and {need / 2**30:.2f} GiB ({free / 2**30:.1f} GiB "
         "free)" + (f"; {kept} finished parts of an interrupted run are kept." if kept else ".")
     )
@@ -297,15 +281,3 @@ def _estimate(missing: list[_Part], kind: str, what: str, workers: int, kept: in
             f"crop cache: needs about {need / 2**30:.2f} GiB, {folder} has {free / 2**30:.2f} GiB free. "
             f"Set {other}dataset.cache=PATH on a larger disk, or dataset.cache=off."
         )
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """What the operating system says about writing, as an error of ours."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"crop cache: cannot write to {folder} ({error.strerror}). Finished parts are kept: free some "
-            "space and start again, or set dataset.cache=PATH elsewhere, or dataset.cache=off."
-        ) from error

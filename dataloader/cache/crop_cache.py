@@ -38,30 +38,25 @@ class CropCache:
 
     Args:
         derived: the cache's files, see `dataloader.cache.build.ensure_cache`.
-        rows: rows of the annotation index.
-
-    Raises:
-        DataError: its table is not that of so many rows.
     """
 
-    def __init__(self, derived: Derived, rows: int) -> None:
-        self.__setstate__((derived, rows))
-        if len(self.table) != rows:
-            raise self._damaged(TABLE, f"{len(self.table):,} rows for {rows:,} annotations")
-
-    def __getstate__(self) -> tuple[Derived, int]:
-        """Without pixels and table, which would be copied whole."""
-        return self.derived, self._rows
-
-    def __setstate__(self, state: tuple[Derived, int]) -> None:
-        self.derived, self._rows = state
+    def __init__(self, derived: Derived) -> None:
+        self.derived = derived
         self._parts: dict[int, NDArray[np.uint8]] = {}
-        self._checked = np.zeros((self._rows, 2), np.bool_)
+
+    def __reduce__(self) -> tuple[type[CropCache], tuple[Derived]]:
+        """Without pixels and table, which would be copied whole."""
+        return CropCache, (self.derived,)
 
     @functools.cached_property
     def table(self) -> NDArray[np.void]:
-        """(N,) records of TABLE_DTYPE, memory-mapped."""
+        """(N,) records of TABLE_DTYPE, one for each row of the annotation index, memory-mapped."""
         return np.asarray(self.derived.array(TABLE, TABLE_DTYPE, ()))
+
+    @functools.cached_property
+    def _checked(self) -> NDArray[np.bool_]:
+        """(N, 2) whether the checksums of RGB and of depth were compared."""
+        return np.zeros((len(self.table), 2), np.bool_)
 
     def frame(self, row: int, where: str) -> CachedFrame:
         """The pixels of one row of the index.
@@ -78,32 +73,24 @@ class CropCache:
         Raises:
             DataError: they are not what was written: a checksum is compared at the first reading.
         """
-        part, _, _, *places, crc = self.table[row].item()
+        number, _, _, *places, crc = self.table[row].item()
+        if (part := self._parts.get(number)) is None:
+            with self.derived.open(PART.format(number)) as file:
+                part = self._parts[number] = np.asarray(np.memmap(file, np.uint8, "r"))
         start, count = places[kind]
-        block = self._part(part)[start : start + count]
-        if not self._checked[row, kind]:
-            if len(block) != count or zlib.crc32(block.data) != crc[kind]:
-                raise self._damaged(PART.format(part), f"row {row} does not fit its checksum")
-            self._checked[row, kind] = True
+        block = part[start : start + count]
         try:
+            if not self._checked[row, kind]:
+                if zlib.crc32(block.data) != crc[kind]:
+                    raise ValueError("it does not fit its checksum")
+                self._checked[row, kind] = True
             unpack = unpack_rgb if kind == _RGB else unpack_depth
             return unpack(block, self.derived.fingerprint["kind"], shape, cut)
         except ValueError as error:
-            raise self._damaged(PART.format(part), f"row {row}: {error}") from error
-
-    def _part(self, number: int) -> NDArray[np.uint8]:
-        """A part, memory-mapped read-only."""
-        found = self._parts.get(number)
-        if found is None:
-            with self.derived.open(PART.format(number)) as file:
-                found = self._parts[number] = np.asarray(np.memmap(file, np.uint8, "r"))
-        return found
-
-    def _damaged(self, name: str, why: str) -> DataError:
-        return DataError(
-            f"crop cache: {self.derived.path(name)} is damaged ({why}). Delete {self.derived.folder}; it is "
-            "written anew."
-        )
+            raise DataError(
+                f"crop cache: {self.derived.path(PART.format(number))} is damaged (row {row}: {error}). "
+                f"Delete {self.derived.folder}; it is written anew."
+            ) from error
 
 
 class CachedFrame:
@@ -114,8 +101,7 @@ class CachedFrame:
         record = cache.table[row]
         self.window = Window(*record["window"].tolist())
         """What the cache holds of the picture."""
-        height, width = record["size"].tolist()
-        self.size: tuple[int, int] = (height, width)
+        self.size: tuple[int, int] = tuple(record["size"].tolist())
         """(H, W) of the whole picture."""
 
     def rgb(self, window: Window) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.crop.augment import MAX_SHIFT
-from dataloader.crop.camera import FOOTPRINT_MARGIN_PX
+from dataloader.crop.camera import FOOTPRINT_MARGIN_PX, turn_to_axis
 from dataloader.ho3d.meta import ListName
 from src.config import RunConfig
 
@@ -70,18 +70,16 @@ def reach(intrinsics_px: Array, boxes_px: Array, geometry: Geometry) -> NDArray[
         geometry: the ranges.
 
     Returns:
-        (N, 4) x0, y0, x1, y1, half open, MARGIN_PX around the outlines. Where a crop reaches behind the
-        camera, or a box is not finite, the largest rectangle.
+        (N, 4) x0, y0, x1, y1, half open, MARGIN_PX around the outlines; the largest rectangle where a crop
+        reaches behind the camera.
     """
-    anywhere = np.asarray(~np.isfinite(boxes_px).all(1))
-    boxes = np.where(anywhere[:, None], [[0.0, 0.0, 100.0, 100.0]], boxes_px)
-    side = (boxes[:, 2:] - boxes[:, :2]).max(1)
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    side = (boxes_px[:, 2:] - boxes_px[:, :2]).max(1)
+    middle = (boxes_px[:, :2] + boxes_px[:, 2:]) / 2
     inverse = np.linalg.inv(intrinsics_px)
     focal = np.sqrt(intrinsics_px[:, 0, 0] * intrinsics_px[:, 1, 1])
     outline = _outline(geometry)
-    low = np.full((len(boxes), 2), np.inf)
-    high = -low
+    low, high = np.full((2, len(boxes_px), 2), [[[np.inf]], [[-np.inf]]])
+    anywhere = np.zeros(len(boxes_px), np.bool_)
     for shift in {(x * geometry.shift, y * geometry.shift) for x in _SHIFTS for y in _SHIFTS}:
         centre = middle + side[:, None] * np.array(shift)
         ray = np.einsum("nij,nj->ni", inverse, np.concatenate([centre, np.ones((len(centre), 1))], 1))
@@ -89,7 +87,9 @@ def reach(intrinsics_px: Array, boxes_px: Array, geometry: Geometry) -> NDArray[
         tangent = outline * (side * ray[:, 2] / focal)[:, None, None]
         directions = np.concatenate([tangent, np.ones((*tangent.shape[:2], 1))], 2)
         # Rows times a rotation are columns times its inverse: from the crop camera into the image camera.
-        points = directions @ _turns_to_axis(ray) @ intrinsics_px.transpose(0, 2, 1)
+        points = (
+            directions @ np.array(turn_to_axis(ray.T)).transpose(2, 0, 1) @ intrinsics_px.transpose(0, 2, 1)
+        )
         with np.errstate(divide="ignore", invalid="ignore"):
             pixels = points[..., :2] / points[..., 2:]
         low, high = np.minimum(low, pixels.min(1)), np.maximum(high, pixels.max(1))
@@ -113,11 +113,3 @@ def _outline(geometry: Geometry) -> Array:
     rotations = np.array([[np.cos(turns), -np.sin(turns)], [np.sin(turns), np.cos(turns)]])
     turned = [corners * outwards @ rotations[..., k].T for k in range(steps + 1)]
     return np.asarray(np.concatenate(turned))
-
-
-def _turns_to_axis(ray: Array) -> Array:
-    """(N, 3, 3) smallest rotations that take unit rays in front of the camera to (0, 0, 1)."""
-    x, y, z = ray.T
-    k = 1 / (1 + z)
-    rows = [[1 - k * x * x, -k * x * y, -x], [-k * x * y, 1 - k * y * y, -y], [x, y, z]]
-    return np.asarray(np.array(rows).transpose(2, 0, 1))

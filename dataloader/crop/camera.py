@@ -144,7 +144,7 @@ def crop_camera(
     ray_from_px = inverse(intrinsics_img_px)
     ray = ray_from_px @ np.array([centre[0], centre[1], 1.0])
     ray /= np.linalg.norm(ray)
-    rotation = _roll(augmentation.roll_rad) @ _turn_to_axis(ray)
+    rotation = _roll(augmentation.roll_rad) @ np.array(turn_to_axis(ray))
     focal_img = float(np.sqrt(intrinsics_img_px[0, 0] * intrinsics_img_px[1, 1]))
     # Away from the picture's centre a pixel is seen under a smaller angle, by the cosine to the axis.
     angle = side * float(ray[2]) / focal_img
@@ -153,6 +153,16 @@ def crop_camera(
     intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
     homography = intrinsics @ rotation @ ray_from_px
     return CropCamera(size, intrinsics, rotation, homography / homography[2, 2], angle)
+
+
+def turn_to_axis(ray: Array) -> list[list[Any]]:
+    """Rows of the smallest rotation that takes a unit ray (3,) in front of the camera to (0, 0, 1).
+
+    Of (3, N) rays, each element is (N,).
+    """
+    x, y, z = ray
+    k = 1 / (1 + z)
+    return [[1 - k * x * x, -k * x * y, -x], [-k * x * y, 1 - k * y * y, -y], [x, y, z]]
 
 
 def covered_share(camera: CropCamera, picture_size: tuple[int, int]) -> float:
@@ -292,13 +302,6 @@ def _warp(piece: NDArray[Any], camera: CropCamera, window: Window, flags: int) -
     homography = camera.crop_from_img.copy()
     homography[:, 2] += homography[:, 0] * window.x0 + homography[:, 1] * window.y0
     return cv2.warpPerspective(piece, homography, (width, height), flags=flags, borderValue=0)
-
-
-def _turn_to_axis(ray: Array) -> Array:
-    """Smallest rotation that takes a unit ray in front of the camera to (0, 0, 1)."""
-    x, y, z = ray
-    k = 1 / (1 + z)
-    return np.array([[1 - k * x * x, -k * x * y, -x], [-k * x * y, 1 - k * y * y, -y], [x, y, z]])
 
 
 def _roll(angle_rad: float) -> Array:

@@ -93,7 +93,7 @@ def _crops(change: Callable[[Any], object]) -> Case:
             return {}
 
         derived = Store(folder, "crops", "crops", unsummed="part").ensure({"kind": "raw"}, make)
-        frame = CropCache(derived, 2).frame(0, "0000.jpg")
+        frame = CropCache(derived).frame(0, "0000.jpg")
         return frame.rgb(frame.window), frame.depth(frame.window)
 
     return case

@@ -1,8 +1,9 @@
-"""Batches on their way to a GPU: page-locked, one ahead, on a stream of their own."""
+"""Batches on their way to a GPU: in one block, page-locked, one ahead, on a stream of their own."""
 
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import types
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 from dataloader import build
 from dataloader.batches import loader as loading
 from dataloader.build import DeviceLoader, build_eval_loader, build_train_loader
+from dataloader.crop.prepare import prepare
 from src.config import ManoConfig, RunConfig
 from src.hand.mano import ManoLayer
 from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, RawBatch
-from tests.dataloader.batches.test_loader import config_of, dataset_of
+from tests.dataloader.batches.test_loader import CPU, config_of, dataset_of
 from tests.dataloader.tree import Frame
 from tests.fake_gpu import GPU, fake_gpu
 from tests.hand_file import hand_file
@@ -26,6 +28,37 @@ from tests.training.test_step import raw
 from tests.waits import Waits
 
 FIELDS = len(dataclasses.fields(HandBatch))
+
+
+def loader_on(device: torch.device) -> Any:
+    """A loader of nothing, whose parcels are chosen."""
+    return DeviceLoader(None, [], device, num_workers=0, generator=torch.Generator())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_field_arrives_bit_for_bit(shared: bool) -> None:
+    """A field at a wrong place is another sample's label; a parcel that is no copy, the next batch's."""
+    batch, wanted = raw(1), raw(1)
+    parcel = batch.pack(shared=shared)
+    batch.rgb_u8.zero_()
+    assert parcel.block.is_shared() is shared
+    there = pickle.loads(pickle.dumps(parcel)).unpack(CPU)
+    for name, tensor in wanted.fields().items():
+        assert getattr(there, name).dtype == tensor.dtype, name
+        assert torch.equal(getattr(there, name), tensor), name
+
+
+@pytest.mark.gpu
+def test_batches_made_ahead_on_a_gpu_are_those_of_the_cpu() -> None:
+    """A batch read before its copy has ended, or overwritten while it is read, is a wrong batch."""
+    device = torch.device("cuda")
+    parcels = [raw(k).pack(shared=False).pin_memory() for k in range(8)]
+    made = loading._one_ahead((prepare(parcel.unpack(device)) for parcel in parcels), device)
+    for parcel, batch in zip(parcels, made, strict=True):
+        want = prepare(parcel.unpack(CPU))
+        assert torch.allclose(batch.rgb.cpu(), want.rgb, atol=1e-5)
+        assert torch.allclose(batch.depth.cpu(), want.depth, atol=1e-5)
+        assert torch.equal(batch.sample_index.cpu(), want.sample_index)
 
 
 def test_batches_are_made_ahead_and_handed_over_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,14 +69,13 @@ def test_batches_are_made_ahead_and_handed_over_in_order(monkeypatch: pytest.Mon
     parcels = [raw(k).pack(shared=False) for k in range(3)]
     with fake_gpu() as gpu:
 
-        def prepared(batch: RawBatch, inner: Any = loading.prepare) -> HandBatch:
+        def prepared(batch: RawBatch) -> HandBatch:
             gpu.did(f"batch {len(made)} made on {gpu.stream.name}")
             made.append(len(made))
-            result: HandBatch = inner(batch)
-            return result
+            return prepare(batch)
 
         monkeypatch.setattr(loading, "prepare", prepared)
-        loader = DeviceLoader(None, (), GPU, num_workers=0, generator=torch.Generator())  # type: ignore[arg-type]
+        loader = loader_on(GPU)
         monkeypatch.setattr(loader, "_parcels", lambda: (parcel.pin_memory() for parcel in parcels))
         with Waits("cuda") as waits:
             for k, batch in enumerate(loader):
@@ -68,24 +100,22 @@ def test_batches_are_made_ahead_and_handed_over_in_order(monkeypatch: pytest.Mon
 
 def test_without_a_gpu_nothing_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no stream to make it on."""
-    loader = DeviceLoader(None, (), torch.device("cpu"), num_workers=0, generator=torch.Generator())  # type: ignore[arg-type]
+    loader = loader_on(CPU)
     monkeypatch.setattr(loader, "_parcels", lambda: iter([raw(0).pack(shared=False)]))
     with mock.patch("torch.cuda.Stream", side_effect=AssertionError("a stream on a CPU")):
         assert len(list(loader)) == 1
 
 
-def test_loaders_of_a_gpu_pin_and_do_not_fork(tree: tuple[Path, dict[str, Frame]]) -> None:
+@pytest.mark.parametrize(("device", "starts"), [(GPU, "forkserver"), (CPU, "fork")])
+def test_loaders_of_a_gpu_pin_and_do_not_fork(
+    tree: tuple[Path, dict[str, Frame]], device: torch.device, starts: str
+) -> None:
     """Copies from ordinary memory make the host wait; a process forked beside a GPU inherits its context."""
     config = config_of(tree[0], workers=1)
-    train, val = dataset_of(config, "train"), dataset_of(config, "val")
-    for device, pins, starts in ((GPU, True, "forkserver"), (torch.device("cpu"), False, "fork")):
-        for made in (
-            build_train_loader(config, train, 0, 1, device),
-            build_eval_loader(config, val, 0, 1, device),
-        ):
-            loader = made._loader
-            assert loader.pin_memory is pins
-            assert loader.multiprocessing_context.get_start_method() == starts
+    for make, split in ((build_train_loader, "train"), (build_eval_loader, "val")):
+        loader = make(config, dataset_of(config, split), 0, 1, device)._loader
+        assert loader.pin_memory is (device == GPU)
+        assert loader.multiprocessing_context.get_start_method() == starts
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])
@@ -104,6 +134,4 @@ def test_labels_are_read_with_a_hand_on_the_cpu(on_gpu: bool, monkeypatch: pytes
     assert len(given) == 2
     for used in given:
         assert (used is hand) is not on_gpu
-        if on_gpu:
-            assert isinstance(used, ManoLayer)
-            assert used.faces.device.type == "cpu"
+        assert not on_gpu or (isinstance(used, ManoLayer) and used.faces.device.type == "cpu")

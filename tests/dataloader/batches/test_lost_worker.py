@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from dataloader.batches.samplers import SampleKey
-from dataloader.build import DeviceLoader, build_eval_loader, build_train_loader
+from dataloader.build import DeviceLoader
 from dataloader.ho3d_dataset import HO3DDataset
 from src.errors import DataError
 from src.schema import HandBatch
-from tests.dataloader.batches.test_loader import CPU, Tree, config_of, dataset_of
+from tests.dataloader.batches.test_loader import Tree, loader_of
 from tests.log_lines import log_lines
 
 WAIT_S = 60.0
@@ -28,11 +28,8 @@ WAIT_S = 60.0
 
 def loaders(root: Path, workers: int) -> tuple[DeviceLoader, DeviceLoader]:
     """Training and validation loaders of a tree."""
-    config = config_of(root, workers, validation={"batch_size": 1})
-    return (
-        build_train_loader(config, dataset_of(config, "train"), 0, 1, CPU),
-        build_eval_loader(config, dataset_of(config, "val"), 0, 1, CPU),
-    )
+    train, val = (loader_of(root, split, workers, validation={"batch_size": 1}) for split in ("train", "val"))
+    return train, val
 
 
 def kill_workers(loader: DeviceLoader, number: int = signal.SIGKILL) -> None:
@@ -51,22 +48,20 @@ def same(found: list[HandBatch], wanted: list[HandBatch]) -> bool:
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["training", "validation"])
-@pytest.mark.parametrize("after", [1, 2])
-def test_the_rest_of_the_epoch_is_loaded_here(tree: Tree, which: int, after: int) -> None:
+def test_the_rest_of_the_epoch_is_loaded_here(tree: Tree, which: int) -> None:
     """Each batch once, whatever the dead process had prepared; the next epoch has processes again."""
     wanted = list(loaders(tree[0], 0)[which])
     loader = loaders(tree[0], 2)[which]
     batches = iter(loader)
-    found = [next(batches) for _ in range(after)]
+    found = [next(batches) for _ in range(2)]
     with log_lines("data") as said:
         kill_workers(loader)
         found += list(batches)
     assert same(found, wanted)
-    assert re.match(
-        r"a loader process was lost: process \d+ ended by -9, process \d+ ended by -9\. ", str(loader.died)
-    )
-    assert len(said) == 1
-    assert "This process loads what is left of the epoch." in said[0]
+    lost = r"a loader process was lost: process \d+ ended by -9, process \d+ ended by -9\. "
+    assert re.match(lost, str(loader.died))
+    (line,) = said
+    assert "This process loads what is left of the epoch." in line
     again = iter(loader)
     first = next(again)
     assert len(loader._loader._iterator._workers) == 2  # type: ignore[union-attr]
@@ -98,13 +93,12 @@ def test_processes_that_died_between_two_epochs(tree: Tree) -> None:
         assert same(list(loader), epoch)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_death_raises_only_where_a_batch_is_waited_for(tree: Tree, number: int) -> None:
+def test_a_death_raises_only_where_a_batch_is_waited_for(tree: Tree) -> None:
     """torch raises it from a signal handler: in the middle of a weight update, or of a checkpoint."""
     loader = loaders(tree[0], 1)[0]
     batches = iter(loader)
     next(batches)
-    kill_workers(loader, number)
+    kill_workers(loader, signal.SIGSEGV)
     for _ in range(20):
         time.sleep(0.01)  # where Python answers signals
     assert loader.died is None

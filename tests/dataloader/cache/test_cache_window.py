@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from dataloader.cache.window import Geometry, geometry_of, reach
-from dataloader.crop.augment import Augmentation, draw
+from dataloader.crop.augment import MAX_SHIFT, Augmentation, draw
 from dataloader.crop.camera import Window, crop_camera, footprint, warp_depth, warp_rgb
 from src.config import AugmentationConfig, DatasetConfig, ModelConfig, RunConfig
 
 PICTURE = (480, 640)
-HANDS = 60
+WHOLE = Window(0, 0, PICTURE[1], PICTURE[0])
+HANDS = 25
 SIZES = ((128, 128), (256, 192), (64, 160))
 
 
@@ -39,86 +40,62 @@ def hands(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return intrinsics, np.concatenate([centre - extent / 2, centre + extent / 2], 1)
 
 
-def clipped(window: np.ndarray) -> Window:
-    """Inside the picture."""
-    x0, y0, x1, y1 = np.clip(window, 0, [PICTURE[1], PICTURE[0]] * 2).tolist()
-    return Window(x0, y0, x1, y1)
-
-
-def extremes(change: AugmentationConfig) -> list[Augmentation]:
-    """The corners of the ranges, and rolls all around."""
-    rolls = np.radians(np.linspace(-change.roll_deg, change.roll_deg, 23))
-    shifts = list(itertools.product((-change.shift, 0.0, 0.6 * change.shift, change.shift), repeat=2))
-    return [Augmentation(float(roll), 1 + change.scale, shift) for roll in rolls for shift in shifts]
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
-    ("box_scale", "ranges"),
-    [
-        (1.6, {}),
-        (1.0, {"roll_deg": 20.0, "scale": 0.3, "shift": 0.3}),
-        (2.4, {"roll_deg": 95.0, "scale": 0.0, "shift": 0.5}),
-        (1.6, {"roll_deg": 0.0, "scale": 0.0, "shift": 0.0}),
-    ],
+    ("box_scale", "roll", "scale", "shift"),
+    [(1.6, 180.0, 0.15, MAX_SHIFT), (1.0, 20.0, 0.3, 0.3), (2.4, 95.0, 0.0, 0.5), (1.6, 0.0, 0.0, 0.0)],
 )
 def test_no_crop_looks_outside_its_window(
-    size: tuple[int, int], box_scale: float, ranges: dict[str, float]
+    size: tuple[int, int], box_scale: float, roll: float, scale: float, shift: float
 ) -> None:
     """Outside, there is nothing to read: a run would stop at the one draw in a million that gets there."""
-    config = config_of(size, box_scale, **ranges)
-    change = config.augmentation
+    config = config_of(size, box_scale, roll_deg=roll, scale=scale)
+    geometry = dataclasses.replace(geometry_of(config, "train"), shift=shift)
     intrinsics, boxes = hands(size[1])
-    windows = reach(intrinsics, boxes, geometry_of(config, "train"))
-    random = [draw(change, 3, 0, i) for i in range(12 * HANDS)]
-    for k in range(HANDS):
-        window = clipped(windows[k])
-        for moved in [*extremes(change), *random[k::HANDS]]:
-            camera = crop_camera(intrinsics[k], boxes[k], size, box_scale, moved)
-            seen = footprint(camera, PICTURE)
-            if seen.x0 < seen.x1 and seen.y0 < seen.y1:
-                assert window.contains(seen), (k, moved)
+    windows = np.clip(reach(intrinsics, boxes, geometry), 0, [PICTURE[1], PICTURE[0]] * 2)
+    rolls = np.radians(np.linspace(-roll, roll, 23)).tolist()
+    shifts = list(itertools.product((-shift, 0.0, 0.6 * shift, shift), repeat=2))
+    changes = [Augmentation(turn, 1 + scale, place) for turn in rolls for place in shifts]
+    if shift == MAX_SHIFT:
+        changes += [draw(config.augmentation, 3, 0, i) for i in range(12)]
+    for k, change in itertools.product(range(HANDS), changes):
+        seen = footprint(crop_camera(intrinsics[k], boxes[k], size, box_scale, change), PICTURE)
+        if seen.x0 < seen.x1 and seen.y0 < seen.y1:
+            assert Window(*windows[k].tolist()).contains(seen), (k, change)
 
 
 @pytest.mark.parametrize("size", [(112, 128), (128, 128), (256, 192)])
 def test_no_roll_between_two_tried_ones_looks_outside(size: tuple[int, int]) -> None:
     """A hand that fills a large picture: corners of a crop swing out between the rolls that are tried."""
-    config = config_of(size, shift=0.0)
-    picture = (6000, 6000)
+    geometry = dataclasses.replace(geometry_of(config_of(size), "train"), shift=0.0)
     intrinsics = np.array([[[4000.0, 0, 3000], [0, 4000.0, 3000], [0, 0, 1]]])
     box = np.array([[2000.0, 2000, 4000, 4000]])
-    x0, y0, x1, y1 = reach(intrinsics, box, geometry_of(config, "train"))[0].tolist()
-    for roll in np.radians(np.linspace(-180, 180, 721)):
-        moved = Augmentation(float(roll), 1 + config.augmentation.scale)
-        seen = footprint(crop_camera(intrinsics[0], box[0], size, 1.6, moved), picture)
-        assert Window(x0, y0, x1, y1).contains(seen), f"{np.degrees(roll):.1f} degrees"
+    window = Window(*reach(intrinsics, box, geometry)[0].tolist())
+    for roll in np.radians(np.linspace(-180, 180, 721)).tolist():
+        camera = crop_camera(intrinsics[0], box[0], size, 1.6, Augmentation(roll, 1.15))
+        assert window.contains(footprint(camera, (6000, 6000))), f"{np.degrees(roll):.1f} degrees"
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_crop_depends_on_its_footprint_alone(size: tuple[int, int]) -> None:
     """A footprint that is too tight would give black where the cache ends, and other bytes than decoding."""
     intrinsics, boxes = hands(7)
-    config = config_of(size)
     inside = np.random.default_rng(0).integers(1, 255, (*PICTURE, 3), np.uint8)
     for k in range(HANDS):
-        camera = crop_camera(intrinsics[k], boxes[k], size, 1.6, draw(config.augmentation, 0, 0, k))
+        camera = crop_camera(intrinsics[k], boxes[k], size, 1.6, draw(AugmentationConfig(), 0, 0, k))
         window = footprint(camera, PICTURE)
         if not (window.x0 < window.x1 and window.y0 < window.y1):
             continue
+        cut = slice(window.y0, window.y1), slice(window.x0, window.x1)
         other = 255 - inside  # another picture everywhere but in the footprint
-        rows, columns = slice(window.y0, window.y1), slice(window.x0, window.x1)
-        other[rows, columns] = inside[rows, columns]
-        whole = Window(0, 0, PICTURE[1], PICTURE[0])
-        assert np.array_equal(warp_rgb(inside, camera, whole), warp_rgb(other, camera, whole))
+        other[cut] = inside[cut]
+        assert np.array_equal(warp_rgb(inside, camera, WHOLE), warp_rgb(other, camera, WHOLE))
         a, b = (picture[..., 0].astype(np.uint16) for picture in (inside, other))
-        assert np.array_equal(warp_depth(a, camera, whole), warp_depth(b, camera, whole))
+        assert np.array_equal(warp_depth(a, camera, WHOLE), warp_depth(b, camera, WHOLE))
         # Cut out, the same picture: up to the resampler's rounding, and black borders where they were.
-        piece = np.ascontiguousarray(inside[rows, columns])
-        difference = warp_rgb(piece, camera, window).astype(int) - warp_rgb(inside, camera, whole)
-        assert (np.abs(difference) > 2).mean() < 0.001
-        assert np.array_equal(
-            warp_rgb(inside[rows, columns], camera, window), warp_rgb(piece, camera, window)
-        )
+        piece = warp_rgb(np.ascontiguousarray(inside[cut]), camera, window)
+        assert (np.abs(piece.astype(int) - warp_rgb(inside, camera, WHOLE)) > 2).mean() < 0.001
+        assert np.array_equal(warp_rgb(inside[cut], camera, window), piece)
 
 
 def test_windows_are_not_wasteful() -> None:
@@ -133,37 +110,33 @@ def test_windows_are_not_wasteful() -> None:
     assert 120 * 1.6 < window[2] - window[0] < 120 * 1.6 + 12
 
 
-def test_hands_that_no_crop_can_show_get_the_largest_window() -> None:
-    """The loader says what is wrong with them; the cache must not stumble before."""
+def test_a_hand_beside_which_a_crop_looks_backwards_gets_the_largest_window() -> None:
+    """A very wide view: there a projection says nothing. The other hands keep their windows."""
     intrinsics, boxes = hands(1)
-    boxes[0], boxes[1] = np.nan, [-9000.0, -9000, 9000, 9000]
-    windows = reach(intrinsics, boxes, geometry_of(config_of((128, 128)), "train"))
-    assert (windows[:2] == [-(10**6), -(10**6), 10**6, 10**6]).all()
-    assert np.array_equal(
-        windows[2:], reach(intrinsics[2:], boxes[2:], geometry_of(config_of((128, 128)), "train"))
-    )
+    geometry = geometry_of(config_of((128, 128)), "train")
+    boxes[0] = -9000.0, -9000, 9000, 9000
+    windows = reach(intrinsics, boxes, geometry)
+    assert (windows[0] == [-(10**6), -(10**6), 10**6, 10**6]).all()
+    assert np.array_equal(windows[1:], reach(intrinsics[1:], boxes[1:], geometry))
 
 
 def test_covers_is_what_reach_says() -> None:
     """A cache that is reused must hold what a new one would."""
     intrinsics, boxes = hands(2)
     rng = np.random.default_rng(5)
-    made = []
-    for _ in range(40):
-        half = rng.uniform(0.5, 2.0, 2)
-        roll = float(rng.choice([0.0, 30.0, 90.0, 180.0]))
-        made.append(Geometry(float(half[0]), float(half[1]), roll, float(rng.choice([0.0, 0.1, 0.3]))))
+    made = [
+        Geometry(*rng.uniform(0.5, 2.0, 2), rng.choice([0.0, 30.0, 90.0, 180.0]), rng.choice([0.0, 0.1, 0.3]))
+        for _ in range(40)
+    ]
     windows = [reach(intrinsics, boxes, geometry) for geometry in made]
-    covered = 0
-    for a, b in itertools.permutations(range(40), 2):
-        if made[a].covers(made[b]):
-            covered += 1
-            # Outlines of partial rolls are rounded outwards: a pixel of slack, which MARGIN_PX has.
-            assert (windows[a][:, :2] <= windows[b][:, :2] + 1).all()
-            assert (windows[a][:, 2:] >= windows[b][:, 2:] - 1).all()
-    assert covered > 50
+    covering = [(a, b) for a, b in itertools.permutations(range(40), 2) if made[a].covers(made[b])]
+    assert len(covering) > 50
+    for a, b in covering:
+        # Outlines of partial rolls are rounded outwards: a pixel of slack, which MARGIN_PX has.
+        assert (windows[a][:, :2] <= windows[b][:, :2] + 1).all()
+        assert (windows[a][:, 2:] >= windows[b][:, 2:] - 1).all()
     wide = Geometry(1.0, 1.0, 180.0, 0.1)
-    assert wide.covers(dataclasses.replace(wide, half_height=0.9, half_width=0.7))
-    assert not wide.covers(dataclasses.replace(wide, half_height=1.2))
+    assert wide.covers(Geometry(0.9, 0.7, 180.0, 0.1))
+    for farther in ({"half_height": 1.2}, {"half_width": 1.2}, {"shift": 0.2}):
+        assert not wide.covers(dataclasses.replace(wide, **farther))
     assert not dataclasses.replace(wide, roll_deg=30.0).covers(wide)
-    assert not wide.covers(dataclasses.replace(wide, shift=0.2))
