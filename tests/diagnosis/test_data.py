@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 import dataloader.ho3d.labels as door
+from dataloader.crop.augment import Augmentation
+from dataloader.crop.camera import crop_camera
 from src.geometry.camera import project
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
@@ -48,24 +51,16 @@ def left_hand(b: HandBatch) -> dict[str, Any]:
     return made | {"global_orient": made["global_orient"] @ flip, "hand_pose": flip @ b.hand_pose @ flip}
 
 
-def depth_times(factor: float) -> Change:
-    """Depth in another unit, wherever it is read."""
-
-    def change(b: HandBatch) -> dict[str, Any]:
-        depth = (b.depth * factor).clamp(-DEPTH_CLIP, DEPTH_CLIP)
-        return {"depth": depth, "z_ref_m": b.z_ref_m * factor}
-
-    return change
+def depth_of_another_unit(b: HandBatch) -> dict[str, Any]:
+    return {"depth": (b.depth / 2).clamp(-DEPTH_CLIP, DEPTH_CLIP), "z_ref_m": b.z_ref_m / 2}
 
 
 def hidden_hand(b: HandBatch) -> dict[str, Any]:
     """Depth of what is 10 cm behind the hand, a little rough."""
     behind = (b.joints_cam_m[..., 2].amax(dim=1) + 0.1 - b.z_ref_m) / DEPTH_RANGE_M
     rough = 0.01 * torch.rand(b.depth.shape, generator=torch.Generator().manual_seed(0))
-    return {
-        "depth": (behind[:, None, None, None] + rough).clamp_max(DEPTH_CLIP),
-        "depth_valid": b.depth * 0 + 1,
-    }
+    depth = (behind[:, None, None, None] + rough).clamp_max(DEPTH_CLIP)
+    return {"depth": depth, "depth_valid": torch.ones_like(depth)}
 
 
 def bytes_exchanged(b: HandBatch) -> dict[str, Any]:
@@ -76,10 +71,6 @@ def bytes_exchanged(b: HandBatch) -> dict[str, Any]:
     return {"depth": ((z - z_ref) / DEPTH_RANGE_M).clamp(-DEPTH_CLIP, DEPTH_CLIP)}
 
 
-def flipped(b: HandBatch) -> dict[str, Any]:
-    return {name: getattr(b, name).flip(-1) for name in ("rgb", "depth", "depth_valid")}
-
-
 ALL = ("joints_cam_m", "root_cam_m", "global_orient")
 DEFECTS: dict[str, tuple[str, Change]] = {
     "labels not finite": ("labels exist", lambda b: {"joints_cam_m": b.joints_cam_m * torch.nan}),
@@ -87,17 +78,15 @@ DEFECTS: dict[str, tuple[str, Change]] = {
     "y of joints mirrored": ("axis flip", lambda b: moved(b, mirrors(b, (1, -1, 1)), "joints_cam_m")),
     "pose left in OpenGL": ("axis flip", lambda b: moved(b, mirrors(b, (1, -1, -1)), "global_orient")),
     "z behind the camera": ("axis flip", lambda b: moved(b, mirrors(b, (1, 1, -1)), *ALL)),
-    "picture mirrored": ("axis flip", flipped),
-    "joints in millimetres": ("unit of labels", lambda b: {"joints_cam_m": b.joints_cam_m * 1000}),
-    "all labels in centimetres": (
-        "unit of labels",
-        lambda b: {"joints_cam_m": b.joints_cam_m * 100, "root_cam_m": b.root_cam_m * 100},
+    "picture mirrored": (
+        "axis flip",
+        lambda b: {name: getattr(b, name).flip(-1) for name in ("rgb", "depth", "depth_valid")},
     ),
+    "joints in millimetres": ("unit of labels", lambda b: {"joints_cam_m": b.joints_cam_m * 1000}),
     "millimetres without parameters": (
         "unit of labels",
         lambda b: {"joints_cam_m": b.joints_cam_m * 1000, "mano_valid": torch.zeros_like(b.mano_valid)},
     ),
-    "joints in HO3D's order": ("joint order", lambda b: {"joints_cam_m": b.joints_cam_m[:, ORDER]}),
     "two fingers exchanged": (
         "joint order",
         lambda b: {"joints_cam_m": b.joints_cam_m[:, [*range(13), *range(17, 21), *range(13, 17)]]},
@@ -107,7 +96,6 @@ DEFECTS: dict[str, tuple[str, Change]] = {
         "labels already relative",
         lambda b: {"joints_cam_m": b.joints_cam_m - b.joints_cam_m[:, :1]},
     ),
-    "only the root moved": ("joints and wrist moved apart", lambda b: {"root_cam_m": b.root_cam_m + 0.002}),
     "wrist taken from the translation": (
         "joints and wrist moved apart",
         lambda b: {"root_cam_m": b.translation_m},
@@ -120,10 +108,6 @@ DEFECTS: dict[str, tuple[str, Change]] = {
         "joints and pose turned apart",
         lambda b: moved(b, rolls(b, -1), "joints_cam_m", "root_cam_m"),
     ),
-    "fingers of the pose in another order": (
-        "hand model is not the labels'",
-        lambda b: {"hand_pose": b.hand_pose[:, [12, 13, 14, *range(12)]]},
-    ),
     "pose transposed": ("hand model is not the labels'", lambda b: {"hand_pose": b.hand_pose.mT}),
     "black crops": ("blank crops", lambda b: {"rgb": b.rgb * 0 - 2}),
     "crop beside the hand": ("joints outside the crop", lambda b: {"joints_unit": b.joints_unit + 0.9}),
@@ -135,8 +119,7 @@ DEFECTS: dict[str, tuple[str, Change]] = {
     "depth constant": ("depth constant", lambda b: {"depth": b.depth * 0 + 0.3}),
     "depth bytes exchanged": ("depth digits mixed", bytes_exchanged),
     "depth of the background": ("label and picture apart", hidden_hand),
-    "depth in decimetres": ("depth scale", depth_times(10.0)),
-    "depth in the unit of another sensor": ("depth scale", depth_times(0.5)),
+    "depth in the unit of another sensor": ("depth scale", depth_of_another_unit),
 }
 
 
@@ -179,7 +162,7 @@ def test_another_hand_model(clinic: Clinic) -> None:
 
 def test_the_best_permutation_is_shown(clinic: Clinic) -> None:
     """A wrong order is mended in one line if the order found is printed, in an evening if it is not."""
-    batch = planted(clinic.batches(count=1)[0], DEFECTS["joints in HO3D's order"][1])
+    batch = planted(clinic.batches(count=1)[0], lambda b: {"joints_cam_m": b.joints_cam_m[:, ORDER]})
     line = next(f.line() for f in check_data([batch], clinic.hand) if f.what == "joint order")
     assert f"the permutation {ORDER} (the labels are in HO3D's order) leaves 0.00 mm" in line
 
@@ -194,8 +177,7 @@ def test_one_blank_crop_warns_and_a_tenth_of_them_fails(blank: int, status: str,
     assert [(f.what, f.status) for f in found[:1]] == [("blank crops", status)]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("p_drop_depth", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(("seed", "p_drop_depth"), [(0, 0.4), (1, 1.0), (2, 0.0)])
 def test_healthy(seed: int, p_drop_depth: float, clinic: Clinic) -> None:
     """A false alarm teaches people to ignore the next one; and what is looked at must not change."""
     batches = clinic.batches(f"seed={seed}", f"dataset.p_drop_depth={p_drop_depth}")
@@ -218,16 +200,14 @@ def test_healthy_without_augmentation_parameters_or_a_joint(clinic: Clinic) -> N
         assert names(check_data(some_batches, clinic.hand)) == []
 
 
-@pytest.mark.parametrize("roll", [-2.9, -0.4, 0.0, 0.7, 1.6])
-def test_the_augmentations_roll_is_read_with_its_sign(roll: float) -> None:
+def test_the_augmentations_roll_is_read_with_its_sign() -> None:
     """Taking a roll off the labels and adding it send to other lines."""
-    from dataloader.crop.augment import Augmentation
-    from dataloader.crop.camera import crop_camera
-
     k, box = np.array([[600.0, 0, 320], [0, 600, 240], [0, 0, 1]]), np.array([380.0, 60, 520, 190])
-    plain, rolled = (
-        torch.from_numpy(crop_camera(k, box, (128, 128), 1.6, change).rot_crop_from_img)[None]
-        for change in (Augmentation(), Augmentation(roll_rad=roll))
-    )
-    batch: Any = dataclasses.make_dataclass("Batch", ["rot_crop_from_img"])(rolled)
-    torch.testing.assert_close(rolls(batch, 1.0) @ plain, rolled, atol=1e-6, rtol=0)
+
+    def turn(roll: float) -> Tensor:
+        camera = crop_camera(k, box, (128, 128), 1.6, Augmentation(roll_rad=roll))
+        return torch.from_numpy(camera.rot_crop_from_img)[None]
+
+    for roll in (-2.9, -0.4, 1.6):
+        batch: Any = SimpleNamespace(rot_crop_from_img=turn(roll))
+        torch.testing.assert_close(rolls(batch, 1.0) @ turn(0.0), turn(roll), atol=1e-6, rtol=0)

@@ -90,8 +90,6 @@ DEFECTS: dict[str, tuple[str, Plant | None, str]] = {
     "a sum where a mean belongs": ("WARN  loss far too large", loss_times(2016), ""),
     "loss in square millimetres": ("FAIL  loss far too large", loss_times(1e6), ""),
     "clip norm meant for another loss": ("WARN  every step clipped", None, "training.clip_grad_norm=0.001"),
-    "learning rate 0.5": ("WARN  learning rate far too high", None, "optimizer.lr=0.5"),
-    "learning rate 1e-8": ("WARN  learning rate far too low", None, "optimizer.lr=1e-8"),
 }
 
 
@@ -103,7 +101,6 @@ def test_named(defect: str, clinic: Clinic) -> None:
         run = Watched(clinic, "dataset.p_drop_depth=0", *[setting] * bool(setting))
         if plant is not None:
             plant(run)
-        run.begin()
         run.steps(3)
     assert lines[0].startswith(f"  Doctor {cause}: "), lines
 
@@ -136,29 +133,27 @@ def test_set_up(changes: dict[str, Any], named: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seen", "enough", "named"),
+    ("seen", "early", "late"),
     [
-        (Probe(0.6, 0.3, 0.01), False, []),  # what has hardly begun says nearly the same for all
-        (Probe(0.6, 0.3, 0.01), True, ["constant predictions"]),
-        (Probe(0.0, 0.0, 0.0), False, ["constant predictions"]),
-        (Probe(0.0005, 0.3, 0.3), True, ["dead RGB branch"]),
-        (Probe(0.0005, 0.3, 0.3), False, []),
-        (Probe(3.0, 0.0005, 0.3), True, ["dead depth branch"]),
-        (Probe(3.0, 0.0005, 0.3), False, []),
-        (Probe(3.0, None, 0.3), True, []),
-        (Probe(3.0, 1.0, 0.3), True, []),
+        (Probe(0.6, 0.3, 0.01), [], ["constant predictions"]),
+        (Probe(0.0, 0.0, 0.0), ["constant predictions"], ["constant predictions"]),
+        (Probe(0.0005, 0.3, 0.3), [], ["dead RGB branch"]),
+        (Probe(3.0, 0.0005, 0.3), [], ["dead depth branch"]),
+        (Probe(3.0, None, 0.3), [], []),
+        (Probe(3.0, 1.0, 0.3), [], []),
     ],
 )
-def test_answers_are_judged_by_how_much_was_trained(seen: Probe, enough: bool, named: list[str]) -> None:
-    """A FAIL may end a good run that has hardly begun; late, near-constant answers are a failure."""
-    assert names(PROBE.look(seen, enough, True)) == named
-
-
-def test_enough_is_steps_and_samples() -> None:
-    """Neither a few steps of huge batches nor many steps of two samples are enough."""
-    assert trained_enough(ENOUGH_STEPS, ENOUGH_SAMPLES)
-    assert not trained_enough(ENOUGH_STEPS - 1, ENOUGH_SAMPLES)
-    assert not trained_enough(ENOUGH_STEPS, ENOUGH_SAMPLES - 1)
+def test_answers_are_judged_by_how_much_was_trained(seen: Probe, early: list[str], late: list[str]) -> None:
+    """A FAIL may end a good run that has hardly begun; late, near-constant answers are a failure. A few steps
+    of huge batches are not late, nor are many steps of two samples.
+    """
+    assert [names(PROBE.look(seen, enough, True)) for enough in (False, True)] == [early, late]
+    enough = (
+        (ENOUGH_STEPS, ENOUGH_SAMPLES),
+        (ENOUGH_STEPS - 1, ENOUGH_SAMPLES),
+        (ENOUGH_STEPS, ENOUGH_SAMPLES - 1),
+    )
+    assert [trained_enough(*trained) for trained in enough] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -202,24 +197,12 @@ def test_validations(clinic: Clinic) -> None:
     with heard() as lines:
         run = Watched(clinic, "dataset.p_drop_depth=0")
         run.steps(3)
-        for factor in (0.0, 1.05, 1.05, 1.2, torch.nan):
+        for factor in (0.0, 1.05, 1.05, torch.nan):
             lines.append(f"x {factor}")
             run.validate(Predictor(lambda b: factor * b.joints_root_m, run.model))  # noqa: B023
     said = [line.partition(":")[0] for line in lines[1:]]
     zero, frozen = "  Doctor FAIL  metric equals the zero pose", "  Doctor FAIL  metric frozen"
-    assert said == [
-        "x 0.0",
-        zero,
-        "Doctor",
-        "x 1.05",
-        "Doctor",
-        "x 1.05",
-        frozen,
-        "Doctor",
-        "x 1.2",
-        "Doctor",
-        "x nan",
-    ]
+    assert said == ["x 0.0", zero, "Doctor", "x 1.05", "Doctor", "x 1.05", frozen, "Doctor", "x nan"]
 
 
 def test_a_fail_can_stop_the_run_and_a_warning_never_does(clinic: Clinic) -> None:
@@ -240,23 +223,24 @@ def test_a_fail_can_stop_the_run_and_a_warning_never_does(clinic: Clinic) -> Non
         assert run.doctor.stops == stops
 
 
-def state_of(run: Watched) -> Tensor:
+def state_of(run: Watched) -> list[Tensor]:
+    """Weights, averages, gradients and the random state."""
     average = run.trainer.ema.state_dict()["average"]  # type: ignore[union-attr]
-    tensors: list[Any] = [
-        *run.model.parameters(),
-        *average.values(),
-        *(p.grad for p in run.model.parameters()),
-    ]
-    return torch.cat([t.detach().flatten() for t in tensors])
+    weights = list(run.model.parameters())
+    return [*weights, *average.values(), *(p.grad for p in weights), torch.get_rng_state()]  # type: ignore[misc]
 
 
-def test_nothing_changes(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights, averages, gradients and random states are the same bits with and without the doctor."""
+def test_a_healthy_run_is_left_alone(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a WARN nor a FAIL, and every bit as without the doctor.
+
+    Other ranks wait in the gradients' exchange, which has a limit, while rank 0 looks: they meet after it.
+    """
     monkeypatch.setattr("src.training.diagnosis.doctor.LATER_STEP", 4)
-    seen = []
+    seen, met = [], []
     for doctor in (True, False):
         with heard() as lines:
             run = Watched(clinic, "model.drop_path=0.3")
+            run.doctor._context = SimpleNamespace(world=1, is_main=True, barrier=met.append)  # type: ignore[assignment]
             if not doctor:
                 run.doctor = mock.create_autospec(run.doctor)
             run.begin()
@@ -264,34 +248,21 @@ def test_nothing_changes(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> Non
             run.validate()
             modes = [module.training for module in run.model.modules()]
             run.steps(1)
-        assert bool(lines) == doctor
-        seen.append((state_of(run), torch.get_rng_state(), modes))
-    assert torch.equal(seen[0][0], seen[1][0])
-    assert torch.equal(seen[0][1], seen[1][1])
-    assert seen[0][2] == seen[1][2]
+        ends = ["step 3)", "step 4)", "validation)", "step 6)"] if doctor else []
+        assert [line.partition(" (")[2] for line in lines] == ends, lines
+        assert all(line.startswith("Doctor: ") and " checks OK" in line for line in lines)
+        assert met == ["the doctor's look at a step"] * 5
+        seen.append((state_of(run), modes))
+    assert all(torch.equal(a, b) for a, b in zip(seen[0][0], seen[1][0], strict=True))
+    assert seen[0][1] == seen[1][1]
 
 
-@pytest.mark.parametrize(("seed", "p_drop_depth"), [(0, 0.4), (1, 1.0), (2, 0.0)])
-def test_healthy(seed: int, p_drop_depth: float, clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the first steps of a healthy run nor its validations give a WARN or a FAIL."""
-    monkeypatch.setattr("src.training.diagnosis.doctor.LATER_STEP", 6)
+@pytest.mark.parametrize(("seed", "p_drop_depth"), [(1, 1.0), (2, 0.0)])
+def test_healthy(seed: int, p_drop_depth: float, clinic: Clinic) -> None:
+    """Whatever depth is shown: a false alarm teaches people to ignore the next one."""
     with heard() as lines:
         run = Watched(clinic, f"seed={seed}", f"dataset.p_drop_depth={p_drop_depth}")
         run.begin()
-        run.steps(6)
-        if seed == 0:
-            run.validate()
-            run.steps(1)
-            run.validate()
-    ends = ["step 3)", "step 6)", *(["validation)", "step 7)", "validation)"] if seed == 0 else [])]
-    assert [line.partition(" (")[2] for line in lines] == ends, lines
-    assert all(line.startswith("Doctor: ") and " checks OK" in line for line in lines)
-
-
-def test_ranks_meet_after_what_the_doctor_does_on_rank_0_alone(clinic: Clinic) -> None:
-    """Others wait in the gradients' exchange, which has a limit, while rank 0 looks."""
-    met: list[str] = []
-    run = Watched(clinic)
-    run.doctor._context = SimpleNamespace(world=1, barrier=met.append)  # type: ignore[assignment]
-    run.steps(4)
-    assert met == ["the doctor's look at a step"] * 3
+        run.steps(3)
+    assert [line.partition(" (")[2] for line in lines] == ["step 3)"], lines
+    assert " checks OK" in lines[0]

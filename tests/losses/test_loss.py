@@ -12,8 +12,10 @@ from torch import Tensor
 
 from src.config import LossConfig, ModelConfig
 from src.geometry.rotation import rotation_about_z
+from src.losses import loss as losses
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
+from src.runtime.debug import TERM_UNITS
 from src.schema import HandBatch, HandEstimate, Prediction
 from tests.log_lines import log_lines
 from tests.models.scene import build, hand_model, make_batch
@@ -89,6 +91,13 @@ def test_truth_costs_nothing() -> None:
     assert len(values) == 19
     for name, value in values.items():
         assert value < 1e-4 or name.endswith("prior"), name
+
+
+def test_every_term_has_a_unit() -> None:
+    """A number without a unit is how sums of millimetres met weights meant for metres."""
+    unnamed = {name for name in LOSS.weights if name.removeprefix("coarse_") not in TERM_UNITS}
+    assert not unnamed, f"say in src/runtime/debug.py (TERM_UNITS) what one unit of {unnamed} is"
+    assert (losses.HAND_M, losses.CROP_SHARE, losses.DEPTH_SHARE) == (0.1, 0.1, 0.1)
 
 
 def test_votes_are_judged_cell_by_cell_inside_the_crop() -> None:
