@@ -28,9 +28,8 @@ from src.runtime.ranks.link import Link
 from src.schema import EvalResult
 
 __all__ = [
-    *("CheckedResult", "EvaluationShard", "SampleRows"),
-    *("evaluate", "read_per_sample", "write_per_sample"),
-]
+    "CheckedResult", "EvaluationShard", "SampleRows", "evaluate", "read_per_sample", "write_per_sample",
+]  # fmt: skip
 
 _FIRST_INDICES = 10
 
@@ -260,8 +259,8 @@ def read_per_sample(path: Path) -> dict[str, NDArray[Any]]:
     if missing := [name for name, axes in _AXES.items() if name not in arrays or arrays[name].ndim != axes]:
         raise DataError(f"{refused}: it holds no {', '.join(missing)}")
     frames, columns = arrays["frame"], arrays["columns"].tolist()
-    rows = [np.shape(arrays.get(name))[:1] for name in ("label_usable", *columns)]
-    if set(rows) != {frames.shape} or len(columns) != len(arrays["units"]):
+    rows = {arrays[name].shape[:1] if name in arrays else () for name in ("label_usable", *columns)}
+    if rows != {frames.shape} or len(columns) != len(arrays["units"]):
         raise DataError(f"{refused}: its columns differ in length from its frames or units")
     if len(set(frames.tolist())) != len(frames):
         raise DataError(f"{refused}: a frame is there twice")

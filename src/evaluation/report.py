@@ -131,7 +131,7 @@ class _Scored:
         mpjpe = [mean(self.mpjpe_mm[rows]) for rows in own]
         return {
             str(names[k]): (int(own[k].sum()), mpjpe[k], mean(self.pa_mpjpe_mm[own[k]]))
-            for k in np.lexsort((names, mpjpe))[::-1]
+            for k in np.argsort(mpjpe, kind="stable")[::-1]
         }
 
 
