@@ -23,11 +23,13 @@ from src.evaluation import metrics
 from src.evaluation.collect import MESH_USABLE, EvaluationShard, Guard, Receipt, collect
 from src.evaluation.official import official_unit
 from src.hand.joints import OPENPOSE21
-from src.runtime.files.disk import atomic_write
+from src.runtime.files.disk import atomic_write, read_npz
 from src.runtime.ranks.link import Link
 from src.schema import EvalResult
 
-__all__ = ["CheckedResult", "EvaluationShard", "SampleRows", "evaluate", "write_per_sample"]
+__all__ = [
+    "CheckedResult", "EvaluationShard", "SampleRows", "evaluate", "read_per_sample", "write_per_sample",
+]  # fmt: skip
 
 _FIRST_INDICES = 10
 
@@ -46,6 +48,8 @@ UNITS: Mapping[str, str] = {
     "coarse_pa_mpjpe_mm": "mm, of the hand before refinement, after the best similarity, det R = +1",
 }
 """What stands in a per-sample file, in which unit; beside it the columns of the official scores."""
+_AXES = {"frame": 1, "label_usable": 1, "columns": 1, "units": 1, "split": 0, "split_hash": 0}
+"""Of what such a file holds whatever was scored."""
 
 
 @dataclass(frozen=True)
@@ -237,3 +241,27 @@ def write_per_sample(path: Path, result: CheckedResult, frames: Sequence[str], *
     arrays |= {name: np.array(text, dtype=np.str_) for name, text in facts.items()}
     with atomic_write(Path(path)) as file:
         np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_per_sample(path: Path) -> dict[str, NDArray[Any]]:
+    """What `write_per_sample` wrote, by name; N different frames, and N rows of each of `columns`.
+
+    Raises:
+        DataError: no such file, torn, or of another program.
+    """
+    refused = f"{path} is not a per-sample file (val/*.npz of a run)"
+    try:
+        arrays = read_npz(path)
+    except FileNotFoundError:
+        raise DataError(f"{refused}: no such file") from None
+    except DataError as error:
+        raise DataError(f"{refused}: {error}") from error
+    if missing := [name for name, axes in _AXES.items() if name not in arrays or arrays[name].ndim != axes]:
+        raise DataError(f"{refused}: it holds no {', '.join(missing)}")
+    frames, columns = arrays["frame"], arrays["columns"].tolist()
+    rows = {arrays[name].shape[:1] if name in arrays else () for name in ("label_usable", *columns)}
+    if rows != {frames.shape} or len(columns) != len(arrays["units"]):
+        raise DataError(f"{refused}: its columns differ in length from its frames or units")
+    if len(set(frames.tolist())) != len(frames):
+        raise DataError(f"{refused}: a frame is there twice")
+    return arrays

@@ -7,10 +7,10 @@ hand at z < 0), metres. Inside: `OPENPOSE21`, OpenCV axes, image camera, metres,
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,22 +44,6 @@ _FARTHEST_JOINT_M = 0.03
 _CHUNK = 1024
 
 
-@dataclass(frozen=True)
-class Submission:
-    """What `write_submission` wrote."""
-
-    zip_path: Path
-    """The file to upload: pred.json alone, in no folder."""
-    num_frames: int
-    """N."""
-    zip_bytes: int
-    """Size of the zip."""
-    json_bytes: int
-    """Size of pred.json, which lies beside it, not compressed."""
-    checks: tuple[str, ...]
-    """One sentence for each check that it passed."""
-
-
 def joints_to_official(joints_cam_m: Array) -> Array:
     """(N, 21, 3) `OPENPOSE21`, OpenCV image camera -> HO3D order, OpenGL; metres, float64."""
     return points_to_official(np.asarray(joints_cam_m)[:, _TO_OFFICIAL])
@@ -79,7 +63,7 @@ def write_submission(
     *,
     frames: Sequence[str],
     overwrite: bool,
-) -> Submission:
+) -> list[str]:
     """Write pred.json and pred.zip (pred.json alone, flat) and compare the zip with the predictions.
 
     Each number has the nine digits that give its float32 back. The file holds no frame names, so a wrong
@@ -94,32 +78,27 @@ def write_submission(
         overwrite: replace a pred.zip that stands there; else refuse.
 
     Returns:
-        where the files are, their sizes, and what was checked.
+        one sentence for each check that was passed.
 
     Raises:
         DataError: the predictions fail a check of `submission_checks` (nothing is written then); a pred.zip
             is in the way; or what was read back differs (there is no pred.zip then).
         ShapeError: shapes are not these.
     """
-    json_path, zip_path = folder / "pred.json", folder / "pred.zip"
     require_free(folder, overwrite)
-    checks = list(submission_checks(joints_cam_m, vertices_cam_m, joint_regressor, num_frames=len(frames)))
+    checks = submission_checks(joints_cam_m, vertices_cam_m, joint_regressor, num_frames=len(frames))
+    json_path, zip_path = folder / "pred.json", folder / "pred.zip"
     with atomic_write(folder / "pred_frames.txt") as file:
         file.write(os.fsencode("".join(f"{name}\n" for name in frames)))
     zip_path.unlink(missing_ok=True)  # it would no longer be the zip of pred.json
     with atomic_write(json_path) as file:
         for text in _json_parts(joints_cam_m, vertices_cam_m):
             file.write(text)
-    unchecked = folder / "pred.unchecked.zip"
-    try:
-        with atomic_write(unchecked) as file:
-            _write_zip(file, json_path)
-        checks.append(_check_read_back(unchecked, joints_cam_m, vertices_cam_m))
-        unchecked.replace(zip_path)
-    finally:
-        unchecked.unlink(missing_ok=True)
-    sizes = zip_path.stat().st_size, json_path.stat().st_size
-    return Submission(zip_path, len(frames), *sizes, tuple(checks))
+    with atomic_write(zip_path) as file:
+        _write_zip(file, json_path)
+        file.flush()
+        checks.append(_check_read_back(Path(file.name), zip_path, joints_cam_m, vertices_cam_m))
+    return checks
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
@@ -136,7 +115,7 @@ def require_free(folder: Path, overwrite: bool) -> None:
 
 def submission_checks(
     joints_cam_m: Array, vertices_cam_m: Array, joint_regressor: Array, *, num_frames: int
-) -> Iterator[str]:
+) -> list[str]:
     """Refuse predictions that the official evaluation would misread.
 
     Nothing here asks whether a pose is good or natural: what a network that learnt nothing predicts passes.
@@ -147,8 +126,8 @@ def submission_checks(
         joint_regressor: (16, 778) of the hand model.
         num_frames: rows wanted.
 
-    Yields:
-        a sentence for each check that is passed.
+    Returns:
+        a sentence for each check that was passed.
 
     Raises:
         ShapeError: shapes are not these.
@@ -163,15 +142,17 @@ def submission_checks(
             raise DataError(
                 f"submission: {len(points)} rows of {name} for {num_frames} frames of evaluation.txt"
             )
-    yield f"count: {num_frames} rows of 21 joints and of {NUM_VERTICES} vertices"
     for name, points, _ in families:
         _refuse(~np.isfinite(points), name, "not finite")
-    yield "finite: every number"
     for name, points, _ in families:
         _refuse(points[..., 2:] <= 0.0, name, "at or behind the camera (OpenGL z >= 0)")
-    yield "axes: every point at z < 0 in OpenGL"
-    yield _check_unit(joints_cam_m, vertices_cam_m)
-    yield _check_order(joints_cam_m, vertices_cam_m, joint_regressor)
+    return [
+        f"count: {num_frames} rows of 21 joints and of {NUM_VERTICES} vertices",
+        "finite: every number",
+        "axes: every point at z < 0 in OpenGL",
+        _check_unit(joints_cam_m, vertices_cam_m),
+        _check_order(joints_cam_m, vertices_cam_m, joint_regressor),
+    ]
 
 
 def _check_unit(joints: Array, vertices: Array) -> str:
@@ -218,10 +199,10 @@ def _check_order(joints: Array, vertices: Array, joint_regressor: Array) -> str:
     return f"order: joints lie where their meshes have them (worst median {worst * 1000:.3f} mm)"
 
 
-def _check_read_back(zip_path: Path, joints: Float32, vertices: Float32) -> str:
+def _check_read_back(written: Path, zip_path: Path, joints: Float32, vertices: Float32) -> str:
     """The zip holds the text of these very predictions, row by row: at full size it is a gigabyte."""
     try:
-        with zipfile.ZipFile(zip_path) as archive, archive.open("pred.json") as entry:
+        with zipfile.ZipFile(written) as archive, archive.open("pred.json") as entry:
             for number, text in enumerate(_json_parts(joints, vertices)):
                 if entry.read(len(text)) != text:
                     raise DataError(f"{zip_path}: read back, part {number} differs from the predictions")
@@ -256,8 +237,7 @@ def _write_zip(file: BinaryIO, json_path: Path) -> None:
         entry = zipfile.ZipInfo("pred.json", _ZIP_DATE)
         entry.compress_type = zipfile.ZIP_DEFLATED
         with json_path.open("rb") as source, archive.open(entry, "w", force_zip64=True) as target:
-            while block := source.read(1 << 20):
-                target.write(block)
+            shutil.copyfileobj(source, target, 1 << 20)
 
 
 def _refuse(bad: NDArray[np.bool_], name: str, what: str) -> None:

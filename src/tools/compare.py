@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import io
 import os
 import sys
@@ -26,61 +25,53 @@ from numpy.typing import NDArray
 from dataloader.ho3d.split import motion_of
 from src.errors import ConfigError, DataError, UTNetError, plain_text
 from src.evaluation.collect import MESH_USABLE
+from src.evaluation.evaluator import read_per_sample
 from src.evaluation.official import MESH_SCORES
-from src.evaluation.statistics import LEVEL, Interval, bootstrap_mean, mean
+from src.evaluation.report import sequence_of
+from src.evaluation.statistics import LEVEL, Interval, Rows, bootstrap_mean, mean
 from src.runtime.command_line import make_parser
 from src.runtime.debug import trace_enabled
-from src.runtime.files.disk import atomic_write, read_npz, require_place
+from src.runtime.files.disk import atomic_write, require_place
 
 FEW_GROUPS = 10
 """With fewer groups a percentile interval is narrower than it says."""
 MESH_METRICS = ("mpvpe_mm", "pa_mpvpe_mm", *MESH_SCORES)
 """Metrics of meshes: their labels can be missing where those of the joints are there."""
-_FACTS = {"frame": 1, "label_usable": 1, "columns": 1, "units": 1, "split": 0, "split_hash": 0}
-"""What a per-sample file holds whatever was scored, and with how many axes."""
 _SHOWN = 3
 """Frames named where two files differ."""
 
-Numbers = NDArray[np.float64]
-
 
 @dataclass(frozen=True, eq=False)
-class PerSample:
-    """What is read of a per-sample file."""
+class Column:
+    """One metric of a per-sample file."""
 
     path: Path
-    frames: tuple[str, ...]
-    """(N,) `<list>/<sequence>/<frame>`."""
+    frames: list[str]
+    """N names `<list>/<sequence>/<frame>`."""
     usable: NDArray[np.bool_]
     """(N,) the label that the metric needs is complete."""
+    values: Rows
+    """(N,) the metric; nan where there is no label or no finite prediction."""
     unit: str
     """Of the metric, as the file says."""
-    values: Numbers
-    """(N,) the metric; nan where there is no label or no finite prediction."""
     split: str
     """Name of the split."""
     split_hash: str
     """Which frames and labels that is."""
-
-    def rows(self, rows: Sequence[int]) -> PerSample:
-        """Some frames of it."""
-        frames = tuple(self.frames[row] for row in rows)
-        place = np.asarray(rows, np.int64)
-        return dataclasses.replace(self, frames=frames, usable=self.usable[place], values=self.values[place])
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """Frames that have a number in both files, in A's order."""
 
-    frames: tuple[str, ...]
+    frames: list[str]
     groups: NDArray[np.str_]
     """(n,) sequence or motion of each frame."""
-    a: Numbers
-    b: Numbers
+    a: Rows
+    b: Rows
 
     @property
-    def difference(self) -> Numbers:
+    def difference(self) -> Rows:
         """(n,) B - A."""
         return self.b - self.a
 
@@ -122,18 +113,17 @@ def compare(arguments: argparse.Namespace) -> list[str]:
         raise ConfigError(f"--top: got {arguments.top}, want 0 or more")
     if arguments.csv is not None:
         require_place(arguments.csv)
-    a, b = (read_per_sample(path, metric) for path in (arguments.a, arguments.b))
+    a, b = (read_column(path, metric) for path in (arguments.a, arguments.b))
     lines = [
         f"{name}: {file.path} ({len(file.frames)} frames of {file.split}, split {file.split_hash})"
         for name, file in (("A", a), ("B", b))
     ]
     require_comparable(a, b, metric)
-    a, b, note = same_frames(a, b, common=arguments.common)
-    pairs, left_out = paired(a, b, group)
-    if not len(pairs.a):
+    pairs, left_out = paired(a, b, group, common=arguments.common)
+    if not pairs.frames:
         raise DataError(f"no frame has a finite {metric} in both {a.path} and {b.path}: nothing to compare")
     up = metric.startswith(("f_score", "f_al_score")) or "auc" in metric
-    lines += [*note, *left_out, f"Metric: {metric} ({a.unit}), {'higher' if up else 'lower'} is better"]
+    lines += [*left_out, f"Metric: {metric} ({a.unit}), {'higher' if up else 'lower'} is better"]
     lines += [*summary(pairs, group, up=up), *per_group(pairs, group)]
     lines += extremes(pairs, arguments.top, sign=-1.0 if up else 1.0)
     if arguments.csv is not None:
@@ -142,42 +132,26 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     return lines
 
 
-def read_per_sample(path: Path, metric: str) -> PerSample:
+def read_column(path: Path, metric: str) -> Column:
     """Read the column `metric` of a per-sample file.
 
     Raises:
-        DataError: no such file, torn, of another program, or without this column.
+        DataError: as `read_per_sample`, or the file has no such metric.
     """
-    try:
-        arrays = read_npz(path, lambda name: not name.startswith("pred_"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Give a per-sample file, val/*.npz of a run") from None
-    except DataError as error:
-        raise DataError(f"{error}. Give a per-sample file, val/*.npz of a run, or write it again") from error
-    missing = [name for name, axes in _FACTS.items() if name not in arrays or arrays[name].ndim != axes]
-    if missing or len(arrays["columns"]) != len(arrays["units"]):
-        what = f"it holds no {', '.join(missing)}" if missing else "its columns and units differ in number"
-        raise DataError(f"{path} is not a per-sample file (val/*.npz of a run): {what}")
-    frames = tuple(str(name) for name in arrays["frame"])
+    arrays = read_per_sample(path)
     units = dict(zip(arrays["columns"].tolist(), arrays["units"].tolist(), strict=True))
-    columns = {
-        name: arrays[name]
-        for name in units
-        if name in arrays and arrays[name].dtype.kind == "f" and arrays[name].shape == (len(frames),)
-    }
-    usable = np.asarray(arrays["label_usable"], dtype=bool)
-    mesh_usable = columns.pop(MESH_USABLE, None)
-    if metric in MESH_METRICS and mesh_usable is not None:
-        usable = usable & (mesh_usable == 1.0)
-    if usable.shape != (len(frames),) or len(set(frames)) != len(frames):
-        raise DataError(f"{path}: labels do not fit the frames, or a frame is there twice. Write it again")
-    if metric not in columns:
-        raise DataError(f"{path} has no metric {metric!r}; it has {', '.join(columns)}")
+    known = [n for n in units if n != MESH_USABLE and arrays[n].dtype.kind == "f" and arrays[n].ndim == 1]
+    if metric not in known:
+        raise DataError(f"{path} has no metric {metric!r}; it has {', '.join(known)}")
+    usable = arrays["label_usable"].astype(bool)
+    if metric in MESH_METRICS and MESH_USABLE in units:
+        usable &= arrays[MESH_USABLE] == 1.0
     split, split_hash = str(arrays["split"]), str(arrays["split_hash"])
-    return PerSample(path, frames, usable, units[metric], columns[metric].astype(float), split, split_hash)
+    values = arrays[metric].astype(float)
+    return Column(path, arrays["frame"].tolist(), usable, values, units[metric], split, split_hash)
 
 
-def require_comparable(a: PerSample, b: PerSample, metric: str) -> None:
+def require_comparable(a: Column, b: Column, metric: str) -> None:
     """Refuse files whose numbers are of other things: their difference would be a verdict about nothing.
 
     Raises:
@@ -194,54 +168,48 @@ def require_comparable(a: PerSample, b: PerSample, metric: str) -> None:
         raise DataError(f"{a.path} and {b.path} cannot be compared: {what}. Evaluate both on one split")
 
 
-def same_frames(a: PerSample, b: PerSample, *, common: bool) -> tuple[PerSample, PerSample, list[str]]:
-    """Both with the same frames in the same order, and a line that says what was left out for that.
+def paired(a: Column, b: Column, group: str, *, common: bool) -> tuple[Pairs, list[str]]:
+    """Frames with a number in both, and lines that count the others.
 
     Raises:
         DataError: the frames differ and only the common ones were not asked for, or there is none.
     """
-    if a.frames == b.frames:
-        return a, b, []
-    in_a, in_b = ({name: row for row, name in enumerate(file.frames)} for file in (a, b))
-    both = [name for name in a.frames if name in in_b]
-    only = [n for n in a.frames if n not in in_b], [n for n in b.frames if n not in in_a]
-    what = f"{len(both)} frames are in both"
-    for name, frames in zip("AB", only, strict=True):
-        if frames:
-            more = ", ..." if len(frames) > _SHOWN else ""
-            what += f"; {len(frames)} only in {name} ({', '.join(frames[:_SHOWN])}{more})"
-    if not any(only):
-        what += ", in another order"
-    if not common or not both:
-        advice = " Add --common to compare those that both have" if both else ""
-        raise DataError(f"{a.path} and {b.path} are not of the same frames: {what}.{advice}")
-    a, b = a.rows([in_a[name] for name in both]), b.rows([in_b[name] for name in both])
-    return a, b, [f"Frames differ: {what}; the common ones are compared"]
-
-
-def paired(a: PerSample, b: PerSample, group: str) -> tuple[Pairs, list[str]]:
-    """Frames with a number in both, and lines that count the others."""
-    labelled = a.usable & b.usable
-    broken = [labelled & ~np.isfinite(file.values) for file in (a, b)]
-    kept = np.flatnonzero(labelled & ~broken[0] & ~broken[1])
-    lines = [f"Compared: {len(kept)} of {len(a.frames)} frames"]
+    in_b = {name: row for row, name in enumerate(b.frames)}
+    of_a = np.array([row for row, name in enumerate(a.frames) if name in in_b], dtype=np.int64)
+    of_b = np.array([in_b[a.frames[row]] for row in of_a], dtype=np.int64)
+    lines = []
+    if a.frames != b.frames:
+        what = _difference(a.frames, b.frames, len(of_a))
+        if not common or not len(of_a):
+            advice = " Add --common to compare those that both have" if len(of_a) else ""
+            raise DataError(f"{a.path} and {b.path} are not of the same frames: {what}.{advice}")
+        lines.append(f"Frames differ: {what}; the common ones are compared")
+    values = a.values[of_a], b.values[of_b]
+    labelled = a.usable[of_a] & b.usable[of_b]
+    broken = [labelled & ~np.isfinite(numbers) for numbers in values]
+    kept = labelled & ~broken[0] & ~broken[1]
+    lines.append(f"Compared: {int(kept.sum())} of {len(kept)} frames")
     if not labelled.all():
         lines.append(f"Left out: {int((~labelled).sum())} frames without a usable label")
     for name, bad in zip("AB", broken, strict=True):
         if bad.any():
-            first = a.frames[int(np.flatnonzero(bad)[0])]
+            first = a.frames[of_a[bad][0]]
             count = f"{int(bad.sum())} frames not finite in {name} (first: {first})"
             lines.append(f"Left out: {count}: this flatters {name}")
-    frames = tuple(a.frames[row] for row in kept)
-    groups = np.array([group_of(name, group) for name in frames], dtype=np.str_)
-    return Pairs(frames, groups, a.values[kept], b.values[kept]), lines
+    frames = [a.frames[row] for row in of_a[kept]]
+    sequences = map(sequence_of, frames)
+    groups = np.array([motion_of(s) if group == "motion" else s for s in sequences], dtype=np.str_)
+    return Pairs(frames, groups, values[0][kept], values[1][kept]), lines
 
 
-def group_of(frame: str, group: str) -> str:
-    """`train/ABF10/0042` -> `train/ABF10`, by motion `train/ABF1`."""
-    folder, _, sequence = frame.rpartition("/")[0].rpartition("/")
-    name = motion_of(sequence) if group == "motion" else sequence
-    return f"{folder}/{name}" if folder else name
+def _difference(a: Sequence[str], b: Sequence[str], both: int) -> str:
+    """How two lists of frames differ."""
+    what = f"{both} frames are in both"
+    for name, own, other in (("A", a, set(b)), ("B", b, set(a))):
+        if only := [frame for frame in own if frame not in other]:
+            more = ", ..." if len(only) > _SHOWN else ""
+            what += f"; {len(only)} only in {name} ({', '.join(only[:_SHOWN])}{more})"
+    return what + (", in another order" if both == len(a) == len(b) else "")
 
 
 def summary(pairs: Pairs, group: str, *, up: bool) -> list[str]:

@@ -27,12 +27,10 @@ from dataloader.crop.augment import Modality
 from dataloader.ho3d.layout import frame_name, read_list
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config import RunConfig
-from src.config_file import config_from_dict, load_config
 from src.errors import ConfigError, DataError, UTNetError
 from src.evaluation.metrics import official_ho3d
 from src.evaluation.submission import (
     NUM_VERTICES,
-    Submission,
     joints_to_official,
     points_to_official,
     require_free,
@@ -52,6 +50,7 @@ from src.runtime.ranks.distributed import DistContext, setup_distributed
 from src.runtime.ranks.launch import rank_from_environment
 from src.training.checkpoints import checkpoint as ckpt
 from src.training.checkpoints.folder import open_checkpoint
+from src.training.checkpoints.settings import settings_of
 from src.training.setup import build_model
 
 OFFICIAL_FRAMES = {"v2": 11_524, "v3": 20_137}
@@ -119,21 +118,21 @@ def export(arguments: argparse.Namespace) -> None:
     print(dataset.frames.describe())
     joints, vertices = predict(model, config, dataset, context, modality)
     print(f"Writing {out / 'pred.zip'} and reading it back ...", flush=True)
-    frames, overwrite = frames_in_order(config, dataset), arguments.overwrite
-    written = write_submission(
-        out, joints, vertices, asset.joint_regressor, frames=frames, overwrite=overwrite
+    frames = frames_in_order(config, dataset)
+    checks = write_submission(
+        out, joints, vertices, asset.joint_regressor, frames=frames, overwrite=arguments.overwrite
     )
-    report(written, config, modality)
+    for line in ("frames: the lines of evaluation.txt, in its order", *checks):
+        print(f"PASS {line}")
+    report(out, len(frames), config.dataset.version, modality)
     score(dataset, joints, vertices)
 
 
 def output_folder(arguments: argparse.Namespace) -> Path:
     """Where the files go: as asked, or beside the checkpoints of the run."""
-    if arguments.out is not None:
-        return Path(arguments.out)
-    folder = arguments.checkpoint.parent
+    folder: Path = arguments.checkpoint.parent
     run = folder.parent if folder.name == "checkpoints" else folder
-    return Path(run) / ("submission_rgb" if arguments.without_depth else "submission")
+    return arguments.out or run / ("submission_rgb" if arguments.without_depth else "submission")
 
 
 def run_config(state: Mapping[str, Any], arguments: argparse.Namespace) -> RunConfig:
@@ -142,10 +141,9 @@ def run_config(state: Mapping[str, Any], arguments: argparse.Namespace) -> RunCo
     Raises:
         ConfigError: a setting is wrong, or asks for another split.
     """
-    if arguments.config is not None:
-        config = load_config(arguments.config, arguments.overrides)
-    else:
-        config = config_from_dict(state["config"], str(arguments.checkpoint), arguments.overrides)
+    settings = settings_of(arguments.config, state, arguments.checkpoint, arguments.overrides)
+    settings.log()
+    config = settings.config
     named = any(text.partition("=")[0].strip() == "validation.split" for text in arguments.overrides)
     if named and config.validation.split != "evaluation":
         raise ConfigError("a submission is of the official split: leave validation.split out")
@@ -156,30 +154,23 @@ def run_config(state: Mapping[str, Any], arguments: argparse.Namespace) -> RunCo
 def predict(
     model: UTNet, config: RunConfig, dataset: HO3DDataset, context: DistContext, modality: Modality
 ) -> tuple[Float32, Float32]:
-    """Joints and vertices of every sample, each exactly once, in the order of the split.
+    """Joints and vertices of every sample, in the order of the split; nan where none was predicted.
 
     Returns:
         (N, 21, 3) `OPENPOSE21` and (N, 778, 3), image camera (OpenCV), metres.
 
     Raises:
-        DataError: a frame cannot be read, or a sample was predicted not once.
+        DataError: a frame cannot be read.
     """
     model.eval()
     loader = build_eval_loader(config, dataset, 0, 1, context.device, modality)
     joints = np.full((len(dataset), len(OPENPOSE21), 3), np.nan, np.float32)
     vertices = np.full((len(dataset), NUM_VERTICES, 3), np.nan, np.float32)
-    times = np.zeros(len(dataset), np.int64)
     for batch in progress(loader, total=len(loader), desc="prediction"):
         hand = model(batch).hand
         rows = batch.sample_index.cpu().numpy()
         joints[rows] = batch.to_image_camera(hand.joints_cam_m).float().cpu().numpy()
         vertices[rows] = batch.to_image_camera(hand.vertices_cam_m).float().cpu().numpy()
-        np.add.at(times, rows, 1)
-    wrong = np.flatnonzero(times != 1)
-    if wrong.size:
-        raise DataError(
-            f"{wrong.size} samples were predicted not once (first: {dataset.frames.frame_id(int(wrong[0]))})"
-        )
     return joints, vertices
 
 
@@ -189,10 +180,8 @@ def frames_in_order(config: RunConfig, dataset: HO3DDataset) -> list[str]:
     Raises:
         DataError: they are not.
     """
-    listed = [
-        f"{sequence}/{frame_name(number)}"
-        for sequence, number in read_list(config.dataset, "evaluation").frames
-    ]
+    lines = read_list(config.dataset, "evaluation").frames
+    listed = [f"{sequence}/{frame_name(number)}" for sequence, number in lines]
     frames = [dataset.frames.frame_id(row).removeprefix("evaluation/") for row in range(len(dataset))]
     if frames != listed:
         raise DataError(
@@ -201,16 +190,12 @@ def frames_in_order(config: RunConfig, dataset: HO3DDataset) -> list[str]:
     return frames
 
 
-def report(written: Submission, config: RunConfig, modality: Modality) -> None:
-    """Say what was checked, what was written and where it goes."""
-    for line in ("frames: the lines of evaluation.txt, in its order", *written.checks):
-        print(f"PASS {line}")
-    version = config.dataset.version
-    print(f"Predictions: {written.num_frames} frames, {'RGB-D' if modality == 'rgbd' else 'RGB only'}")
-    print(
-        f"{written.zip_path}: {written.zip_bytes / 1e6:.1f} MB (pred.json {written.json_bytes / 1e6:.1f} MB)"
-    )
-    if written.num_frames != OFFICIAL_FRAMES[version]:
+def report(folder: Path, count: int, version: str, modality: Modality) -> None:
+    """Say what was written and where it goes."""
+    file, text = folder / "pred.zip", folder / "pred.json"
+    print(f"Predictions: {count} frames, {'RGB-D' if modality == 'rgbd' else 'RGB only'}")
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB (pred.json {text.stat().st_size / 1e6:.1f} MB)")
+    if count != OFFICIAL_FRAMES[version]:
         print(
             f"NOTE: HO3D_{version}'s evaluation split has {OFFICIAL_FRAMES[version]} frames: the server "
             "refuses this file"

@@ -22,12 +22,15 @@ from dataloader.build import build_dataset
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config_file import load_config
 from src.errors import ConfigError, DataError, UTNetError
+from src.evaluation.baselines import NAMES
+from src.evaluation.evaluator import read_per_sample
+from src.evaluation.report import sequence_of
 from src.geometry.camera import project
 from src.hand.mano import ManoLayer
 from src.render.pictures import grid, picture_from_network, truth_and_prediction, write_picture
 from src.runtime import log
 from src.runtime.command_line import make_parser
-from src.runtime.files.disk import read_npz, require_place
+from src.runtime.files.disk import require_place
 from src.runtime.seed import stream
 from src.schema import Shown
 from src.training.recorder import read_scalars
@@ -41,7 +44,6 @@ _FILES: Mapping[Shown, str] = {"rgbd": "per_sample.npz", "rgb": "per_sample_rgb.
 _NAMES: Mapping[Shown, str] = {"rgbd": "RGB-D", "rgb": "RGB-only"}
 _METRICS = ("mpjpe_mm", "pa_mpjpe_mm")
 _COARSE = ("coarse_mpjpe_mm", "coarse_pa_mpjpe_mm")
-_FACTS = ("frame", "pred_joints_cam_m", "split_hash")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,13 +72,11 @@ def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None
     config = load_config(run / "config.yaml")
     dataset = build_dataset(config, "val", ManoLayer.from_file(config.mano.model_path), show_progress=False)
     rows = {shown: _rows(held_out, shown) for shown in _FILES}
-    if str(rows["rgbd"]["split_hash"]) != dataset.frames.split.id or len(rows["rgbd"]["mpjpe_mm"]) != len(
-        dataset
-    ):
+    split, count = rows["rgbd"]["split_hash"], len(rows["rgbd"]["frame"])
+    if (str(split), count) != (dataset.frames.split.id, len(dataset)):
         raise DataError(
-            f"{held_out}: its split is {rows['rgbd']['split_hash']} with {len(rows['rgbd']['mpjpe_mm']):,} "
-            f"frames, the run's is {dataset.frames.split.id} with {len(dataset):,}. Evaluate the run's own "
-            "split."
+            f"{held_out}: its split is {split} with {count:,} frames, the run's is {dataset.frames.split.id} "
+            f"with {len(dataset):,}. Evaluate the run's own split."
         )
     base = _baselines(held_out)
     seen = {shown: _trained_on(_rows(random, shown), set(rows[shown]["frame"].tolist())) for shown in _FILES}
@@ -141,13 +141,10 @@ def _line(what: str, mpjpe: float, pa: float) -> None:
 
 def _rows(folder: Path, shown: Shown) -> dict[str, Any]:
     """Columns of a per-sample file."""
-    path, wanted = folder / "val" / _FILES[shown], {*_METRICS, *_COARSE, *_FACTS}
-    try:
-        rows = read_npz(path, wanted.__contains__)
-    except (OSError, DataError) as error:
-        raise DataError(f"{path}: not a per-sample file of train.py --evaluate ({error}).") from error
-    if missing := wanted - rows.keys():
-        raise DataError(f"{path}: not a per-sample file of train.py --evaluate (no {min(missing)}).")
+    path = folder / "val" / _FILES[shown]
+    rows = read_per_sample(path)
+    if missing := {*_METRICS, *_COARSE} - rows.keys():
+        raise DataError(f"{path} has no {min(missing)}. Give a folder of --evaluate on val.")
     for metric in _METRICS:
         if (bad := np.flatnonzero(~np.isfinite(rows[metric]))).size:
             frame = rows["frame"][bad[0]]
@@ -159,8 +156,8 @@ def _rows(folder: Path, shown: Shown) -> dict[str, Any]:
 
 def _trained_on(rows: dict[str, Any], held_out: set[str]) -> dict[str, Any]:
     """Rows of sequences that are not held out."""
-    sequences = {frame.rpartition("/")[0] for frame in held_out}
-    keep = np.array([frame.rpartition("/")[0] not in sequences for frame in rows["frame"].tolist()], bool)
+    sequences = set(map(sequence_of, held_out))
+    keep = np.array([sequence_of(frame) not in sequences for frame in rows["frame"].tolist()], bool)
     if not keep.any():
         raise DataError("--random: no frame of a training motion. Evaluate with split.by=frame.")
     return {name: rows[name][keep] for name in _METRICS}
@@ -176,11 +173,10 @@ def _last_scalars(folder: Path) -> dict[str, float]:
 
 def _baselines(folder: Path) -> dict[str, float]:
     """Scores of the predictors that see nothing, by name."""
-    names = ("zero_mpjpe_mm", "zero_pa_mm", "mean_pose_mpjpe_mm", "mean_pose_pa_mm", "nearest_pose_pa_mm")
     last = _last_scalars(folder)
-    if missing := [name for name in names if f"Val/baseline/{name}" not in last]:
+    if missing := [name for name in NAMES if f"Val/baseline/{name}" not in last]:
         raise DataError(f"{folder / 'scalars.jsonl'}: no {', '.join(missing)}. Give a folder of --evaluate.")
-    return {name: last[f"Val/baseline/{name}"] for name in names}
+    return {name: last[f"Val/baseline/{name}"] for name in NAMES}
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_the_page_shows_the_worst_frames_and_where_they_were_predicted(
     [
         ("held-out is random", "its split is"),
         ("random is held-out", "no frame of a training motion"),
-        ("held-out is the training", "not a per-sample file"),
+        ("held-out is the training", "val/per_sample.npz is not a per-sample file"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(

@@ -34,9 +34,9 @@ def columns_of(samples: Samples, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def fill(shard: EvaluationShard, samples: Samples, batches, *, reverse: bool = False) -> None:
-    """Add batches to a shard, in order or from the last to the first."""
-    for batch in reversed(batches) if reverse else batches:
+def fill(shard: EvaluationShard, samples: Samples, batches, columns=columns_of) -> None:
+    """Add batches to a shard; `columns`: samples and rows -> numbers of its columns."""
+    for batch in batches:
         rows = torch.arange(batch.start, batch.stop)
         shard.add(
             sample_index=rows,
@@ -44,7 +44,7 @@ def fill(shard: EvaluationShard, samples: Samples, batches, *, reverse: bool = F
             target_joints_m=samples.target[rows],
             conf=samples.conf[rows],
             loss=samples.loss[rows],
-            columns=columns_of(samples, rows) if shard.columns else None,
+            columns=columns(samples, rows) if shard.columns else None,
         )
 
 
@@ -55,7 +55,7 @@ def score(
     batches = validation_batches(len(samples.loss), batch, context.rank, context.world)
     shard = EvaluationShard(sum(map(len, batches)), columns=COLUMNS)
     with shard.guard():
-        fill(shard, samples, batches, reverse=reverse)
+        fill(shard, samples, batches[::-1] if reverse else batches)
     return evaluate(
         shard,
         num_samples=len(samples.loss),
@@ -65,6 +65,15 @@ def score(
         baselines={"zero_mpjpe_mm": 1.0 / 3.0} if context.rank == 0 else None,
         device_label=context.devices_label,
     )
+
+
+def score_alone(samples: Samples, columns=None, **arguments) -> CheckedResult:
+    """The result of one process without a group; `columns`: name -> (N,)."""
+    size, given = len(samples.loss), {name: torch.as_tensor(v) for name, v in (columns or {}).items()}
+    shard = EvaluationShard(size, columns=tuple(given))
+    batches = validation_batches(size, 32, 0, 1)
+    fill(shard, samples, batches, lambda _, rows: {name: values[rows] for name, values in given.items()})
+    return evaluate(shard, num_samples=size, split_hash="test", **arguments)
 
 
 def public(result: CheckedResult) -> str:

@@ -13,28 +13,11 @@ import torch
 
 from src.errors import CollectError, DataError
 from src.evaluation import metrics
-from src.evaluation.evaluator import EvaluationShard, evaluate, write_per_sample
+from src.evaluation.evaluator import write_per_sample
 from src.evaluation.report import report_lines
 from src.evaluation.seeded import make_samples
 from src.hand.joints import OPENPOSE21
-from src.schema import EvalResult
-
-
-def score(samples, columns=None, **arguments):
-    """The result of one process; `columns`: name -> (N,)."""
-    size = len(samples.loss)
-    shard = EvaluationShard(size, columns=tuple(columns or {}))
-    with shard.guard():
-        for rows in torch.arange(size).split(32) if size else ():
-            shard.add(
-                sample_index=rows,
-                pred_joints_m=samples.pred[rows],
-                target_joints_m=samples.target[rows],
-                conf=samples.conf[rows],
-                loss=samples.loss[rows],
-                columns={name: torch.as_tensor(values)[rows] for name, values in (columns or {}).items()},
-            )
-    return evaluate(shard, num_samples=size, split_hash="test", **arguments)
+from tests.evaluation.ranks import score_alone as score
 
 
 def test_log_lines_are_the_contract():
@@ -57,9 +40,6 @@ def test_log_lines_are_the_contract():
 
 def test_no_evaluated_line_without_the_count():
     """The line is worth something only if it cannot be printed for samples nobody counted."""
-    made_up = EvalResult(8332, 1.0, 1.0, 1.0, 0, (), 0, {})
-    with pytest.raises(CollectError, match="never counted"):
-        report_lines(made_up, 4, "GPUs")
     result = score(make_samples(3, 0))
     for changed, world in ((result, 4), (dataclasses.replace(result, num_samples=8332), 1)):
         with pytest.raises(CollectError, match="3 samples from 1 ranks were counted"):
@@ -89,16 +69,10 @@ def test_a_nan_prediction_can_never_win():
     assert "  Non-finite predictions: 2 (samples 12, 37)" in report_lines(result, 1, "GPUs")
     others = np.delete(np.arange(40), [12, 37])
     assert np.array_equal(result.rows.mpjpe_mm[others], clean.rows.mpjpe_mm[others])
-
-
-def test_an_all_nan_network_scores_nan():
-    """It once scored 65 mm."""
-    samples = make_samples(20, 0)
-    samples.pred[:] = math.nan
+    samples.pred[:] = math.nan  # this once scored 65 mm
     result = score(samples)
     assert math.isnan(result.mpjpe_mm)
-    assert result.nonfinite_count == 20
-    assert result.nonfinite_indices == tuple(range(10))
+    assert (result.nonfinite_count, result.nonfinite_indices) == (40, tuple(range(10)))
     assert "samples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)" in report_lines(result, 1, "GPUs")[2]
 
 
@@ -155,10 +129,6 @@ def test_vertices_are_reported_over_the_labelled_meshes():
     assert result.is_finite
     lines = report_lines(result, 1, "GPUs")
     assert lines[2] == "  Vertices: MPVPE 3.600 mm, PA-MPVPE 1.800 mm (6 of 8 meshes labelled)"
-    samples = make_samples(8, 0)
-    samples.conf[5] = 0.0  # no label of the joints either: still one of the split's 8 samples
-    lines = report_lines(score(samples, meshes(8, unlabelled=(2, 5))), 1, "GPUs")
-    assert lines[2] == "  Vertices: MPVPE 3.600 mm, PA-MPVPE 1.800 mm (6 of 8 meshes labelled)"
     whole = report_lines(score(make_samples(8, 0), meshes(8)), 1, "GPUs")
     assert whole[2] == "  Vertices: MPVPE 3.600 mm, PA-MPVPE 1.800 mm"
     assert not any("Vertices" in line for line in report_lines(score(make_samples(8, 0)), 1, "GPUs"))
@@ -199,8 +169,8 @@ def test_the_file_carries_columns_split_and_units_but_no_labels(tmp_path):
     assert np.array_equal(arrays[0], samples.pred.numpy())
 
 
-def test_the_same_file_byte_for_byte(tmp_path, monkeypatch):
-    """Two runs of one checkpoint must be comparable with cmp; a clock in the zip would spoil it."""
+def test_equal_results_are_equal_files_and_other_frames_are_refused(tmp_path, monkeypatch):
+    """Two runs of one checkpoint must be comparable with cmp: no clock; names of another split lie."""
     result = score(make_samples(5, 0))
     frames = [f"ABF10/{i:04d}" for i in range(5)]
     write_per_sample(tmp_path / "a.npz", result, frames, split="val")
@@ -208,15 +178,10 @@ def test_the_same_file_byte_for_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: later)
     write_per_sample(tmp_path / "b.npz", result, frames, split="val")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-
-
-def test_frames_and_rows_must_match(tmp_path):
-    """A list of names of another split would label every row wrongly."""
-    result = score(make_samples(5, 0))
     with pytest.raises(DataError, match="4 frame names for 5 samples"):
-        write_per_sample(tmp_path / "a.npz", result, ["x"] * 4, split="val")
+        write_per_sample(tmp_path / "c.npz", result, ["x"] * 4, split="val")
     with pytest.raises(DataError, match="rank 0"):
-        write_per_sample(tmp_path / "a.npz", dataclasses.replace(result, rows=None), ["x"] * 5, split="val")
+        write_per_sample(tmp_path / "c.npz", dataclasses.replace(result, rows=None), frames, split="val")
 
 
 def test_validation_draws_from_no_generator():

@@ -11,18 +11,18 @@ import torch
 
 from src.errors import DataError
 from src.evaluation import metrics
-from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
 from src.evaluation.report import sequence_of, summary_lines
 from src.evaluation.report import validation_report as report_of
+from src.evaluation.seeded import Samples
 from src.evaluation.statistics import bootstrap_mean
 from src.hand.joints import FINGERS, OPENPOSE21
 from src.runtime.seed import stream
+from tests.evaluation.ranks import score_alone
 
-SEQUENCES = ("train/ABF10", "train/MC1", "train/SS2")
 COUNT = 60
 
 
-def scored(noise_m: float = 0.01, *, seed: int = 0, spoil=None, sequences=SEQUENCES):
+def scored(noise_m: float = 0.01, *, seed=0, spoil=None, sequences=("train/ABF10", "train/MC1", "train/SS2")):
     """(result, frame names) of made-up hands; the second sequence is three times as hard."""
     random = stream(0, "report")
     target = random.normal(0.0, 0.05, (COUNT, 21, 3)) + np.array([0.0, 0.0, 0.6])
@@ -31,17 +31,8 @@ def scored(noise_m: float = 0.01, *, seed: int = 0, spoil=None, sequences=SEQUEN
     conf = np.ones((COUNT, 21))
     if spoil is not None:
         spoil(pred, target, conf)
-    shard = EvaluationShard(COUNT)
-    with shard.guard():
-        shard.add(
-            sample_index=torch.arange(COUNT),
-            pred_joints_m=torch.from_numpy(pred).float(),
-            target_joints_m=torch.from_numpy(target).float(),
-            conf=torch.from_numpy(conf).float(),
-            loss=torch.zeros(COUNT),
-        )
-    result = evaluate(shard, num_samples=COUNT, split_hash="report")
-    return result, [f"{sequences[i % len(sequences)]}/{i:04d}" for i in range(COUNT)]
+    samples = Samples(*(torch.from_numpy(part).float() for part in (pred, target, conf, np.zeros(COUNT))))
+    return score_alone(samples), [f"{sequences[i % len(sequences)]}/{i:04d}" for i in range(COUNT)]
 
 
 def cells(report: str, section: str) -> dict[str, list[str]]:
@@ -56,49 +47,40 @@ def validation_report(results, frames, official=None, baseline_rows=None):
     return report_of(results, frames, official=official or {}, baseline_rows=baseline_rows or {})
 
 
-def test_the_summary_has_every_predictor_with_its_interval():
-    """A number without its interval and without the baselines beside it invites the wrong conclusion."""
-    result, frames = scored()
-    blind, _ = scored(0.02, seed=1)
-    rows = {"zero_mpjpe_mm": np.full(COUNT, 102.152), "nearest_pose_pa_mm": np.full(COUNT, 5.5)}
-    report = validation_report({"RGB-D": result, "RGB-only": blind}, frames, baseline_rows=rows)
-    table = cells(report, "Summary")
-    difference = "RGB-only \N{MINUS SIGN} RGB-D"
-    assert list(table) == ["RGB-D", "RGB-only", difference, "zero pose", "nearest training pose"]
-    groups = [sequence_of(frame) for frame in frames]
-    for name, one in (("RGB-D", result), ("RGB-only", blind)):
-        for cell, values in zip(table[name], (one.rows.mpjpe_mm, one.rows.pa_mpjpe_mm), strict=True):
-            expected = bootstrap_mean(values, groups, seed=0)
-            assert cell == f"{expected.mean:.3f} [{expected.low:.3f}, {expected.high:.3f}]"
-    assert table["RGB-D"][0].startswith(f"{result.mpjpe_mm:.3f} [")
-    paired = bootstrap_mean(blind.rows.mpjpe_mm - result.rows.mpjpe_mm, groups, seed=0)
-    assert table[difference][0] == f"{paired.mean:.3f} [{paired.low:.3f}, {paired.high:.3f}]"
-    assert table["zero pose"][0] == "102.152 [102.152, 102.152]"
-    assert table["nearest training pose"][1].startswith("5.500 [")
+def interval(values, frames) -> str:
+    """A mean as the report writes it; its sequences are drawn as wholes."""
+    expected = bootstrap_mean(np.asarray(values), [sequence_of(frame) for frame in frames], seed=0)
+    return f"{expected.mean:.3f} [{expected.low:.3f}, {expected.high:.3f}]"
 
 
-def test_baselines_with_rows_get_intervals_over_the_scored_rows():
-    """The baseline must be that of the very rows that are scored, not of all."""
+def test_the_summary_has_every_predictor_with_its_interval_over_the_scored_rows():
+    """A number without its interval and without the baselines beside it invites the wrong conclusion; a
+    baseline of other rows, or drawn frame by frame, is none.
+    """
 
     def without_label(pred, target, conf):
         conf[5] = 0.0
 
-    result, frames = scored(spoil=without_label)
-    rows = np.full(COUNT, 20.0)
-    rows[5], rows[6] = math.nan, 79.0
-    report = validation_report({"RGB-D": result}, frames, baseline_rows={"mean_pose_mpjpe_mm": rows})
-    assert cells(report, "Summary")["mean pose"][0].startswith("21.000 [")
-
-
-def test_baselines_are_drawn_by_their_own_sequences():
-    """An interval over shuffled sequences is that of independent frames: much too narrow."""
-    result, frames = scored(sequences=("train/A", "train/A", "train/B", "train/C"))
-    groups = [sequence_of(frame) for frame in frames]
-    rows = stream(3, "baseline").normal(20.0, 1.0, COUNT) + 9.0 * (np.array(groups) == "train/C")
-    report = validation_report({"RGB-D": result}, frames, baseline_rows={"zero_mpjpe_mm": rows})
-    expected = bootstrap_mean(rows, groups, seed=0)
-    interval = f"{expected.mean:.3f} [{expected.low:.3f}, {expected.high:.3f}]"
-    assert cells(report, "Summary")["zero pose"][0] == interval
+    sequences = ("train/A", "train/A", "train/B", "train/C")
+    result, frames = scored(spoil=without_label, sequences=sequences)
+    blind, _ = scored(0.02, seed=1, spoil=without_label, sequences=sequences)
+    kept = np.arange(COUNT) != 5
+    own = [frame for frame, keep in zip(frames, kept, strict=True) if keep]
+    baseline = stream(3, "baseline").normal(20.0, 1.0, COUNT) + 9.0 * (np.arange(COUNT) % 4 == 3)
+    baseline[5] = math.nan
+    rows = {"zero_mpjpe_mm": baseline, "nearest_pose_pa_mm": np.full(COUNT, 5.5)}
+    report = validation_report({"RGB-D": result, "RGB-only": blind}, frames, baseline_rows=rows)
+    table = cells(report, "Summary")
+    difference = "RGB-only \N{MINUS SIGN} RGB-D"
+    assert list(table) == ["RGB-D", "RGB-only", difference, "zero pose", "nearest training pose"]
+    for name, one in (("RGB-D", result), ("RGB-only", blind)):
+        assert table[name] == [
+            interval(values[kept], own) for values in (one.rows.mpjpe_mm, one.rows.pa_mpjpe_mm)
+        ]
+    assert table["RGB-D"][0].startswith(f"{result.mpjpe_mm:.3f} [")
+    assert table[difference][0] == interval((blind.rows.mpjpe_mm - result.rows.mpjpe_mm)[kept], own)
+    assert table["zero pose"][0] == interval(baseline[kept], own)
+    assert table["nearest training pose"][1].startswith("5.500 [")
 
 
 def test_joints_and_fingers_average_to_the_metric():
@@ -175,47 +157,31 @@ def test_bad_predictions_and_labels_are_counted():
     )
 
 
-def test_a_broken_prediction_without_a_label_still_spoils_the_score():
-    """The log says nan; a report beside it with a normal-looking number would be believed instead."""
-
-    def spoil(pred, target, conf):
-        pred[3] = np.nan
-        conf[3] = 0.0
-
-    result, frames = scored(spoil=spoil)
-    assert (result.nonfinite_count, math.isnan(result.mpjpe_mm)) == (1, True)
-    report = validation_report({"RGB-D": result}, frames)
-    assert "**1 predictions are not finite: nan**" in report
-    assert cells(report, "Summary")["RGB-D"] == ["nan", "nan"]
-    assert summary_lines({"RGB-D": result}, frames)[0].startswith("  RGB-D: MPJPE nan mm, PA-MPJPE nan mm")
-
-
-def test_one_sequence_has_no_interval():
-    """An interval from one sequence would be invented."""
+def test_one_sequence_has_no_interval_and_no_sample_no_mean():
+    """An interval from one sequence would be invented; an empty split is a report all the same."""
     result, frames = scored(sequences=("train/MC1",))
     table = cells(validation_report({"RGB-D": result}, frames), "Summary")
     assert table["RGB-D"][0] == f"{result.mpjpe_mm:.3f} (one sequence: no interval)"
+    empty = score_alone(Samples(*(torch.empty(0, *shape) for shape in ((21, 3), (21, 3), (21,), ()))))
+    assert "0 of 0 samples scored" in validation_report({"RGB-D": empty}, [])
+    assert summary_lines({"RGB-D": empty}, [])[0] == "  RGB-D: MPJPE nan mm, PA-MPJPE nan mm over 0 sequences"
 
 
 def test_official_scores_keep_their_names_and_units():
     """Centimetres beside millimetres: each row says which."""
     result, frames = scored()
-    official = {"RGB-D": {"xyz_mean3d": 1.25, "f_score_5": 0.5}, "RGB-only": {"xyz_mean3d": 2.5}}
+    official = {
+        name: {"xyz_mean3d": k, "f_score_5": k / 10} for k, name in ((1.25, "RGB-D"), (2.5, "RGB-only"))
+    }
     table = cells(validation_report({"RGB-D": result}, frames, official=official), "Official HO3D scores")
     assert table["xyz_mean3d"] == ["cm", "1.250000", "2.500000"]
-    assert table["f_score_5"][:2] == ["1", "0.500000"]
+    assert table["f_score_5"] == ["1", "0.125000", "0.250000"]
 
 
-def test_no_samples_and_wrong_calls():
-    """An empty split, another split's frames, and ranks without rows."""
-    empty = evaluate(EvaluationShard(0), num_samples=0, split_hash="none")
-    assert isinstance(empty, CheckedResult)
-    assert "0 of 0 samples scored" in validation_report({"RGB-D": empty}, [])
-    assert summary_lines({"RGB-D": empty}, [])
+def test_wrong_calls_are_refused():
+    """Another split's frames, and ranks without rows."""
     result, frames = scored()
     with pytest.raises(DataError, match="59 frame names for 60"):
         validation_report({"RGB-D": result}, frames[:59])
     with pytest.raises(DataError, match="rank 0"):
         validation_report({"RGB-D": dataclasses.replace(result, rows=None)}, frames)
-    with pytest.raises(DataError, match="no result"):
-        validation_report({}, frames)

@@ -22,15 +22,12 @@ from src.hand.mano_assets import HandAsset, load_hand_asset
 from src.runtime.seed import stream
 from tests.hand_file import hand_file
 
+CHECKS = ["count", "finite", "axes", "unit", "order"]
+
 
 @functools.cache
 def asset() -> HandAsset:
     return load_hand_asset(hand_file())
-
-
-@functools.cache
-def hand() -> ManoLayer:
-    return ManoLayer.from_asset(asset())
 
 
 def write_submission(folder, joints, vertices, frames=None, overwrite=True):
@@ -51,7 +48,7 @@ def predictions(count: int, curl: float = 0.4, spread: float = 0.0) -> tuple[np.
     aa = torch.from_numpy(random.normal(0.0, curl, (count, 16, 3)))
     rotations = rotation_from_aa(aa).float()
     place = random.normal(0.0, 0.05, (count, 3)) + np.array([0.0, 0.0, 0.5])
-    posed = hand()(
+    posed = ManoLayer.from_asset(asset())(
         global_orient=rotations[:, 0],
         hand_pose=rotations[:, 1:],
         betas=torch.from_numpy(random.normal(0.0, spread, (count, 10))).float(),
@@ -63,8 +60,10 @@ def predictions(count: int, curl: float = 0.4, spread: float = 0.0) -> tuple[np.
 def test_a_submission_has_ho3ds_order_and_axes(tmp_path):
     """Right numbers in the wrong order score 65 mm on the server, and nobody sees why."""
     joints, vertices = predictions(3)
-    path = write_submission(tmp_path, joints, vertices).zip_path
-    with zipfile.ZipFile(path) as archive:
+    checks = write_submission(tmp_path, joints, vertices, frames=["SM1/0001", "SM1/0003", "AP1/0000"])
+    assert [line.split(":")[0] for line in checks] == [*CHECKS, "read back"]
+    assert (tmp_path / "pred_frames.txt").read_text() == "SM1/0001\nSM1/0003\nAP1/0000\n"
+    with zipfile.ZipFile(tmp_path / "pred.zip") as archive:
         assert archive.namelist() == ["pred.json"]
         xyz, verts = json.loads(archive.read("pred.json"))
     assert json.loads((tmp_path / "pred.json").read_text()) == [xyz, verts]
@@ -84,18 +83,12 @@ def test_nine_digits_give_every_float32_back():
     assert np.array_equal(again, values[: len(again)])
 
 
-def exchanged(joints: np.ndarray, first: str, second: str) -> np.ndarray:
-    """Joints with two names exchanged."""
-    order = list(range(21))
-    a, b = OPENPOSE21.index(first), OPENPOSE21.index(second)
-    order[a], order[b] = b, a
-    return joints[:, order]
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda j, v: (j * 1000.0, v * 1000.0), "another unit"),
+        (lambda j, v: (j * 0.1, v * 0.1), "another unit"),
+        (lambda j, v: (j * 3.5, v * 3.5), "another unit"),  # feet keep every proportion
         (lambda j, v: (j * [1.0, -1.0, -1.0], v), "joints of 3 frames are at or behind the camera"),
         (lambda j, v: (j, v * [1.0, -1.0, -1.0]), "vertices of 3 frames are at or behind the camera"),
         (lambda j, v: (j, np.where(v == v[1, 5, 2], np.nan, v)), "vertices of 1 frames are not finite"),
@@ -119,9 +112,11 @@ def test_what_the_server_would_misread_is_refused(tmp_path, spoil, message):
 def test_any_two_exchanged_joints_are_noticed():
     """HO3D lists the little finger before the ring finger: the commonest mistake of all submissions."""
     joints, vertices = predictions(10)
-    for first, second in itertools.combinations(OPENPOSE21, 2):
+    for first, second in itertools.combinations(range(21), 2):
+        order = list(range(21))
+        order[first], order[second] = second, first
         with pytest.raises(DataError, match="another joint order"):
-            checked(exchanged(joints, first, second), vertices)
+            checked(joints[:, order], vertices)
 
 
 def test_fingertips_are_judged_by_most_frames():
@@ -179,7 +174,7 @@ def test_a_zip_of_other_predictions_is_noticed(tmp_path, monkeypatch):
 
 
 def checked(joints: np.ndarray, vertices: np.ndarray) -> list[str]:
-    return list(submission_checks(joints, vertices, asset().joint_regressor, num_frames=len(joints)))
+    return submission_checks(joints, vertices, asset().joint_regressor, num_frames=len(joints))
 
 
 @pytest.mark.parametrize("spread", [0.0, 2.0])
@@ -188,8 +183,8 @@ def test_any_pose_of_a_right_hand_passes(curl, spread):
     """A network that has learnt nothing bends fingers anyhow, and every frame alike: it is in order."""
     joints, vertices = predictions(30, curl, spread)
     for frame in range(30):
-        passed = [line.split(":")[0] for line in checked(joints[[frame] * 2], vertices[[frame] * 2])]
-        assert passed == ["count", "finite", "axes", "unit", "order"]
+        passed = checked(joints[[frame] * 2], vertices[[frame] * 2])
+        assert [line.split(":")[0] for line in passed] == CHECKS
 
 
 @pytest.mark.parametrize("curl", [0.0, 0.8, 3.0])
@@ -206,22 +201,6 @@ def test_other_orders_are_refused_in_any_pose(curl):
             checked(joints[:, order], vertices)
 
 
-@pytest.mark.parametrize("factor", [0.1, 3.5, 10.0])
-def test_another_unit_of_all_points_is_refused(factor):
-    """Feet and decimetres keep every proportion: only the hand's own size tells."""
-    joints, vertices = predictions(5)
-    with pytest.raises(DataError, match="another unit"):
-        checked(joints * factor, vertices * factor)
-
-
-def test_the_checks_are_named(tmp_path):
-    """The log of an export says what was checked, the reading back too."""
-    checks = write_submission(tmp_path, *predictions(3)).checks
-    assert [line.split(":")[0] for line in checks] == [
-        "count", "finite", "axes", "unit", "order", "read back",
-    ]  # fmt: skip
-
-
 def test_shapes_are_checked(tmp_path):
     """16 joints or a decimated mesh are not a submission."""
     joints, vertices = predictions(2)
@@ -231,18 +210,12 @@ def test_shapes_are_checked(tmp_path):
         write_submission(tmp_path, joints[:, :16], vertices)
 
 
-def test_equal_predictions_give_equal_bytes(tmp_path):
-    """Whether two checkpoints predict the same must be answerable with cmp."""
-    first = write_submission(tmp_path / "a", *predictions(2)).zip_path.read_bytes()
-    assert write_submission(tmp_path / "b", *predictions(2)).zip_path.read_bytes() == first
-
-
-def test_frames_are_kept_and_a_submission_is_not_overwritten_unasked(tmp_path):
-    """The rows carry no names: which frame a row is must be answerable later; work must not vanish."""
-    data = predictions(2)
-    write_submission(tmp_path, *data, frames=["SM1/0001", "SM1/0003"], overwrite=False)
-    assert (tmp_path / "pred_frames.txt").read_text() == "SM1/0001\nSM1/0003\n"
-    before = (tmp_path / "pred.zip").read_bytes()
+def test_equal_predictions_give_equal_bytes_and_are_not_overwritten_unasked(tmp_path):
+    """Whether two checkpoints predict the same must be answerable with cmp; work must not vanish."""
+    for name in "ab":
+        write_submission(tmp_path / name, *predictions(2), overwrite=False)
+    first, second = ((tmp_path / name / "pred.zip").read_bytes() for name in "ab")
+    assert first == second
     with pytest.raises(DataError, match=r"pred\.zip is there already"):
-        write_submission(tmp_path, *predictions(3), overwrite=False)
-    assert (tmp_path / "pred.zip").read_bytes() == before
+        write_submission(tmp_path / "a", *predictions(3), overwrite=False)
+    assert (tmp_path / "a" / "pred.zip").read_bytes() == first

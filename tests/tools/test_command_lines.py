@@ -75,8 +75,8 @@ def test_every_tool_looks_where_it_writes_before_it_works(
             "dataloader.synthetic.hand.standin.build_standin",
             "Not a directory",
         ),
-        (compare.main, ["a", "b", "--csv"], "folder.csv", "src.tools.compare.read_per_sample", "is a folder"),
-        (compare.main, ["a", "b", "--csv"], "file/x", "src.tools.compare.read_per_sample", "Not a directory"),
+        (compare.main, ["a", "b", "--csv"], "folder.csv", "src.tools.compare.read_column", "is a folder"),
+        (compare.main, ["a", "b", "--csv"], "file/x", "src.tools.compare.read_column", "Not a directory"),
         (learned.main, [*LEARNED, "--out"], "folder.png", "src.tools.learned.load_config", "is a folder"),
         (
             learned.main,

@@ -13,7 +13,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -168,12 +168,8 @@ def set_aside(path: Path) -> Path:
     return free
 
 
-def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, NDArray[Any]]:
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     """Arrays of an .npz by name, without pickles.
-
-    Args:
-        path: the file.
-        wanted: which names are read; the others are only checked to be whole.
 
     Raises:
         FileNotFoundError: no such file.
@@ -189,7 +185,7 @@ def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> d
             for name, size in sizes.items():
                 _require_array(archive, name, size)
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files if wanted(name)}
+            return dict(stored)
     except FileNotFoundError:
         raise
     except (*ZIP_FAILURES, TypeError, OverflowError, MemoryError, RecursionError) as error:
