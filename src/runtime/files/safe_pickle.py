@@ -120,6 +120,7 @@ def _array(content: object, kind: object, shape: object, order: object) -> NDArr
         raise pickle.UnpicklingError("an array with an odd shape")
     if order not in ("C", "F") or math.prod(shape) * kind.dtype.itemsize != len(content):
         raise pickle.UnpicklingError(f"an array of shape {shape} with {len(content)} bytes")
+    content = memoryview(content).toreadonly()  # a file may set elements of what can be written to
     return np.frombuffer(content, dtype=kind.dtype).reshape(shape, order="C" if order == "C" else "F")
 
 
