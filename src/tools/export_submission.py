@@ -14,9 +14,8 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +49,7 @@ from src.runtime.ranks.distributed import DistContext, setup_distributed
 from src.runtime.ranks.launch import rank_from_environment
 from src.training.checkpoints import checkpoint as ckpt
 from src.training.checkpoints.folder import open_checkpoint
-from src.training.checkpoints.settings import settings_of
+from src.training.checkpoints.settings import command_settings
 from src.training.setup import build_model
 
 OFFICIAL_FRAMES = {"v2": 11_524, "v3": 20_137}
@@ -105,8 +104,8 @@ def export(arguments: argparse.Namespace) -> None:
     out = output_folder(arguments)
     require_free(out, arguments.overwrite)
     require_place(out / "pred.zip")
+    config = run_config(arguments)
     state = open_checkpoint(arguments.checkpoint)
-    config = run_config(state, arguments)
     context = setup_distributed(config.runtime.device)
     configure_torch(config.runtime)
     hand, model, _ = build_model(config, context, fresh=False)
@@ -135,13 +134,13 @@ def output_folder(arguments: argparse.Namespace) -> Path:
     return arguments.out or run / ("submission_rgb" if arguments.without_depth else "submission")
 
 
-def run_config(state: Mapping[str, Any], arguments: argparse.Namespace) -> RunConfig:
+def run_config(arguments: argparse.Namespace) -> RunConfig:
     """The configuration of the export: the official split, whatever the run was validated on.
 
     Raises:
         ConfigError: a setting is wrong, or asks for another split.
     """
-    settings = settings_of(arguments.config, state, arguments.checkpoint, arguments.overrides)
+    settings = command_settings(arguments.config, arguments.overrides, evaluate=arguments.checkpoint)
     settings.log()
     config = settings.config
     named = any(text.partition("=")[0].strip() == "validation.split" for text in arguments.overrides)

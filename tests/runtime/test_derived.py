@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import multiprocessing
@@ -17,6 +18,7 @@ import pytest
 from src.errors import DataError
 from src.runtime.files import derived
 from src.runtime.files.derived import MARKER, Derived, Store
+from tests.log_lines import log_lines
 
 FORK = multiprocessing.get_context("fork")
 JOIN_S = 60
@@ -40,23 +42,26 @@ def writer(value: int, calls: list[int] | None = None) -> Callable[[Path], dict[
 
 def made(place: Path, value: int, **options: Any) -> Derived:
     """The thing made from `value`."""
-    found = store_of(place, **options).ensure({"of": value}, writer(value))
-    return found
+    return store_of(place, **options).ensure({"of": value}, writer(value))
 
 
 def folders(place: Path) -> list[str]:
     return sorted(path.name for path in place.iterdir() if path.is_dir())
 
 
-def test_it_is_made_once_and_says_what_its_maker_noted(tmp_path: Path) -> None:
-    """A second start that makes it again takes minutes; one that reads another fingerprint's is wrong."""
+def test_each_is_made_once_and_the_newest_stay(tmp_path: Path) -> None:
+    """A second start that makes it again takes minutes; one that reads another fingerprint's is wrong.
+
+    Baselines of three splits, tried in turn, would be computed anew each time.
+    """
     calls: list[int] = []
-    for value in (1, 1, 2, 2):
-        found = store_of(tmp_path, keep=1).ensure({"of": value, "pair": (1, 2)}, writer(value, calls))
+    for value in (1, 1, 2, 3, 4, 3, 2):
+        found = store_of(tmp_path, keep=2).ensure({"of": value, "pair": (1, 2)}, writer(value, calls))
         assert (found.facts, int(found.array("a.npy")[7])) == ({"value": value}, value)
         assert isinstance(found.array("a.npy"), np.memmap)
         found.close()
-    assert calls == [1, 2]
+    assert calls == [1, 2, 3, 4]
+    assert len(folders(tmp_path)) == 3
 
 
 def test_a_copy_opens_what_its_parent_opened(tmp_path: Path) -> None:
@@ -71,26 +76,86 @@ def test_a_copy_opens_what_its_parent_opened(tmp_path: Path) -> None:
     assert len(folders(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("change", ["rewritten", "replaced", "removed", "folder removed", "marker removed"])
-def test_a_copy_of_what_changed_is_an_error(tmp_path: Path, change: str) -> None:
-    """Right in name and size, wrong in content: what somebody's script leaves behind."""
+def change_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[700] ^= 4
+    path.write_bytes(content)
+
+
+def replace(path: Path) -> None:
+    np.save(path.with_name("b.npy"), np.full(1000, 2))
+    path.with_name("b.npy").replace(path)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def put_a_pipe(path: Path) -> None:
+    """Whoever opens it for reading stands until somebody writes: for ever."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+CHANGES: list[tuple[Callable[[Path], Any], str]] = [
+    (change_a_bit, "a.npy"),
+    (replace, "a.npy"),
+    (cut, "a.npy"),
+    (Path.unlink, "a.npy"),
+    (cut, MARKER),
+    (put_a_pipe, MARKER),
+    (Path.unlink, MARKER),
+    (lambda folder: folder.rename(folder.with_name("elsewhere")), ""),
+]
+
+
+@pytest.mark.parametrize(("change", "name"), CHANGES)
+def test_what_changed_is_an_error_in_a_copy_and_made_anew_by_the_next_start(
+    tmp_path: Path, change: Callable[[Path], Any], name: str
+) -> None:
+    """One flipped bit is a wrong label; what somebody's script leaves is right in name and size."""
     mine = made(tmp_path, 1)
     copy = pickle.loads(pickle.dumps(mine))
-    path = mine.path("a.npy")
-    if change == "rewritten":
-        content = path.read_bytes()
-        path.write_bytes(content[:-1] + b"\x01")
-    elif change == "replaced":
-        np.save(tmp_path / "b.npy", np.full(1000, 2))
-        (tmp_path / "b.npy").replace(path)
-    elif change == "removed":
-        path.unlink()
-    elif change == "folder removed":
-        mine.folder.rename(tmp_path / "elsewhere")
-    else:
-        mine.path(MARKER).unlink()
+    mine.close()
+    change(mine.folder / name)
     with pytest.raises(DataError, match=r"a\.npy is not the file that this run opened when it started"):
         copy.array("a.npy")
+    copy.close()
+    with log_lines(derived._log.name.removeprefix("utnet.")) as said:
+        assert (np.array(made(tmp_path, 1).array("a.npy")) == 1).all()
+    assert (len(said) == 1 and "is damaged or incomplete" in said[0]) == bool(name)
+    assert len(folders(tmp_path)) == (1 if name and change is not put_a_pipe else 2)
+
+
+def test_every_flipped_bit_of_the_marker_is_found(tmp_path: Path) -> None:
+    """It holds the names of sequences and the identity of labels: one bit makes ABF11 of ABF10."""
+    store, made_of = store_of(tmp_path), {"of": [1, "ABF10"]}
+    kept = store.ensure(made_of, lambda folder: {"sequences": ["ABF10", "ABF11"], "listed": 12})
+    kept.close()
+    marker = kept.path(MARKER)
+    whole = marker.read_bytes()
+    for at in range(len(whole)):
+        changed = bytearray(whole)
+        changed[at] ^= 1 << at % 8
+        marker.write_bytes(changed)
+        found = store.find(made_of)
+        assert found is None or found.facts == kept.facts, f"byte {at}: {found.facts}"
+
+
+def test_files_without_checksums_of_their_own_are_summed(tmp_path: Path) -> None:
+    """Beside blocks that are checked when they are read stands the table that says where they are."""
+    store = store_of(tmp_path, unsummed="part-")
+
+    def make(folder: Path) -> dict[str, Any]:
+        for name in ("part-0", "table.npy"):
+            (folder / name).write_bytes(bytes(1000))
+        return {}
+
+    kept = store.ensure({"of": 1}, make)
+    change_a_bit(kept.path("part-0"))
+    assert store.find({"of": 1}) is not None
+    change_a_bit(kept.path("table.npy"))
+    assert store.find({"of": 1}) is None
 
 
 def _hold(place: Path, opened: Any, leave: Any) -> None:
@@ -117,87 +182,6 @@ def test_nothing_is_removed_that_another_process_has_open(tmp_path: Path) -> Non
     assert len(folders(tmp_path)) == 1
 
 
-def test_unused_ones_stay_as_many_as_asked_for(tmp_path: Path) -> None:
-    """Baselines of three splits, tried in turn, would be computed anew each time."""
-    calls: list[int] = []
-    for value in (1, 2, 3, 4, 3, 2):
-        found = store_of(tmp_path, keep=2).ensure({"of": value}, writer(value, calls))
-        found.close()
-    assert calls == [1, 2, 3, 4]
-    assert len(folders(tmp_path)) == 3
-
-
-def test_where_there_are_no_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without locks nobody can tell what is in use."""
-    made(tmp_path, 1).close()
-    real = fcntl.flock
-
-    def flock(file: Any, operation: int) -> None:
-        if not isinstance(file, int) and str(file.name).endswith(MARKER):
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-        real(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    assert int(made(tmp_path, 2).array("a.npy")[0]) == 2
-    assert len(folders(tmp_path)) == 2
-
-
-@pytest.mark.parametrize("damage", ["bit", "cut", "missing", "marker", "no marker"])
-def test_what_is_damaged_is_made_anew(
-    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One flipped bit of a label is a wrong label; a half file is a traceback of numpy."""
-    monkeypatch.setattr(derived._log, "propagate", True)
-    first = made(tmp_path, 1)
-    path, marker = first.path("a.npy"), first.path(MARKER)
-    first.close()
-    if damage == "bit":
-        content = bytearray(path.read_bytes())
-        content[700] ^= 4
-        path.write_bytes(content)
-    elif damage == "cut":
-        path.write_bytes(path.read_bytes()[:-8])
-    elif damage == "missing":
-        path.unlink()
-    elif damage == "marker":
-        marker.write_text(marker.read_text()[:40])
-    else:
-        marker.unlink()
-    with caplog.at_level("WARNING"):
-        assert (np.array(made(tmp_path, 1).array("a.npy")) == 1).all()
-    assert "is damaged or incomplete" in caplog.text
-    assert len(folders(tmp_path)) == 1
-
-
-def test_a_making_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    """Half a thing under its final name would be read by the next start."""
-
-    def fail(folder: Path) -> dict[str, Any]:
-        (folder / "half").write_text("x")
-        raise OSError(errno.ENOSPC, "full")
-
-    with pytest.raises(OSError, match="full"):
-        store_of(tmp_path).ensure({"of": 1}, fail)
-    assert folders(tmp_path) == []
-
-
-def test_a_resumable_making_goes_on_with_what_is_there(tmp_path: Path) -> None:
-    """Hours of decoding must outlive a kill; what was begun for other inputs must not get in."""
-    store = store_of(tmp_path, resumable=True)
-
-    def begin(folder: Path) -> dict[str, Any]:
-        (folder / "part").write_text("done")
-        raise KeyboardInterrupt
-
-    for value in (1, 2):
-        with pytest.raises(KeyboardInterrupt):
-            store.ensure({"of": value}, begin)
-    (half,) = folders(tmp_path)
-    assert half.endswith(".part")
-    found = store.ensure({"of": 2}, lambda folder: {"seen": (folder / "part").read_text()})
-    assert found.facts == {"seen": "done"}
-
-
 def _make_slowly(place: Path, log: Path, inside: Any, go: Any) -> None:
     def make(folder: Path) -> dict[str, Any]:
         inside.set()
@@ -206,8 +190,7 @@ def _make_slowly(place: Path, log: Path, inside: Any, go: Any) -> None:
             file.write("made\n")
         return writer(1)(folder)
 
-    found = store_of(place).ensure({"of": 1}, make)
-    assert int(found.array("a.npy")[0]) == 1
+    assert int(store_of(place).ensure({"of": 1}, make).array("a.npy")[0]) == 1
 
 
 def test_processes_that_start_together_make_it_once(tmp_path: Path) -> None:
@@ -227,133 +210,88 @@ def test_processes_that_start_together_make_it_once(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "made\n"
 
 
-@pytest.mark.parametrize("kind", ["link", "dangling link", "folder"])
-def test_a_lock_file_that_is_a_link_leads_nowhere(tmp_path: Path, kind: str) -> None:
-    """In a shared folder somebody's file may have the name: emptied or replaced, it is lost."""
-    place, own = tmp_path / "place", tmp_path / "thesis.tex"
-    place.mkdir()
-    own.write_text("ten years")
-    lock = place / "things.lock"
-    if kind == "folder":
-        lock.mkdir()
-    else:
-        lock.symlink_to(own if kind == "link" else tmp_path / "nothing")
-    with pytest.raises(DataError, match=r"thing: cannot write"):
-        made(place, 1)
-    assert own.read_text() == "ten years"
-    assert not (tmp_path / "nothing").exists()
+def test_without_locks_nothing_is_shared_or_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can be kept out, and nobody can tell what is in use: each makes its own, and all are whole."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    made(tmp_path, 1).close()
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+    def make(folder: Path) -> dict[str, int]:
+        made(tmp_path, 7).close()  # another run, meanwhile, in the same place
+        assert folder.is_dir(), "another maker removed what is being made"
+        return writer(7)(folder)
+
+    mine = store_of(tmp_path, resumable=True).ensure({"of": 7}, make)
+    assert int(mine.array("a.npy")[0]) == 7
+    assert len(folders(tmp_path)) == 3
+    assert not list(tmp_path.glob("*.part"))
 
 
 def interrupted(folder: Path) -> dict[str, Any]:
+    (folder / "half").write_text("done")
     raise KeyboardInterrupt
 
 
-def test_a_link_in_place_of_a_folder_is_not_worked_in(tmp_path: Path) -> None:
-    """What is made, and above all what is cleared before, must not be somebody's folder."""
+def test_what_was_interrupted_goes_on_only_where_it_can(tmp_path: Path) -> None:
+    """Hours of decoding must outlive a kill; what was begun for other inputs must not get in, nor half a
+    thing under its final name.
+    """
+    for resumable in (False, True):
+        store = store_of(tmp_path, resumable=resumable)
+        for value in (1, 2):
+            with pytest.raises(KeyboardInterrupt):
+                store.ensure({"of": value}, interrupted)
+        assert len(folders(tmp_path)) == resumable
+    (half,) = folders(tmp_path)
+    assert half.endswith(".part")
+    found = store.ensure({"of": 2}, lambda folder: {"seen": (folder / "half").read_text()})
+    assert found.facts == {"seen": "done"}
+
+
+def test_what_is_not_ours_is_not_touched(tmp_path: Path) -> None:
+    """In a shared folder somebody's file may have the name of our lock, or a link that of our folder:
+    emptied, replaced or worked in, it is lost.
+    """
     place, own = tmp_path / "place", tmp_path / "own"
-    for folder in (place, own):
-        folder.mkdir()
-    (own / "photo").write_text("mine")
-    resumable = store_of(place, resumable=True)
-    with pytest.raises(KeyboardInterrupt):
+    own.mkdir()
+    (own / "thesis").write_text("ten years")
+    resumable, lock = store_of(place, resumable=True), place / "things.lock"
+    with contextlib.suppress(KeyboardInterrupt):
         resumable.ensure({"of": 1}, interrupted)
     (half,) = folders(place)
-    (place / "things-all.part").mkdir()  # of somebody else: what only looks like ours stays
-    for store in (resumable, store_of(place)):
-        link = place / half
-        link.rmdir()
-        link.symlink_to(own)
-        with pytest.raises(DataError, match="is not a folder of UTNet"):
-            store.ensure({"of": 1}, writer(1))
-        assert [path.name for path in own.iterdir()] == ["photo"]
-        link.unlink()
-        link.mkdir()
+    (place / half / "half").unlink()
+    (place / half).rmdir()
+    (place / half).symlink_to(own)
+    (place / "things-all.part").mkdir()
+    with pytest.raises(DataError, match="is not a folder of UTNet"):
+        resumable.ensure({"of": 1}, writer(1))
     made(place, 1).close()
     assert (place / "things-all.part").is_dir()
+    assert (place / half).is_symlink()
+    for target in (own / "thesis", tmp_path / "nothing", None):
+        lock.unlink(missing_ok=True)
+        lock.symlink_to(target) if target is not None else lock.mkdir()
+        with pytest.raises(DataError, match=r"thing: cannot write"):
+            made(place, 2)
+    assert [(path.name, path.read_text()) for path in own.iterdir()] == [("thesis", "ten years")]
+    assert not (tmp_path / "nothing").exists()
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    """Data sets often lie on a read-only share: which key names another folder?"""
+def test_a_place_that_cannot_be_written_is_named_or_read(tmp_path: Path) -> None:
+    """Data sets often lie on a read-only share: a finished index there is as good as any, and for others the
+    message says which key names another folder.
+    """
     (tmp_path / "file").touch()
-    place = tmp_path / "file" / "place"
+    closed = tmp_path / "file" / "place"
     with pytest.raises(DataError, match=r"cannot write to .*Set dataset\.index_dir to a folder that can be"):
-        made(place, 1)
-    lost = store_of(place).offer({"of": 1}, writer(1))
-    assert lost is not None
-    assert "cannot write" in lost
+        made(closed, 1)
+    assert "cannot write" in (store_of(closed).offer({"of": 1}, writer(1)) or "")
     assert store_of(tmp_path).offer({"of": 1}, writer(1)) is None
-    assert store_of(tmp_path).find({"of": 1}) is not None
-
-
-def test_what_stands_there_can_be_read_without_writing(tmp_path: Path) -> None:
-    """A read-only mount with a finished index is a data set like any other."""
-    made(tmp_path, 1).close()
-    before = sorted(path.name for path in tmp_path.rglob("*"))
     (tmp_path / "things.lock").unlink()
     (tmp_path / "things.lock").mkdir()  # no lock can be had
+    before = sorted(tmp_path.rglob("*"))
     assert int(made(tmp_path, 1).array("a.npy")[0]) == 1
-    assert sorted(path.name for path in tmp_path.rglob("*")) == before
-
-
-def test_every_flipped_bit_of_the_marker_is_found(tmp_path: Path) -> None:
-    """It holds the names of sequences and the identity of labels: one bit makes ABF11 of ABF10."""
-    store = Store(tmp_path, "thing", "thing")
-    made_of = {"of": [1, "ABF10"]}
-    kept = store.ensure(made_of, lambda folder: {"sequences": ["ABF10", "ABF11"], "listed": 12})
-    marker = kept.path(MARKER)
-    whole, facts = marker.read_bytes(), kept.facts
-    kept.close()
-    for bit in range(8 * len(whole)):
-        changed = bytearray(whole)
-        changed[bit // 8] ^= 1 << bit % 8
-        marker.write_bytes(changed)
-        found = store.find(made_of)
-        assert found is None or found.facts == facts, f"bit {bit}: {found.facts}"
-        if found is not None:
-            found.close()
-
-
-def test_files_without_checksums_of_their_own_are_summed(tmp_path: Path) -> None:
-    """Beside blocks that are checked when they are read stands the table that says where they are."""
-    store = Store(tmp_path, "thing", "thing", unsummed="part-")
-
-    def make(folder: Path) -> dict[str, Any]:
-        for name in ("part-0", "table.npy"):
-            (folder / name).write_bytes(bytes(100))
-        return {}
-
-    kept = store.ensure({"of": 1}, make)
-    kept.close()
-    kept.path("part-0").write_bytes(bytes(99) + b"1")
-    assert store.find({"of": 1}) is not None
-    kept.path("table.npy").write_bytes(bytes(99) + b"1")
-    assert store.find({"of": 1}) is None
-
-
-def test_a_pipe_in_the_place_of_a_marker_is_not_waited_for(tmp_path: Path) -> None:
-    """Whoever opens it for reading stands until somebody writes: for ever."""
-    kept = made(tmp_path, 1)
-    kept.close()
-    kept.path(MARKER).unlink()
-    os.mkfifo(kept.path(MARKER))
-    assert int(made(tmp_path, 1).array("a.npy")[0]) == 1
-
-
-def test_without_locks_two_makers_do_not_share_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody can be kept out: each makes its own, both are whole, the other's half made one stays."""
-    monkeypatch.setattr(derived.disk, "lock", lambda file, **_: False)
-    store = Store(tmp_path, "thing", "thing", resumable=True)
-
-    def make(folder: Path) -> dict[str, int]:
-        if folder.name.count("-") == 2 and not (tmp_path / "seen").exists():
-            (tmp_path / "seen").write_text(folder.name)
-            made(tmp_path, 7).close()  # another run, meanwhile, in the same place
-            assert folder.is_dir(), "another maker removed what is being made"
-        np.save(folder / "a.npy", np.array([7]))
-        return {}
-
-    mine = store.ensure({"of": 7}, make)
-    assert int(mine.array("a.npy")[0]) == 7
-    assert not list(tmp_path.glob("*.part"))
+    assert sorted(tmp_path.rglob("*")) == before

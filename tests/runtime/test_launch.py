@@ -26,7 +26,6 @@ from tests.processes import alive
 from tests.rooms.sources import ROOT
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-HOST = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 def environment(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
@@ -38,37 +37,35 @@ def environment(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
 
 
 def test_a_place_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alone without it; one rank of a torchrun is no less launched."""
-    environment(monkeypatch)
-    assert place_from_environment() == Place()
-    environment(monkeypatch, RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", LOCAL_WORLD_SIZE="4", **HOST)
+    """Alone without it; one rank of a torchrun is no less launched; one copy under another launcher
+    (`srun -n 1 python train.py`), or a shell inside an allocation of several tasks, is a run.
+    """
+    for values in ({}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, {"SLURM_NTASKS": "4"}, {"PMI_SIZE": "1"}):
+        environment(monkeypatch, **values)
+        assert place_from_environment() == Place()
+    environment(monkeypatch, **{**TWO, "RANK": "5", "WORLD_SIZE": "8"}, LOCAL_RANK="1", LOCAL_WORLD_SIZE="4")
     assert place_from_environment() == Place(5, 8, 1, 4, launched=True)
     environment(monkeypatch, RANK="0", WORLD_SIZE="1")
     assert place_from_environment() == Place(0, 1, 0, 1, launched=True)
+    environment(monkeypatch, **TWO, SLURM_PROCID="0", SLURM_NTASKS="2")
+    assert place_from_environment().world == 2
 
 
+TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 WRONG = [
     ({"WORLD_SIZE": "2"}, r"WORLD_SIZE='2' and no RANK"),
+    ({**TWO, "RANK": ""}, r"WORLD_SIZE='2' and no RANK"),
     ({"RANK": "1"}, r"RANK='1' and no WORLD_SIZE"),
-    ({"RANK": "", "WORLD_SIZE": "2", **HOST}, r"WORLD_SIZE='2' and no RANK"),
-    ({"RANK": "one", "WORLD_SIZE": "2", **HOST}, r"RANK='one', which is no number"),
-    ({"RANK": "0", "WORLD_SIZE": "2.0", **HOST}, r"WORLD_SIZE='2\.0', which is no number"),
-    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x", **HOST}, r"LOCAL_RANK='x'"),
-    ({"RANK": "2", "WORLD_SIZE": "2", **HOST}, r"RANK=2 of WORLD_SIZE=2: want 0 to 1"),
-    ({"RANK": "-1", "WORLD_SIZE": "2", **HOST}, r"RANK=-1 of WORLD_SIZE=2"),
-    ({"RANK": "0", "WORLD_SIZE": "0", **HOST}, r"RANK=0 of WORLD_SIZE=0"),
+    ({**TWO, "RANK": "one"}, r"RANK='one', which is no number"),
+    ({**TWO, "WORLD_SIZE": "2.0"}, r"WORLD_SIZE='2\.0', which is no number"),
+    ({**TWO, "LOCAL_RANK": "x"}, r"LOCAL_RANK='x'"),
+    ({**TWO, "RANK": "2"}, r"RANK=2 of WORLD_SIZE=2: want 0 to 1"),
+    ({**TWO, "RANK": "-1"}, r"RANK=-1 of WORLD_SIZE=2"),
     ({"RANK": "0", "WORLD_SIZE": "2"}, r"no MASTER_ADDR and no MASTER_PORT"),
-    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ""}, r"no MASTER_PORT:"),
-    (
-        {"RANK": "0", "WORLD_SIZE": "2", **HOST, "MASTER_PORT": "abc"},
-        r"MASTER_PORT='abc', which is",
-    ),
-    ({"RANK": "0", "WORLD_SIZE": "2", **HOST, "MASTER_PORT": "99999"}, r"MASTER_PORT=99999: want 0 to 65535"),
-    (
-        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"},
-        r"4 copies .*SLURM_STEP_NUM_TASKS=4",
-    ),
-    ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, r"2 copies .*SLURM_NTASKS=2"),
+    ({**TWO, "MASTER_PORT": ""}, r"no MASTER_PORT:"),
+    ({**TWO, "MASTER_PORT": "abc"}, r"MASTER_PORT='abc', which is"),
+    ({**TWO, "MASTER_PORT": "99999"}, r"MASTER_PORT=99999: want 0 to 65535"),
+    ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, r"4 copies .*SLURM_STEP_NUM_TASKS=4"),
     ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "3"}, r"3 copies"),
     ({"PMI_RANK": "0", "PMI_SIZE": "2"}, r"2 copies"),
 ]
@@ -83,15 +80,6 @@ def test_half_an_environment_is_an_error(
     with pytest.raises(ConfigError, match=text):
         place_from_environment()
     assert rank_from_environment() in (0, 1, 2), "messages need a rank before anything was checked"
-
-
-def test_one_copy_under_another_launcher_is_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`srun -n 1 python train.py`, and a shell inside an allocation of several tasks."""
-    for values in ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, {"SLURM_NTASKS": "4"}, {"PMI_SIZE": "1"}):
-        environment(monkeypatch, **values)
-        assert place_from_environment() == Place()
-    environment(monkeypatch, RANK="0", WORLD_SIZE="2", SLURM_PROCID="0", SLURM_NTASKS="2", **HOST)
-    assert place_from_environment().world == 2
 
 
 @pytest.mark.parametrize(("most", "now", "again"), [("2", "0", True), ("2", "2", False), ("0", "0", False)])
@@ -121,15 +109,12 @@ def test_each_start_on_one_machine_has_names_of_its_own(monkeypatch: pytest.Monk
     assert reach_ranks(Place(0, 2, 0, 1, launched=True), 5.0) is kept
 
 
-@pytest.mark.parametrize("where", [{"MASTER_ADDR": "no.such.host.invalid"}, {}], ids=["no host", "no others"])
-def test_ranks_that_do_not_meet_are_a_line(monkeypatch: pytest.MonkeyPatch, where: dict[str, str]) -> None:
+def test_ranks_that_do_not_meet_are_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """47 lines of C++ do not say which address was wrong."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    environment(
-        monkeypatch, RANK="0", WORLD_SIZE="2", **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **where}
-    )
+    environment(monkeypatch, **{**TWO, "MASTER_PORT": port})
     with pytest.raises(ConfigError, match=r"rank 0 of 2 did not meet the others at .*:\d+ in 1 s \("):
         reach_ranks(Place(0, 2, 0, 1, launched=True), 1.0)
 
@@ -151,7 +136,7 @@ helper = multiprocessing.Process(target=time.sleep, args=(100,), daemon=True)
 helper.start()
 with atomic_write(Path(sys.argv[1]) / "last.pt") as file:
     file.write(b"half")
-    (Path(sys.argv[1]) / "helper").write_text(str(helper.pid))
+    print(helper.pid, flush=True)
     time.sleep(100)
 """
 
@@ -160,7 +145,7 @@ EARLY = """
 import src.runtime.ranks.parent
 import sys, time
 from pathlib import Path
-Path(sys.argv[1], "helper").write_text("0")
+print(0, flush=True)
 while not Path(sys.argv[1], "killed").exists():
     time.sleep(0.01)
 from src.runtime.ranks.launch import end_with_parent
@@ -173,36 +158,31 @@ exit $?
 """
 
 
-@pytest.mark.parametrize("around", [(), ("sh", "wrapper.sh")], ids=["alone", "in a script"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("number", "around"),
+    [(signal.SIGKILL, ("sh", "wrapper.sh")), (signal.SIGUSR1, ())],
+    ids=["script", "alone"],
+)
 def test_ranks_end_with_torchrun_and_leave_nothing_half_written(
     tmp_path: Path, number: signal.Signals, around: tuple[str, ...]
 ) -> None:
     """Alone they would train on, hold their GPUs, and write into the folder of the run that follows."""
-    (tmp_path / "wrapper.sh").write_text(WRAPPER)
-    work = tmp_path / "work"
-    work.mkdir()
     with launched(tmp_path, CHILD, around) as agent:
-        assert agent.stdout is not None
-        child = int(agent.stdout.readline())
-        wait_until(lambda: (work / "helper").is_file() and (work / "helper").read_text() != "")
-        ranks = [child, int((work / "helper").read_text())]
+        ranks = [said(agent), said(agent)]
+        work = tmp_path / "work"
         assert [path.name for path in work.iterdir() if path.name.endswith(".part")], "it is writing"
         agent.send_signal(number)
     wait_until(lambda: not any(alive(pid) for pid in ranks))
-    assert [path.name for path in work.iterdir()] == ["helper"]
+    assert list(work.iterdir()) == []
 
 
 def test_a_torchrun_that_was_killed_while_its_ranks_imported_is_noticed(tmp_path: Path) -> None:
     """They asked for their agent seconds later, and took process 1 for it."""
-    work = tmp_path / "work"
-    work.mkdir()
     with launched(tmp_path, EARLY) as agent:
-        assert agent.stdout is not None
-        child = int(agent.stdout.readline())
-        wait_until((work / "helper").is_file)
+        child = said(agent)
+        said(agent)
         agent.kill()
-    (work / "killed").touch()
+    (tmp_path / "work" / "killed").touch()
     wait_until(lambda: not alive(child))
 
 
@@ -226,12 +206,20 @@ def test_nobody_is_a_parent_without_torchrun(monkeypatch: pytest.MonkeyPatch) ->
 
 def launched(folder: Path, program: str, around: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """A process that starts a program as torchrun starts a rank, and says its number."""
+    (folder / "work").mkdir()
+    (folder / "wrapper.sh").write_text(WRAPPER)
     (folder / "parent.py").write_text(PARENT)
     (folder / "child.py").write_text(program)
     command = [sys.executable, "parent.py", *around, sys.executable, "child.py", str(folder / "work")]
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     variables.pop("TORCHELASTIC_RUN_ID", None)
     return subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE, text=True)
+
+
+def said(agent: subprocess.Popen[str]) -> int:
+    """A number that the program, or what started it, has said."""
+    assert agent.stdout is not None
+    return int(agent.stdout.readline())
 
 
 def wait_until(done: object) -> None:

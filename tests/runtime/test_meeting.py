@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import signal
 import threading
@@ -129,26 +128,39 @@ def looks_until_lost(watched: Watch, look: Callable[[int], tuple[Beat, ...] | No
     return 0, "nothing"
 
 
-def test_silence_is_judged_by_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+NO_NEWS = (Beat(7, 4, 7),) * 3
+STORE = "the ranks' store has not answered for 10 s: rank 0"
+LOOKS: list[tuple[str, float, Callable[[int], tuple[Beat, ...] | None], int, str]] = [
+    # the first look has nothing to compare with
+    (
+        "stopped",
+        100.0,
+        lambda s: beats(7),
+        102,
+        "baselines: no sign of life of rank 0 for 100 s: stopped, or",
+    ),
+    ("stopped, a short limit", 1.0, lambda s: beats(7), 7, "no sign of life of rank 0 for 5 s"),
+    ("falters", 100.0, lambda s: beats(s // 100), 0, "nothing"),
+    # a deadlock beside a living thread of beats
+    ("stuck", 1800.0, lambda s: beats(s, ran=7), 1802, "rank 0 did not run for 1800 s"),
+    ("stuck, a short limit", 1.0, lambda s: beats(s, ran=7), 602, "rank 0 did not run for 600 s"),
+    ("reads slowly", 1.0, lambda s: beats(s, ran=s // 500), 0, "nothing"),
+    # rank 0 is stopped and holds the store: nobody's beats arrive
+    ("no store", 10.0, lambda s: NO_NEWS, 12, STORE),
+    ("never a store", 10.0, lambda s: None, 11, STORE),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "limit_s", "look", "seconds", "words"), LOOKS, ids=[row[0] for row in LOOKS]
+)
+def test_who_is_silent_or_still_is_judged_by_the_limit(
+    what: str, limit_s: float, look: Any, seconds: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stopped rank holds up 31 others: not longer than runtime.timeout_s; a faltering one is forgiven."""
-    silent = functools.partial(beats, 7)
-    seconds, text = looks_until_lost(watch(monkeypatch, 100.0), lambda s: silent())
-    assert (seconds, text) == (
-        102,  # the first look has nothing to compare with
-        "scoring the baselines: no sign of life of rank 0 for 100 s: stopped, or the machine is gone",
-    )
-    assert looks_until_lost(watch(monkeypatch, 1.0), lambda s: silent())[0] == 2 + meeting.LEAST_SILENCE_S
-    assert looks_until_lost(watch(monkeypatch, 100.0), lambda s: beats(s // 100)) == (0, "nothing")
-
-
-def test_a_main_thread_that_does_not_run_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A deadlock beside a living thread of beats would hold up the others for ever."""
-    seconds, text = looks_until_lost(watch(monkeypatch, 1800.0), lambda s: beats(s, ran=7))
-    assert seconds == 1802
-    assert "rank 0 did not run for 1800 s" in text
-    assert looks_until_lost(watch(monkeypatch, 1.0), lambda s: beats(s, ran=7))[0] == 2 + 600
-    # one that reads slowly runs for a moment between two reads
-    assert looks_until_lost(watch(monkeypatch, 1.0), lambda s: beats(s, ran=s // 500)) == (0, "nothing")
+    found, text = looks_until_lost(watch(monkeypatch, limit_s), look)
+    assert found == seconds
+    assert words in text
 
 
 class Heard:
@@ -181,14 +193,6 @@ def test_beats_tell_work_from_waiting() -> None:
     assert waiting[1].count == waiting[0].count + 1
     assert waiting[1].ran_ns == waiting[0].ran_ns
     assert working[1].ran_ns > working[0].ran_ns
-
-
-def test_a_store_that_does_not_answer_is_not_the_others_death(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When rank 0 is stopped and holds the store, nobody's beats arrive: it is rank 0 that must be named."""
-    seen = beats(7)
-    for look in (lambda s: seen, lambda s: None):
-        _, text = looks_until_lost(watch(monkeypatch, 10.0), look)
-        assert "the ranks' store has not answered for 10 s: rank 0" in text
 
 
 def test_one_rank_says_who_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,12 +26,10 @@ def nothing_fails_before() -> Iterator[None]:
 
 
 class Disk:
-    """os.write on a disk with so many bytes of room."""
+    """os.write on a disk with so many bytes of room for log.txt."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSPC) -> None:
-        self.room = 0
-        self.number = number
-        self._write = os.write
+        self.room, self.number, self._write = 0, number, os.write
         monkeypatch.setattr(outlet.os, "write", self)
 
     def __call__(self, descriptor: int, data: bytes) -> int:
@@ -44,7 +42,7 @@ class Disk:
         return written
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ESTALE])
 def test_lines_wait_for_room_and_none_is_lost_or_torn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -81,26 +79,25 @@ def test_what_waits_is_bounded_and_what_is_missing_is_said(
     assert first == f"[{9 * missing} bytes are missing here: they could not be written]"
 
 
-@pytest.mark.parametrize("kind", ["pipe", "link"])
-def test_a_file_that_is_none_is_not_written_to(tmp_path: Path, kind: str) -> None:
-    """A pipe that nobody reads would be waited for; a link leads to a file of somebody else."""
-    theirs, log = tmp_path / "theirs", tmp_path / "log.txt"
+def test_a_file_is_made_where_there_is_none_and_is_nobody_elses(tmp_path: Path) -> None:
+    """Lines into a removed file are lost unheard; a pipe that nobody reads would be waited for; a link leads
+    to a file of somebody else.
+    """
+    theirs, path = tmp_path / "theirs", tmp_path / "log.txt"
     theirs.write_text("kept")
-    os.mkfifo(log) if kind == "pipe" else log.symlink_to(theirs)
+    log = Outlet("log", path=path)
+    for text in ("one\n", "two\n"):
+        log.write(text)
+        assert path.read_text() == text
+        path.unlink()
     with log_lines("outlets") as said:
-        Outlet("log", path=log).write("line\n")
-    assert len(said) == 1
-    assert said[0].startswith("WARNING: log: ")
+        path.symlink_to(theirs)
+        Outlet("a link", path=path).write("line\n")
+        path.unlink()
+        os.mkfifo(path)
+        Outlet("a pipe", path=path).write("line\n")
+    assert [line[:17] for line in said] == ["WARNING: a link: ", "WARNING: a pipe: "]
     assert theirs.read_text() == "kept"
-
-
-def test_a_file_that_was_removed_is_made_again(tmp_path: Path) -> None:
-    """Lines into a file that has no name any more are lost, and nobody hears of it."""
-    log = Outlet("log", path=tmp_path / "log.txt")
-    log.write("one\n")
-    (tmp_path / "log.txt").unlink()
-    log.write("two\n")
-    assert (tmp_path / "log.txt").read_text() == "two\n"
 
 
 def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
@@ -134,26 +131,20 @@ def test_a_reader_that_died_is_not_waited_for_nor_written_to() -> None:
     os.close(writer)
 
 
-@pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError, ZeroDivisionError, MemoryError])
-def test_what_decorates_may_fail_in_any_way(kind: type[Exception]) -> None:
-    """A picture, a curve, a report: once a warning, once that it works again."""
+def test_what_decorates_may_fail_in_any_way() -> None:
+    """A picture, a curve, a report: once a warning, once that it works again. Ctrl-C is Ctrl-C."""
     with log_lines("outlets") as said:
-        for fails in (True, True, False, False):
+        for error in (RuntimeError("no"), MemoryError("no"), None, None):
             with optional("the picture") as attempt:
-                if fails:
-                    raise kind("no")
-            assert attempt.failed == fails
+                if error is not None:
+                    raise error
+            assert attempt.failed == (error is not None)
     assert said == [
-        f"WARNING: the picture: {kind.__name__}: no. The run goes on without it.",
+        "WARNING: the picture: RuntimeError: no. The run goes on without it.",
         "the picture works again, after it failed 2 times.",
     ]
-
-
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_whoever_ends_a_run_is_not_held_back(kind: type[BaseException]) -> None:
-    """Ctrl-C in the middle of a picture is Ctrl-C."""
-    with pytest.raises(kind), optional("the picture"):
-        raise kind
+    with pytest.raises(KeyboardInterrupt), optional("the picture"):
+        raise KeyboardInterrupt
 
 
 PROGRAM = """
@@ -204,8 +195,7 @@ def test_streams_that_are_gone_are_one_warning_in_the_log(tmp_path: Path, shell:
     assert text.count("WARNING: stdout") <= 1
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "gbk"])
-def test_any_text_can_be_printed_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+def test_any_text_can_be_printed_in_any_encoding(tmp_path: Path) -> None:
     """A name in Chinese, or none that is UTF-8, on a terminal that knows neither."""
-    assert "WARNING" not in _run(tmp_path, "RUN > out.txt 2> err.txt", PYTHONIOENCODING=encoding)
+    assert "WARNING" not in _run(tmp_path, "RUN > out.txt 2> err.txt", PYTHONIOENCODING="ascii")
     assert len((tmp_path / "out.txt").read_bytes().splitlines()) == 300

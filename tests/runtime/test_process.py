@@ -86,26 +86,21 @@ def _signals_put_back() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_signals_put_back")
-def test_only_a_second_ctrl_c_ends_a_run_before_it_has_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun, schedulers and closing terminals send several signals: all of them are one request."""
+@pytest.mark.parametrize("first", CAUGHT, ids=lambda number: number.name)
+def test_only_a_second_ctrl_c_ends_a_run_before_it_has_saved(
+    first: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun, schedulers, closing terminals and Slurm's warning send several: all of them are one request,
+    and what is not caught ends the run at once.
+    """
     stop, again = StopRequest(), []
     stop.install()
     monkeypatch.setattr("src.runtime.signals.signal.raise_signal", again.append)  # it would end this process
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+    for number in (first, signal.SIGTERM, signal.SIGHUP):
+        assert signal.getsignal(number) == stop._on_signal
         os.kill(os.getpid(), number)
-    assert stop.received == "SIGTERM"
+    assert stop.received == first.name
     assert again == []
     os.kill(os.getpid(), signal.SIGINT)
     assert again == [signal.SIGINT]
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-
-
-@pytest.mark.usefixtures("_signals_put_back")
-@pytest.mark.parametrize("number", CAUGHT, ids=lambda number: number.name)
-def test_each_signal_that_announces_an_end_is_a_request(number: signal.Signals) -> None:
-    """Ctrl-C, a scheduler, a closed terminal, Slurm's warning: what is not caught ends the run at once."""
-    stop = StopRequest()
-    stop.install()
-    assert signal.getsignal(number) == stop._on_signal
-    os.kill(os.getpid(), number)
-    assert stop.received == number.name

@@ -49,7 +49,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     whole = path.read_bytes()
     bits = 8 * len(whole)
     places = random.Random(1).sample(range(bits), 60)
-    for bit in (*range(8 * 30), *places, *range(bits - 8 * 44, bits)):
+    for bit in (*range(0, 8 * 30, 3), *places, *range(bits - 8 * 44, bits)):
         flip(path, whole, bit)
         with pytest.raises(
             AssetError, match=f"thing {re.escape(str(path))} is no whole file of torch"
@@ -99,33 +99,28 @@ def test_a_file_without_a_seal_is_checked_by_its_records(tmp_path: Path) -> None
     assert changed == 0
 
 
-DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda _: b"",
-    "zeros": lambda whole: bytes(len(whole)),
-    "text": lambda _: b"model: none\n" * 400,
-    "hole": lambda whole: whole[: len(whole) // 2] + bytes(1000) + whole[len(whole) // 2 + 1000 :],
-    "longer": lambda whole: whole + bytes(512),
-    "half of another behind it": lambda whole: whole + whole[: len(whole) // 2],
-    "cut by 1": lambda whole: whole[:-1],
-    "cut by 8": lambda whole: whole[:-8],
-    "cut by 20": lambda whole: whole[:-20],
-    "cut by 22": lambda whole: whole[:-22],
-    "cut in half": lambda whole: whole[: len(whole) // 2],
-}
+ENDS = "it does not end as one"
+DAMAGES: list[tuple[Callable[[bytes], bytes], str]] = [
+    (lambda whole: b"", "it does not begin as one"),
+    (lambda whole: bytes(len(whole)), "it does not begin as one"),
+    (lambda whole: whole[: len(whole) // 2] + bytes(1000) + whole[len(whole) // 2 + 1000 :], ""),
+    (lambda whole: whole + bytes(512), ENDS),
+    (lambda whole: whole + whole[: len(whole) // 2], ENDS),  # half of another behind it
+    *((lambda whole, n=n: whole[:-n], ENDS) for n in (1, 8, 20, 22)),
+    (lambda whole: whole[: len(whole) // 2], ENDS),
+]
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_no_whole_file_is_refused(tmp_path: Path, damage: str, sealed: bool) -> None:
+def test_what_is_no_whole_file_is_refused(tmp_path: Path, sealed: bool) -> None:
     """A copy that was cut short, grew, or is something else altogether: one sentence with its name."""
     path = tmp_path / "a.pt"
     save_tensors(STATE, path) if sealed else torch.save(STATE, path)
-    path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(
-        AssetError, match=re.escape(f"thing {path} is no whole file of torch.save: ")
-    ) as caught:
-        load_tensors(path, "thing")
-    assert ("it does not end as one" in str(caught.value)) == damage.startswith(("cut", "longer", "half"))
+    whole = path.read_bytes()
+    for damage, why in DAMAGES:
+        path.write_bytes(damage(whole))
+        with pytest.raises(AssetError, match=re.escape(f"{path} is no whole file of torch.save: {why}")):
+            load_tensors(path, "thing")
 
 
 def test_files_of_old_torch_are_read(tmp_path: Path) -> None:
@@ -153,8 +148,8 @@ def test_a_copy_is_a_file_of_its_own_and_whole_or_not_there(tmp_path: Path) -> N
     assert source.read_bytes() == target.read_bytes()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 def test_numbers_that_are_not_finite_are_named(dtype: torch.dtype, bad: float) -> None:
     """One NaN in a weight makes every prediction NaN: which tensor, before hours of scoring."""
     largest = torch.finfo(dtype).max

@@ -243,13 +243,11 @@ class Store:
             make: writes its files, as in `ensure`.
         """
         try:
-            with self._lock(_OFFER_WAIT_S) as alone:
-                made = self.find(fingerprint) or self._make(_plain(fingerprint), make, alone=alone)
+            self.ensure(fingerprint, make, wait_s=_OFFER_WAIT_S).close()
         except OSError as error:
             return error.strerror or str(error)
         except DataError as error:
             return str(error).rstrip(".")
-        made.close()
         return None
 
     def _make(
@@ -261,16 +259,21 @@ class Store:
         each has a folder of its own, and none goes on with another's.
         """
         name, mark = f"{self.name}-{_key(fingerprint)}", secrets.token_hex(4)
-        staging = self.place / (f"{name}.part" if alone else f"{name}-{mark}.part")
+        goes_on = self.resumable and alone
+        staging = self.place / (f"{name}.part" if goes_on else f"{name}-{mark}.part")
+        with contextlib.suppress(FileExistsError):
+            staging.mkdir()
+        if staging.is_symlink() or not staging.is_dir():
+            so = "is not a folder of UTNet. It was left as it is. Move it away."
+            raise DataError(f"{self.what}: {staging} {so}")
         if alone:
-            self._clear(staging)
-        staging.mkdir(exist_ok=True)
+            self._remove_half_made(staging)
         try:
             self._seal(staging, fingerprint, make(staging))
             folder = self.place / f"{name}-{mark}"
             staging.rename(folder)
         finally:
-            if not self.resumable or not alone:
+            if not goes_on:
                 shutil.rmtree(staging, ignore_errors=True)
         disk.sync_folder(self.place)
         made = _open(folder, self.what)
@@ -279,15 +282,11 @@ class Store:
         self._retire(folder)
         return made
 
-    def _clear(self, staging: Path) -> None:
-        """Remove what was half made, but for what can go on."""
+    def _remove_half_made(self, but: Path) -> None:
+        """Remove what an interrupted maker left."""
         for leftover in self.place.glob(f"{self.name}-*.part"):
-            if re.fullmatch(f"{re.escape(self.name)}-{_KEY}(-{_MARK})?", leftover.stem):
-                if leftover.is_symlink() or not leftover.is_dir():
-                    so = "is not a folder of UTNet. It was left as it is. Move it away."
-                    raise DataError(f"{self.what}: {leftover} {so}")
-                if leftover != staging or not self.resumable:
-                    shutil.rmtree(leftover, ignore_errors=True)
+            if leftover != but and re.fullmatch(f"{re.escape(self.name)}-{_KEY}(-{_MARK})?", leftover.stem):
+                shutil.rmtree(leftover, ignore_errors=True)  # of a link it removes nothing
 
     def _seal(self, folder: Path, fingerprint: dict[str, Any], facts: Mapping[str, Any]) -> None:
         """Write derived.json: from now on the folder is whole."""

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import DataError
-from src.runtime.files.unfinished import Descriptor, temporary_name, unfinished
+from src.runtime.files.unfinished import temporary_name, unfinished
 from src.runtime.log import get_logger
 from src.runtime.ranks.launch import rank_from_environment
 
@@ -77,7 +77,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         a binary file open for writing.
     """
     path = Path(path)
-    with unfinished(path, lambda temporary: temporary.open("xb")) as (temporary, file):
+    with unfinished(path) as temporary, temporary.open("wb") as file:
         yield file
         file.flush()
         sync_file(file)
@@ -96,12 +96,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         the temporary folder.
     """
     path = Path(path)
-
-    def make(temporary: Path) -> Descriptor:
-        temporary.mkdir()
-        return Descriptor(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY))
-
-    with unfinished(path, make) as (temporary, _):
+    with unfinished(path, folder=True) as temporary:
         yield temporary
         temporary.replace(path)
         sync_folder(path.parent)

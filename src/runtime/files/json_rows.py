@@ -98,16 +98,3 @@ def point_rows(file: Readable, points: int, where: str) -> Iterator[NDArray[np.f
         ) from error
     if index < 0:
         raise DataError(f"{where}: want a list of rows of points, and it holds none")
-
-
-def _points(row: object, points: int, where: str) -> NDArray[np.float64]:
-    """(P, 3) numbers of one row."""
-    if not isinstance(row, list):
-        raise DataError(f"{where} is not a list of points; want a list of rows of points")
-    try:
-        values = np.asarray(row, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where} is not {points} points of 3 numbers: {error}") from error
-    if values.shape != (points, 3):
-        raise DataError(f"{where} has shape {values.shape}, want ({points}, 3)")
-    return values

@@ -107,7 +107,7 @@ class _ArrayRecord:
 
 
 def _array(content: object, kind: object, shape: object, order: object) -> NDArray[Any]:
-    """A read-only array over checked bytes."""
+    """A read-only array over checked bytes; it is also numpy's `_frombuffer`, which protocol 5 uses."""
     if isinstance(content, str):
         content = content.encode("latin1")
     if not isinstance(kind, _DtypeRecord) or not isinstance(content, (bytes, bytearray)):
@@ -120,6 +120,7 @@ def _array(content: object, kind: object, shape: object, order: object) -> NDArr
         raise pickle.UnpicklingError("an array with an odd shape")
     if order not in ("C", "F") or math.prod(shape) * kind.dtype.itemsize != len(content):
         raise pickle.UnpicklingError(f"an array of shape {shape} with {len(content)} bytes")
+    content = memoryview(content).toreadonly()  # a file may set elements of what can be written to
     return np.frombuffer(content, dtype=kind.dtype).reshape(shape, order="C" if order == "C" else "F")
 
 
@@ -128,11 +129,6 @@ def _reconstruct(subtype: object, *_: object) -> _ArrayRecord:
     if subtype is not _ArrayRecord:
         raise pickle.UnpicklingError("an array of a subclass")
     return _ArrayRecord.__new__(_ArrayRecord)
-
-
-def _frombuffer(content: object, kind: object, shape: object, order: object) -> NDArray[Any]:
-    """`numpy`'s `_frombuffer`, which protocol 5 uses for arrays."""
-    return _array(content, kind, shape, order)
 
 
 def _scalar(kind: object, content: object = None) -> Any:
@@ -176,7 +172,7 @@ _NUMPY: dict[tuple[str, str], object] = {
 for _core in ("numpy.core", "numpy._core"):
     _NUMPY[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
     _NUMPY[f"{_core}.multiarray", "scalar"] = _scalar
-    _NUMPY[f"{_core}.numeric", "_frombuffer"] = _frombuffer
+    _NUMPY[f"{_core}.numeric", "_frombuffer"] = _array
 
 META_GLOBALS: AllowList = _NUMPY
 """What a HO3D annotation may name: numpy's arrays and numbers."""
