@@ -104,7 +104,12 @@ class Recorder:
         minutes = round((time.monotonic() - self._began) / 60.0, 3)
         self._scalars.write(json.dumps({"step": step, "minutes": minutes, **plain}) + "\n")
         if not self._scalars.stopped:  # room is looked for there
-            self._show(lambda to: [to.add_scalar(name, value, step) for name, value in values.items()])
+
+            def add(to: SummaryWriter) -> None:
+                for name, value in values.items():
+                    to.add_scalar(name, value, step)
+
+            self._show(add)
 
     def step(self, step: int, report: StepReport, clipped_share: float, pace: Pace) -> None:
         """Record an optimiser step under Train/.
@@ -152,7 +157,7 @@ class Recorder:
             self._scalars.close()
             self._close_events()
 
-    def _show(self, add: Callable[[SummaryWriter], object]) -> None:
+    def _show(self, add: Callable[[SummaryWriter], None]) -> None:
         """Add to TensorBoard's files; after a failure, to new ones: the curves have a gap."""
         with optional("TensorBoard") as attempt:
             if self._writer is None:

@@ -147,9 +147,7 @@ def test_a_folder_that_is_written_is_refused_with_who_writes_it(
 def test_without_locks_a_run_of_another_machine_is_not_joined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it still runs cannot be told from here: whoever knows removes its lock. A torn one, of a machine
-    that lost power, bars nobody.
-    """
+    """Whether it still runs cannot be told from here: whoever knows removes its lock. A torn one bars nobody."""
     monkeypatch.setattr(run_folder, "lock", lambda file, **_: False)
     (tmp_path / LOCK).write_text(json.dumps({"host": "other-node", "pid": 7, "since": "today"}))
     with pytest.raises(ConfigError, match=r"process 7 on other-node.*If it is gone, delete .*run\.lock"):
