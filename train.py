@@ -27,7 +27,7 @@ from dataloader.batches.loader import DeviceLoader
 from dataloader.crop.augment import epoch_notes
 from src.build import Run, Scoring, build_evaluation, build_run
 from src.config_file import config_to_yaml
-from src.errors import DataError, UTNetError
+from src.errors import ConfigError, DataError, UTNetError
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
 from src.losses.loss import HandLoss
 from src.runtime import log
@@ -48,7 +48,7 @@ from src.training.checkpoints.settings import DEFAULT_CONFIG, Settings, command_
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
-from src.training.validation import is_best, report, require_finite, require_selectable
+from src.training.validation import is_best, report, require_finite
 
 _log = log.get_logger("train")
 
@@ -111,8 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
     """Join the ranks and do what the command line asks; returns the exit status."""
     config = settings.config
-    if not arguments.evaluate:
-        require_selectable(config.validation)
+    if config.validation.split == "evaluation" and not arguments.evaluate:
+        raise ConfigError(
+            "validation.split=evaluation would choose best.pt by its score on HO3D's official split, which "
+            "would then measure the choice too. Train with validation.split=val and score the end with "
+            "--evaluate CKPT validation.split=evaluation"
+        )
     require_short_temporary_folder()
     interrupt_on_stop()
     context = setup_distributed(config.runtime.device, config.runtime.timeout_s, config.validation.timeout_s)

@@ -192,7 +192,6 @@ def test_a_damaged_last_checkpoint_is_passed_over_aloud(run: Path, damage: str) 
     DAMAGES[damage](last)
     source, warning = folder_of.to_go_on_from(last)
     assert source == run / "epoch_10.pt"
-    assert warning is not None
     assert warning.startswith(f"WARNING: checkpoint {last}")
     assert f". Going on from {source} (epoch 3, step 12), the newest whole one there" in warning
     assert "\n" not in warning
@@ -200,7 +199,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_aloud(run: Path, damage: str) 
     assert ("kept as last.pt.damaged" in warning) == os.path.lexists(run / "last.pt.damaged") == kept
     assert not os.path.lexists(last)  # what stood there would be in the way of the next one
     write(last, step=16)
-    assert folder_of.to_go_on_from(last) == (last, None)
+    assert folder_of.to_go_on_from(last) == (last, "")
 
 
 def test_damaged_files_are_passed_over_one_after_the_other(run: Path) -> None:
@@ -249,14 +248,14 @@ def test_any_other_file_means_itself(run: Path, tmp_path: Path) -> None:
             folder_of.open_checkpoint(path)
         assert str(scored.value) == str(caught.value)
         assert path.exists()
-    assert folder_of.to_go_on_from(run / "epoch_9.pt") == (run / "epoch_9.pt", None)
+    assert folder_of.to_go_on_from(run / "epoch_9.pt") == (run / "epoch_9.pt", "")
 
 
 def test_a_checkpoint_of_newer_code_is_not_passed_over(run: Path) -> None:
     """It is whole: to go on from an older one would lose what only newer code can read."""
     last = run / "last.pt"
     torch.save(torch.load(last, weights_only=True) | {"format": 9}, last)
-    assert folder_of.to_go_on_from(last) == (last, None)
+    assert folder_of.to_go_on_from(last) == (last, "")
     with pytest.raises(AssetError, match="format 9"):
         folder_of.open_checkpoint(last)
 

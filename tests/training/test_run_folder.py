@@ -147,7 +147,7 @@ def test_a_folder_that_is_written_is_refused_with_who_writes_it(
 def test_without_locks_a_run_of_another_machine_is_not_joined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it still runs cannot be told from here: whoever knows removes its lock. A torn one bars nobody."""
+    """Whether it runs cannot be told from here: whoever knows removes its lock. A torn one bars nobody."""
     monkeypatch.setattr(run_folder, "lock", lambda file, **_: False)
     (tmp_path / LOCK).write_text(json.dumps({"host": "other-node", "pid": 7, "since": "today"}))
     with pytest.raises(ConfigError, match=r"process 7 on other-node.*If it is gone, delete .*run\.lock"):
@@ -199,7 +199,7 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, kind: type[BaseExce
 def test_a_folder_that_was_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resume that fails at its start must not take the run with it."""
     run = run_of(tmp_path, "20260101-000000-demo", "2026-01-01T00:00:00+00:00")
-    monkeypatch.setattr(run_folder, "to_go_on_from", lambda path: (path, None))
+    monkeypatch.setattr(run_folder, "to_go_on_from", lambda path: (path, ""))
 
     def begin() -> None:
         with open_run_folder(config_in(tmp_path), ALONE, "auto") as folder:
