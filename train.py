@@ -21,15 +21,15 @@ from pathlib import Path
 import src.runtime.ranks.parent  # noqa: F401  (looks who started us, before all that takes seconds)
 
 import torch
+from torch import nn
 
 from dataloader.batches.loader import DeviceLoader
 from dataloader.crop.augment import epoch_notes
-from src.build import Run, Scoring, build_evaluation, build_run, outcome_of
+from src.build import Run, Scoring, build_evaluation, build_run
 from src.config_file import config_to_yaml
-from src.errors import DataError, UTNetError
+from src.errors import ConfigError, DataError, UTNetError
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
 from src.losses.loss import HandLoss
-from src.models.utnet import UTNet
 from src.runtime import log
 from src.runtime.command_line import make_parser
 from src.runtime.complaint import complaint
@@ -48,7 +48,7 @@ from src.training.checkpoints.settings import DEFAULT_CONFIG, Settings, command_
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
-from src.training.validation import is_best, report, require_finite, require_selectable
+from src.training.validation import is_best, report, require_finite
 
 _log = log.get_logger("train")
 
@@ -111,8 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(settings: Settings, arguments: argparse.Namespace) -> int:
     """Join the ranks and do what the command line asks; returns the exit status."""
     config = settings.config
-    if not arguments.evaluate:
-        require_selectable(config.validation)
+    if config.validation.split == "evaluation" and not arguments.evaluate:
+        raise ConfigError(
+            "validation.split=evaluation would choose best.pt by its score on HO3D's official split, which "
+            "would then measure the choice too. Train with validation.split=val and score the end with "
+            "--evaluate CKPT validation.split=evaluation"
+        )
     require_short_temporary_folder()
     interrupt_on_stop()
     context = setup_distributed(config.runtime.device, config.runtime.timeout_s)
@@ -131,8 +135,7 @@ def run_training(settings: Settings, context: DistContext, resume: str | None) -
     config = settings.config
     with open_run_folder(config, context, resume) as folder:
         settings.log()
-        run_dir = folder.path
-        run = build_run(config, context, run_dir, folder.source)
+        run = build_run(config, context, folder.path, folder.source)
     run.stop.install()
     finished = True
     try:
@@ -152,7 +155,7 @@ def run_training(settings: Settings, context: DistContext, resume: str | None) -
     best = f"best MPJPE {run.progress.best_mpjpe_mm:.3f} mm (epoch {run.progress.best_epoch})"
     if run.progress.best_epoch < 0:
         best = "no epoch was chosen as the best"
-    _log.info(f"Finished {config.training.num_epochs} epochs, {best}. Run folder: {run_dir}")
+    _log.info(f"Finished {config.training.num_epochs} epochs, {best}. Run folder: {folder.path}")
     return 0
 
 
@@ -174,7 +177,7 @@ def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
     report(results, scoring.dataset.frames.split_line, context)
     for shown, result in results.items():
         recorder.validation(state["step"], shown, result)
-    if (outcome := outcome_of(results, scoring)) is not None:
+    if (outcome := scoring.outcome(results)) is not None:
         outcome.log_summary()
         for shown, file in outcome.write(files, "per_sample").items():
             label = "Per-sample results" if shown == "rgbd" else "Per-sample results without depth"
@@ -249,7 +252,7 @@ def train_epoch(run: Run) -> float | None:
 
 
 def score(
-    model: UTNet, loss: HandLoss, scoring: Scoring, page: PicturePage | None = None
+    model: nn.Module, loss: HandLoss, scoring: Scoring, page: PicturePage | None = None
 ) -> dict[Shown, CheckedResult]:
     """test() with depth and without."""
     return {
@@ -260,7 +263,7 @@ def score(
 
 @torch.no_grad()
 def test(
-    model: UTNet, loss: HandLoss, loader: DeviceLoader, scoring: Scoring, page: PicturePage | None
+    model: nn.Module, loss: HandLoss, loader: DeviceLoader, scoring: Scoring, page: PicturePage | None
 ) -> CheckedResult:
     """Evaluate the bare model over every sample of a split exactly once.
 
@@ -321,13 +324,13 @@ def validate(run: Run) -> bool:
     batches = len(scoring.loaders["rgbd"])
     page = PicturePage(run.config.validation.pictures, batches) if run.context.is_main else None
     with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
-        results = score(run.model, trainer.loss, scoring, page)
+        results = score(trainer.model, trainer.loss, scoring, page)
     report(results, scoring.dataset.frames.split_line, run.context)
     run.doctor.validation(trainer, results)
     for shown, result in results.items():
         run.recorder.validation(trainer.step, shown, result)
-    folder = run.run_dir / "val"
-    if (outcome := outcome_of(results, scoring)) is not None:
+    folder = run.recorder.run_dir / "val"
+    if (outcome := scoring.outcome(results)) is not None:
         with optional("the validation's report"):
             outcome.write(folder, f"epoch_{epoch:04d}")
     if page is not None:

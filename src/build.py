@@ -47,6 +47,15 @@ class Scoring:
     baselines: BaselineRows | None
     """On rank 0."""
 
+    def outcome(self, results: dict[Shown, CheckedResult]) -> Outcome | None:
+        """Results with what their report needs; None on ranks that have no rows."""
+        if self.baselines is None:
+            return None
+        frames = self.dataset.frames
+        names = [frames.frame_id(i) for i in range(len(self.dataset))]
+        official = official_scores(results, frames.truth_joints())
+        return Outcome(results, names, self.config.validation.split, self.baselines, official)
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -65,11 +74,8 @@ class Run:
 
     config: RunConfig
     context: DistContext
-    run_dir: Path
     recorder: Recorder
-    model: UTNet
     trainer: TrainStep
-    train_set: HO3DDataset
     train_loader: DeviceLoader
     scoring: Scoring
     progress: ckpt.Progress
@@ -104,11 +110,8 @@ def build_scoring(
     def baselines() -> BaselineRows | None:
         if not context.is_main:
             return None
-        train, val, place = (
-            train_set.frames.labels(),
-            val_set.frames.labels(),
-            val_set.frames.index.derived.folder.parent,
-        )
+        train, val = train_set.frames.labels(), val_set.frames.labels()
+        place = val_set.frames.index.derived.folder.parent
         return cached_baselines(train, val, hand, cache_dir=place, show_progress=True)
 
     shown: tuple[Shown, ...] = ("rgbd", "rgb")
@@ -166,11 +169,8 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
     return Run(
         config=config,
         context=context,
-        run_dir=run_dir,
         recorder=recorder,
-        model=model,
         trainer=trainer,
-        train_set=train_set,
         train_loader=train_loader,
         scoring=build_scoring(config, context, train_set, val_set, hand),
         progress=position,
@@ -178,13 +178,3 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
         stop=StopRequest(),
         doctor=doctor,
     )
-
-
-def outcome_of(results: dict[Shown, CheckedResult], scoring: Scoring) -> Outcome | None:
-    """Results with what their report needs; None on ranks that have no rows."""
-    if scoring.baselines is None:
-        return None
-    data = scoring.dataset
-    frames = [data.frames.frame_id(i) for i in range(len(data))]
-    official = official_scores(results, data.frames.truth_joints())
-    return Outcome(results, frames, scoring.config.validation.split, scoring.baselines, official)

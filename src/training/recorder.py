@@ -157,7 +157,7 @@ class Recorder:
             self._scalars.close()
             self._close_events()
 
-    def _show(self, add: Callable[[SummaryWriter], object]) -> None:
+    def _show(self, add: Callable[[SummaryWriter], None]) -> None:
         """Add to TensorBoard's files; after a failure, to new ones: the curves have a gap."""
         with optional("TensorBoard") as attempt:
             if self._writer is None:

@@ -65,18 +65,14 @@ def open_run_folder(config: RunConfig, context: DistContext, resume: str | None)
     """
 
     def decide() -> tuple[RunFolder, list[str]]:
-        asked, lines = None if resume is None else Path(resume), []
-        if resume == "auto":
-            asked, line = _newest(config)
-            lines += [line] if line else []
-        if asked is None:
-            return _make(config), lines
+        asked, said = _newest(config) if resume == "auto" else (resume and Path(resume), "")
+        if not asked:
+            return _make(config), [said]
         own = asked.parent.parent if asked.parent.name == FOLDER else None
         if own is not None:
             _take(own)
         source, warning = to_go_on_from(asked)
-        lines += [warning] if warning else []
-        return RunFolder(own, source, new=False) if own else _make(config, source), lines
+        return RunFolder(own, source, new=False) if own else _make(config, source), [said, warning]
 
     with contextlib.ExitStack() as unless_begun:
         with stop_signals_blocked():
@@ -84,7 +80,7 @@ def open_run_folder(config: RunConfig, context: DistContext, resume: str | None)
             folder, lines = context.broadcast_object(decided)
             unless_begun.callback(_remove, folder, context)
         log.configure(rank=context.rank, log_file=folder.path / "log.txt")
-        for line in lines if context.is_main else ():
+        for line in filter(None, lines if context.is_main else ()):
             (_log.warning if line.startswith("WARNING") else _log.info)(line)
         yield folder
         unless_begun.pop_all()
@@ -119,8 +115,16 @@ def started(run: Path) -> datetime:
 def _meta(run: Path) -> dict[str, Any]:
     """What a run says of itself; nothing where that is not to be read."""
     try:
-        content = json.loads(read_plain(run / META, _MOST_META_BYTES))
-    except (OSError, ValueError, RecursionError):
+        return _facts(read_plain(run / META, _MOST_META_BYTES))
+    except OSError:
+        return {}
+
+
+def _facts(text: bytes) -> dict[str, Any]:
+    """What a file of facts says; nothing where it is torn, or of another program."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -218,11 +222,7 @@ def _leave(file: BinaryIO) -> None:
 def _owner(file: BinaryIO) -> dict[str, Any]:
     """Who wrote a lock; nothing where it says nothing."""
     file.seek(0)
-    try:
-        owner = json.loads(file.read(4096) or b"{}")
-    except ValueError:
-        return {}
-    return owner if isinstance(owner, dict) else {}
+    return _facts(file.read(4096))
 
 
 def _lives(pid: object) -> bool:

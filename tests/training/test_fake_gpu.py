@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -17,9 +16,7 @@ from torch.utils._pytree import tree_leaves
 from dataloader.crop.prepare import prepare
 from src.config import LossConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from src.losses.loss import HandLoss
-from src.models import gcn, vertex_sampling, vit
 from src.models.utnet import UTNet
-from src.models.vertex_sampling import sample_map
 from src.models.vit import PRESETS
 from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, Prediction
@@ -103,27 +100,6 @@ def test_every_preset_runs_on_a_gpu_and_never_waits(preset: Any, monkeypatch: py
             prediction, found = judged(model, loss)
     assert waits.seen == []
     assert {tensor.device for tensor in (*tree_leaves(prediction), *found)} == {GPU}
-
-
-def test_kernels_of_a_gpu_are_the_ones_that_run() -> None:
-    """What a CPU is given for speed, or a GPU for its determinism, must not be taken by the other."""
-    with contextlib.ExitStack() as stack:
-
-        def spy(module: Any, name: str) -> mock.Mock:
-            return stack.enter_context(mock.patch.object(module, name, wraps=getattr(module, name)))
-
-        gathers, attends = spy(gcn, "_gathered"), spy(vit.F, "scaled_dot_product_attention")
-        indexes = spy(vertex_sampling, "gather_map")
-        stack.enter_context(fake_gpu())
-        _, model = network(ModelConfig(preset="tiny", image_size=(64, 64)))
-        with torch.no_grad():
-            model(on_gpu(0))
-        assert not gathers.called
-        assert attends.call_count == 3  # blocks
-        assert indexes.call_count == 3  # maps
-        torch.use_deterministic_algorithms(False)
-        sample_map(torch.ones(1, 2, 4, 4, device=GPU), torch.zeros(1, 3, 2, device=GPU))
-        assert indexes.call_count == 3
 
 
 def test_a_whole_step_on_a_gpu_reads_the_step_before() -> None:

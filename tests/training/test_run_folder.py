@@ -13,7 +13,6 @@ import pytest
 from src.config import LoggingConfig, RunConfig
 from src.errors import ConfigError, DataError
 from src.runtime import log
-from src.runtime.files import disk as files
 from src.training import run_folder
 from src.training.checkpoints.folder import FOLDER, LAST
 from src.training.run_folder import LOCK, META, open_run_folder, started
@@ -28,8 +27,8 @@ def let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_WAIT_S", 0.3)
 
 
-def config_in(runs: Path, name: str = "demo") -> RunConfig:
-    return RunConfig(name=name, logging=LoggingConfig(runs_dir=runs))
+def config_in(runs: Path) -> RunConfig:
+    return RunConfig(name="demo", logging=LoggingConfig(runs_dir=runs))
 
 
 def run_of(runs: Path, name: str, when: str | None, *, saved: bool = True, **meta: object) -> Path:
@@ -67,7 +66,7 @@ def test_the_newest_run_is_told_by_what_is_written_inside(
 
 def test_a_run_without_its_facts_has_the_age_of_its_files(tmp_path: Path) -> None:
     """Torn, of another program, or never written on a full disk: the file system's clock knows no zones."""
-    for k, text in enumerate((None, "{", "[]", '{"started": 5}', '{"started": "yesterday"}')):
+    for k, text in enumerate((None, "{", "[" * 200_000, '{"started": 5}', '{"started": "yesterday"}')):
         run = run_of(tmp_path, f"run{k}", None)
         if text is not None:
             (run / META).write_text(text)
@@ -86,8 +85,6 @@ def test_auto_takes_this_name_alone_and_no_evaluation(
     assert newest(monkeypatch, tmp_path) == (run / FOLDER / LAST, "")
     (run / FOLDER / LAST).rename(run / FOLDER / "epoch_3.pt")  # last.pt is lost, the run is not
     assert newest(monkeypatch, tmp_path) == (run / FOLDER / LAST, "")
-    assert newest(monkeypatch, tmp_path / "none")[0] is None
-    assert newest(monkeypatch, tmp_path)[0] is not None
 
 
 def test_a_run_that_never_saved_does_not_hand_over_in_silence(
@@ -108,11 +105,12 @@ def test_a_run_that_never_saved_does_not_hand_over_in_silence(
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
-    """A misspelt name begins anew: somebody must be able to see that."""
+    """A misspelt name begins anew: somebody must be able to see that, in the log of the new run too."""
     with log_lines("run folder") as said, open_run_folder(config_in(tmp_path), ALONE, "auto") as folder:
-        assert folder.new
-        assert folder.source is None
+        assert (folder.new, folder.source) == (True, None)
     assert said == [f"--resume auto: no run called demo in {tmp_path} has saved: a new one"]
+    assert said[0] in (folder.path / "log.txt").read_text()
+    log.configure()
 
 
 def hold(
@@ -146,33 +144,22 @@ def test_a_folder_that_is_written_is_refused_with_who_writes_it(
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": "x"}', b'{"pid": -1}', b"\xff" * 9000])
-def test_a_lock_of_whoever_wrote_nonsense_can_be_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-) -> None:
-    """A torn lock of a machine that lost power bars nobody."""
-    for locks in (True, False):
-        monkeypatch.setattr(run_folder, "lock", files.lock if locks else lambda file, **_: False)
-        monkeypatch.setattr(run_folder, "_held", [])
-        (tmp_path / LOCK).write_bytes(content)
-        run_folder._take(tmp_path)
-
-
 def test_without_locks_a_run_of_another_machine_is_not_joined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it still runs cannot be told from here: whoever knows removes its lock."""
+    """Whether it runs cannot be told from here: whoever knows removes its lock. A torn one bars nobody."""
     monkeypatch.setattr(run_folder, "lock", lambda file, **_: False)
     (tmp_path / LOCK).write_text(json.dumps({"host": "other-node", "pid": 7, "since": "today"}))
     with pytest.raises(ConfigError, match=r"process 7 on other-node.*If it is gone, delete .*run\.lock"):
         run_folder._take(tmp_path)
-    (tmp_path / LOCK).unlink()
-    run_folder._take(tmp_path)
+    for content in (b"", b"{", b"[1]", b'{"pid": "x"}', b'{"pid": -1}', b"\xff" * 9000):
+        (tmp_path / LOCK).write_bytes(content)
+        run_folder._take(tmp_path)
     run_folder._leave(run_folder._held[-1])
     assert (tmp_path / LOCK).read_bytes() == b"", "a run that ended in order leaves no owner"
 
 
-@pytest.mark.parametrize("odd", ["link", "file", "year 1", "nested", "pipe", "bytes", "future"])
+@pytest.mark.parametrize("odd", ["link", "file", "year 1", "pipe", "future"])
 def test_odd_neighbours_do_not_bar_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: str
 ) -> None:
@@ -188,18 +175,14 @@ def test_odd_neighbours_do_not_bar_a_resume(
         meta = run_of(tmp_path, other.name, started_of.get(odd, "")) / META
         os.utime(other, (0, 0))
         os.utime(other / FOLDER / LAST, (0, 0))
-        if odd == "nested":
-            meta.write_text("[" * 200_000)
-        elif odd == "bytes":
-            meta.write_bytes(bytes(range(256)))
-        elif odd == "pipe":
+        if odd == "pipe":
             meta.unlink()
             os.mkfifo(meta)
         os.utime(other, (0, 0))
     assert newest(monkeypatch, tmp_path)[0] == good / FOLDER / LAST
 
 
-@pytest.mark.parametrize("kind", [DataError, OSError, KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("kind", [DataError, KeyboardInterrupt])
 def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, kind: type[BaseException]) -> None:
     """Ten wrong paths in a row are ten folders that --resume auto and people look through."""
 
@@ -216,7 +199,7 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, kind: type[BaseExce
 def test_a_folder_that_was_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resume that fails at its start must not take the run with it."""
     run = run_of(tmp_path, "20260101-000000-demo", "2026-01-01T00:00:00+00:00")
-    monkeypatch.setattr(run_folder, "to_go_on_from", lambda path: (path, None))
+    monkeypatch.setattr(run_folder, "to_go_on_from", lambda path: (path, ""))
 
     def begin() -> None:
         with open_run_folder(config_in(tmp_path), ALONE, "auto") as folder:
@@ -226,11 +209,3 @@ def test_a_folder_that_was_there_stays(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(DataError, match="no"):
         begin()
     assert (run / FOLDER / LAST).is_file()
-
-
-def test_a_start_that_succeeds_keeps_its_folder(tmp_path: Path) -> None:
-    """And writes its log there."""
-    with open_run_folder(config_in(tmp_path), ALONE, None) as folder:
-        run_folder._log.info("begun")
-    assert "begun" in (folder.path / "log.txt").read_text()
-    log.configure()

@@ -121,24 +121,17 @@ def save_checkpoint(
             "commit": commit(),
             "torch": str(torch.__version__),
         }
-        error = _write(state, path, copies)
+        target = path
+        try:
+            save_tensors(state, path)
+            for target in copies:
+                copy_tensors(path, target)
+        except (OSError, RuntimeError) as caught:  # torch makes a RuntimeError of the system's own
+            reason = caught.__context__ if isinstance(caught.__context__, OSError) else caught
+            room = _room(target.parent, tensor_bytes(state))
+            text = f"checkpoint {target} was not written: {reason}. {room}. The previous file is whole"
+            error = AssetError(text)
     context.agree(error, f"writing {path}")
-
-
-def _write(state: Mapping[str, Any], path: Path, copies: Sequence[Path]) -> UTNetError | None:
-    """Write on rank 0; an error of the disk comes back as a value, for all ranks to raise together."""
-    target = path
-    try:
-        save_tensors(state, path)
-        for target in copies:
-            copy_tensors(path, target)
-    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of the system's own
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        room = _room(target.parent, tensor_bytes(state))
-        return AssetError(
-            f"checkpoint {target} was not written: {reason}. {room}. The previous file is whole"
-        )
-    return None
 
 
 def _room(folder: Path, needed: int) -> str:

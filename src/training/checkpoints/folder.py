@@ -125,20 +125,20 @@ def open_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         raise AssetError(f"{error}{_beside(path)}") from None
 
 
-def to_go_on_from(path: Path) -> tuple[Path, str | None]:
+def to_go_on_from(path: Path) -> tuple[Path, str]:
     """The checkpoint that a run goes on from: `path`, or what `instead_of` names. Run by rank 0.
 
     A damaged last.pt gets another name, because the run will write a new one.
 
     Returns:
-        the file, and where it is another one, a warning that says why and which.
+        the file, and where it is another one, a warning that says why and which; else "".
 
     Raises:
         AssetError: as of `instead_of`.
     """
     try:
         load_checkpoint(path, mapped=True, any_format=True)
-        return path, None
+        return path, ""
     except AssetError as error:
         whole, why = instead_of(path, error), _brief(error)
     kept = f" The damaged one is kept as {set_aside(path).name}." if os.path.lexists(path) else ""
