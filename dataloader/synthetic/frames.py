@@ -30,12 +30,11 @@ GL_FROM_CV = np.diag([1.0, -1.0, -1.0])
 _JPEG_QUALITY = 92
 
 
-def place_in_camera(points_m: Array, wrist_rest_m: Array, motion: Motion, camera: Camera) -> Array:
+def place_in_camera(points_m: Array, motion: Motion, camera: Camera) -> Array:
     """Posed points of the hand in a camera.
 
     Args:
         points_m: (N, P, 3) from `Rig.decode`.
-        wrist_rest_m: (3,) J0(betas).
         motion: where the wrist is.
         camera: who looks.
 
@@ -43,16 +42,12 @@ def place_in_camera(points_m: Array, wrist_rest_m: Array, motion: Motion, camera
         (N, P, 3) OpenCV camera, metres.
     """
     turn = camera.rotation @ motion.wrist_rotation
-    return (points_m - wrist_rest_m) @ np.swapaxes(turn, 1, 2) + camera.to_camera(motion.wrist_m)[:, None]
+    placed = (points_m - motion.anatomy.joints_m[0]) @ np.swapaxes(turn, 1, 2)
+    return np.asarray(placed + camera.to_camera(motion.wrist_m)[:, None])
 
 
 def annotate(
-    motion: Motion,
-    camera: Camera,
-    serials: list[str],
-    joints_cam_m: Array,
-    wrist_rest_m: Array,
-    split: Split,
+    motion: Motion, camera: Camera, serials: list[str], joints_cam_m: Array, split: Split
 ) -> list[dict[str, Any]]:
     """The annotations of all frames of a view, with HO3D's keys, axes and mixture of float types.
 
@@ -61,13 +56,12 @@ def annotate(
         camera: who looks.
         serials: serial numbers of all cameras of the motion.
         joints_cam_m: (N, 21, 3) from `place_in_camera`, HO3D21, OpenCV camera.
-        wrist_rest_m: (3,) J0(betas).
         split: `evaluation` holds back all but the wrist and a box.
     """
     wrist_gl = GL_FROM_CV @ (camera.rotation @ motion.wrist_rotation)
     local = Rotation.from_matrix(motion.hand_pose.reshape(-1, 3, 3)).as_rotvec().reshape(-1, 45)
     pose_aa = np.concatenate([Rotation.from_matrix(wrist_gl).as_rotvec(), local], 1)
-    translation = camera.to_camera(motion.wrist_m) @ GL_FROM_CV - wrist_rest_m
+    translation = camera.to_camera(motion.wrist_m) @ GL_FROM_CV - motion.anatomy.joints_m[0]
     joints = joints_cam_m @ GL_FROM_CV
     pixels = joints_cam_m @ camera.intrinsics_px.T
     pixels = pixels[..., :2] / pixels[..., 2:]

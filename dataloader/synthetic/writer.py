@@ -240,7 +240,6 @@ def _do_motion(
     seed, rig = parameters.seed, Rig(asset)
     motion = make_motion(rig, seed, number, part.frames)
     vertices, joints = rig.decode(motion.hand_pose, motion.betas)
-    wrist_rest = rig.anatomy(motion.betas).joints_m[0]
     cameras = cameras_around(seed, number, parameters.cameras, motion.target_m)
     serials = [camera.serial for camera in cameras]
     frame_ids = motion.frame_ids.tolist()
@@ -251,9 +250,9 @@ def _do_motion(
         folder = root / part.split / name
         for kind in ("rgb", "depth", "meta"):
             (folder / kind).mkdir(parents=True)
-        joints_cam = place_in_camera(joints, wrist_rest, motion, camera)
-        vertices_cam = place_in_camera(vertices, wrist_rest, motion, camera)
-        metas = annotate(motion, camera, serials, joints_cam, wrist_rest, part.split)
+        joints_cam = place_in_camera(joints, motion, camera)
+        vertices_cam = place_in_camera(vertices, motion, camera)
+        metas = annotate(motion, camera, serials, joints_cam, part.split)
         for frame, meta in zip(frame_ids, metas, strict=True):
             (folder / "meta" / f"{frame:04d}.pkl").write_bytes(safe_pickle.dumps(meta))
         if parameters.annotations_only:

@@ -38,9 +38,8 @@ def annotated(
     rig: Rig, motion: Motion, camera: Camera, split: Any = "train"
 ) -> tuple[Array, list[dict[str, Any]]]:
     """Joints of all frames in the camera, and the annotations."""
-    rest = rig.anatomy(motion.betas).joints_m[0]
-    joints = place_in_camera(rig.decode(motion.hand_pose, motion.betas)[1], rest, motion, camera)
-    return joints, annotate(motion, camera, ["a"], joints, rest, split)
+    joints = place_in_camera(rig.decode(motion.hand_pose, motion.betas)[1], motion, camera)
+    return joints, annotate(motion, camera, ["a"], joints, split)
 
 
 def test_fingers_bend_one_by_one_and_as_far_as_fingers_do(motions: list[Motion]) -> None:

@@ -6,9 +6,9 @@ import dataclasses
 import json
 import pickle
 import shutil
-from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dataloader.synthetic.__main__ import main
@@ -32,15 +32,6 @@ def test_same_files_for_any_number_of_workers(tree: Path, asset: HandAsset, tmp_
     assert list(one) == list(two)
     assert [name for name in one if one[name] != two[name]] == []
     assert [p.name for p in tmp_path.iterdir()] == ["two"], "no temporary folder stays"
-
-
-def test_there_are_gaps_between_frames(asset: HandAsset, tmp_path: Path) -> None:
-    """What counts neighbours in time, or guesses a frame's name, must meet HO3D_v3's gaps here."""
-    write_tree(tmp_path / "tree", dataclasses.replace(BARE, frames=100), asset)
-    numbers = [int(line.split("/")[1]) for line in (tmp_path / "tree/train.txt").read_text().split()[:100]]
-    steps = {b - a for a, b in pairwise(numbers)}
-    assert min(steps) == 1
-    assert max(steps) > 1, "no gap among 100 frames"
 
 
 def test_equal_tree_is_reused_and_another_is_an_error(tree: Path, asset: HandAsset) -> None:
@@ -72,32 +63,46 @@ def test_partial_tree_is_an_error(tree: Path, asset: HandAsset, tmp_path: Path) 
         write_tree(copy, SMALL, asset)
 
 
-def test_failure_leaves_nothing(asset: HandAsset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in the middle: neither the tree nor a temporary folder is there."""
+@pytest.mark.parametrize("reason", [KeyboardInterrupt(), OSError(1, "Operation not permitted")])
+def test_failure_leaves_nothing(
+    asset: HandAsset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: BaseException
+) -> None:
+    """Ctrl-C in the middle, or a file system without hard links: no tree and no temporary folder."""
 
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+    def fails(*_: object) -> None:
+        raise reason
 
-    monkeypatch.setattr("dataloader.synthetic.writer._write_lists", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_tree(tmp_path / "tree", BARE, asset)
+    monkeypatch.setattr("os.link", fails)
+    with pytest.raises((KeyboardInterrupt, DataError)) as caught:
+        write_tree(tmp_path / "tree", dataclasses.replace(BARE, frames=2), asset)
+    assert isinstance(reason, KeyboardInterrupt) or "file system with hard links" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_annotations_only(asset: HandAsset, tmp_path: Path) -> None:
-    """All frames are annotated, and a folder's pictures are one file."""
-    root = tmp_path / "tree"
+    """All frames are annotated, with HO3D_v3's gaps between them, and a folder's pictures are one file.
+
+    `data` is often a link to a larger disk: the finished tree was thrown away at the last step.
+    """
+    root = tmp_path / "data"
+    (tmp_path / "disk").mkdir()
+    root.symlink_to("disk")
     parameters = dataclasses.replace(BARE, sequences=4, frames=40, cameras=2)
-    write_tree(root, parameters, asset)
+    assert write_tree(root, parameters, asset)
     lines = (root / "train.txt").read_text().split()
-    for folder in (root / "train").iterdir():
+    steps: set[int] = set()
+    for folder in (tmp_path / "disk" / "train").iterdir():
         frames = {line.split("/")[1] for line in lines if line.startswith(folder.name)}
+        assert len(frames) == 40
+        steps |= set(np.diff(sorted(map(int, frames))))
         for kind in ("meta", "rgb", "depth"):
             files = list((folder / kind).iterdir())
             assert {p.stem for p in files} == frames
             assert kind == "meta" or len({p.stat().st_ino for p in files}) == 1
+    assert min(steps) == 1 < max(steps)
     assert len(json.loads((root / "evaluation_xyz.json").read_text())) == 40
     check_room(root, parameters, 1.0, 2.0)
+    assert not write_tree(root, parameters, asset)
 
 
 def check_room(root: Path, parameters: Parameters, least: float, most: float) -> None:
@@ -106,26 +111,6 @@ def check_room(root: Path, parameters: Parameters, least: float, most: float) ->
     room_bytes, room_files = parameters.room()
     assert least < room_bytes / sum(counted.values()) < most
     assert 1.0 <= room_files / len(counted) < 1.2
-
-
-def test_links_impossible(asset: HandAsset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a file system without hard links the message says what to do."""
-
-    def refuse(*_: object) -> None:
-        raise OSError(1, "Operation not permitted")
-
-    monkeypatch.setattr("os.link", refuse)
-    with pytest.raises(DataError, match="file system with hard links"):
-        write_tree(tmp_path / "tree", dataclasses.replace(BARE, frames=2), asset)
-
-
-def test_a_link_to_an_empty_folder_is_followed(asset: HandAsset, tmp_path: Path) -> None:
-    """`data` is often a link to a larger disk: the finished tree was thrown away at the last step."""
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "data").symlink_to("disk")
-    assert write_tree(tmp_path / "data", BARE, asset)
-    assert (tmp_path / "disk" / "train.txt").is_file()
-    assert not write_tree(tmp_path / "data", BARE, asset)
 
 
 def test_command_line(

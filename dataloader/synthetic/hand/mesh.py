@@ -86,7 +86,7 @@ class _Loft:
 def _finger_ring(finger: Finger, at_mm: float, sides: int) -> Array:
     """(sides, 3) circle about the chain at arc length `at_mm`, turned into the next bone near a joint."""
     joints, radii, arc = finger.joints_mm, finger.radii_mm, finger.arc_mm
-    bone = min(int(np.searchsorted(arc, at_mm, "right")) - 1, 2)
+    bone = int(np.searchsorted(arc, at_mm, "right")) - 1
     share = (at_mm - arc[bone]) / (arc[bone + 1] - arc[bone])
     centre = joints[bone] + share * (joints[bone + 1] - joints[bone])
     radius = radii[bone] + share * (radii[bone + 1] - radii[bone])
@@ -94,9 +94,8 @@ def _finger_ring(finger: Finger, at_mm: float, sides: int) -> Array:
     if bone < 2 and share > 0.7:
         following = unit(joints[bone + 2] - joints[bone + 1])
         direction = unit(direction * (1.7 - share) + following * (share - 0.7))
-    side = unit(np.cross(direction, np.array([0.0, 1.0, 0.0])))
-    upward = np.cross(side, direction)
-    side = side if side[2] >= 0 else -side
+    side = unit(np.cross([0.0, 1.0, 0.0], direction))
+    upward = np.cross(direction, side)
     angle = np.arange(sides) * 2 * np.pi / sides
     return np.asarray(centre + radius * (np.cos(angle)[:, None] * side + np.sin(angle)[:, None] * upward))
 
@@ -156,7 +155,7 @@ def _zip_rings(loft: _Loft, coarse: list[int], fine: list[int], fine_turn: Array
     n, m = len(coarse), len(fine)
     turn = np.append(fine_turn, 1.0)
     while i < n or k < m:
-        if k >= m or (i < n and (i + 1) / n <= turn[k + 1]):
+        if i < n and (i + 1) / n <= turn[k + 1]:
             loft.triangles.append((coarse[i % n], coarse[(i + 1) % n], fine[k % m]))
             i += 1
         else:
@@ -230,7 +229,7 @@ def _split_longest(mesh: Mesh, count: int) -> Mesh:
     for _ in range(count):
         edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
         length = np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1)
-        length[np.isin(edges, mesh.wrist_loop).all(1) | (part[edges].max(1) > 0)] = 0
+        length[part[edges].max(1) > 0] = 0
         a, b = edges[int(np.argmax(length))]
         middle = len(points)
         points = np.vstack([points, (points[a] + points[b]) / 2])
@@ -287,7 +286,7 @@ def relax(mesh: Mesh, points: Array, skeleton: Skeleton, *, steps: int) -> Array
         shift = (distance / np.maximum(slope, 0.2))[:, None] * gradient
         points -= np.clip(shift, -4, 4) * inner
         if step < steps - 5:
-            normal = gradient / np.sqrt(np.maximum(slope, 1e-9))[:, None]
+            normal = gradient / np.sqrt(slope)[:, None]
             drift = mean @ points - points
             drift -= (drift * normal).sum(1, keepdims=True) * normal
             points += mesh.mobility[:, None] * drift

@@ -26,7 +26,7 @@ def _chain_coordinates(points: Array, finger: Finger) -> tuple[Array, Array]:
     for i in range(3):
         bone = joints[i + 1] - joints[i]
         share = (points - joints[i]) @ bone / (bone @ bone)
-        share = np.clip(share, -9 if i == 0 else 0, 9 if i == 2 else 1)
+        share = np.clip(share, None if i == 0 else 0, 1)
         distance = np.linalg.norm(points - joints[i] - share[:, None] * bone, axis=1)
         closer = distance < nearest
         nearest[closer] = distance[closer]
@@ -87,19 +87,12 @@ def _palm_weights(weights: Array, mesh: Mesh, skeleton: Skeleton) -> None:
 def joint_regressor(points: Array, joints: Array) -> Array:
     """(16, V) sparse rows of sum 1, hardly ever negative, with regressor @ points = joints exactly."""
     regressor = np.zeros((len(joints), len(points)))
-    for i, joint in enumerate(joints):
-        order = np.argsort(np.linalg.norm(points - joint, axis=1), kind="stable")
-        for count in (16, 24, 40, 80):
-            near = order[:count]
-            system = np.vstack([(points[near] - joint).T, 30 * np.ones(count), 1.5 * np.eye(count)])
-            weights, _ = nnls(system, np.concatenate([[0, 0, 0, 30.0], np.zeros(count)]))
-            weights /= weights.sum()
-            exact = np.vstack([points[near].T, np.ones(count)])
-            wanted = np.append(joint, 1.0)
-            weights = weights + np.linalg.pinv(exact) @ (wanted - exact @ weights)
-            if weights.min() > -0.02 and np.abs(exact @ weights - wanted).max() < 1e-6:
-                break
-        regressor[i, near] = weights
+    for row, joint in zip(regressor, joints, strict=True):
+        near = np.argsort(np.linalg.norm(points - joint, axis=1), kind="stable")[:16]
+        system = np.vstack([(points[near] - joint).T, 30 * np.ones(16), 1.5 * np.eye(16)])
+        weights, _ = nnls(system, np.concatenate([[0, 0, 0, 30.0], np.zeros(16)]))
+        exact = np.vstack([points[near].T, np.ones(16)])
+        row[near] = weights + np.linalg.pinv(exact) @ (np.append(joint, 1.0) - exact @ weights)
     return regressor
 
 

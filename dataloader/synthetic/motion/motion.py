@@ -50,6 +50,8 @@ class Motion:
     """(N,) ascending; gaps where frames were dropped."""
     betas: Array
     """(10,)."""
+    anatomy: Anatomy
+    """Of the hand at rest with these betas."""
     hand_pose: Array
     """(N, 15, 3, 3) MANO16 order."""
     angles_deg: Array
@@ -97,6 +99,7 @@ def make_motion(rig: Rig, seed: int, number: int, frames: int) -> Motion:
         number=number,
         frame_ids=ids,
         betas=betas,
+        anatomy=anatomy,
         hand_pose=local_rotations(angles, anatomy),
         angles_deg=angles,
         wrist_rotation=rotation,

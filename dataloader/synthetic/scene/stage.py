@@ -50,9 +50,7 @@ class Stage:
         self._seed, self._digit = seed, digit
         rng = stream(seed, "stage", motion.number, digit)
         person = stream(seed, "person", motion.number)
-        anatomy = rig.anatomy(motion.betas)
-        self._axis = -anatomy.distal
-        self._atlas = skin_atlas(person, anatomy)
+        self._atlas = skin_atlas(person, motion.anatomy)
         self._draw_light(rng)
         self._sleeve_from_m = float(person.uniform(0.02, 0.11)) if person.random() < 0.6 else None
         cloth = texture(person, 96, 96) * (1 + 0.2 * noise(person, 96, 96, cells=24, octaves=1, channels=1))
@@ -60,7 +58,7 @@ class Stage:
         room, self._room_depth = surroundings(rng, camera)
         self._room = (room * self._tone).clip(0, 255).astype(np.uint8)
         self._sensor = DepthSensor(rng, float(camera.intrinsics_px[0, 0]))
-        self._build_mesh(anatomy)
+        self._build_mesh()
 
     def _draw_light(self, rng: np.random.Generator) -> None:
         """Random light of the room, tone and grain of the camera."""
@@ -74,13 +72,13 @@ class Stage:
         self._blur = rng.uniform(0.5, 0.9)
         self._grain = np.repeat(grain.round().clip(-40, 40).astype(np.int16), 3, axis=2)
 
-    def _build_mesh(self, anatomy: Anatomy) -> None:
+    def _build_mesh(self) -> None:
         """Faces, labels and the attributes that never change.
 
         Attributes a, b: atlas coordinates of skin, texture coordinates of cloth and object; c: how far skin
         looks to the back.
         """
-        loop = self._rig.wrist_loop
+        loop, anatomy = self._rig.wrist_loop, self._motion.anatomy
         skin = np.column_stack([rest_coordinates(anatomy.vertices_m, anatomy), _backness(self._rig, anatomy)])
         arm = np.tile(skin[loop], (len(_ARM_M), 1))
         arm[:, 0] += np.repeat(_ARM_M, len(loop))
@@ -141,7 +139,7 @@ class Stage:
     def _arm(self, row: int, hand: Array) -> list[Array]:
         """Rings of the forearm and the sleeve: the wrist's edge carried along a curve towards the elbow."""
         loop = hand[self._rig.wrist_loop]
-        start = self._camera.rotation @ self._motion.wrist_rotation[row] @ self._axis
+        start = self._camera.rotation @ self._motion.wrist_rotation[row] @ -self._motion.anatomy.distal
         elbow = self._camera.rotation @ self._motion.elbow_direction[row]
         rings = [_carry(loop, start, elbow, _ARM_M, _ARM_WIDER)]
         if self._sleeve_from_m is not None:
