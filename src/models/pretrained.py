@@ -76,11 +76,8 @@ class LoadReport:
     def __str__(self) -> str:
         """One line for the log."""
         text = f"{len(self.loaded)} loaded, {len(self.missing)} missing, {len(self.unexpected)} unexpected"
-        return text + "".join(
-            f"; {what}: {_sample(names)}"
-            for what, names in (("missing", self.missing), ("unexpected", self.unexpected))
-            if names
-        )
+        listed = {"missing": self.missing, "unexpected": self.unexpected}
+        return text + "".join(f"; {what}: {_sample(names)}" for what, names in listed.items() if names)
 
 
 def load_backbone(model: UTNet, path: Path) -> LoadReport:
@@ -175,11 +172,10 @@ def _require_shapes(found: dict[str, Tensor], wanted: dict[str, Tensor], path: P
     if wrong:
         first, want = wrong[0]
         got = tuple(found[first].shape) if found[first].is_floating_point() else found[first].dtype
-        names = _sample([name for name, _ in wrong])
-        others = f" ({len(wrong)} of {len(wanted)} tensors do not fit: {names})" if len(wrong) > 1 else ""
         raise AssetError(
-            f"pretrained weights {path}: {first} is {got}, want {want}{others}. Give a plain ViT with "
-            f"patches of {PATCH} x {PATCH} pixels and the width of model.preset"
+            f"pretrained weights {path}: {first} is {got}, want {want} ({len(wrong)} of {len(wanted)} "
+            f"tensors do not fit). Give a plain ViT with patches of {PATCH} x {PATCH} pixels and the width "
+            "of model.preset"
         )
 
 
@@ -193,12 +189,10 @@ def _misfit(name: str, tensor: Tensor, place: Tensor) -> str | None:
     if name != "embed.positions":
         return None if tensor.shape == place.shape else str(tuple(place.shape))
     width = place.shape[-1]
-    ends = (*tensor.shape[:1], *tensor.shape[-1:])
-    if tensor.ndim not in (3, 4) or ends != (1, width) or not tensor.numel():
-        return f"(1, positions, {width}) or (1, rows, columns, {width})"
-    if tensor.ndim == 3 and _grid_of_table(tensor.shape[1]) is None:
-        return f"(1, positions, {width}) of a square or a 4:3 grid, with or without one for a class token"
-    return None
+    grid_known = tensor.ndim == 4 or (tensor.ndim == 3 and _grid_of_table(tensor.shape[1]) is not None)
+    if grid_known and (tensor.shape[0], tensor.shape[-1]) == (1, width) and tensor.numel():
+        return None
+    return f"(1, positions, {width}) of a square or 4:3 grid, or (1, rows, columns, {width})"
 
 
 def _renamed(name: str) -> str:

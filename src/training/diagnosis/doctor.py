@@ -22,8 +22,8 @@ from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, Shown
 from src.training.diagnosis.pictures import DATA
 from src.training.diagnosis.samples import Samples
-from src.training.diagnosis.table import Finding, healthy, summary
-from src.training.diagnosis.training import PROBE, SCORES, SETTING, STEP, Setting, kept_joints, probe
+from src.training.diagnosis.table import Finding, summary
+from src.training.diagnosis.training import PROBE, SCORES, SETTING, STEP, Setting, probe
 from src.training.optim import global_batch
 from src.training.step import StepReport, TrainStep
 
@@ -64,6 +64,7 @@ class Doctor:
         self._after_validation = False
         self._rate_sum = 0.0
         self._joints: NDArray[np.floating] | None = None
+        """(n, J, 3) wrist-relative predictions of the first scored samples at the last validation, metres."""
 
     def setting(self, trainer: TrainStep, leaks: Callable[[], Any]) -> None:
         """Look at the set-up before the first step; `leaks` makes a `dataloader.ho3d.leaks.LeakReport`."""
@@ -92,10 +93,11 @@ class Doctor:
         result = results["rgbd"]
         if not self._active or not result.is_finite:
             return
-        before, now, moved = self._joints, kept_joints(result), None
-        if before is not None and now is not None and before.shape == now.shape:
-            moved = float(np.linalg.norm(now - before, axis=-1).mean()) * 1000
-        self._joints = now
+        assert result.rows is not None, "rank 0 has the rows"
+        joints, moved = result.rows.pred_joints_cam_m[:1024], None
+        before, self._joints = self._joints, np.asarray(joints - joints[:, :1])
+        if before is not None:
+            moved = float(np.linalg.norm(self._joints - before, axis=-1).mean()) * 1000
         self._add(SCORES.look(result, moved))
         self._probe(trainer)
         self._close("validation")
@@ -106,7 +108,7 @@ class Doctor:
         self._add(check_data(self._batches, self._hand))
         found = STEP.look(report, batch)
         self._add(found)
-        if healthy(found):
+        if all(finding.status != "FAIL" for finding in found):
             self._probe(trainer)
         if self._watched >= FIRST_STEPS:
             self._batches = [batch]

@@ -101,11 +101,6 @@ class Table(list[Row]):
         return found
 
 
-def healthy(findings: Iterable[Finding]) -> bool:
-    """None of them is a FAIL."""
-    return all(finding.status != "FAIL" for finding in findings)
-
-
 def summary(findings: Iterable[Finding]) -> str:
     """`Doctor: 31 checks OK`, or how many are not, and their names."""
     found = list(findings)

@@ -6,9 +6,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from src.config import RunConfig
@@ -193,12 +191,6 @@ def probe(model: nn.Module, batch: HandBatch, most: int = 4) -> Probe | None:
     spread, labels = (_mean_mm(x.std(dim=0, correction=0)) for x in (joints, few.joints_root_m))
     by_depth_mm = _mean_mm((by_depth - joints)[:shown]) if shown > 1 else None
     return Probe(_mean_mm(by_rgb - joints), by_depth_mm, spread / max(labels, 1e-9))
-
-
-def kept_joints(result: CheckedResult) -> NDArray[np.floating] | None:
-    """(n, J, 3) wrist-relative predictions of the first scored samples, metres; None without rows."""
-    joints = None if result.rows is None else result.rows.pred_joints_cam_m[:1024]
-    return None if joints is None else np.asarray(joints - joints[:, :1])
 
 
 def _mean_mm(offsets_m: Tensor) -> float:
