@@ -30,10 +30,7 @@ def picture_from_network(rgb: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def draw_skeleton(
-    picture: NDArray[np.uint8],
-    joints_px: NDArray[np.floating],
-    *,
-    scale: int = 1,
+    picture: NDArray[np.uint8], joints_px: NDArray[np.floating], *, scale: int = 1
 ) -> NDArray[np.uint8]:
     """Draw 20 bones and 21 joints onto a copy of a picture, enlarged `scale` times.
 
@@ -50,29 +47,20 @@ def draw_skeleton(
             f"draw_skeleton needs (H, W, 3) and (21, 2), got {picture.shape} and {joints_px.shape}"
         )
     height, width = picture.shape[:2]
-    canvas = np.ascontiguousarray(picture)
+    canvas = np.array(picture)
     if scale > 1:
         enlarged = cv2.resize(canvas, (width * scale, height * scale), interpolation=cv2.INTER_CUBIC)
         canvas = np.asarray(enlarged, np.uint8)
-    elif canvas is picture:
-        canvas = picture.copy()
-    # Pixel centres: crop pixel p is drawn at (p + 0.5) * scale - 0.5; coordinates are clamped for OpenCV's
-    # int32.
-    points = ((joints_px + 0.5) * scale - 0.5).clip(-4 * width * scale, 4 * width * scale)
-    usable = np.isfinite(joints_px).all(1)
+    # Pixel centres: crop pixel p is drawn at (p + 0.5) * scale - 0.5; OpenCV wants numbers of 32 bits.
+    places = ((joints_px + 0.5) * scale - 0.5).clip(-4 * width * scale, 4 * width * scale)
+    points = [(round(x), round(y)) for x, y in np.nan_to_num(places).tolist()]
+    usable, thickness = np.isfinite(joints_px).all(1), max(1, scale // 2)
     for parent, child in OPENPOSE_BONES:
         if usable[parent] and usable[child]:
             shade = _FINGER_RGB[OPENPOSE21[child].partition("_")[0]]
-            cv2.line(
-                canvas,
-                _int_point(points[parent]),
-                _int_point(points[child]),
-                shade,
-                max(1, scale // 2),
-                cv2.LINE_AA,
-            )
+            cv2.line(canvas, points[parent], points[child], shade, thickness, cv2.LINE_AA)
     for joint in np.flatnonzero(usable):
-        cv2.circle(canvas, _int_point(points[joint]), max(1, scale // 2), (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.circle(canvas, points[joint], thickness, (255, 255, 255), -1, cv2.LINE_AA)
     return canvas
 
 
@@ -112,8 +100,3 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
         raise ShapeError(f"a picture of shape {picture.shape} cannot be encoded as {path.suffix}")
     with atomic_write(path) as file:
         file.write(data.tobytes())
-
-
-def _int_point(point: NDArray[np.floating]) -> tuple[int, int]:
-    """A pixel for OpenCV's drawing functions."""
-    return round(float(point[0])), round(float(point[1]))

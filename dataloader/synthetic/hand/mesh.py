@@ -23,7 +23,7 @@ from dataloader.synthetic.common import LONG_FINGERS, Array, Index, unit
 from dataloader.synthetic.hand.shape import PARTS, Finger, Skeleton, distance_and_gradient
 
 NUM_VERTICES, NUM_FACES, WRIST_EDGES = 778, 1538, 16
-_PALM_SIDES, _PALM_RINGS = 20, 13
+_PALM_RINGS = 13
 _HOLE_FIRST_RING, _HOLE_RINGS, _HOLE_COLUMNS = 3, 3, (19, 0)
 _FAIRING_STEPS = 5
 """Plain smoothing of the raw loft: with 3 to 7 steps one face of the first web leans against the skin,
@@ -71,16 +71,19 @@ class _Loft:
     def ring(self, points: Array, part: int, mobility: float) -> list[int]:
         return [self.add(point, part, mobility) for point in points]
 
-    def band(self, lower: Sequence[int], upper: Sequence[int]) -> None:
-        """Quads between two closed rings of equal length."""
-        n = len(lower)
-        for k in range(n):
-            self.quads.append((lower[k], lower[(k + 1) % n], upper[(k + 1) % n], upper[k]))
+    def band(self, lower: list[int], upper: list[int], hole: Sequence[int] = ()) -> None:
+        """Quads between two closed rings of equal length, those that begin in `hole` left out."""
+        for k, (a, b, c, d) in enumerate(zip(lower, _turned(lower), _turned(upper), upper, strict=True)):
+            if k not in hole:
+                self.quads.append((a, b, c, d))
 
-    def fan(self, ring: Sequence[int], apex: int) -> None:
-        n = len(ring)
-        for k in range(n):
-            self.triangles.append((ring[k], ring[(k + 1) % n], apex))
+    def fan(self, ring: list[int], apex: int) -> None:
+        self.triangles += [(a, b, apex) for a, b in zip(ring, _turned(ring), strict=True)]
+
+
+def _turned(ring: list[int]) -> list[int]:
+    """The next vertex of each one of a closed ring."""
+    return [*ring[1:], ring[0]]
 
 
 def _finger_ring(finger: Finger, at_mm: float, sides: int) -> Array:
@@ -139,10 +142,7 @@ def _palm(loft: _Loft, bases: dict[str, list[int]], skeleton: Skeleton) -> tuple
     rings.append(end_ring)
     for a in range(_PALM_RINGS):
         in_hole = _HOLE_FIRST_RING <= a < _HOLE_FIRST_RING + _HOLE_RINGS
-        for c in range(_PALM_SIDES):
-            if not (in_hole and c in _HOLE_COLUMNS):
-                d = (c + 1) % _PALM_SIDES
-                loft.quads.append((rings[a][c], rings[a][d], rings[a + 1][d], rings[a + 1][c]))
+        loft.band(rings[a], rings[a + 1], _HOLE_COLUMNS if in_hole else ())
     loop_angle = np.arange(WRIST_EDGES) * 2 * np.pi / WRIST_EDGES
     loop = loft.ring(_wrist_ellipse(loop_angle, 16.0, skeleton), 0, 0.0)
     _zip_rings(loft, loop, rings[0], angle / (2 * np.pi))
