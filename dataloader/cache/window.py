@@ -91,7 +91,7 @@ def reach(intrinsics_px: Array, boxes_px: Array, geometry: Geometry) -> NDArray[
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             pixels = points[..., :2] / points[..., 2:]
-        behind = (points[..., 2] <= 0).any(1)[:, None]
+        behind = np.any(points[..., 2] <= 0, axis=1, keepdims=True)
         low = np.minimum(low, np.where(behind, -_FARTHEST_PX, pixels.min(1)))
         high = np.maximum(high, np.where(behind, _FARTHEST_PX, pixels.max(1)))
     window = np.concatenate([np.floor(low) - MARGIN_PX, np.ceil(high) + MARGIN_PX + 1], 1)
