@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.cache.codec import Cut, unpack_depth, unpack_rgb
+from dataloader.cache.codec import unpack_depth, unpack_rgb
 from dataloader.crop.camera import Window
 from src.errors import DataError
 from src.runtime.files.derived import Derived
@@ -67,13 +67,21 @@ class CropCache:
         """
         return CachedFrame(self, row, where)
 
-    def read(self, row: int, kind: int, shape: tuple[int, int], cut: Cut) -> NDArray[Any]:
-        """The rows and columns of `cut` of the (h, w) pixels that are held of a row; kind: 0 RGB, 1 depth.
+    def read(self, row: int, kind: int, window: Window, where: str) -> NDArray[Any]:
+        """The pixels of a window of a row's picture; kind: 0 RGB, 1 depth.
 
         Raises:
-            DataError: they are not what was written: a checksum is compared at the first reading.
+            DataError: the cache does not hold the window, or the pixels are not what was written: a checksum
+                is compared at the first reading.
         """
-        number, _, _, *places, crc = self.table[row].item()
+        number, held, _, *places, crc = self.table[row].item()
+        x0, y0, x1, y1 = held.tolist()
+        if not Window(x0, y0, x1, y1).contains(window):
+            raise DataError(
+                f"{where}: a crop looks at {tuple(window)}, the crop cache holds {(x0, y0, x1, y1)}. It was "
+                "written for a smaller augmentation; set dataset.cache=off to look farther."
+            )
+        cut = slice(window.y0 - y0, window.y1 - y0), slice(window.x0 - x0, window.x1 - x0)
         if (part := self._parts.get(number)) is None:
             with self.derived.open(PART.format(number)) as file:
                 part = self._parts[number] = np.asarray(np.memmap(file, np.uint8, "r"))
@@ -85,7 +93,7 @@ class CropCache:
                     raise ValueError("it does not fit its checksum")
                 self._checked[row, kind] = True
             unpack = unpack_rgb if kind == _RGB else unpack_depth
-            return unpack(block, self.derived.fingerprint["kind"], shape, cut)
+            return unpack(block, self.derived.fingerprint["kind"], (y1 - y0, x1 - x0), cut)
         except ValueError as error:
             raise DataError(
                 f"crop cache: {self.derived.path(PART.format(number))} is damaged (row {row}: {error}). "
@@ -98,10 +106,7 @@ class CachedFrame:
 
     def __init__(self, cache: CropCache, row: int, where: str) -> None:
         self._cache, self._row, self._where = cache, row, where
-        record = cache.table[row]
-        self.window = Window(*record["window"].tolist())
-        """What the cache holds of the picture."""
-        self.size: tuple[int, int] = tuple(record["size"].tolist())
+        self.size: tuple[int, int] = tuple(cache.table["size"][row].tolist())
         """(H, W) of the whole picture."""
 
     def rgb(self, window: Window) -> NDArray[np.uint8]:
@@ -110,20 +115,8 @@ class CachedFrame:
         Raises:
             DataError: the cache does not hold it, or is damaged.
         """
-        return self._pixels(_RGB, window)
+        return self._cache.read(self._row, _RGB, window, self._where)
 
     def depth(self, window: Window) -> NDArray[np.uint16]:
         """(h, w) depth of a window of the picture, units of DEPTH_UNIT_M, 0 = not measured. As `rgb`."""
-        return self._pixels(_DEPTH, window)
-
-    def _pixels(self, kind: int, window: Window) -> NDArray[Any]:
-        held = self.window
-        if not held.contains(window):
-            raise DataError(
-                f"{self._where}: a crop looks at {tuple(window)}, the crop cache holds {tuple(held)}. It was "
-                "written for a smaller augmentation; set dataset.cache=off to look farther."
-            )
-        rows = slice(window.y0 - held.y0, window.y1 - held.y0)
-        columns = slice(window.x0 - held.x0, window.x1 - held.x0)
-        shape = held.y1 - held.y0, held.x1 - held.x0
-        return self._cache.read(self._row, kind, shape, (rows, columns))
+        return self._cache.read(self._row, _DEPTH, window, self._where)

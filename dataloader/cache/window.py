@@ -79,7 +79,6 @@ def reach(intrinsics_px: Array, boxes_px: Array, geometry: Geometry) -> NDArray[
     focal = np.sqrt(intrinsics_px[:, 0, 0] * intrinsics_px[:, 1, 1])
     outline = _outline(geometry)
     low, high = np.full((2, len(boxes_px), 2), [[[np.inf]], [[-np.inf]]])
-    anywhere = np.zeros(len(boxes_px), np.bool_)
     for shift in {(x * geometry.shift, y * geometry.shift) for x in _SHIFTS for y in _SHIFTS}:
         centre = middle + side[:, None] * np.array(shift)
         ray = np.einsum("nij,nj->ni", inverse, np.concatenate([centre, np.ones((len(centre), 1))], 1))
@@ -92,9 +91,9 @@ def reach(intrinsics_px: Array, boxes_px: Array, geometry: Geometry) -> NDArray[
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             pixels = points[..., :2] / points[..., 2:]
-        low, high = np.minimum(low, pixels.min(1)), np.maximum(high, pixels.max(1))
-        anywhere |= (points[..., 2] <= 0).any(1)
-    low[anywhere], high[anywhere] = -_FARTHEST_PX, _FARTHEST_PX
+        behind = np.any(points[..., 2] <= 0, axis=1, keepdims=True)
+        low = np.minimum(low, np.where(behind, -_FARTHEST_PX, pixels.min(1)))
+        high = np.maximum(high, np.where(behind, _FARTHEST_PX, pixels.max(1)))
     window = np.concatenate([np.floor(low) - MARGIN_PX, np.ceil(high) + MARGIN_PX + 1], 1)
     return np.asarray(np.clip(window, -_FARTHEST_PX, _FARTHEST_PX), np.int64)
 
@@ -104,9 +103,7 @@ def _outline(geometry: Geometry) -> Array:
     half = np.array([geometry.half_width, geometry.half_height])
     corners: Array = half * np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
     roll = math.radians(geometry.roll_deg)
-    if roll == 0:
-        return corners
-    steps = math.ceil(2 * roll / _ROLL_STEP_RAD)
+    steps = max(1, math.ceil(2 * roll / _ROLL_STEP_RAD))
     turns = np.linspace(-roll, roll, steps + 1)
     # A corner moves on an arc; the chord between two steps, moved out this far, lies outside it.
     outwards = 1 / math.cos(roll / steps)

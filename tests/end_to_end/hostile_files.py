@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from dataloader.cache.crop_cache import TABLE, TABLE_DTYPE, CropCache
+from dataloader.crop.camera import Window
 from dataloader.pictures.decode import picture_size, read_depth_bytes, read_rgb
 from src.config_file import load_config
 from src.errors import UTNetError
@@ -94,7 +95,8 @@ def _crops(change: Callable[[Any], object]) -> Case:
 
         derived = Store(folder, "crops", "crops", unsummed="part").ensure({"kind": "raw"}, make)
         frame = CropCache(derived).frame(0, "0000.jpg")
-        return frame.rgb(frame.window), frame.depth(frame.window)
+        window = Window(*table["window"][0].tolist())
+        return frame.rgb(window), frame.depth(window)
 
     return case
 

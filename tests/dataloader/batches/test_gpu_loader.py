@@ -30,11 +30,6 @@ from tests.waits import Waits
 FIELDS = len(dataclasses.fields(HandBatch))
 
 
-def loader_on(device: torch.device) -> Any:
-    """A loader of nothing, whose parcels are chosen."""
-    return DeviceLoader(None, [], device, num_workers=0, generator=torch.Generator())  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("shared", [False, True])
 def test_every_field_arrives_bit_for_bit(shared: bool) -> None:
     """A field at a wrong place is another sample's label; a parcel that is no copy, the next batch's."""
@@ -75,7 +70,7 @@ def test_batches_are_made_ahead_and_handed_over_in_order(monkeypatch: pytest.Mon
             return prepare(batch)
 
         monkeypatch.setattr(loading, "prepare", prepared)
-        loader = loader_on(GPU)
+        loader = DeviceLoader(None, [], GPU, num_workers=0, generator=torch.Generator())  # type: ignore[arg-type]
         monkeypatch.setattr(loader, "_parcels", lambda: (parcel.pin_memory() for parcel in parcels))
         with Waits("cuda") as waits:
             for k, batch in enumerate(loader):
@@ -96,14 +91,6 @@ def test_batches_are_made_ahead_and_handed_over_in_order(monkeypatch: pytest.Mon
     for k in range(3):  # told of every field, by the reader, before it is handed over
         ready = [i for i, what in enumerate(gpu.done) if what == "main waits for side1"][k]
         assert [what.partition(" (")[0] for what in gpu.done[ready + 1 :][:FIELDS]] == ["main reads"] * FIELDS
-
-
-def test_without_a_gpu_nothing_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no stream to make it on."""
-    loader = loader_on(CPU)
-    monkeypatch.setattr(loader, "_parcels", lambda: iter([raw(0).pack(shared=False)]))
-    with mock.patch("torch.cuda.Stream", side_effect=AssertionError("a stream on a CPU")):
-        assert len(list(loader)) == 1
 
 
 @pytest.mark.parametrize(("device", "starts"), [(GPU, "forkserver"), (CPU, "fork")])

@@ -69,6 +69,11 @@ def cache_of(dataset: HO3DDataset) -> CropCache:
     return dataset.cache
 
 
+def held_of(dataset: HO3DDataset, row: int) -> Window:
+    """What its cache holds of a row's picture."""
+    return Window(*cache_of(dataset).table["window"][row].tolist())
+
+
 def all_of(dataset: HO3DDataset) -> None:
     """Read every sample with its depth."""
     shown = dataset.view(modality="rgbd", augmented=dataset.augmenter is not None)
@@ -137,12 +142,13 @@ def test_compact_is_small_faithful_and_lossless_in_depth(tree: Tree, tmp_path: P
     """RGB at 42 dB or better; a lossy depth would be a wrong label of the surface."""
     raw, compact = (cached(tree[0], tmp_path, dataset={"cache_format": kind}) for kind in ("raw", "compact"))
     for i in range(len(raw)):
-        held = cache_of(compact).frame(int(compact.frames.split.rows[i]), "")
+        row = int(compact.frames.split.rows[i])
+        held, window = cache_of(compact).frame(row, ""), held_of(compact, row)
         file = PictureFrame(raw.frames.path(i, "rgb"), raw.frames.path(i, "depth"))
-        rgb = (np.ascontiguousarray(frame.rgb(held.window)) for frame in (file, held))
+        rgb = (np.ascontiguousarray(frame.rgb(window)) for frame in (file, held))
         assert cv2.PSNR(*rgb) >= 42
-        assert np.array_equal(file.depth(held.window), held.depth(held.window))
-        x0, y0, x1, y1 = held.window
+        assert np.array_equal(file.depth(window), held.depth(window))
+        x0, y0, x1, y1 = window
         assert x0 % 16 == y0 % 16 == 0, "cut across JPEG's blocks, the same quality takes half as much again"
         assert x1 % 16 == 0 or x1 == file.size[1]
         assert y1 % 16 == 0 or y1 == file.size[0]
@@ -243,8 +249,9 @@ def test_a_cache_with_more_margin_is_used_again(tree: Tree, tmp_path: Path, enco
 
 def test_a_crop_beyond_the_window_is_an_error(tree: Tree, tmp_path: Path) -> None:
     """Reading zeros there would paint black borders that no picture has."""
-    frame = cache_of(cached(tree[0], tmp_path)).frame(0, "train/MC1/rgb/0001.jpg")
-    x0, y0, x1, y1 = frame.window
+    dataset = cached(tree[0], tmp_path)
+    frame = cache_of(dataset).frame(0, "train/MC1/rgb/0001.jpg")
+    x0, y0, x1, y1 = held_of(dataset, 0)
     with pytest.raises(DataError, match=r"train/\w+/rgb/\d+.jpg: a crop looks.*cache holds"):
         frame.rgb(Window(x0, y0, x1 + 1, y1))
 
