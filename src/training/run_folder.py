@@ -65,8 +65,9 @@ def open_run_folder(config: RunConfig, context: DistContext, resume: str | None)
     """
 
     def decide() -> tuple[RunFolder, list[str]]:
-        asked, said = _newest(config) if resume == "auto" else (resume and Path(resume), "")
-        if not asked:
+        named = None if resume is None else Path(resume)
+        asked, said = _newest(config) if resume == "auto" else (named, "")
+        if asked is None:
             return _make(config), [said]
         own = asked.parent.parent if asked.parent.name == FOLDER else None
         if own is not None:

@@ -232,15 +232,12 @@ def test_accumulated_batches_make_one_step_of_everything() -> None:
     with torch.no_grad():
         losses = [float(step.loss(step.model(part), part).total) for part in parts]
     assert max(losses) - min(losses) > 1e-2 * losses[0], f"the test wants batches apart, got {losses}"
-    before = flat(step)
     assert step(parts).loss == pytest.approx(sum(losses) / 3, rel=1e-5), f"mean of {losses}"
     assert step.ema is not None
     assert (step.step, step.schedule_step, step.ema.updates) == (1, 1, 1)
-    with step.ema.applied():
-        average = flat(step)
-    # The decay of the first update is 1 / 10: nine tenths of the way to the new weights.
-    share = float((average - before).norm() / (flat(step) - before).norm())
-    assert share == pytest.approx(0.9, abs=1e-4), "share of the first step that the average took"
+    report = step(parts)  # of 10 steps; without warm-up the rate falls along a cosine, by steps, not batches
+    assert report.learning_rate == pytest.approx(1e-2 * (0.01 + 0.99 * (1 + math.cos(math.pi / 9)) / 2))
+    assert {g["lr"] for g in step.optimizer.groups} == {report.learning_rate}, "what the optimiser used"
 
 
 @BOTH
@@ -256,15 +253,6 @@ def test_a_step_decays_matrices_by_rate_times_decay(name: str, lag: int) -> None
         left = float(parameter.detach().norm() / before[n].norm())
         kept = 1.0 if n.endswith("bias") else 1 - 1e-2 * 0.5
         assert left == pytest.approx(kept, abs=1e-6), f"{name}: share of {n} that is left"
-
-
-def test_the_rate_follows_optimiser_steps() -> None:
-    """Eight steps of two batches: from the peak along a cosine to a hundredth of it, never by batches."""
-    step = toy_trainer(accumulation=2, total_steps=8)
-    rates = [step([toy_batch(1), toy_batch(2)]).learning_rate for _ in range(8)]
-    cosine = [(1 + math.cos(math.pi * k / 7)) / 2 for k in range(8)]
-    assert rates == pytest.approx([1e-2 * (0.01 + 0.99 * c) for c in cosine])
-    assert [g["lr"] for g in step.optimizer.adamw.param_groups] == [rates[-1]] * 2, "what AdamW used"
 
 
 @pytest.mark.parametrize("able", [False, True])

@@ -63,11 +63,10 @@ def _tensor(value: Any) -> bool:
 
 
 def _ema(value: Any) -> bool:
-    if value is None:
-        return True
-    parts = {"average": _named(_tensor), "updates": _count()}
-    return isinstance(value, Mapping) and all(
-        name in value and fits(value[name]) for name, fits in parts.items()
+    return value is None or (
+        isinstance(value, Mapping)
+        and _named(_tensor)(value.get("average"))
+        and _count()(value.get("updates"))
     )
 
 
