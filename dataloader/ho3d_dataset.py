@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -161,7 +160,13 @@ class HO3DDataset:
             frame = self.cache.frame(row, str(path))
         else:
             frame = PictureFrame(path, self.frames.path(sample, "depth"))
-        _require_size(frame.size, self.frames.index.rows["picture_hw"][row], path)
+        height, width = self.frames.index.rows["picture_hw"][row].tolist()
+        if frame.size != (height, width):
+            raise DataError(
+                f"{path}: picture is {frame.size[1]} x {frame.size[0]}, and was {width} x {height} when its "
+                "labels were checked: it was replaced since. Put it back; if the new pictures are meant, "
+                "touch the folder that they are in, and all labels are checked against them."
+            )
         return frame
 
     def _camera(
@@ -177,26 +182,12 @@ class HO3DDataset:
         Raises:
             DataError: it shows nothing of the picture either, which the index would have refused.
         """
-        share = 0.0
         for moved in (change, UNCHANGED):
-            try:
-                camera = crop_camera(k_img, box_px, self.image_size, self.box_scale, moved)
-            except DataError as error:
-                raise DataError(f"{self.frames.frame_id(sample)}: {error}") from error
+            camera = crop_camera(k_img, box_px, self.image_size, self.box_scale, moved)
             share = covered_share(camera, picture_size)
             if share >= MIN_OVERLAP:
                 return camera
         raise DataError(
             f"{self.frames.frame_id(sample)}: empty crop, the picture of {picture_size[1]} x "
             f"{picture_size[0]} covers {share:.1%} of it. Lower dataset.box_scale, now {self.box_scale:g}."
-        )
-
-
-def _require_size(size: tuple[int, int], want: NDArray[np.uint16], path: Path) -> None:
-    """K and labels belong to a picture of one size."""
-    if size != (want[0], want[1]):
-        raise DataError(
-            f"{path}: picture is {size[1]} x {size[0]}, and was {want[1]} x {want[0]} when its labels "
-            "were checked: it was replaced since. Put it back; if the new pictures are meant, touch the "
-            "folder that they are in, and all labels are checked against them."
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from dataloader.batches.loader import DeviceLoader
 from dataloader.build import build_eval_loader, build_splits, build_train_loader
-from dataloader.ho3d.leaks import FrameNames, find_leaks
+from dataloader.ho3d.leaks import find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config import RunConfig
 from src.evaluation.baselines import BaselineRows, cached_baselines
@@ -164,7 +164,7 @@ def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Pa
     doctor = Doctor(config, context, hand)
     doctor.setting(
         trainer,
-        lambda: find_leaks(FrameNames(*train_set.frames.names()), FrameNames(*val_set.frames.names())),
+        lambda: find_leaks(train_set.frames.names(), val_set.frames.names()),
     )
     return Run(
         config=config,

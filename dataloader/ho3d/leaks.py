@@ -14,17 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.ho3d.split import motion_of
-from src.errors import ConfigError, ShapeError
 
-
-@dataclass(frozen=True, eq=False)
-class FrameNames:
-    """Which frames a split holds."""
-
-    sequence: NDArray[np.str_]
-    """(N,) sequence names, ABF10 ..."""
-    frame: NDArray[np.int64]
-    """(N,) frame numbers."""
+Names = tuple[NDArray[np.str_], NDArray[np.int64]]
+"""Sequence names (N,) such as ABF10 and frame numbers (N,) of a split, as by `SplitFrames.names`."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +40,20 @@ class LeakReport:
         return not (self.identical or self.other_camera or self.same_motion or any(self.neighbour.values()))
 
 
-def find_leaks(train: FrameNames, val: FrameNames, within: Sequence[int] = (1, 5, 25)) -> LeakReport:
+def find_leaks(train: Names, val: Names, within: Sequence[int] = (1, 5, 25)) -> LeakReport:
     """Compare two splits by the names of their frames.
 
     Args:
         train: M frames.
         val: N frames.
         within: the distances k in frame numbers, each at least 1.
-
-    Raises:
-        ShapeError: names and numbers of a split are not two arrays of one length.
-        ConfigError: a distance below 1.
     """
-    for side in (train, val):
-        if side.sequence.shape != side.frame.shape or side.frame.ndim != 1:
-            raise ShapeError(f"leaks: {side.sequence.shape} names for {side.frame.shape} frame numbers")
-    if any(k < 1 for k in within):
-        raise ConfigError(f"leaks: distances in frames are {list(within)}, want each at least 1")
-    names, numbers = np.unique(np.concatenate([train.sequence, val.sequence]), return_inverse=True)
+    names, numbers = np.unique(np.concatenate([train[0], val[0]]), return_inverse=True)
     motions, motion = np.unique([motion_of(str(name)) for name in names], return_inverse=True)
-    frame = np.concatenate([train.frame, val.frame]).astype(np.int64)
+    frame = np.concatenate([train[1], val[1]])
     frame = frame - frame.min(initial=0)
     step = int(frame.max(initial=0)) + 1
-    count = len(train.frame)
+    count = len(train[1])
     sequence_key, motion_key = numbers * step + frame, motion[numbers] * step + frame
     sequence_train, motion_train = np.sort(sequence_key[:count]), np.sort(motion_key[:count])
     identical = _count(sequence_train, sequence_key[count:])
@@ -78,7 +61,7 @@ def find_leaks(train: FrameNames, val: FrameNames, within: Sequence[int] = (1, 5
     gap = _nearest_other(sequence_train, sequence_key[count:], step)
     shared = np.isin(np.arange(len(motions)), motion[numbers[:count]])
     return LeakReport(
-        total=len(val.frame),
+        total=len(val[1]),
         identical=int((identical > 0).sum()),
         neighbour={k: int((gap <= k).sum()) for k in sorted(set(within))},
         other_camera=int((instant > identical).sum()),
@@ -92,7 +75,7 @@ def _count(train: NDArray[np.int64], val: NDArray[np.int64]) -> NDArray[np.int64
 
 
 def _nearest_other(train: NDArray[np.int64], val: NDArray[np.int64], step: int) -> NDArray[np.float64]:
-    """(N,) distance to the nearest training frame of the its sequence with another number, inf without one.
+    """(N,) distance to the nearest training frame of its sequence with another number, inf without one.
 
     Keys are sequence x step + frame; those of training are sorted.
     """

@@ -95,18 +95,12 @@ def divide(
     rows = np.flatnonzero(held_out if name == "val" else ~held_out).astype(np.int64)
     if len(rows) == 0:
         raise DataError(
-            f"split {name}: no frame left of {total:,} (split.by={config.by}, "
-            f"split.val_percent={config.val_percent}). "
-            "Use a larger data set, another split.val_percent or a shorter split.held_out_list."
+            f"split {name}: no frame left of {total:,} (split.by={config.by}, split.val_percent="
+            f"{config.val_percent}). Use a larger data set, another split.val_percent or a shorter "
+            "split.held_out_list."
         )
-    share = f"{len(rows):,} of {total:,} frames"
-    return Split(
-        name,
-        rows,
-        split_digest(name, rows, list_sha256),
-        f"{share}, by {config.by}; {note}",
-        f"by {config.by}, {kind}",
-    )
+    note = f"{len(rows):,} of {total:,} frames, by {config.by}; {note}"
+    return Split(name, rows, split_digest(name, rows, list_sha256), note, f"by {config.by}, {kind}")
 
 
 def whole_list(total: int, list_sha256: str) -> Split:
@@ -149,18 +143,16 @@ def _held_out_motions(
     names: Sequence[str] | None,
 ) -> tuple[NDArray[np.bool_], str]:
     """Mask of the rows whose motion is held out, and how many motions that are."""
-    motions = sorted({motion_of(sequence) for sequence in sequences})
+    motions = sorted(set(map(motion_of, sequences)))
     if len(motions) < 2:
         raise DataError(
             f"split.by=sequence holds whole motions out, but the list has only {len(motions)} "
-            f"({', '.join(motions)}). "
-            "Use a data set with more motions, or split.by=frame."
+            f"({', '.join(motions)}). Use a data set with more motions, or split.by=frame."
         )
     if names is None:
         count = max(1, len(motions) * config.val_percent // 100)
-        drawn = stream(SEED, "split", "sequence").permutation(len(motions))[:count]
-        chosen = {motions[i] for i in drawn}
-        how = f"seed {SEED}; "
+        chosen = {motions[i] for i in stream(SEED, "split", "sequence").permutation(len(motions))[:count]}
+        how = f"seed {SEED}"
     else:
         unknown = sorted(set(names) - set(sequences))
         if unknown:
@@ -168,11 +160,10 @@ def _held_out_motions(
                 f"split.held_out_list names {len(unknown)} sequences that the training list does not have "
                 f"(first: {', '.join(unknown[:5])}). It has {', '.join(sequences[:5])}, ..."
             )
-        chosen = {motion_of(name) for name in names}
-        how = "named in split.held_out_list; "
+        chosen, how = set(map(motion_of, names)), "named in split.held_out_list"
     held = np.array([motion_of(sequence) in chosen for sequence in sequences], bool)
     note = (
-        f"{how}{len(chosen)} of {len(motions)} whole motions held out "
+        f"{how}; {len(chosen)} of {len(motions)} whole motions held out "
         f"({int(held.sum())} of {len(sequences)} sequences)"
     )
     return held[np.asarray(sequence_of_row, np.int64)], note

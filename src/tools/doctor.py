@@ -21,7 +21,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from dataloader.build import build_dataset, build_eval_loader, build_train_loader
-from dataloader.ho3d.leaks import FrameNames, LeakReport, find_leaks
+from dataloader.ho3d.leaks import LeakReport, find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config import RunConfig
 from src.errors import TrainingError, UTNetError
@@ -88,7 +88,7 @@ def _splits(config: RunConfig) -> tuple[HO3DDataset, HO3DDataset]:
 
 def _leaks(train: HO3DDataset, val: HO3DDataset, within: Sequence[int] = ()) -> LeakReport:
     """How much of a validation split training holds."""
-    return find_leaks(FrameNames(*train.frames.names()), FrameNames(*val.frames.names()), within)
+    return find_leaks(train.frames.names(), val.frames.names(), within)
 
 
 def _trial(trainer: TrainStep, batches: Sequence[HandBatch], steps: int) -> Iterable[Finding]:

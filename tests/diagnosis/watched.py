@@ -9,7 +9,7 @@ import torch
 
 import train
 from dataloader.build import build_dataset
-from dataloader.ho3d.leaks import FrameNames, find_leaks
+from dataloader.ho3d.leaks import find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
 from src import build
 from src.losses.loss import HandLoss
@@ -58,7 +58,7 @@ class Watched:
 
     def begin(self) -> None:
         """What train.py does before the first step."""
-        names = [FrameNames(*data.frames.names()) for data in (self.train_set, self.val_set)]
+        names = [data.frames.names() for data in (self.train_set, self.val_set)]
         self.doctor.setting(self.trainer, lambda: find_leaks(*names))
 
     def steps(self, count: int) -> None:
