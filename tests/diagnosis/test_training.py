@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from dataloader.ho3d.leaks import LeakReport
 from src.config import OptimizerConfig, RunConfig, SplitConfig, TrainingConfig
-from src.schema import HandBatch, HandEstimate, LossTerms, Prediction
+from src.schema import HandBatch, LossTerms, Prediction
 from src.training.diagnosis.doctor import ENOUGH_SAMPLES, ENOUGH_STEPS, trained_enough
 from src.training.diagnosis.training import PROBE, SCORES, SETTING, Probe, Setting
 from tests.diagnosis.conftest import Clinic, names
 from tests.diagnosis.watched import Watched, causes, heard
 
-Plant = Callable[[Watched], None]
+Plant = Callable[[Watched], Any]
 BASELINES = {
     "zero_mpjpe_mm": 102.152,
     "zero_pa_mm": 48.320,
@@ -30,46 +30,27 @@ BASELINES = {
 
 def shown(change: Callable[[HandBatch], HandBatch]) -> Plant:
     """The network sees something else than the batch."""
-
-    def plant(run: Watched) -> None:
-        original = run.model.forward
-        run.model.forward = lambda batch: original(change(batch))  # type: ignore[method-assign]
-
-    return plant
+    return lambda run: run.model.register_forward_pre_hook(lambda _, inputs: (change(inputs[0]),))
 
 
-def answers(change: Callable[[HandEstimate], HandEstimate]) -> Plant:
+def in_millimetres(run: Watched) -> None:
     """The network says something else than it computed."""
-
-    def plant(run: Watched) -> None:
-        original = run.model.forward
-
-        def forward(batch: HandBatch) -> Prediction:
-            made = original(batch)
-            return dataclasses.replace(made, hand=change(made.hand))
-
-        run.model.forward = forward  # type: ignore[method-assign]
-
-    return plant
+    run.model.register_forward_hook(lambda _, inputs, made: joints_of(made, 1000 * made.hand.joints_root_m))
 
 
-in_millimetres = answers(lambda hand: dataclasses.replace(hand, joints_root_m=hand.joints_root_m * 1000))
+def joints_of(made: Prediction, joints_root_m: Tensor) -> Prediction:
+    """An answer with other joints."""
+    return dataclasses.replace(made, hand=dataclasses.replace(made.hand, joints_root_m=joints_root_m))
 
 
 def loss_times(factor: float) -> Plant:
     """The loss in another unit, or a sum where a mean belongs."""
 
-    def plant(run: Watched) -> None:
-        original = run.trainer.loss.forward
+    def changed(_: nn.Module, inputs: Any, terms: LossTerms) -> LossTerms:
+        values = {name: factor * value for name, value in terms.values.items()}
+        return LossTerms(factor * terms.total, values, terms.weights)
 
-        def forward(prediction: Prediction, batch: HandBatch, *, trace: bool = False) -> LossTerms:
-            terms = original(prediction, batch)
-            values = {name: factor * value for name, value in terms.values.items()}
-            return LossTerms(factor * terms.total, values, terms.weights)
-
-        run.trainer.loss.forward = forward  # type: ignore[method-assign]
-
-    return plant
+    return lambda run: run.trainer.loss.register_forward_hook(changed)
 
 
 DEFECTS: dict[str, tuple[str, Plant | None, str]] = {
@@ -174,21 +155,6 @@ def test_both_metrics_must_be_a_constant_hands(
     assert names(SCORES.look(result, moved_mm)) == named
 
 
-class Predictor(nn.Module):
-    """Answers with the wrist-relative joints that `change` makes of a batch."""
-
-    def __init__(self, change: Callable[[HandBatch], Tensor], model: nn.Module) -> None:
-        super().__init__()
-        self.change = change
-        self.inner = model
-
-    def forward(self, batch: HandBatch) -> Prediction:
-        made = self.inner(batch)
-        return dataclasses.replace(
-            made, hand=dataclasses.replace(made.hand, joints_root_m=self.change(batch))
-        )
-
-
 def test_validations(clinic: Clinic) -> None:
     """102.152 / 48.320 mm was the score of an all-zero prediction, and nobody knew; so are two equal
     validations. One that is not finite is told by others.
@@ -198,7 +164,7 @@ def test_validations(clinic: Clinic) -> None:
         run.steps(3)
         for factor in (0.0, 1.05, 1.05, torch.nan):
             lines.append(f"x {factor}")
-            run.validate(Predictor(lambda b: factor * b.joints_root_m, run.model))  # noqa: B023
+            run.validate(lambda _, inputs, made: joints_of(made, factor * inputs[0].joints_root_m))  # noqa: B023
     said = [line.partition(":")[0] for line in lines[1:]]
     zero, frozen = "  Doctor FAIL  metric equals the zero pose", "  Doctor FAIL  metric frozen"
     assert said == ["x 0.0", zero, "Doctor", "x 1.05", "Doctor", "x 1.05", frozen, "Doctor", "x nan"]
