@@ -27,11 +27,6 @@ def heard() -> contextlib.AbstractContextManager[list[str]]:
     return log_lines("doctor")
 
 
-def causes(lines: list[str]) -> list[str]:
-    """Names of what is not OK, in the order in which they were logged."""
-    return [line.split(maxsplit=2)[2].partition(":")[0] for line in lines if line.startswith("  Doctor ")]
-
-
 class Watched:
     """A training run in this process, without its command line."""
 
