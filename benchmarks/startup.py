@@ -8,7 +8,6 @@ ones, all of which are opened and read one by one as real ones would be.
 
 from __future__ import annotations
 
-import os
 import resource
 import tempfile
 import time
@@ -31,18 +30,8 @@ REPEATS = 5
 def _tree(root: Path) -> None:
     """A tree of FRAMES frames whose files are links."""
     made = root.parent / "made"
-    write_tree(
-        made,
-        Parameters(
-            sequences=MADE_FOLDERS,
-            frames=MADE_FRAMES,
-            evaluation_sequences=0,
-            cameras=1,
-            annotations_only=True,
-        ),
-        build_standin(),
-        workers=2,
-    )
+    shape = {"sequences": MADE_FOLDERS, "frames": MADE_FRAMES, "evaluation_sequences": 0, "cameras": 1}
+    write_tree(made, Parameters(**shape, annotations_only=True), build_standin(), workers=2)
     sources = [line.split("/") for line in (made / "train.txt").read_text(encoding="utf-8").split()]
     per_folder = FRAMES // FOLDERS
     names = []
@@ -53,22 +42,10 @@ def _tree(root: Path) -> None:
         for frame in range(per_folder):
             source, number = sources[(folder * per_folder + frame) % len(sources)]
             for kind, suffix in (("rgb", ".jpg"), ("depth", ".png"), ("meta", ".pkl")):
-                _link(
-                    made / "train" / source / kind / f"{number}{suffix}",
-                    root / "train" / sequence / kind / f"{frame:04d}{suffix}",
-                )
+                target = root / "train" / sequence / kind / f"{frame:04d}{suffix}"
+                target.hardlink_to(made / "train" / source / kind / f"{number}{suffix}")
             names.append(f"{sequence}/{frame:04d}\n")
     (root / "train.txt").write_text("".join(names), encoding="utf-8")
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the source has as many names as the file system allows."""
-    try:
-        os.link(source, target)
-    except OSError:
-        target.write_bytes(source.read_bytes())
-        target.replace(source)
-        os.link(source, target)
 
 
 def _open(config: RunConfig, hand: ManoLayer) -> tuple[HO3DDataset, HO3DDataset]:

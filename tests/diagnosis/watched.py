@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -14,6 +15,7 @@ from dataloader.ho3d_dataset import HO3DDataset
 from src import build
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
+from src.schema import Prediction
 from src.training.diagnosis.doctor import Doctor
 from src.training.step import TrainStep
 from tests.diagnosis.conftest import ALONE, Clinic
@@ -23,11 +25,6 @@ from tests.log_lines import log_lines
 def heard() -> contextlib.AbstractContextManager[list[str]]:
     """Lines that the doctor logs."""
     return log_lines("doctor")
-
-
-def causes(lines: list[str]) -> list[str]:
-    """Names of what is not OK, in the order in which they were logged."""
-    return [line.split(maxsplit=2)[2].partition(":")[0] for line in lines if line.startswith("  Doctor ")]
 
 
 class Watched:
@@ -68,8 +65,10 @@ class Watched:
             report = self.trainer(group)
             self.doctor.after(self.trainer, report, group)
 
-    def validate(self, model: torch.nn.Module | None = None) -> None:
-        """Score the network, or another predictor in its place."""
-        network = self.model if model is None else model
-        results = train.score(network, self.trainer.loss, self.scoring)
+    def validate(self, answer: Callable[..., Prediction] | None = None) -> None:
+        """Score the network, or what a hook makes of its answers."""
+        hook = self.model.register_forward_hook(answer) if answer is not None else None
+        results = train.score(self.model, self.trainer.loss, self.scoring)
+        if hook is not None:
+            hook.remove()
         self.doctor.validation(self.trainer, results)

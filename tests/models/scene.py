@@ -63,22 +63,18 @@ def make_batch(
     pose, betas = rotation_from_aa(bend), 0.7 * torch.randn(size, 10, generator=rng)
     out = mano(orient, pose, betas, torch.zeros(size, 3))
     joints_root = out.joints_m - out.joints_m[:, :1]
-    away = torch.randn(size, 3, generator=rng) * torch.tensor([0.015, 0.015, 0.03]) + torch.tensor(
-        [0.0, 0.0, 0.6]
-    )
+    around = torch.tensor([0.015, 0.015, 0.03]) * torch.randn(size, 3, generator=rng)
+    away = around + torch.tensor([0.0, 0.0, 0.6])
     root = away - joints_root.mean(dim=1)
     joints = joints_root + root[:, None]
     focal = 0.6 / 0.3 * min(height, width)
-    k = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]]).expand(
-        size, 3, 3
-    )
+    k = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
+    k = k.repeat(size, 1, 1)
     pixels = project(joints, k)
     z_ref = joints.mean(dim=1)[:, 2] + 0.02 * torch.randn(size, generator=rng)
     if noise:
-        rgb, z = (
-            torch.randn(size, 3, height, width, generator=rng),
-            0.6 + 0.1 * torch.randn(size, height, width, generator=rng),
-        )
+        rgb = torch.randn(size, 3, height, width, generator=rng)
+        z = 0.6 + 0.1 * torch.randn(size, height, width, generator=rng)
     else:
         rgb, z = _paint(out.vertices_m - out.joints_m[:, :1] + root[:, None], mano.faces, k, height, width)
     valid = (z > 0).float()
@@ -121,11 +117,9 @@ def _paint(vertices_m: Tensor, faces: Tensor, k: Tensor, height: int, width: int
         picture, z = np.full((height * width, 3), -1.0), np.zeros(height * width)
         picture[seen.pixel] = 0.4 + normal @ np.array([[0.3, 0.3, 0.2], [0.5, 0.4, 0.3], [-0.8, -0.7, -0.6]])
         z[seen.pixel] = seen.depth_m
-        rgb.append(picture.reshape(height, width, 3).transpose(2, 0, 1))
-        depth.append(z.reshape(height, width))
-    return torch.tensor(np.stack(rgb), dtype=torch.float32), torch.tensor(
-        np.stack(depth), dtype=torch.float32
-    )
+        rgb.append(torch.tensor(picture.reshape(height, width, 3).transpose(2, 0, 1)).float())
+        depth.append(torch.tensor(z.reshape(height, width)).float())
+    return torch.stack(rgb), torch.stack(depth)
 
 
 def with_presence(batch: HandBatch, shown: list[bool]) -> HandBatch:
