@@ -38,14 +38,7 @@ def fill(shard: EvaluationShard, samples: Samples, batches, columns=columns_of) 
     """Add batches to a shard; `columns`: samples and rows -> numbers of its columns."""
     for batch in batches:
         rows = torch.arange(batch.start, batch.stop)
-        shard.add(
-            sample_index=rows,
-            pred_joints_m=samples.pred[rows],
-            target_joints_m=samples.target[rows],
-            conf=samples.conf[rows],
-            loss=samples.loss[rows],
-            columns=columns(samples, rows) if shard.columns else None,
-        )
+        samples.add_to(shard, batch, columns(samples, rows) if shard.columns else None)
 
 
 def score(
