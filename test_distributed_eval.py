@@ -21,7 +21,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,21 +90,14 @@ def fill_shard(samples: Samples, plan: Plan, rank: int, world: int, device: torc
         batches[-1] = batches[-1][:-1]
     if fault == "duplicate":
         batches.append(batches[0][:1])
-    pred = samples.pred
     if fault == "nan":
-        pred = pred.clone()
-        pred[batches[0].start] = math.nan
+        samples = dataclasses.replace(samples, pred=samples.pred.clone())
+        samples.pred[batches[0].start] = math.nan
+    there = Samples(*(part.to(device) for part in vars(samples).values()))
     with shard.guard():
         for batch in batches:
-            rows = torch.arange(batch.start, batch.stop)
-            shard.add(
-                sample_index=rows.to(device),
-                pred_joints_m=pred[rows].to(device),
-                target_joints_m=samples.target[rows].to(device),
-                conf=samples.conf[rows].to(device),
-                loss=samples.loss[rows].to(device),
-                columns=mesh_columns(samples, batch, plan.seed) if plan.vertices else None,
-            )
+            meshes = mesh_columns(samples, batch, plan.seed) if plan.vertices else None
+            there.add_to(shard, batch, meshes)
         if fault == "raise":
             raise RuntimeError("injected: the loop over this rank's batches fails")
     if plan.at == "collection":
@@ -139,10 +133,12 @@ def prove(context: DistContext, plan: Plan) -> Outcome:
     context.barrier()
     result = score(samples, plan, context)
     if not result.is_finite and result.num_samples:
-        return _nonfinite(result, plan, context.world)
+        owners = {index: index // plan.batch_size % context.world for index in result.nonfinite_indices}
+        first = ", ".join(f"{index} of rank {rank}" for index, rank in owners.items())
+        line = f"FAIL  {result.nonfinite_count} predictions are not finite: samples {first}. "
+        return [f"{line}MPJPE {result.mpjpe_mm:.3f} mm, PA-MPJPE {result.pa_mpjpe_mm:.3f} mm"], False
     everywhere = context.gather_objects(_fields(result))
-    lines: list[str] = []
-    passed = True
+    lines, passed = [], True
     if context.is_main:
         checks = _checks(samples, plan, context, result, everywhere)
         passed = all(checks.values()) and not plan.inject
@@ -168,18 +164,6 @@ def _head(plan: Plan, backend: str, device: str, hosts: Sequence[str]) -> Iterat
         when = f" ({'before the collection' if plan.at == 'collection' else 'during its send'})"
         moment = when if plan.inject in ("stall", "kill") else ""
         yield f"Injected: {plan.inject} at rank {plan.bad_rank}{moment}. This run must fail."
-
-
-def _nonfinite(result: CheckedResult, plan: Plan, world: int) -> Outcome:
-    """A metric that is nan: who predicted what is not a number."""
-    first = ", ".join(
-        f"{index} of rank {index // plan.batch_size % world}" for index in result.nonfinite_indices
-    )
-    line = (
-        f"FAIL  {result.nonfinite_count} predictions are not finite: samples {first}. "
-        f"MPJPE {result.mpjpe_mm:.3f} mm, PA-MPJPE {result.pa_mpjpe_mm:.3f} mm"
-    )
-    return [line], False
 
 
 def _checks(
@@ -215,21 +199,32 @@ def _fields(result: CheckedResult) -> str:
     return repr(sorted(numbers.items()))
 
 
+def _number(kind: type, least: float, most: float = math.inf) -> Callable[[str], Any]:
+    """Reader of an argument within bounds."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"got {text}, want {least:g} to {most:g}")
+        return value
+
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("test_distributed_eval.py", (__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--world", type=int, help="start so many gloo ranks here (without torchrun)")
-    add("--num-samples", type=int, default=8332, help="samples of the split (8332)")
-    add("--batch-size", type=int, default=64, help="samples of a global batch (64)")
-    add("--seed", type=int, default=0, help="of the made-up samples (0)")
+    add("--world", type=_number(int, 1), help="start so many gloo ranks here (without torchrun)")
+    add("--num-samples", type=_number(int, 0), default=8332, help="samples of the split (8332)")
+    add("--batch-size", type=_number(int, 1), default=64, help="samples of a global batch (64)")
+    add("--seed", type=_number(int, 0), default=0, help="of the made-up samples (0)")
     add("--with-vertices", action="store_true", help="score made-up meshes on the ranks as well")
     add("--inject", metavar="KIND@RANK", help=f"make a rank fail: {', '.join(KINDS)}; for example kill@2")
     add("--inject-at", choices=("collection", "send"), default="collection",
         help="when it stalls or dies: before the collection, or during its send (collection)")  # fmt: skip
-    patience = (
-        f"longest wait for a message, seconds ({_TIMEOUT_S:g}; {_STALL_TIMEOUT_S:g} for --inject stall)"
-    )
-    add("--timeout", type=float, help=patience)
+    add("--timeout", type=_number(float, 0.001, _LONGEST_TIMEOUT_S),
+        help=f"longest wait for a message, seconds ({_TIMEOUT_S:g}; {_STALL_TIMEOUT_S:g} for --inject stall)"
+    )  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="with torchrun (auto)")
     return parser
 
@@ -237,52 +232,42 @@ def _parser() -> argparse.ArgumentParser:
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Plan]:
     """Arguments and what they ask for; leaves with status 2 if they are wrong."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
-    for name, least in (("world", 1), ("num_samples", 0), ("batch_size", 1), ("seed", 0)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            parser.error(f"--{name.replace('_', '-')} is {value}, want at least {least}")
-    if arguments.timeout is not None and not 0 < arguments.timeout <= _LONGEST_TIMEOUT_S:
-        parser.error(f"--timeout is {arguments.timeout}, want above 0, at most {_LONGEST_TIMEOUT_S:g} s")
-    if arguments.world is not None and "WORLD_SIZE" in os.environ:
+    given = parser.parse_args(argv)
+    if given.world is not None and "WORLD_SIZE" in os.environ:
         parser.error("--world starts its own ranks; torchrun has started them already")
-    if arguments.world is not None and arguments.device == "cuda":
-        parser.error(
-            f"--world starts ranks on the CPU; for GPUs: torchrun --nproc_per_node={arguments.world}"
-        )
-    kind, bad_rank = _injection(parser, arguments)
+    if given.world is not None and given.device == "cuda":
+        parser.error(f"--world starts ranks on the CPU; for GPUs: torchrun --nproc_per_node={given.world}")
+    kind, _, number = (given.inject or "").partition("@")
+    if given.inject is not None and (kind not in KINDS or not number.isdecimal()):
+        parser.error(f"--inject is {given.inject}, want KIND@RANK with KIND one of {', '.join(KINDS)}")
     plan = Plan(
-        num_samples=arguments.num_samples,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
-        timeout_s=arguments.timeout or (_STALL_TIMEOUT_S if kind == "stall" else _TIMEOUT_S),
-        vertices=arguments.with_vertices,
+        num_samples=given.num_samples,
+        batch_size=given.batch_size,
+        seed=given.seed,
+        timeout_s=given.timeout or (_STALL_TIMEOUT_S if kind == "stall" else _TIMEOUT_S),
+        vertices=given.with_vertices,
         inject=kind,
-        bad_rank=bad_rank,
-        at=arguments.inject_at,
+        bad_rank=int(number or -1),
+        at=given.inject_at,
     )
-    return arguments, plan
+    world = given.world or int(os.environ.get("WORLD_SIZE", "1"))
+    if (fault := _no_injection(plan, world)) is not None:
+        parser.error(f"--inject {given.inject}: {fault}")
+    return given, plan
 
 
-def _injection(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> tuple[str, int]:
-    """(kind, rank) of --inject; ('', -1) without."""
-    if arguments.inject is None:
-        return "", -1
-    kind, _, number = arguments.inject.partition("@")
-    if kind not in KINDS or not number.isdecimal():
-        parser.error(f"--inject is {arguments.inject}, want KIND@RANK with KIND one of {', '.join(KINDS)}")
-    world = arguments.world or int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(number)
-    if rank >= world:
-        parser.error(f"--inject {arguments.inject}: there are {world} ranks, 0 to {world - 1}")
-    if kind in ("stall", "kill") and world == 1:
-        parser.error(f"--inject {arguments.inject} needs at least two ranks: nobody would be left to notice")
-    if kind in ("missing", "nan", "duplicate") and rank * arguments.batch_size >= arguments.num_samples:
-        parser.error(
-            f"--inject {arguments.inject}: rank {rank} has none of {arguments.num_samples} samples "
-            f"in batches of {arguments.batch_size}; raise --num-samples or lower --batch-size"
+def _no_injection(plan: Plan, world: int) -> str | None:
+    """Why a failure cannot be injected into one of `world` ranks."""
+    if plan.bad_rank >= world:
+        return f"there are {world} ranks, 0 to {world - 1}"
+    if plan.inject in ("stall", "kill") and world == 1:
+        return "it needs at least two ranks: nobody would be left to notice"
+    if plan.inject in ("missing", "nan", "duplicate") and plan.bad_rank * plan.batch_size >= plan.num_samples:
+        return (
+            f"rank {plan.bad_rank} has none of {plan.num_samples} samples in batches of {plan.batch_size}; "
+            "raise --num-samples or lower --batch-size"
         )
-    return kind, rank
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -323,12 +308,9 @@ def _prove_here(world: int, plan: Plan) -> int:
     # Ranks that wait for a stalled one give up together; one that lost another may first ask the rest.
     grace_s = _LAST_WORDS_S / 2 if plan.inject == "stall" else _LAST_WORDS_S
     ranks = spawn_ranks(prove, world, (plan,), limit, check=False, grace_s=grace_s)
-    failed = [rank for rank in ranks if rank.error is not None]
-    for rank in failed:
-        _say(f"FAIL  rank {rank.rank}: {rank.brief}")
-    if failed:
-        return 1
-    lines, passed = ranks[0].value
+    lines, passed = ranks[0].value or ([], False)
+    if failed := [rank for rank in ranks if rank.error is not None]:
+        lines, passed = [f"FAIL  rank {rank.rank}: {rank.brief}" for rank in failed], False
     _say(*lines)
     return 0 if passed else 1
 

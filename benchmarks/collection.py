@@ -60,14 +60,7 @@ def _our_loop(samples: Samples, context: DistContext) -> Callable[[], None]:
         shard = EvaluationShard(sum(map(len, batches)))
         with shard.guard():
             for batch in batches:
-                rows = slice(batch.start, batch.stop)
-                shard.add(
-                    sample_index=torch.arange(batch.start, batch.stop),
-                    pred_joints_m=samples.pred[rows],
-                    target_joints_m=samples.target[rows],
-                    conf=samples.conf[rows],
-                    loss=samples.loss[rows],
-                )
+                samples.add_to(shard, batch)
         result = evaluate(shard, num_samples=SAMPLES, split_hash="benchmark", group=context.side_group)
         assert result.receipt.num_samples == SAMPLES
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from src.errors import DataError, ShapeError
+from src.errors import DataError
 from src.evaluation import metrics
 from src.evaluation.nearest_pose import nearest_pose_mm
 from src.geometry.procrustes import fit_rotation
@@ -74,26 +74,23 @@ def compute_baselines(
         show_progress: draw a bar when it takes long.
 
     Raises:
-        ShapeError: joints are not (n, 21, 3).
         DataError: no training row with finite MANO parameters.
     """
-    _check(train, val)
     known = _known_rows(train)
     usable = metrics.usable_rows(val.joints_cam_m, val.joints_conf)
     truth = val.joints_cam_m[usable].astype(np.float64)
     zero = np.zeros_like(truth)
     mean_pose = np.broadcast_to(mean_pose_m(train, known, hand), truth.shape).copy()
-    scored = {
+    scores = {
         "zero_mpjpe_mm": metrics.mpjpe_mm(zero, truth),
         "zero_pa_mm": metrics.pa_mpjpe_mm(zero, truth),
         "mean_pose_mpjpe_mm": metrics.mpjpe_mm(mean_pose, truth),
         "mean_pose_pa_mm": metrics.pa_mpjpe_mm(mean_pose, truth),
         "nearest_pose_pa_mm": nearest_pose_mm(train.joints_cam_m[known], truth, show_progress=show_progress),
     }
-    rows = {name: np.full(len(usable), np.nan) for name in NAMES}
-    for name in NAMES:
-        rows[name][usable] = scored[name]
-    return BaselineRows(rows, usable)
+    rows = np.full((len(NAMES), len(usable)), np.nan)
+    rows[:, usable] = [scores[name] for name in NAMES]
+    return BaselineRows(dict(zip(NAMES, rows, strict=True)), usable)
 
 
 def mean_pose_m(train: LabelTable, known: NDArray[np.bool_], hand: ManoLayer) -> NDArray[np.float64]:
@@ -141,19 +138,13 @@ def cached_baselines(
         show_progress: as there.
 
     Raises:
-        ShapeError: as there.
         DataError: as there.
     """
-    _check(train, val)
     wanted = {"version": VERSION, "sha256": fingerprint(train, val, hand)}
     usable = metrics.usable_rows(val.joints_cam_m, val.joints_conf)
     store = None if cache_dir is None else Store(cache_dir, "baselines", "Baselines", keep=_KEPT)
     if store is not None and (kept := store.find(wanted, say=True)) is not None:
         rows = np.array(kept.array(_FILE, np.float64, (len(usable),)))
-        if len(rows) != len(NAMES):
-            raise DataError(
-                f"Baselines: {kept.path(_FILE)} is damaged. Delete {kept.folder}; it is made anew."
-            )
         return BaselineRows(dict(zip(NAMES, rows, strict=True)), usable)
     began = time.monotonic()
     result = compute_baselines(train, val, hand, show_progress=show_progress)
@@ -201,10 +192,3 @@ def _known_rows(train: LabelTable) -> NDArray[np.bool_]:
             f"{int(np.flatnonzero(~known)[0])}): no finite MANO parameters, or joints missing"
         )
     return known
-
-
-def _check(train: LabelTable, val: LabelTable) -> None:
-    """Shapes of the joints."""
-    for name, table in (("training", train), ("validation", val)):
-        if table.joints_cam_m.shape[1:] != (len(OPENPOSE21), 3):
-            raise ShapeError(f"baselines: {name} joints are {table.joints_cam_m.shape}, want (n, 21, 3)")

@@ -39,7 +39,6 @@ _FIELDS: dict[str, tuple[int, ...]] = {"pred": (_J, 3), "target": (_J, 3), "conf
 """What stands in a row before the columns, and in what shape."""
 _WIDTH = sum(map(math.prod, _FIELDS.values()))
 _SHOWN = 5
-_MANY = 16
 _U64 = 2**64 - 1
 
 
@@ -123,28 +122,28 @@ class EvaluationShard:
         given = dict(columns or {})
         if set(given) != set(self.columns):
             raise ShapeError(f"EvaluationShard.add: got columns {sorted(given)}, want {sorted(self.columns)}")
+        if sample_index.is_floating_point():
+            raise ShapeError(f"EvaluationShard.add: sample_index is {sample_index.dtype}, want integers")
         size = sample_index.numel()
-        parts: list[tuple[str, Tensor, tuple[int, ...]]] = [
-            ("pred_joints_m", pred_joints_m.float(), _FIELDS["pred"]),
-            ("target_joints_m", target_joints_m.float(), _FIELDS["target"]),
-            ("conf", conf.float(), _FIELDS["conf"]),
-            ("loss", loss, ()),
-            *((f"column {name}", given[name], ()) for name in self.columns),
-        ]
-        for name, tensor, shape in [("sample_index", sample_index, ()), *parts]:
+        parts = {
+            "pred_joints_m": (pred_joints_m.float(), _FIELDS["pred"]),
+            "target_joints_m": (target_joints_m.float(), _FIELDS["target"]),
+            "conf": (conf.float(), _FIELDS["conf"]),
+            "loss": (loss, ()),
+            **{f"column {name}": (given[name], ()) for name in self.columns},
+        }
+        for name, (tensor, shape) in {"sample_index": (sample_index, ()), **parts}.items():
             if tuple(tensor.shape) != (size, *shape):
                 raise ShapeError(
                     f"EvaluationShard.add: {name} has shape {tuple(tensor.shape)}, want {(size, *shape)}"
                 )
-        if sample_index.is_floating_point():
-            raise ShapeError(f"EvaluationShard.add: sample_index is {sample_index.dtype}, want integers")
         place = slice(self.count, self.count + size)
         if place.stop > self.capacity:
             raise CollectError(
                 f"EvaluationShard: {place.stop} rows added, {self.capacity} reserved for this rank"
             )
         self._index[place] = sample_index.cpu()
-        rows = [tensor.reshape(size, -1).to("cpu", torch.float64) for _, tensor, _ in parts]
+        rows = [tensor.reshape(size, -1).to("cpu", torch.float64) for tensor, _ in parts.values()]
         self._rows[place] = torch.cat(rows, dim=1)
         self.count = place.stop
 
@@ -225,35 +224,31 @@ def _agree(
     }
     every = link.gather(torch.tensor(list(own.values()), dtype=torch.int64), "header")
     headers = dict(zip(own, every.T.tolist(), strict=True))
-    _compare(link, "version", list(map(str, headers["version"])))
+    _compare(link, "version", headers["version"])
     if any(headers["status"]):
         _stop_with_causes(shard, link, headers["status"])
-    _compare(link, "samples", list(map(str, headers["samples"])))
+    _compare(link, "samples", headers["samples"])
     _compare(link, "split", [f"{digest & _U64:016x}" for digest in headers["split"]])
     if len(set(headers["columns"])) > 1:
-        names = link.gather_texts(", ".join(shard.columns) or "none", "columns")
-        told = zip(names, headers["columns"], strict=True)
-        _compare(link, "columns", [f"{text} ({digest & _U64:016x})" for text, digest in told])
+        _compare(link, "columns", link.gather_texts(", ".join(shard.columns) or "none", "columns"))
     return headers["count"], headers["capacity"]
 
 
-def _compare(link: Link, name: str, values: Sequence[str]) -> None:
+def _compare(link: Link, name: str, values: Sequence[object]) -> None:
     """Raise, naming the ranks of each value, unless all are equal."""
-    if len(set(values)) == 1:
-        return
-    parts = [
-        f"{value} on {name_ranks([r for r, v in enumerate(values) if v == value])}"
-        for value in sorted(set(values), key=lambda v: (-values.count(v), values.index(v)))
-    ]
-    raise CollectError(f"{link.where}: ranks disagree about {name}: {'; '.join(parts)}. Nothing was scored.")
+    holders = {value: [rank for rank, own in enumerate(values) if own == value] for value in values}
+    if len(holders) > 1:
+        most_first = sorted(holders.items(), key=lambda item: -len(item[1]))
+        parts = "; ".join(f"{value} on {name_ranks(ranks)}" for value, ranks in most_first)
+        raise CollectError(f"{link.where}: ranks disagree about {name}: {parts}. Nothing was scored.")
 
 
 def _stop_with_causes(shard: EvaluationShard, link: Link, status: list[int]) -> None:
     """Raise on every rank what the failed ranks raised."""
     error = shard.error
     cause = "" if error is None else f"{type(error).__name__}: {error}"
-    texts = link.gather_texts(cause, "failure's cause")
-    causes = [f"rank {r} raised {texts[r]}" for r, failed in enumerate(status) if failed]
+    texts = enumerate(link.gather_texts(cause, "failure's cause"))
+    causes = [f"rank {rank} raised {text}" for rank, text in texts if status[rank]]
     more = f"; and {len(causes) - _SHOWN} more ranks" if len(causes) > _SHOWN else ""
     message = f"{link.where}: {'; '.join(causes[:_SHOWN])}{more}. Nothing was scored."
     raise CollectError(message) from error
@@ -262,12 +257,11 @@ def _stop_with_causes(shard: EvaluationShard, link: Link, status: list[int]) -> 
 def _to_main(link: Link, own: Tensor, counts: Sequence[int], what: str) -> list[Tensor]:
     """Each rank's tensor on rank 0, where `counts` says how long they are; [] on the others."""
     parts = [own] if link.rank == 0 else []
-    if link.rank == 0:
-        for source, count in enumerate(counts[1:], start=1):
-            parts.append(torch.empty(count, *own.shape[1:], dtype=own.dtype))
-            if count:
-                link.receive(parts[-1], source, what)
-    elif len(own):
+    for source, count in enumerate(counts[1:], start=1) if link.rank == 0 else ():
+        parts.append(torch.empty(count, *own.shape[1:], dtype=own.dtype))
+        if count:
+            link.receive(parts[-1], source, what)
+    if link.rank != 0 and len(own):
         link.send(own, what)
     link.close(what)
     return parts
@@ -294,7 +288,11 @@ def find_fault(indices: list[NDArray[np.int64]], num_samples: int, capacities: S
     faults = []
     if missing.size:
         faults.append(f"{missing.size} of {num_samples} samples are missing (first: {_numbers(missing)})")
-        faults += _shortfalls([len(part) for part in indices], num_samples, capacities)
+        faults += [
+            f"rank {rank} holds {len(part)} of the {share} rows that it reserved"
+            for rank, (part, share) in enumerate(zip(indices, capacities, strict=True))
+            if len(part) < share
+        ]
     if repeated.size:
         senders = sorted(set(owner[every == repeated[0]].tolist()))
         faults.append(
@@ -302,19 +300,6 @@ def find_fault(indices: list[NDArray[np.int64]], num_samples: int, capacities: S
             f"{repeated[0]} from {name_ranks(senders)})"
         )
     return ", ".join(faults)
-
-
-def _shortfalls(counts: list[int], num_samples: int, capacities: Sequence[int]) -> list[str]:
-    """Which ranks account for missing samples, as far as what they had reserved tells."""
-    if sum(capacities) < num_samples:
-        shares = ", ".join(f"{share} by rank {rank}" for rank, share in enumerate(capacities[:_MANY]))
-        more = ", ..." if len(capacities) > _MANY else ""
-        return [f"the ranks' shares do not cover the split (reserved: {shares}{more})"]
-    return [
-        f"rank {rank} holds {count} of the {share} rows that it reserved"
-        for rank, (count, share) in enumerate(zip(counts, capacities, strict=True))
-        if count < share and sum(capacities) == num_samples
-    ]
 
 
 def _digest(text: str) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src.evaluation import metrics
-from src.evaluation.collect import MESH_USABLE
+from src.evaluation.collect import MESH_USABLE, EvaluationShard
 from src.runtime.seed import stream
 
 MESH_COLUMNS = ("mpvpe_mm", "pa_mpvpe_mm", MESH_USABLE)
@@ -29,6 +30,20 @@ class Samples:
     target: Tensor
     conf: Tensor
     loss: Tensor
+
+    def add_to(
+        self, shard: EvaluationShard, batch: range, columns: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Give a shard the samples of a batch; `columns`: name -> (B,), as its `add` takes them."""
+        rows = slice(batch.start, batch.stop)
+        shard.add(
+            sample_index=torch.arange(batch.start, batch.stop, device=self.loss.device),
+            pred_joints_m=self.pred[rows],
+            target_joints_m=self.target[rows],
+            conf=self.conf[rows],
+            loss=self.loss[rows],
+            columns=columns,
+        )
 
 
 def make_samples(num_samples: int, seed: int) -> Samples:

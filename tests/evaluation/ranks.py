@@ -38,14 +38,7 @@ def fill(shard: EvaluationShard, samples: Samples, batches, columns=columns_of) 
     """Add batches to a shard; `columns`: samples and rows -> numbers of its columns."""
     for batch in batches:
         rows = torch.arange(batch.start, batch.stop)
-        shard.add(
-            sample_index=rows,
-            pred_joints_m=samples.pred[rows],
-            target_joints_m=samples.target[rows],
-            conf=samples.conf[rows],
-            loss=samples.loss[rows],
-            columns=columns(samples, rows) if shard.columns else None,
-        )
+        samples.add_to(shard, batch, columns(samples, rows) if shard.columns else None)
 
 
 def score(
@@ -110,7 +103,7 @@ def digests(context: DistContext, sizes: list[int], folder: str) -> list[tuple[s
 
 RECOVERABLE = (
     *("raise", "samples", "split", "columns", "column order", "column count"),
-    *("duplicate", "missing", "outside", "unreserved"),
+    *("duplicate", "missing", "outside"),
 )
 
 
@@ -132,9 +125,6 @@ def _fault(context: DistContext, fault: str) -> str:
         "column count": (),
     }.get(guilty, COLUMNS)
     capacity = sum(map(len, batches)) + (guilty == "duplicate")
-    if fault == "unreserved":
-        batches = batches if context.rank != 1 else []
-        capacity = sum(map(len, batches))
     shard = EvaluationShard(capacity, columns)
     with shard.guard():
         if guilty == "raise":
@@ -146,15 +136,8 @@ def _fault(context: DistContext, fault: str) -> str:
         if guilty not in ("outside", "columns"):
             fill(shard, samples, batches)
         if guilty == "outside":
-            hand = torch.zeros(1, 21, 3)
-            shard.add(
-                sample_index=torch.tensor([9]),
-                pred_joints_m=hand,
-                target_joints_m=hand,
-                conf=torch.ones(1, 21),
-                loss=torch.zeros(1),
-                columns={name: torch.zeros(1) for name in COLUMNS},
-            )
+            away = Samples(*(part.roll(1, 0) for part in vars(make_samples(10, seed=3)).values()))
+            away.add_to(shard, range(9, 10), {name: torch.zeros(1) for name in COLUMNS})
     return message_of(
         context,
         shard,

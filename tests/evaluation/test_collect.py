@@ -15,7 +15,7 @@ from src.evaluation.seeded import make_samples
 from src.runtime.ranks.distributed import spawn_ranks
 from tests.evaluation import ranks
 
-SIZES = [0, 1, 2, 3, 5, 31, 32, 33, 8331, 8332, 8333]
+SIZES = [0, 1, 2, 3, 5, 33, 8332]
 WORLDS = [1, 2, 3, 4, 5, 8]
 
 
@@ -33,6 +33,7 @@ def test_any_world_gives_the_bits_of_one_process(by_world, world):
         public, digest, lines, wrong = by_world[world][0][column]
         assert (public, digest) == by_world[1][0][column][:2]
         assert wrong == 0
+        assert "nan" not in lines[0] or size == 0
         assert lines[1] == f"  Evaluated on {size} samples from all {world} CPU ranks"
         assert lines[2].startswith("  Vertices: MPVPE ")
 
@@ -42,15 +43,6 @@ def test_every_rank_holds_the_same_result(by_world, world):
     """Ranks that disagree about the score would disagree about the best checkpoint."""
     for column in range(len(SIZES)):
         assert len({rank[column][0] for rank in by_world[world]}) == 1
-
-
-def test_no_sample_at_all_is_a_result(by_world):
-    """An empty split must say so and not crash after an epoch."""
-    lines = by_world[3][0][0][2]
-    assert lines[:2] == [
-        "  Val Loss: nan, MPJPE: nan mm, PA-MPJPE: nan mm",
-        "  Evaluated on 0 samples from all 3 CPU ranks",
-    ]
 
 
 @functools.cache
@@ -64,19 +56,12 @@ def _told() -> list[dict[str, str]]:
         ("raise", ["rank 1 raised ValueError: unreadable frame S/0005"]),
         ("samples", ["disagree about samples", "9 on ranks 0, 2", "10 on rank 1"]),
         ("split", ["disagree about split", "on rank 1"]),
-        (
-            "columns",
-            ["disagree about columns: mpvpe_mm, pa_mpvpe_mm, mesh_usable (", "pa_mpvpe_cm", "on rank 1"],
-        ),
+        ("columns", ["about columns: mpvpe_mm, pa_mpvpe_mm, mesh_usable on ", "pa_mpvpe_cm", "on rank 1"]),
         ("column order", ["disagree about columns", "pa_mpvpe_mm, mpvpe_mm, mesh_usable", "on rank 1"]),
-        ("column count", ["disagree about columns", "none (", "on rank 1"]),
+        ("column count", ["disagree about columns", "none on rank 1"]),
         ("duplicate", ["1 samples came more than once (first: 8; 8 from ranks 1, 2)"]),
         ("missing", ["4 of 9 samples are missing (first: 4, 5, 6, 7)", "rank 1 holds 0 of the 4 rows"]),
         ("outside", ["index 9 from rank 1 is outside of the split's 9 samples"]),
-        (
-            "unreserved",
-            ["4 of 9 samples are missing", "do not cover the split (reserved: 4 by rank 0, 0 by rank 1"],
-        ),
     ],
 )
 def test_a_fault_is_named_on_every_rank(fault, words):
@@ -177,76 +162,56 @@ def test_the_ranks_own_traceback_is_kept():
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_a_shard_refuses_what_does_not_fit():
+def row(**changed) -> dict[str, torch.Tensor]:
+    """One sample, as `add` takes it."""
+    return {
+        "sample_index": torch.tensor([0]),
+        "pred_joints_m": torch.zeros(1, 21, 3),
+        "target_joints_m": torch.zeros(1, 21, 3),
+        "conf": torch.ones(1, 21),
+        "loss": torch.zeros(1),
+        **changed,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("pred_joints_m", torch.zeros(1, 3, 21)),
+        ("target_joints_m", torch.zeros(21, 3)),
+        ("conf", torch.ones(1, 1)),
+        ("loss", torch.zeros(())),
+        ("sample_index", torch.tensor([0.0])),
+    ],
+)
+def test_a_shard_refuses_what_does_not_fit(name, tensor):
     """A transposed or broadcast batch would be scored as something else."""
     shard = EvaluationShard(2)
-    good = {
-        "sample_index": torch.tensor([0]),
-        "pred_joints_m": torch.zeros(1, 21, 3),
-        "target_joints_m": torch.zeros(1, 21, 3),
-        "conf": torch.ones(1, 21),
-        "loss": torch.zeros(1),
-    }
-    for name, tensor in {
-        "pred_joints_m": torch.zeros(1, 3, 21),
-        "target_joints_m": torch.zeros(21, 3),
-        "conf": torch.ones(1, 1),
-        "loss": torch.zeros(()),
-        "sample_index": torch.tensor([0.0]),
-    }.items():
-        with pytest.raises(ShapeError, match=name):
-            shard.add(**{**good, name: tensor})
+    with pytest.raises(ShapeError, match=name):
+        shard.add(**row(**{name: tensor}))
     assert shard.count == 0
-    shard.add(**good)
-    shard.add(**good)
-    with pytest.raises(CollectError, match="3 rows added, 2 reserved"):
-        shard.add(**good)
 
 
-def test_the_models_output_is_left_alone():
-    """Collecting must copy: the arrays of a shard may not alias or change what the model returned."""
+def test_a_shard_copies_what_it_is_given_and_no_more_than_it_reserved():
+    """Its arrays may not alias what the model returned; rows beyond the rank's share are somebody else's."""
     pred = torch.full((1, 21, 3), 0.5, requires_grad=True)
-    before = pred.detach().clone()
     shard = EvaluationShard(1)
-    shard.add(
-        sample_index=torch.tensor([0]),
-        pred_joints_m=pred,
-        target_joints_m=torch.zeros(1, 21, 3),
-        conf=torch.ones(1, 21),
-        loss=torch.zeros(1),
-    )
+    shard.add(**row(pred_joints_m=pred))
     shard.rows().zero_()
-    assert torch.equal(pred.detach(), before)
+    assert pred.detach().eq(0.5).all()
+    with pytest.raises(CollectError, match="2 rows added, 1 reserved"):
+        shard.add(**row())
 
 
-def test_columns_keep_their_names_in_whatever_order_a_batch_gives_them():
-    """Numbers of one metric under another's name would look like any other numbers."""
-    shard = EvaluationShard(2, columns=("mpvpe_mm", "coarse_mpjpe_mm"))
-    samples = make_samples(2, 0)
-    shard.add(
-        sample_index=torch.arange(2),
-        pred_joints_m=samples.pred,
-        target_joints_m=samples.target,
-        conf=samples.conf,
-        loss=samples.loss,
-        columns={"coarse_mpjpe_mm": torch.tensor([70.0, 80.0]), "mpvpe_mm": torch.tensor([1.0, 2.0])},
-    )
-    rows, _ = _alone(shard, 2)
-    assert (rows["mpvpe_mm"].tolist(), rows["coarse_mpjpe_mm"].tolist()) == ([1.0, 2.0], [70.0, 80.0])
-
-
-def test_columns_are_those_that_were_announced():
-    """A column that is forgotten in one batch would leave whatever was in memory in its rows."""
-    shard = EvaluationShard(4, columns=("a_mm", "b_mm"))
-    row = {
-        "sample_index": torch.tensor([0]),
-        "pred_joints_m": torch.zeros(1, 21, 3),
-        "target_joints_m": torch.zeros(1, 21, 3),
-        "conf": torch.ones(1, 21),
-        "loss": torch.zeros(1),
-    }
-    for columns in (None, {"a_mm": torch.zeros(1)}, dict.fromkeys(("a_mm", "b_mm", "c"), torch.zeros(1))):
+def test_columns_are_those_that_were_announced_in_whatever_order_a_batch_gives_them():
+    """A column that is forgotten leaves what was in memory; one under another's name looks right."""
+    shard = EvaluationShard(1, columns=("a_mm", "b_mm"))
+    given = {"b_mm": torch.tensor([70.0]), "a_mm": torch.tensor([1.0])}
+    for columns in (None, {"a_mm": given["a_mm"]}, {**given, "c": torch.zeros(1)}):
         with pytest.raises(ShapeError, match="got columns"):
-            shard.add(**row, columns=columns)
+            shard.add(**row(), columns=columns)
     with pytest.raises(ShapeError, match="column b_mm has shape"):
-        shard.add(**row, columns={"a_mm": torch.zeros(1), "b_mm": torch.zeros(1, 1)})
+        shard.add(**row(), columns={**given, "b_mm": torch.zeros(1, 1)})
+    shard.add(**row(), columns=given)
+    rows, _ = _alone(shard, 1)
+    assert (rows["a_mm"].tolist(), rows["b_mm"].tolist()) == ([1.0], [70.0])

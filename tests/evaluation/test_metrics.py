@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
 from src.errors import ShapeError
@@ -77,29 +76,34 @@ def test_one_bad_row_is_nan_and_touches_no_other(metric, bad):
     assert np.isnan(metric(np.full_like(pred, bad), truth)).all()
 
 
-def test_metres_as_millimetres_are_a_thousandfold_off():
-    """A unit error must stay visible in full; a metric that guesses units would hide it."""
-    truth, pred = hands(20), hands(20, seed=2)
-    for metric in (mpjpe_mm, pa_mpjpe_mm):
-        np.testing.assert_allclose(
-            metric(1000.0 * pred, 1000.0 * truth), 1000.0 * metric(pred, truth), rtol=1e-11
-        )
-    np.testing.assert_allclose(mpjpe_mm(pred, truth)[0], _distance_by_hand(pred[0], truth[0]), rtol=1e-12)
-
-
-def test_a_far_camera_changes_nothing():
-    """Scores must not depend on where the origin of the world is."""
+def test_units_and_the_origin_stay_visible():
+    """A metric that guesses units would hide a unit error; scores must not depend on the world's origin."""
     truth, pred = hands(20), hands(20, seed=2)
     far = np.array([100.0, -100.0, 100.0])
     for metric in (mpjpe_mm, pa_mpjpe_mm):
-        assert np.abs(metric(pred + far, truth + far) - metric(pred, truth)).max() < EXACT_MM
+        rows = metric(pred, truth)
+        np.testing.assert_allclose(metric(1000.0 * pred, 1000.0 * truth), 1000.0 * rows, rtol=1e-11)
+        assert np.abs(metric(pred + far, truth + far) - rows).max() < EXACT_MM
+    np.testing.assert_allclose(mpjpe_mm(pred, truth)[0], _distance_by_hand(pred[0], truth[0]), rtol=1e-12)
 
 
-def test_pa_matches_scipys_rotation_fit():
+@pytest.mark.parametrize("kind", ["far", "close", "mirrored", "coplanar", "tied"])
+def test_pa_matches_scipys_rotation_fit(kind):
     """PA-MPJPE is compared with papers; it must be the proper-rotation Procrustes error and nothing else."""
-    truth, pred = hands(40), hands(40, seed=2)
+    truth = hands(10)
+    if kind == "tied":  # two spreads are equal
+        corners = np.concatenate([np.diag([1.0, 1.0, 0.5]), -np.diag([1.0, 1.0, 0.5])]) * 0.05
+        truth = np.broadcast_to(corners, (10, 6, 3)).copy()
+    noise = stream(8, "noise").normal(0.0, 0.005, truth.shape)
+    pred = {
+        "far": hands(10, seed=2, joints=truth.shape[1]),
+        "close": truth + noise,
+        "mirrored": truth * [-1.0, 1.0, 1.0] + noise,
+        "coplanar": truth * [1.0, 1.0, 0.0] + [0.0, 0.0, 0.6],
+        "tied": truth + noise,
+    }[kind]
     expected = [_pa_by_scipy(p, t) for p, t in zip(pred, truth, strict=True)]
-    np.testing.assert_allclose(pa_mpjpe_mm(pred, truth), expected, rtol=1e-9)
+    np.testing.assert_allclose(pa_mpjpe_mm(moved(pred), truth), expected, rtol=1e-8)
 
 
 def test_a_mirrored_hand_is_wrong_unless_mirrors_are_asked_for():
@@ -160,38 +164,11 @@ def test_golden_numbers_of_8332_samples():
     np.testing.assert_allclose(pa_mpjpe_mm(pred[every], target[every]), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["far", "close", "mirrored", "coplanar", "tied"])
-def test_no_similarity_fits_better(kind):
-    """PA is the error after the *best* similarity: a general optimiser may find nothing better, nor worse."""
-    truth = hands(3, seed=7)
-    if kind == "tied":
-        corners = np.concatenate([np.diag([1.0, 1.0, 0.5]), -np.diag([1.0, 1.0, 0.5])]) * 0.05
-        truth = np.broadcast_to(corners, (3, 6, 3)).copy()
-    noise = stream(8, "noise").normal(0.0, 0.005, truth.shape)
-    pred = {
-        "far": hands(3, seed=8, joints=truth.shape[1]),
-        "close": truth + noise,
-        "mirrored": truth * [-1.0, 1.0, 1.0] + noise,
-        "coplanar": truth * [1.0, 1.0, 0.0] + [0.0, 0.0, 0.6],
-        "tied": truth + noise,
-    }[kind]
-    for p, t, value in zip(pred, truth, pa_mpjpe_mm(moved(pred), truth), strict=True):
-        best_square, best_mean = _pa_by_search(p, t)
-        assert value == pytest.approx(best_mean, rel=1e-5)
-        assert best_square > 0.0
-
-
-def test_a_mirrored_hand_with_tied_spreads_is_finite_and_least_squares():
-    """Several rotations fit a mirrored, evenly spread hand equally well: any of these, none that is worse."""
-    corners = np.concatenate([np.eye(3), -np.eye(3)]) * 0.05
-    corners[0] += [0.01, 0.02, 0.03]
-    truth = np.broadcast_to(corners, (1, 6, 3)).copy()
-    mirrored = truth * [-1.0, 1.0, 1.0]
-    value = pa_mpjpe_mm(mirrored, truth)
-    assert np.isfinite(value).all()
-    assert value[0] > 5.0
-    # The mean distance is at most the root mean square, which all best rotations share.
-    assert value[0] <= 1e3 * np.sqrt(_pa_by_search(mirrored[0], truth[0])[0] / 6) * (1 + 1e-6)
+def test_a_mirrored_hand_with_tied_spreads_is_finite():
+    """Several rotations fit a mirrored, evenly spread hand equally well: the row is that of one of them."""
+    corners = np.concatenate([np.eye(3), -np.eye(3)])[None] * 0.05
+    corners[0, 0] += [0.01, 0.02, 0.03]
+    assert 5.0 < pa_mpjpe_mm(corners * [-1.0, 1.0, 1.0], corners)[0] < 50.0
 
 
 def test_meshes_are_scored_from_the_wrist_and_after_the_best_similarity():
@@ -234,26 +211,6 @@ def test_bad_rows_of_narrow_types_are_nan(dtype):
     for metric in (mpjpe_mm, pa_mpjpe_mm):
         assert np.isnan(metric(pred, truth)).tolist() == [False, False, True, False]
         assert np.isnan(metric(pred, torch.full_like(truth, torch.nan))).all()
-
-
-def _pa_by_search(pred: np.ndarray, target: np.ndarray) -> tuple[float, float]:
-    """(smallest sum of squares in m^2, its mean distance in mm) over rotations, by a general optimiser.
-
-    Scale and place are the best for each rotation vector; several starts, so that none is a side valley.
-    """
-    p, t = pred - pred.mean(0), target - target.mean(0)
-
-    def left(vector):
-        turned = Rotation.from_rotvec(vector).apply(p)
-        return t - turned * (max((turned * t).sum(), 0.0) / (p * p).sum())
-
-    starts = Rotation.random(12, rng=stream(0, "starts")).as_rotvec()
-    # Metres squared are tiny numbers: scaled, so that the optimiser's tolerances mean something.
-    unit = (t * t).sum()
-    options = {"gtol": 1e-10}
-    fits = [minimize(lambda v: (left(v) ** 2).sum() / unit, start, options=options) for start in starts]
-    rest = left(min(fits, key=lambda fit: fit.fun).x)
-    return float((rest**2).sum()), float(np.linalg.norm(rest, axis=1).mean() * 1e3)
 
 
 def _distance_by_hand(pred: np.ndarray, target: np.ndarray) -> float:

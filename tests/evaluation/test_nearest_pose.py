@@ -113,6 +113,19 @@ def test_identical_training_poses_stay_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert max(seen) <= 3 * 40
 
 
+@pytest.mark.parametrize(("rows", "poses"), [(32, 512), (33, 513), (65, 1025), (31, 511)])
+def test_the_nearest_pose_is_found_in_a_last_short_tile(rows: int, poses: int) -> None:
+    """32 rows against 512 poses at a time: the pose that is the very hand stands first, last or between."""
+    train, val = hands(poses, 1).astype(np.float64), hands(rows, 2).astype(np.float64)
+    for row, pose in ((0, poses - 1), (rows - 1, 0), (rows // 2, poses // 2), (rows - 2, poses - 2)):
+        train[pose] = 1.2 * val[row] + 0.1
+    found = nearest_pose_mm(train, val)
+    exact = sorted({0, rows - 1, rows // 2, rows - 2})
+    assert found.shape == (rows,)
+    assert found[exact].max() < 1e-3, f"mm of rows {exact}, whose own pose is in training"
+    assert np.delete(found, exact).min() > 0.5
+
+
 def test_bad_input_is_refused() -> None:
     """A NaN pose in the training set, or no pose at all, gives no oracle."""
     train = hands(4, 1)
