@@ -86,7 +86,7 @@ class Events:
                 self._writer = SummaryWriter(str(self._folder), purge_step=self._first_step)
                 self._first_step = None
             add(self._writer)
-        if attempt.failed:
+        if attempt.error is not None:
             self.close()
 
 
