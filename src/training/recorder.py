@@ -27,7 +27,7 @@ from src.errors import plain_text
 from src.hand.mano import ManoLayer
 from src.runtime.files.disk import atomic_write
 from src.runtime.outlet import Outlet, optional
-from src.runtime.pace import Pace
+from src.runtime.progress import Pace
 from src.runtime.ranks.distributed import DistContext
 from src.schema import EvalResult, Shown
 from src.training.checkpoints.checkpoint import commit
