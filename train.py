@@ -32,14 +32,12 @@ from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
 from src.losses.loss import HandLoss
 from src.runtime import log
 from src.runtime.command_line import make_parser
-from src.runtime.complaint import complaint
 from src.runtime.debug import DebugBatches, trace_enabled
 from src.runtime.machine import configure_torch, require_short_temporary_folder
 from src.runtime.outlet import optional
-from src.runtime.pace import PaceMeter
-from src.runtime.progress import progress
+from src.runtime.progress import PaceMeter, progress
 from src.runtime.ranks.distributed import DistContext, abandon, setup_distributed, teardown
-from src.runtime.ranks.launch import rank_from_environment, starts_again
+from src.runtime.ranks.launch import complaint, rank_from_environment, starts_again
 from src.runtime.ranks.meeting import lost_peer
 from src.runtime.signals import interrupt_on_stop
 from src.schema import Shown

@@ -19,7 +19,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from src.errors import CollectError, ShapeError
 from src.hand.joints import OPENPOSE21
+from src.runtime.outlet import Guard
 from src.runtime.ranks.link import Link, name_ranks
 
 MESH_USABLE = "mesh_usable"
@@ -40,28 +40,6 @@ _FIELDS: dict[str, tuple[int, ...]] = {"pred": (_J, 3), "target": (_J, 3), "conf
 _WIDTH = sum(map(math.prod, _FIELDS.values()))
 _SHOWN = 5
 _U64 = 2**64 - 1
-
-
-class Guard:
-    """Context manager that keeps an exception instead of letting it leave: `error` holds it afterwards.
-
-    A rank that raised inside its loop must still reach the collection, or the others wait for it in vain.
-    KeyboardInterrupt and SystemExit pass through.
-    """
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-
-    def __enter__(self) -> Guard:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if isinstance(error, Exception):
-            self.error = error
-            return True
-        return False
 
 
 class EvaluationShard:

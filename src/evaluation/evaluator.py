@@ -20,10 +20,11 @@ from torch import Tensor
 
 from src.errors import CollectError, DataError
 from src.evaluation import metrics
-from src.evaluation.collect import MESH_USABLE, EvaluationShard, Guard, Receipt, collect
+from src.evaluation.collect import MESH_USABLE, EvaluationShard, Receipt, collect
 from src.evaluation.official import official_unit
 from src.hand.joints import OPENPOSE21
 from src.runtime.files.disk import atomic_write, read_npz
+from src.runtime.outlet import Guard
 from src.runtime.ranks.link import Link
 from src.schema import EvalResult
 

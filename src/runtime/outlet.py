@@ -15,7 +15,7 @@ import stat
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO, cast
+from typing import Any, Self, TextIO, cast
 
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ENOTCONN)
 """Of a stream: whoever read it will not come back."""
@@ -30,7 +30,23 @@ _failures: dict[str, tuple[str, int]] = {}
 """What does not work now: why, and how often it was tried."""
 
 
-class optional:  # noqa: N801  (used as a statement)
+class Guard:
+    """Context that keeps an exception instead of letting it leave; KeyboardInterrupt and SystemExit pass."""
+
+    error: Exception | None = None
+    """Set on leaving."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.error = error if isinstance(error, Exception) else None
+        return self.error is not None
+
+
+class optional(Guard):  # noqa: N801  (used as a statement)
     """Context of work that a run can do without: what fails inside is one warning, and the run goes on.
 
     No collective may stand inside. The first failure of its kind is logged, and the first success after it.
@@ -41,23 +57,16 @@ class optional:  # noqa: N801  (used as a statement)
 
     def __init__(self, what: str) -> None:
         self.what = what
-        self.failed = False
-        """Set on leaving."""
-
-    def __enter__(self) -> optional:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if kind is None:
+        kept = super().__exit__(kind, error, trace)
+        if kept:
+            note_failure(self.what, f"{type(error).__name__}: {error}")
+        elif error is None:
             note_success(self.what)
-            return False
-        if not issubclass(kind, Exception):
-            return False
-        self.failed = True
-        note_failure(self.what, f"{kind.__name__}: {error}")
-        return True
+        return kept
 
 
 def note_failure(what: str, reason: str) -> None:
@@ -117,7 +126,8 @@ class Outlet:
         if not self._waiting or self._gone:
             return
         try:
-            self._let_go_of_a_removed_file()
+            if self._descriptor is not None and not os.fstat(self._descriptor).st_nlink:
+                self._let_go()  # of a file that was removed
             if self._descriptor is None:
                 assert self._path is not None
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,17 +150,11 @@ class Outlet:
     def close(self) -> None:
         """Write what waits if that is possible, and close the file."""
         self.flush()
-        if self._path is not None and self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._let_go()
 
-    def _let_go_of_a_removed_file(self) -> None:
-        """What is written from here on goes into a new one."""
-        if (
-            self._path is not None
-            and self._descriptor is not None
-            and not os.fstat(self._descriptor).st_nlink
-        ):
+    def _let_go(self) -> None:
+        """What is written from here on goes into a file opened anew; a stream is not ours to close."""
+        if self._path is not None and self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -169,11 +173,8 @@ class Outlet:
         self._waiting, self._dropped = waiting, 0
 
     def _failed(self, error: OSError) -> None:
-        if self._path is not None:  # the folder may have been mounted anew
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
-        elif error.errno in _GONE:
+        self._let_go()  # its folder may have been mounted anew
+        if self._path is None and error.errno in _GONE:
             self._gone = True
             self._waiting.clear()
             assert self._descriptor is not None

@@ -29,7 +29,7 @@ from src.hand.mano import ManoLayer
 from src.runtime.files.disk import atomic_write
 from src.runtime.log import get_logger
 from src.runtime.outlet import Outlet, optional
-from src.runtime.pace import Pace
+from src.runtime.progress import Pace
 from src.runtime.ranks.distributed import DistContext
 from src.schema import EvalResult, Shown
 from src.training.checkpoints.checkpoint import commit
@@ -165,7 +165,7 @@ class Recorder:
                 self._writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self._first_step)
                 self._first_step = None
             add(self._writer)
-        if attempt.failed:
+        if attempt.error is not None:
             self._close_events()
 
     def _close_events(self) -> None:

@@ -30,7 +30,7 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", 
 
 def environment(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
     """Nothing but these of what launchers set."""
-    for name in (*NAMES, *launch._COPIES, *launch._COPY):
+    for name in (*NAMES, *launch._COPIES, *launch._COPIES.values()):
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
         monkeypatch.setenv(name, value)

@@ -138,7 +138,7 @@ def test_what_decorates_may_fail_in_any_way() -> None:
             with optional("the picture") as attempt:
                 if error is not None:
                     raise error
-            assert attempt.failed == (error is not None)
+            assert attempt.error is error
     assert said == [
         "WARNING: the picture: RuntimeError: no. The run goes on without it.",
         "the picture works again, after it failed 2 times.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from src.runtime import progress as bars
-from src.runtime.pace import PaceMeter
+from src.runtime.progress import PaceMeter
 
 
 def test_waits_are_told_from_work() -> None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from src.errors import AssetError, CollectError, ConfigError, PeerError, TrainingError
 from src.runtime import log
-from src.runtime.complaint import complaint
+from src.runtime.ranks.launch import complaint
 from src.runtime.signals import StopRequest
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src.evaluation.collect import Receipt
 from src.evaluation.evaluator import CheckedResult
-from src.runtime.pace import Pace
+from src.runtime.progress import Pace
 from src.schema import LossTerms
 from src.training.recorder import Recorder
 from src.training.step import Numbers, StepReport

@@ -22,6 +22,7 @@ import io
 import math
 import pickle
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -192,17 +193,6 @@ _MADE, _MADE_BASE = 4, 10_000
 """Bytes that may be made of a file's content: per byte of it, and at all. Protocols 0 to 2 make an array's
 bytes of text, and the array of them."""
 _HOLDS_ARRAYS = (tuple, dict, list, Record, _ArrayRecord, np.ndarray)
-_MEMBER = 64
-"""Bytes that a member of a set is counted as."""
-
-
-def _cost(made: object) -> int:
-    """Bytes of what a function made."""
-    if isinstance(made, set):
-        return _MEMBER * (1 + len(made))
-    if isinstance(made, bytes):
-        return len(made)
-    return made.nbytes if isinstance(made, (np.generic, np.ndarray)) else 1
 
 
 class _Unpickler(pickle.Unpickler):
@@ -232,7 +222,7 @@ class _Unpickler(pickle.Unpickler):
 
         def call(*arguments: Any) -> Any:
             made = function(*arguments)
-            self._count(_cost(made))
+            self._count(sys.getsizeof(made))
             return made
 
         return call

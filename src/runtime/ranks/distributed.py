@@ -25,13 +25,13 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from src.errors import ConfigError, PeerError, UTNetError
+from src.runtime.outlet import Guard
 from src.runtime.ranks.launch import end_with_parent, place_from_environment, reach_ranks
 from src.runtime.ranks.meeting import Meetings, lost_peer
 from src.runtime.signals import end_helpers
@@ -105,12 +105,7 @@ class DistContext:
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's small Python value, on every rank."""
-        if self.meetings is None:
-            return value
-        self.meetings.meet("the next step")
-        box = [value if self.is_main else None]
-        dist.broadcast_object_list(box, src=0, group=self.meetings.group)
-        return box[0]
+        return self.gather_objects(value if self.is_main else None)[0]
 
     def agree(self, error: UTNetError | None, what: str) -> None:
         """Raise on every rank if any rank has an error: its own on the first such rank, PeerError elsewhere.
@@ -220,7 +215,7 @@ class RankOutcome:
     rank: int
     value: Any
     """What the function returned; None if it did not return."""
-    error: str | None
+    error: str | None = None
     """Traceback, or how the process ended; None on success."""
     brief: str | None = None
     """What was raised, without the traceback, or how the process ended."""
@@ -284,15 +279,11 @@ def spawn_ranks(
     return [o.value for o in outcomes] if check else outcomes
 
 
-_Message = tuple[Any, str | None, str | None]
-"""What a rank reports: its value, and if it raised, the traceback and what was raised."""
-
-
 def _await_messages(
     readers: Sequence[Connection], deadline: float, grace_s: float | None
-) -> dict[int, _Message | None]:
+) -> dict[int, RankOutcome | None]:
     """What each rank reported by the deadline; None from one that ended without a word."""
-    messages: dict[int, _Message | None] = {}
+    messages: dict[int, RankOutcome | None] = {}
     while len(messages) < len(readers):
         waiting = {reader: rank for rank, reader in enumerate(readers) if rank not in messages}
         ready = multiprocessing.connection.wait(list(waiting), max(0.0, deadline - time.monotonic()))
@@ -304,7 +295,7 @@ def _await_messages(
             except (EOFError, ConnectionResetError):
                 messages[rank] = None
             message = messages[rank]
-            if message is None or message[1] is not None:
+            if message is None or message.error is not None:
                 reader.close()  # whoever raised may leave
                 if grace_s is not None:
                     deadline = min(deadline, time.monotonic() + grace_s)
@@ -314,7 +305,7 @@ def _await_messages(
 
 
 def _end_rank(
-    rank: int, process: ForkServerProcess, reader: Connection, message: _Message | None, *, late: bool
+    rank: int, process: ForkServerProcess, reader: Connection, message: RankOutcome | None, *, late: bool
 ) -> RankOutcome:
     """Let a rank go that has reported or died, end one that is `late`, and say how it ended."""
     # Tensors came by reference to the rank's memory: only now may it leave.
@@ -325,7 +316,7 @@ def _end_rank(
         process.kill()
         process.join(10.0)
     if message is not None:
-        return RankOutcome(rank, *message)
+        return message
     status = process.exitcode or 0
     ended = f"ended with exit code {status} and no result"
     if status < 0:
@@ -333,24 +324,6 @@ def _end_rank(
     if late:
         ended = "did not end in time and was stopped"
     return RankOutcome(rank, None, ended, ended)
-
-
-class _Capture:
-    """Context that turns whatever leaves it into a traceback text for the parent process."""
-
-    error: str | None = None
-    brief: str | None = None
-
-    def __enter__(self) -> _Capture:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if kind is not None:
-            self.error = "".join(traceback.format_exception(kind, error, trace))
-            self.brief = str(error) if isinstance(error, UTNetError) else f"{kind.__name__}: {error}"
-        return True
 
 
 def _rank_main(
@@ -366,7 +339,7 @@ def _rank_main(
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     value = None
-    with _Capture() as capture:
+    with Guard() as guard:
         limit = timedelta(seconds=timeout_s)
         meeting = dist.FileStore(store, world)  # type: ignore[attr-defined]  # exported, but not typed
         dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world, timeout=limit)
@@ -376,8 +349,11 @@ def _rank_main(
         meeting.set(f"utnet-ready/{rank}", "1")
         meeting.wait([f"utnet-ready/{other}" for other in range(world)], limit)
         value = function(DistContext(rank, world, rank, torch.device("cpu"), side, meetings), *args)
-    error = capture.error
-    writer.send((value, error, capture.brief))
+    report, error = RankOutcome(rank, value), guard.error
+    if error is not None:
+        brief = str(error) if isinstance(error, UTNetError) else f"{type(error).__name__}: {error}"
+        report = RankOutcome(rank, None, "".join(traceback.format_exception(error)), brief)
+    writer.send(report)
     writer.poll(timeout_s)  # until the caller closes its end
     writer.close()
     if error is None:

@@ -14,11 +14,16 @@ from src.runtime.ranks.parent import AGENT, Agent
 
 import torch.distributed as dist
 
-from src.errors import ConfigError
+from src.errors import CollectError, ConfigError, PeerError, TrainingError
 from src.runtime.files.unfinished import remove_unfinished
 
-_COPIES = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-_COPY = ("SLURM_PROCID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
+_COPIES = {
+    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",
+    "SLURM_NTASKS": "SLURM_PROCID",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+    "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
+}
 """Where other launchers say how many copies they started, and which of them this is."""
 _LOOK_S = 0.5
 _REACH_S = 300.0
@@ -72,6 +77,29 @@ def rank_from_environment() -> int:
     """Rank of this process before anything was checked; 0 without torchrun, or where it is no number."""
     text = os.environ.get("RANK", "0")
     return int(text) if text.isdecimal() else 0
+
+
+def complaint(error: Exception) -> str | None:
+    """The one line with which this rank ends a run that could not go on.
+
+    An error that all ranks share is said by rank 0 alone, one rank's own by that rank.
+
+    Args:
+        error: of ours, of the system, or a RuntimeError of torch that means a lost rank.
+
+    Returns:
+        None where another rank says it.
+    """
+    rank = rank_from_environment()
+    if isinstance(error, PeerError):
+        return None  # the rank that failed has said why
+    if isinstance(error, RuntimeError):
+        first = str(error).splitlines()[0]
+        text = f"rank {rank} lost another rank ({first}). Its own line says why, if it had time"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    alone = dist.is_initialized() and not isinstance(error, CollectError | TrainingError | ConfigError)
+    return text if rank == 0 or alone else None
 
 
 def reach_ranks(place: Place, timeout_s: float) -> dist.Store:  # type: ignore[name-defined]  # not typed
@@ -131,7 +159,7 @@ def _follow(agent: Agent) -> None:
 
 
 def _require_one_copy() -> None:
-    for count, number in zip(_COPIES, _COPY, strict=True):
+    for count, number in _COPIES.items():
         text = os.environ.get(count, "")
         if text.isdecimal() and int(text) > 1 and os.environ.get(number):
             raise ConfigError(
