@@ -93,8 +93,8 @@ def png_end(data: bytes) -> int:
 
 def require_no_holes(data: bytes) -> None:
     """Refuse a JPEG with zeros among its pixels where they would be coefficients, though it decodes."""
-    zeros_mean: dict[int, int] = {}
-    """By table of coefficients: the symbol whose code is all zeros, which is the first one."""
+    are_coefficients: dict[int, bool] = {}
+    """By Huffman table, see `_codes_of_zeros`."""
     at = len(_JPEG) - 1
     for _ in range(_SEGMENTS):
         found = _MARKER.search(data, at)
@@ -104,10 +104,10 @@ def require_no_holes(data: bytes) -> None:
         at = begin + int.from_bytes(data[begin : begin + 2], "big")
         content = data[begin + 2 : at]
         if found[1] == _HUFFMAN:
-            zeros_mean |= _first_symbols(content)
+            are_coefficients |= _codes_of_zeros(content)
         elif found[1] == _SCAN and content[-2:-1] > b"\0":  # it goes on behind the means
             tables = (_COEFFICIENTS | table & 15 for table in content[2:-3:2])
-            if any(_is_coefficient(zeros_mean.get(table, 0)) for table in tables):
+            if any(are_coefficients.get(table) for table in tables):
                 after = _MARKER.search(data, at)
                 hole = data.find(_HOLE, at, after.start() if after else len(data))
                 if hole >= 0:
@@ -115,18 +115,16 @@ def require_no_holes(data: bytes) -> None:
     raise ValueError(f"more than {_SEGMENTS:,} segments")
 
 
-def _first_symbols(content: bytes) -> dict[int, int]:
-    """First symbol of each Huffman table of a segment, by class and number."""
-    first, at = {}, 0
+def _codes_of_zeros(content: bytes) -> dict[int, bool]:
+    """By class and number of each Huffman table of a segment: whether zeros, its first code, say more of a
+    block than that it ends: a coefficient, or sixteen that are 0.
+    """
+    found, at = {}, 0
     while at + 17 < len(content):
-        first[content[at]] = content[at + 17]
+        symbol = content[at + 17]
+        found[content[at]] = symbol & 15 > 0 or symbol == 0xF0
         at += 17 + sum(content[at + 1 : at + 17])
-    return first
-
-
-def _is_coefficient(symbol: int) -> bool:
-    """Whether a symbol says more of its block than that it ends: a coefficient, or sixteen zeros."""
-    return symbol & 15 > 0 or symbol == 0xF0
+    return found
 
 
 def _modest(height: int, width: int, scans: int = 1) -> tuple[int, int]:
