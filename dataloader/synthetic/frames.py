@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from dataloader.synthetic.common import Array, Image
 from dataloader.synthetic.motion.motion import Motion
-from dataloader.synthetic.motion.objects import LABELS
+from dataloader.synthetic.motion.objects import KINDS
 from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
 from src.errors import DataError
 from src.schema import DEPTH_UNIT_M
@@ -79,7 +79,7 @@ def annotate(
             "objCorners3D": Rotation.from_rotvec(object_aa[row]).apply(corners) + object_translation[row],
             "objCorners3DRest": corners,
             "objName": f"synthetic_{motion.held.kind}",
-            "objLabel": LABELS[motion.held.kind],
+            "objLabel": list(KINDS).index(motion.held.kind) + 1,
             "camIDList": serials,
         }
         if split == "evaluation":

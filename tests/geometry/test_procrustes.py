@@ -88,7 +88,7 @@ def test_a_bad_row_is_nan_and_alone() -> None:
     x[3, 4, 1], x[7, 0, 0] = torch.nan, torch.inf
     fit, turn = fit_similarity(x, y), fit_rotation(x, y)
     assert (~fit.valid).nonzero().flatten().tolist() == [3, 7]
-    for bad in (fit.apply(x), fit.rotation, turn):
+    for bad in (fit.apply(x), fit.rotation, turn, fit.translation[:, None], fit.scale[:, None, None]):
         assert torch.isnan(bad).all(-1).all(-1).tolist() == (~fit.valid).tolist()
     assert torch.equal(fit.rotation[fit.valid], good[fit.valid])
     assert torch.equal(turn[fit.valid], good_turn[fit.valid])

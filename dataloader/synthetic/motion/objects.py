@@ -16,10 +16,7 @@ Mesh = tuple[Array, Index, Array]
 """Vertices (M, 3) metres, faces (K, 3), texture coordinates (M, 2)."""
 
 KINDS: dict[str, str] = {"box": "B", "cylinder": "C", "mug": "M", "ball": "S", "bottle": "T"}
-"""Kind -> letter in a sequence's name."""
-
-LABELS: dict[str, int] = {kind: i + 1 for i, kind in enumerate(KINDS)}
-"""Kind -> objLabel."""
+"""Kind -> letter in a sequence's name; objLabel counts them from 1."""
 
 _SIDES = 32
 """Edges of a round cross-section."""

@@ -12,9 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader.synthetic.common import Image
 from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH
-
-Map = NDArray[np.float32]
 
 BASELINE_M = 0.05
 """Distance of the two imagers."""
@@ -32,13 +31,13 @@ _SHADOW_SLACK_PX = 0.75
 _JUMP_M = 0.012
 
 
-def noise_sigma_m(depth_m: Map, cosine: Map) -> Map:
+def noise_sigma_m(depth_m: Image, cosine: Image) -> Image:
     """Standard deviation of a measurement of a surface at z `depth_m` whose normal makes `cosine` with the
     ray."""
     return (NOISE_PER_M * depth_m * depth_m / np.sqrt(np.clip(cosine, 0.1, 1.0))).astype(np.float32)
 
 
-def shadow(depth_m: Map, focal_px: float) -> NDArray[np.bool_]:
+def shadow(depth_m: Image, focal_px: float) -> NDArray[np.bool_]:
     """(H, W) pixels whose surface the second imager cannot see because something nearer stands before it.
 
     Args:
@@ -64,7 +63,7 @@ class DepthSensor:
         self._pattern = pattern / pattern.std()
         self._focal_px = focal_px
 
-    def measure(self, rng: np.random.Generator, clean_m: Map, cosine: Map) -> Map:
+    def measure(self, rng: np.random.Generator, clean_m: Image, cosine: Image) -> Image:
         """One depth picture.
 
         Args:
@@ -78,7 +77,7 @@ class DepthSensor:
         a, b = rng.integers(0, 64, 2)
         pattern = self._pattern[a : a + HEIGHT, b : b + WIDTH]
         noisy = clean_m + pattern * noise_sigma_m(clean_m, cosine)
-        measured: Map = np.round(noisy / np.float32(STEP_M)) * np.float32(STEP_M)
+        measured: Image = np.round(noisy / np.float32(STEP_M)) * np.float32(STEP_M)
         jump = np.zeros(clean_m.shape, np.uint8)
         jump[:, 1:] = np.abs(clean_m[:, 1:] - clean_m[:, :-1]) > _JUMP_M
         jump[1:] |= (np.abs(clean_m[1:] - clean_m[:-1]) > _JUMP_M).view(np.uint8)
