@@ -69,19 +69,18 @@ class HandLoss(nn.Module):
     def __init__(self, config: LossConfig, mano: ManoLayer) -> None:
         super().__init__()
         self.mano = mano
-        c = config
         of_hand = {
-            "joints_3d": c.joints_3d,
-            "joints_canonical": c.joints_canonical,
-            "vertices": c.vertices,
-            "joints_2d": c.joints_2d,
-            "rotations": c.rotations,
+            "joints_3d": config.joints_3d,
+            "joints_canonical": config.joints_canonical,
+            "vertices": config.vertices,
+            "joints_2d": config.joints_2d,
+            "rotations": config.rotations,
             "betas": BETAS,
             "prior": PRIOR,
-            "root": c.root,
+            "root": config.root,
         }
         coarse = {f"coarse_{name}": COARSE * weight for name, weight in of_hand.items()}
-        votes = {"votes_3d": c.joints_3d, "votes_2d": c.joints_2d, "heatmap": c.heatmap}
+        votes = {"votes_3d": config.joints_3d, "votes_2d": config.joints_2d, "heatmap": config.heatmap}
         self.weights = {name: weight for name, weight in (of_hand | coarse | votes).items() if weight}
         mean = rotation_from_aa(mano.hands_mean.detach().reshape(15, 3).float())
         self.register_buffer("mean_pose", mean, persistent=False)
