@@ -70,30 +70,11 @@ def test_a_known_pose_is_found_wherever_it_stands() -> None:
     assert nearest_pose_mm(train, moved * [1.0, 1.0, -1.0]).min() > 3.0
 
 
-def test_gain_is_that_of_singular_values() -> None:
-    """The ranking is the closed form of Umeyama: wrong signs or coefficients would rank by something else."""
-    val, train = hands(20, 1), hands(30, 2)
-    train[:5] *= [1.0, -1.0, 1.0]
-    planes_val, planes_train = nearest_pose._planes(val)[0], nearest_pose._planes(train)[0]
-    covariance = np.einsum("inj,kmj->nmik", planes_val.double().numpy(), planes_train.double().numpy())
-    singular = np.linalg.svd(covariance)[1]
-    singular[..., 2] *= np.sign(np.linalg.det(covariance))
-    error = alignment_gain(planes_val, planes_train).numpy() - singular.sum(-1)
-    assert error.min() > -1e-6
-    assert error[singular.sum(-1) > 0.75].max() < 1e-6
-    assert error.max() < 0.02
-
-
 def test_degenerate_poses_do_not_poison_the_others() -> None:
     """A collapsed or straight training pose divides 0 by 0 in a careless solver; nan would spread."""
     train, val = hands(50, 1), hands(6, 2)
     line = np.linspace(0.0, 0.2, 21)[:, None] * [1.0, 2.0, 3.0]
     odd = np.stack([np.zeros((21, 3)), np.full((21, 3), 0.7), line, -line]).astype(np.float32)
-    gain = alignment_gain(
-        *(nearest_pose._planes(part)[0] for part in (line[None], np.concatenate([odd, train])))
-    )
-    assert float(gain.min()) >= 0.0  # not nan, and no step that jumps away
-    assert 0.99 < float(gain.max()) < 1.01
     val[2] = np.nan
     val[4] = line
     expected = all_pairs(np.concatenate([odd, train]), val[[0, 1, 3, 4, 5]])

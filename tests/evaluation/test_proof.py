@@ -28,7 +28,7 @@ def test_the_proof_passes_and_says_so(capsys):
     assert any(line.startswith("  Vertices: MPVPE ") for line in lines)
 
 
-@pytest.mark.parametrize("num_samples", ["0", "1", "70"])
+@pytest.mark.parametrize("num_samples", ["0", "70"])
 def test_the_proof_passes_with_fewer_batches_than_ranks(capsys, num_samples):
     """Ranks without any sample, and a split without any, are no failure."""
     assert proof.main(["--world", "3", "--num-samples", num_samples]) == 0
@@ -92,16 +92,13 @@ def test_a_rank_may_finish_its_sentence_and_ends_all_the_same():
 
 def test_an_injection_that_nobody_notices_fails(capsys, monkeypatch):
     """A collection that lets a duplicate pass must not leave with status 0."""
-    monkeypatch.setattr(proof, "fill_shard", _blind(proof.fill_shard))
+    real, replace = proof.fill_shard, proof.dataclasses.replace
+    blind = lambda samples, plan, *where: real(samples, replace(plan, inject=""), *where)  # noqa: E731
+    monkeypatch.setattr(proof, "fill_shard", blind)
     assert proof.main(["--num-samples", "9", "--device", "cpu", "--inject", "duplicate@0"]) == 1
     out = capsys.readouterr().out
     assert "FAIL  duplicate at rank 0 was injected and nobody noticed" in out
     assert "Evaluated on" not in out
-
-
-def _blind(real):
-    """`fill_shard` that forgets to inject."""
-    return lambda samples, plan, *where: real(samples, proof.dataclasses.replace(plan, inject=""), *where)
 
 
 def test_the_proof_can_fail(capsys, monkeypatch):
@@ -138,8 +135,6 @@ def test_the_proof_notices_rows_in_the_wrong_place(monkeypatch):
     "argv",
     [
         ["--world", "0"],
-        ["--num-samples", "-1"],
-        ["--timeout", "0"],
         ["--timeout", "nan"],
         ["--world", "2", "--timeout", "1e12"],
         ["--wrld", "2"],

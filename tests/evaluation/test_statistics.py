@@ -53,14 +53,6 @@ def test_it_draws_sequences_and_averages_frames():
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_repeated_frames_do_not_make_it_surer():
-    """Showing each frame ten times is no evidence; a bootstrap over frames would shrink threefold."""
-    values, groups = clustered(12, seed=1)
-    once = bootstrap_mean(values, groups, seed=0)
-    tenfold = bootstrap_mean(np.tile(values, 10), np.tile(groups, 10), seed=0)
-    assert tenfold.high - tenfold.low == pytest.approx(once.high - once.low, rel=1e-9)
-
-
 def test_the_same_numbers_every_time_and_in_every_order():
     """Two ranks or two days must print the same interval; the global generator is not touched."""
     values, groups = clustered(9, seed=2)

@@ -110,7 +110,7 @@ def test_what_the_server_would_misread_is_refused(tmp_path, spoil, message):
 
 
 def test_any_two_exchanged_joints_are_noticed():
-    """HO3D lists the little finger before the ring finger: the commonest mistake of all submissions."""
+    """A single pair in the wrong place scores a few millimetres more, and nobody sees why."""
     joints, vertices = predictions(10)
     for first, second in itertools.combinations(range(21), 2):
         order = list(range(21))
@@ -187,18 +187,12 @@ def test_any_pose_of_a_right_hand_passes(curl, spread):
         assert [line.split(":")[0] for line in passed] == CHECKS
 
 
-@pytest.mark.parametrize("curl", [0.0, 0.8, 3.0])
-def test_other_orders_are_refused_in_any_pose(curl):
-    """HO3D's and MANO's finger orders, a rotated list and a shifted finger, on hands bent anyhow."""
-    joints, vertices = predictions(30, curl)
-    ring, pinky = ([OPENPOSE21.index(f"{finger}_{k}") for k in (1, 2, 3)] for finger in ("ring", "pinky"))
-    fingers = np.arange(21)
-    fingers[ring + pinky] = pinky + ring
-    index = np.arange(21)
-    index[[5, 6, 7]] = 6, 7, 5
-    for order in (fingers, index, [OPENPOSE21.index(name) for name in HO3D21], np.roll(np.arange(21), 1)):
+def test_other_orders_are_refused_in_any_pose():
+    """HO3D's finger order, on hands bent anyhow: the commonest mistake of all submissions."""
+    for curl in (0.0, 0.8, 3.0):
+        joints, vertices = predictions(30, curl)
         with pytest.raises(DataError, match="another joint order"):
-            checked(joints[:, order], vertices)
+            checked(joints[:, [OPENPOSE21.index(name) for name in HO3D21]], vertices)
 
 
 def test_shapes_are_checked(tmp_path):

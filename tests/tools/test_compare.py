@@ -114,14 +114,6 @@ def test_one_sequence_gives_no_verdict(pair, capsys) -> None:
     assert "Difference B - A: -1.0000" in text
 
 
-def test_equal_files_are_equal(pair, capsys) -> None:
-    """The same checkpoint twice must not look like progress."""
-    text = report(capsys, *pair(errors(0), errors(0)))
-    assert "no difference seen" in text
-    assert "better in 0.0% of the frames, worse in 0.0%, equal in 100.0%" in text
-    assert text.count(": none") == 2
-
-
 def test_the_frames_that_changed_most_are_named_in_both_directions(pair, capsys) -> None:
     """They are what one looks at next."""
     a = errors(0)
@@ -216,10 +208,8 @@ def test_other_frames_are_refused_unless_the_common_ones_are_asked_for(tmp_path,
     text = report(capsys, *files, "--common", "--csv", tmp_path / "common.csv")
     assert "585 of 585 frames" in text
     assert "Difference B - A: -1.0000" in text
-    with (tmp_path / "common.csv").open() as file:
-        differences = [float(row["b_minus_a"]) for row in csv.DictReader(file)]
-    # By name, not by row: a mean does not tell how frames were paired.
-    assert differences == pytest.approx([-1.0] * 585), "mm between the two numbers of one frame"
+    with (tmp_path / "common.csv").open() as file:  # by name: a mean does not tell how frames were paired
+        assert [float(row["b_minus_a"]) for row in csv.DictReader(file)] == pytest.approx([-1.0] * 585)
     whole = write(tmp_path / "a.npz", a)
     assert "in another order" in refusal(capsys, whole, write(tmp_path / "c.npz", a[::-1], names()[::-1]))
     other = write(tmp_path / "d.npz", a, [name.replace("train", "evaluation") for name in names()])

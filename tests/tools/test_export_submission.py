@@ -16,7 +16,6 @@ import torch
 
 from dataloader.build import build_dataset, build_eval_loader
 from src.config import ManoConfig, ModelConfig, RunConfig, ValidationConfig
-from src.config_file import config_to_yaml
 from src.evaluation.metrics import official_ho3d
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
@@ -156,15 +155,6 @@ def test_without_depth_is_another_submission(trained: Trained, tmp_path, capsys)
     assert "RGB only" in capsys.readouterr().out
 
 
-def test_a_configuration_file_may_stand_in_for_the_stored_one(trained: Trained, tmp_path, capsys) -> None:
-    """Batch composition and precision are the configuration's: the user must be able to name it."""
-    path = tmp_path / "run.yaml"
-    path.write_text(config_to_yaml(trained.config))
-    assert export(trained, tmp_path / "a", "--config", str(path), "validation.batch_size=1") == 0
-    assert export(trained, tmp_path / "b", "--config", str(tmp_path / "none.yaml")) == 2
-    assert "no such file" in capsys.readouterr().err
-
-
 def changed(trained: Trained, path: Path, **entries: object) -> int:
     """Export a checkpoint with other entries."""
     torch.save(torch.load(trained.path, weights_only=True) | entries, path)
@@ -223,8 +213,6 @@ def test_a_prediction_that_is_not_finite_is_not_written(
     ("more", "message"),
     [
         (["validation.split=val"], "a submission is of the official split"),
-        (["dataset.root=x"], "did you mean dataset.root_dir"),
-        (["nonsense"], "not of the form section.key=value"),
         (["model.image_size=[96, 96]", "model.preset=small"], "another network"),
         (["dataset.root_dir=/none"], "dataset.root_dir"),
     ],
@@ -237,14 +225,10 @@ def test_a_wrong_command_line_ends_in_one_line(trained: Trained, tmp_path, capsy
     assert len(error.strip().splitlines()) == 1
 
 
-def test_other_files_and_several_processes_are_refused(
+def test_a_submission_that_is_there_and_several_processes_are_refused(
     trained: Trained, tmp_path, capsys, monkeypatch
 ) -> None:
-    """A torn checkpoint, a submission that is there, and torchrun: each says so before it predicts."""
-    torn = tmp_path / "torn.pt"
-    torn.write_bytes(trained.path.read_bytes()[:5000])
-    assert export_submission.main(["--checkpoint", str(torn)]) == 2
-    assert "torn.pt" in capsys.readouterr().err
+    """A submission that is there, and torchrun: each says so before it predicts."""
     (tmp_path / "pred.zip").write_bytes(b"mine")
     assert export(trained, tmp_path) == 2
     assert "is there already" in capsys.readouterr().err
