@@ -11,6 +11,7 @@ the averages that optimiser and EMA keep are then of no use, and the error ends 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -112,12 +113,15 @@ def wrap_for_ranks(model: nn.Module, context: DistContext, accumulation: int) ->
     """
     if context.world == 1:
         return model
+    # Newer torch warns about the switch's old name, and torch 2.11 knows no other.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
         model,
         device_ids=[context.device.index] if context.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         static_graph=accumulation == 1,
-        broadcast_buffers=False,
+        **{switch: False},  # type: ignore[arg-type]
     )
 
 

@@ -141,7 +141,7 @@ def test_the_clipped_share_is_of_the_steps_that_were_checked(watched: Any, lag: 
 
 
 def test_epochs_are_saved_before_and_after_their_validation(watched: Any) -> None:
-    """Three epochs, a validation every second one and after the last: the best is told, epochs are named."""
+    """Three epochs, a validation every second one and after the last: the best is told."""
     run = watched(0, epochs=3)
     for _ in range(3):
         assert train.run_epoch(run)
