@@ -51,10 +51,6 @@ class Record:
         """The same record with `function` applied to every array."""
         return type(self)(**{name: function(array) for name, array in self.fields().items()})
 
-    def to(self, device: torch.device) -> Self:
-        """The same tensors on `device`."""
-        return self.map(lambda t: t.to(device))
-
     def pack(self, *, shared: bool) -> Packed[Self]:
         """Copy CPU tensors into one block of bytes.
 

@@ -33,7 +33,6 @@ from dataloader.ho3d.layout import (
     frame_name,
     frame_path,
     read_list,
-    require_count,
 )
 from dataloader.ho3d.meta import META_DTYPE, ListName, read_meta
 from dataloader.ho3d.truth import read_joints, truth_digest
@@ -165,7 +164,7 @@ def open_index(
         show_progress: draw a progress bar while it is made.
 
     Raises:
-        DataError: what `read_list` and `require_count` raise; more unusable frames than dataset.max_unusable;
+        DataError: what `read_list` raises; more unusable frames than dataset.max_unusable;
             official ground truth of other frames; no place to write.
     """
     frames = read_list(config, name)
@@ -183,7 +182,6 @@ def open_index(
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        require_count(config, frames, len(frames.frames))
         if any(store.all()):
             _log.info(f"HO3D index: what stands in {store.place} does not fit the data; making it anew.")
         return _make(config, frames, hand, folder, show_progress)
@@ -197,7 +195,6 @@ def open_index(
         return None
 
     derived = store.ensure(fingerprint, make, find=find)
-    require_count(config, frames, derived.facts["listed"])
     _unusable(name, derived).require(config, derived.path(_LISTING))
     return AnnotationIndex(config, name, derived)
 

@@ -29,49 +29,19 @@ _GET_DATA = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class FrameList:
     """A list file: the frames that count, in its order. Others on disk are never read."""
 
     name: ListName
-    path: Path
-    content: bytes
-
-    @property
-    def sha256(self) -> str:
-        """Hex digest of the file's content."""
-        return hashlib.sha256(self.content).hexdigest()
-
-    @functools.cached_property
-    def frames(self) -> tuple[tuple[str, int], ...]:
-        """(sequence, frame number) of each line, each once.
-
-        Raises:
-            DataError: the list is empty or malformed, or names a frame twice.
-        """
-        # A byte order mark is no part of the text; names that are not UTF-8 as by `os.fsdecode`.
-        lines = self.content.decode("utf-8-sig", errors="surrogateescape").splitlines()
-        frames: dict[tuple[str, int], None] = {}
-        for number, line in enumerate(map(str.strip, lines), start=1):
-            if not line:
-                continue
-            match = _LINE.fullmatch(line)
-            if match is None or match["sequence"] in (".", ".."):
-                got = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
-                raise DataError(
-                    f"HO3D: {self.path} line {number}: got {got!r}, want SEQUENCE/FRAME such as ABF10/0042."
-                )
-            key = (match["sequence"], int(match["frame"]))
-            if key in frames:
-                raise DataError(f"HO3D: {self.path} line {number}: {line} is listed twice.")
-            frames[key] = None
-        if not frames:
-            raise DataError(f"HO3D: {self.path} is empty: no frame is listed. Restore it from the release.")
-        return tuple(frames)
+    sha256: str
+    """Hex digest of the file's content."""
+    frames: tuple[tuple[str, int], ...]
+    """(sequence, frame number) of each line, each once."""
 
     @functools.cached_property
     def sequences(self) -> tuple[str, ...]:
-        """Sequence names in order of appearance; raises as `frames`."""
+        """Sequence names in order of appearance."""
         return tuple(dict.fromkeys(sequence for sequence, _ in self.frames))
 
 
@@ -91,7 +61,8 @@ def read_list(config: DatasetConfig, name: ListName) -> FrameList:
     """Read train.txt or evaluation.txt.
 
     Raises:
-        DataError: no data set, or no list that can be read.
+        DataError: no data set, or no list that can be read; it is empty or malformed, or names a frame twice;
+            the training list has another number of frames than dataset.expected_train_frames.
     """
     root = config.root_dir
     path = root / f"{name}.txt"
@@ -102,25 +73,41 @@ def read_list(config: DatasetConfig, name: ListName) -> FrameList:
             f"HO3D: {root} holds no {path.name}, so it is not the root of an HO3D release. {_GET_DATA}"
         )
     try:
-        return FrameList(name, path, read_plain(path, _MOST_BYTES))
+        content = read_plain(path, _MOST_BYTES)
     except OSError as error:
         raise DataError(
             f"HO3D: {path} cannot be read ({error.strerror}). Restore it from the release."
         ) from error
-
-
-def require_count(config: DatasetConfig, listed: FrameList, count: int) -> None:
-    """The training list has as many frames as dataset.expected_train_frames asks for.
-
-    Raises:
-        DataError: it has not.
-    """
-    want = config.expected_train_frames
-    if listed.name == "train" and want is not None and count != want:
+    frames, want = _parse(content, path), config.expected_train_frames
+    if name == "train" and want is not None and len(frames) != want:
         raise DataError(
-            f"HO3D: {listed.path} lists {count:,} frames, want {want:,} (dataset.expected_train_frames). "
+            f"HO3D: {path} lists {len(frames):,} frames, want {want:,} (dataset.expected_train_frames). "
             "Check the release and the download, or set dataset.expected_train_frames=null."
         )
+    return FrameList(name, hashlib.sha256(content).hexdigest(), frames)
+
+
+def _parse(content: bytes, path: Path) -> tuple[tuple[str, int], ...]:
+    """(sequence, frame number) of each line."""
+    frames: dict[tuple[str, int], None] = {}
+    # A byte order mark is no part of the text; names that are not UTF-8 as by `os.fsdecode`.
+    lines = content.decode("utf-8-sig", errors="surrogateescape").splitlines()
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line:
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None or match["sequence"] in (".", ".."):
+            got = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+            raise DataError(
+                f"HO3D: {path} line {number}: got {got!r}, want SEQUENCE/FRAME such as ABF10/0042."
+            )
+        key = (match["sequence"], int(match["frame"]))
+        if key in frames:
+            raise DataError(f"HO3D: {path} line {number}: {line} is listed twice.")
+        frames[key] = None
+    if not frames:
+        raise DataError(f"HO3D: {path} is empty: no frame is listed. Restore it from the release.")
+    return tuple(frames)
 
 
 def folder_stamp(config: DatasetConfig, frames: FrameList, kinds: Sequence[str]) -> str:
