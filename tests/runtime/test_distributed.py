@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from src.errors import ConfigError, DataError, PeerError, UTNetError
 from src.runtime.ranks import distributed
@@ -36,35 +35,6 @@ def agree(context: DistContext) -> tuple[Any, ...]:
     return *values, fails(context, 0), fails(context, 2)
 
 
-class SlowSetUp:
-    """An argument that, on its arrival in a rank, makes rank 0 slow to leave its set-up."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.__dict__.update(state)
-        make = distributed._gloo_group
-
-        def make_slowly(timeout_s: float) -> dist.ProcessGroup:
-            group = make(timeout_s)
-            if dist.get_rank() == 0:
-                time.sleep(0.5)  # the others have every chance to start too early
-                if (self.folder / "started").exists():
-                    (self.folder / "too early").touch()
-            return group
-
-        distributed._gloo_group = make_slowly
-
-
-def leaves_at_once(context: DistContext, slow: SlowSetUp) -> bool:
-    """Rank 0 stays, the others are gone before they have done anything."""
-    if context.rank:
-        (slow.folder / "started").touch()
-        os._exit(7)
-    return (slow.folder / "too early").exists()
-
-
 def returns_early(context: DistContext, folder: str) -> int:
     """Rank 1 returns at once; rank 0 looks a while later whether its process is still there."""
     if context.rank == 1:
@@ -81,13 +51,6 @@ def fails_beside_a_sleeper(context: DistContext) -> None:
     if context.rank == 1:
         raise DataError("frame 7 is torn")
     time.sleep(60)
-
-
-def test_no_rank_starts_before_all_are_connected(tmp_path: Path) -> None:
-    """A rank that is done at once took its connections away from others that were still making theirs."""
-    outcomes = spawn_ranks(leaves_at_once, 3, (SlowSetUp(tmp_path),), timeout_s=60.0, check=False)
-    assert outcomes[0].value is False, outcomes[0]
-    assert [o.brief for o in outcomes[1:]] == ["ended with exit code 7 and no result"] * 2
 
 
 def test_a_rank_that_is_done_waits_for_the_others(tmp_path: Path) -> None:
