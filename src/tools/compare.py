@@ -1,7 +1,6 @@
 """Two validations frame by frame: is B better than A, how sure is that, and where.
 
     python -m src.tools.compare A.npz B.npz [--metric NAME] [--top 20] [--group sequence|motion] [--common]
-                                            [--csv FILE]
 
 A and B are per-sample files of the same frames. Their frames are paired, so the difference is much surer than
 the two means; its interval draws whole sequences with replacement, because neighbouring frames resemble each
@@ -11,9 +10,6 @@ other. Differences are B - A.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +27,6 @@ from src.evaluation.report import sequence_of
 from src.evaluation.statistics import LEVEL, Interval, Rows, bootstrap_mean, mean
 from src.runtime.command_line import make_parser
 from src.runtime.debug import trace_enabled
-from src.runtime.files.disk import atomic_write, require_place
 
 FEW_GROUPS = 10
 """With fewer groups a percentile interval is narrower than it says."""
@@ -87,7 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--group", choices=("sequence", "motion"), default="sequence",
         help="what is drawn as a whole; motion: all cameras of one motion together")  # fmt: skip
     add("--common", action="store_true", help="compare the frames that both files have")
-    add("--csv", type=Path, metavar="FILE", help="write every compared frame to this file")
     arguments = parser.parse_args(argv)
     try:
         lines = compare(arguments)
@@ -106,13 +100,11 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     Raises:
         ConfigError: --top is negative.
         DataError: a file is torn or another program's, has no such metric, split, labels, unit or frames
-            differ, or no frame has a number in both; or --csv cannot be written.
+            differ, or no frame has a number in both.
     """
     metric, group = arguments.metric, arguments.group
     if arguments.top < 0:
         raise ConfigError(f"--top: got {arguments.top}, want 0 or more")
-    if arguments.csv is not None:
-        require_place(arguments.csv)
     a, b = (read_column(path, metric) for path in (arguments.a, arguments.b))
     lines = [
         f"{name}: {file.path} ({len(file.frames)} frames of {file.split}, split {file.split_hash})"
@@ -125,11 +117,7 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     up = metric.startswith(("f_score", "f_al_score")) or "auc" in metric
     lines += [*left_out, f"Metric: {metric} ({a.unit}), {'higher' if up else 'lower'} is better"]
     lines += [*summary(pairs, group, up=up), *per_group(pairs, group)]
-    lines += extremes(pairs, arguments.top, sign=-1.0 if up else 1.0)
-    if arguments.csv is not None:
-        write_csv(arguments.csv, pairs, metric)
-        lines.append(f"Every compared frame: {arguments.csv}")
-    return lines
+    return lines + extremes(pairs, arguments.top, sign=-1.0 if up else 1.0)
 
 
 def read_column(path: Path, metric: str) -> Column:
@@ -278,17 +266,6 @@ def extremes(pairs: Pairs, top: int, *, sign: float) -> list[str]:
 
 def _numbers(a: float, b: float, difference: float) -> str:
     return f"A {a:10.4f}  B {b:10.4f}  {difference:+10.4f}"
-
-
-def write_csv(path: Path, pairs: Pairs, metric: str) -> None:
-    """frame, group, A, B, B - A of every compared frame; numbers that give the float64 back."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["frame", "group", f"a_{metric}", f"b_{metric}", "b_minus_a"])
-    columns = (pairs.frames, pairs.groups, pairs.a.tolist(), pairs.b.tolist(), pairs.difference.tolist())
-    writer.writerows(zip(*columns, strict=True))
-    with atomic_write(path) as file:
-        file.write(os.fsencode(text.getvalue()))
 
 
 if __name__ == "__main__":

@@ -60,12 +60,12 @@ def test_every_tool_looks_where_it_writes_before_it_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Minutes of pictures or predictions were made first, and then there was no place for them."""
-    (tmp_path / "folder.csv" / "x").mkdir(parents=True)
+    (tmp_path / "folder" / "x").mkdir(parents=True)
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     monkeypatch.setattr("src.runtime.log.configure", lambda **_: None)
     asked: list[tuple[Callable[[list[str]], int], list[str], str, str, str]] = [
-        (synthetic.main, ["--out"], "folder.csv", "dataloader.synthetic.__main__._hand", "is not empty"),
+        (synthetic.main, ["--out"], "folder", "dataloader.synthetic.__main__._hand", "is not empty"),
         (synthetic.main, ["--out"], "file", "dataloader.synthetic.__main__._hand", "is a file"),
         (synthetic.main, ["--out"], "file/x", "dataloader.synthetic.__main__._hand", "Not a directory"),
         (
@@ -75,8 +75,6 @@ def test_every_tool_looks_where_it_writes_before_it_works(
             "dataloader.synthetic.hand.standin.build_standin",
             "Not a directory",
         ),
-        (compare.main, ["a", "b", "--csv"], "folder.csv", "src.tools.compare.read_column", "is a folder"),
-        (compare.main, ["a", "b", "--csv"], "file/x", "src.tools.compare.read_column", "Not a directory"),
         (learned.main, [*LEARNED, "--out"], "folder.png", "src.tools.learned.load_config", "is a folder"),
         (
             learned.main,
@@ -105,4 +103,4 @@ def test_every_tool_looks_where_it_writes_before_it_works(
         assert error.count("\n") == 1
         assert str(tmp_path / out) in error
         assert said in error
-    assert {p.name for p in tmp_path.rglob("*")} == {"folder.csv", "x", "folder.png", "file"}
+    assert {p.name for p in tmp_path.rglob("*")} == {"folder", "x", "folder.png", "file"}
