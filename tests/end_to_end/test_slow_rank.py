@@ -57,7 +57,7 @@ TRAINING = (
     "src.runtime.debug:batch_lines",
     "src.training.recorder:Recorder.step",
     "src.training.diagnosis.doctor:Doctor._close",
-    "src.training.checkpoints.checkpoint:_write",
+    "src.training.checkpoints.checkpoint:save_tensors",
     "src.evaluation.evaluator:_score",
     "src.training.validation:Outcome.write",
     "src.training.picture_page:PicturePage.write",
