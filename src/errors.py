@@ -1,7 +1,7 @@
 """The errors that UTNet raises on purpose.
 
 A message says what is wrong, where, what was got, what was wanted and what to do. Entry points print the
-message of a `UTNetError` as one line and leave with status 2; the traceback is shown with UTNET_TRACE=1.
+message of a `UTNetError` as one line and leave with status 2; with UTNET_TRACE=1 they show the traceback.
 """
 
 
