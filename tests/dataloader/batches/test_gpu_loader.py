@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import types
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,8 +19,8 @@ from src.config import ManoConfig, RunConfig
 from src.hand.mano import ManoLayer
 from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, RawBatch
-from tests.dataloader.batches.test_loader import CPU, config_of, dataset_of
-from tests.dataloader.tree import Frame
+from tests.dataloader.batches.test_loader import CPU, config_of
+from tests.dataloader.tree import Tree, dataset_of
 from tests.fake_gpu import GPU, fake_gpu
 from tests.hand_file import hand_file
 from tests.training.test_step import raw
@@ -94,9 +93,7 @@ def test_batches_are_made_ahead_and_handed_over_in_order(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("device", "starts"), [(GPU, "forkserver"), (CPU, "fork")])
-def test_loaders_of_a_gpu_pin_and_do_not_fork(
-    tree: tuple[Path, dict[str, Frame]], device: torch.device, starts: str
-) -> None:
+def test_loaders_of_a_gpu_pin_and_do_not_fork(tree: Tree, device: torch.device, starts: str) -> None:
     """Copies from ordinary memory make the host wait; a process forked beside a GPU inherits its context."""
     config = config_of(tree[0], workers=1)
     for make, split in ((build_train_loader, "train"), (build_eval_loader, "val")):

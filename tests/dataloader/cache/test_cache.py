@@ -21,7 +21,6 @@ import pytest
 import zstandard
 
 from dataloader.batches.samplers import SampleKey
-from dataloader.build import build_dataset
 from dataloader.cache import build as cache_build
 from dataloader.cache.codec import pack_depth, pack_rgb, unpack_depth, unpack_rgb
 from dataloader.cache.crop_cache import CropCache
@@ -31,9 +30,8 @@ from dataloader.pictures.decode import PictureFrame
 from src.config import RunConfig
 from src.config_file import load_config
 from src.errors import DataError
-from tests.dataloader.tree import FanHand, Frame, run_config, train_meta, write_meta, write_tree
+from tests.dataloader.tree import Tree, dataset_of, run_config, train_meta, write_meta, write_tree
 
-Tree = tuple[Path, dict[str, Frame]]
 FORK = multiprocessing.get_context("fork")
 JOIN_S = 120
 PROBES = 8
@@ -44,11 +42,6 @@ def config_of(root: Path, cache: Path | str, **sections: Any) -> RunConfig:
     """18 training and 6 validation frames, cached."""
     data = {"cache": str(cache), **sections.pop("dataset", {})}
     return run_config(root, dataset=data, **({"split": {"val_percent": 25}} | sections))
-
-
-def dataset_of(config: RunConfig, split: str = "train") -> HO3DDataset:
-    """The dataset with the fan hand."""
-    return build_dataset(config, split, FanHand(), show_progress=False)  # type: ignore[arg-type]
 
 
 def cached(root: Path, cache: Path | str, split: str = "train", **sections: Any) -> HO3DDataset:

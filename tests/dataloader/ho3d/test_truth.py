@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader.build import build_dataset
 from dataloader.ho3d import truth
 from dataloader.ho3d.truth import require_ho3d_order
 from dataloader.ho3d_dataset import HO3DDataset
@@ -27,14 +26,14 @@ from src.hand.mano import ManoLayer
 from src.runtime.files import json_rows
 from src.runtime.seed import stream
 from tests.dataloader import tree
-from tests.dataloader.tree import FLIP, SIZE, FanHand, Frame, run_config, write_tree
+from tests.dataloader.tree import FLIP, SIZE, Frame, dataset_of, run_config, write_tree
 from tests.hand_file import hand_file
 
 COUNT = 3
 
 
 def dataset(root: Path) -> HO3DDataset:
-    return build_dataset(run_config(root), "evaluation", FanHand(), show_progress=False)
+    return dataset_of(run_config(root), "evaluation")
 
 
 def meshes(frames: dict[str, Frame]) -> np.ndarray:
@@ -125,7 +124,7 @@ def test_other_truth_is_another_split(root: Path) -> None:
 def test_missing_files_are_named_with_their_source(root: Path) -> None:
     """Without the files the split opens, so that predictions can be exported, and says what scores need."""
     assert dataset(root).frames.missing_truth() is None
-    train = build_dataset(run_config(root), "train", FanHand(), show_progress=False).frames
+    train = dataset_of(run_config(root)).frames
     assert (train.truth_joints(), train.truth_vertices(), train.missing_truth()) == (None, None, None)
     (root / truth.VERTICES_FILE).unlink()
     frames = dataset(root).frames
