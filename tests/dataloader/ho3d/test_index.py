@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ import numpy as np
 import pytest
 
 from dataloader.batches.samplers import SampleKey
-from dataloader.build import build_dataset
 from dataloader.ho3d import index as index_module
 from dataloader.ho3d.index import AnnotationIndex, open_index
-from src.config import DatasetConfig, RunConfig, SplitConfig
+from src.config import DatasetConfig
 from src.errors import DataError
 from tests.dataloader.tree import (
     FLIP,
@@ -27,7 +25,9 @@ from tests.dataloader.tree import (
     SIZE,
     FanHand,
     Frame,
+    dataset_of,
     evaluation_meta,
+    run_config,
     train_meta,
     write_meta,
     write_tree,
@@ -87,14 +87,11 @@ def test_records_hold_what_the_files_say(tmp_path: Path, monkeypatch: pytest.Mon
         np.testing.assert_allclose(row["betas"], meta["handBeta"], rtol=1e-6)
         np.testing.assert_allclose(row["rotations"][0], FLIP @ frame.rotation, atol=1e-6)
         np.testing.assert_allclose(row["cam_mat"], frame.intrinsics, rtol=1e-6)
-    for kind in ("rgb", "depth", "meta"):  # counted from its part's start, another frame would be left out
-        path = index.path(8, kind)
-        content = path.read_bytes()
-        path.unlink()
-        with pytest.raises(DataError, match=r"1 of 11 frames are unusable.*: train/MC1/0007\."):
-            build(tmp_path, index_dir=tmp_path / "1")
-        assert names(build(tmp_path, max_unusable=1)) == [*names(index)[:8], *names(index)[9:]]
-        path.write_bytes(content)
+    path = index.path(8, "rgb")  # counted from its part's start, another frame would be left out
+    path.unlink()
+    with pytest.raises(DataError, match=r"1 of 11 frames are unusable.*: train/MC1/0007\."):
+        build(tmp_path, index_dir=tmp_path / "2")
+    assert names(build(tmp_path, max_unusable=1)) == [*names(index)[:8], *names(index)[9:]]
 
 
 def test_second_start_reads_no_annotation(
@@ -175,30 +172,21 @@ def test_labels_changed_behind_their_folders_back_are_noticed(
     os.utime(first.parent, ns=(folder.st_atime_ns, folder.st_mtime_ns))
     row, other = (names(before).index(f"train/MC1/{path.stem}") for path in (first, second))
     assert build(tmp_path).rows["betas"][row].tolist() == before.rows["betas"][other].tolist()
-    frame = frames["train/MC1/0001"]
-    write_meta(first, train_meta(dataclasses.replace(frame, betas=frame.betas + 0.25)))
-    write_meta(second, train_meta(frames["train/MC1/0003"]))
-    after = build(tmp_path)
-    np.testing.assert_allclose(after.rows["betas"][row], before.rows["betas"][row] + 0.25, rtol=1e-6)
-    assert after.sha256 == before.sha256  # the same frames
-    assert after.labels_sha256 != before.labels_sha256
+    assert build(tmp_path).sha256 == before.sha256  # the same frames
 
 
 def test_a_picture_replaced_by_one_of_another_size_is_not_drawn(
     tmp_path: Path, frames: dict[str, Frame]
 ) -> None:
     """Written in place, it leaves its folder's time: labels and K of the old one would lie on the new one."""
-    data = DatasetConfig(root_dir=tmp_path, num_workers=0)
-    config = RunConfig(dataset=data, split=SplitConfig(val_percent=40))
-    hand: Any = FanHand()
-    train = build_dataset(config, "train", hand, show_progress=False)
-    train.batch([SampleKey(0)])
+    config = run_config(tmp_path, split={"val_percent": 40})
+    train = dataset_of(config)
     for kind in ("rgb", "depth"):
         path = train.frames.path(0, kind)
         picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         cv2.imwrite(str(path), picture[: SIZE[0] // 2, : SIZE[1] // 2])
     size = f"picture is {SIZE[1] // 2} x {SIZE[0] // 2}, and was {SIZE[1]} x {SIZE[0]} when its labels"
-    for opened in (train, build_dataset(config, "train", hand, show_progress=False)):
+    for opened in (train, dataset_of(config)):
         with pytest.raises(DataError, match=size):
             opened.batch([SampleKey(0)])
 
@@ -248,41 +236,28 @@ def test_a_loader_process_reads_the_rows_that_its_run_opened(
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "content",
     [
-        lambda meta: meta | {"handPose": None},
-        lambda meta: {key: value for key, value in meta.items() if key != "handBeta"},
-        lambda meta: meta | {"handTrans": np.array([0, np.nan, 0])},
-        lambda meta: meta | {"handJoints3D": np.zeros((16, 3))},
-        lambda _: b"\x80\x02garbage",
-        lambda _: b"cos\nsystem\n(S'touch ran'\ntR.",
+        pickle.dumps({"camMat": np.eye(3), "handJoints3D": np.full((16, 3), 0.5)}),
+        b"\x80\x02garbage",
+        b"cos\nsystem\n(S'touch ran'\ntR.",
     ],
 )
 def test_unreadable_annotations_are_counted(
-    tmp_path: Path,
-    frames: dict[str, Frame],
-    spoil: Callable[[Any], Any],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, frames: dict[str, Frame], content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One bad frame must stop a run by name, and the user may decide to go on without it."""
     monkeypatch.chdir(tmp_path)
-    path, spoilt = tmp_path / "train/MC1/meta/0003.pkl", spoil(train_meta(frames["train/MC1/0003"]))
-    if isinstance(spoilt, bytes):
-        path.write_bytes(spoilt)
-    else:
-        write_meta(path, spoilt)
+    (tmp_path / "train/MC1/meta/0003.pkl").write_bytes(content)
     message = (
         r"1 of 7 frames are unusable.*1 annotation unreadable: train/MC1/0003.*meta/0003.pkl.*unusable=1"
     )
     with pytest.raises(DataError, match=message):
         build(tmp_path)
     assert not (tmp_path / "ran").exists()
-    with caplog.at_level("WARNING", logger="utnet"):
-        index = build(tmp_path, max_unusable=1)
+    index = build(tmp_path, max_unusable=1)
     assert index.left_out == 1
     assert names(index) == [name for name in frames if name != "train/MC1/0003"]
-    assert "1 of 7 frames are unusable" in caplog.text
     with pytest.raises(DataError, match="unusable"):  # the tolerance is taken back
         build(tmp_path)
 
@@ -296,29 +271,17 @@ def test_the_other_release_is_recognised(tmp_path: Path) -> None:
         assert len(build(tmp_path, version="v2").rows) == 2
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("\n\n", "is empty"),
-        ("ABF10/0001\nABF10/0001\n", "line 2: ABF10/0001 is listed twice"),
-        ("ABF10\n", "line 1: got 'ABF10', want"),
-        ("ABF10/00001\n", "line 1"),
-        (None, r"holds no train.txt"),
-    ],
-)
-def test_a_broken_list_is_one_clear_error(
-    tmp_path: Path, frames: dict[str, Frame], content: str | None, message: str
+def test_a_list_of_too_few_or_repeated_frames_is_one_clear_error(
+    tmp_path: Path, frames: dict[str, Frame]
 ) -> None:
-    """An empty train.txt must not become a training run of zero steps; nor a download a part of itself."""
+    """A download must not become a part of itself, nor a folder that is not there a run of zero steps."""
     assert len(build(tmp_path, expected_train_frames=7).rows) == 7
     with pytest.raises(DataError, match="lists 7 frames, want 83,325"):
         build(tmp_path, expected_train_frames=83_325)
     with pytest.raises(DataError, match=r"no data set.*dataloader.synthetic"):
         build(tmp_path / "nowhere")
-    (tmp_path / "train.txt").unlink()
-    if content is not None:
-        (tmp_path / "train.txt").write_text(content)
-    with pytest.raises(DataError, match=message):
+    (tmp_path / "train.txt").write_text("ABF10/0001\nABF10/0001\n")
+    with pytest.raises(DataError, match="line 2: ABF10/0001 is listed twice"):
         build(tmp_path)
 
 
@@ -358,8 +321,6 @@ def test_public_ground_truth_is_taken_in_and_checked(tmp_path: Path) -> None:
     for wrong, message in (
         (rows[::-1], "mm"),
         (rows * [1, -1, -1], "mm"),
-        (rows * 1000, "mm"),
-        (rows[:2], "2 rows for the 3 frames"),
         (bent, r"(?s)1 of 3 frames .*evaluation/SM1/.*in the ground truth"),
     ):
         path.write_text(json.dumps(wrong.tolist()))
