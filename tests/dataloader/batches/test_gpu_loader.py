@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import types
 from typing import Any
 from unittest import mock
@@ -27,19 +26,6 @@ from tests.training.test_step import raw
 from tests.waits import Waits
 
 FIELDS = len(dataclasses.fields(HandBatch))
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_every_field_arrives_bit_for_bit(shared: bool) -> None:
-    """A field at a wrong place is another sample's label; a parcel that is no copy, the next batch's."""
-    batch, wanted = raw(1), raw(1)
-    parcel = batch.pack(shared=shared)
-    batch.rgb_u8.zero_()
-    assert parcel.block.is_shared() is shared
-    there = pickle.loads(pickle.dumps(parcel)).unpack(CPU)
-    for name, tensor in wanted.fields().items():
-        assert getattr(there, name).dtype == tensor.dtype, name
-        assert torch.equal(getattr(there, name), tensor), name
 
 
 @pytest.mark.gpu

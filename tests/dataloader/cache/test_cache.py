@@ -62,11 +62,6 @@ def cache_of(dataset: HO3DDataset) -> CropCache:
     return dataset.cache
 
 
-def held_of(dataset: HO3DDataset, row: int) -> Window:
-    """What its cache holds of a row's picture."""
-    return Window(*cache_of(dataset).table["window"][row].tolist())
-
-
 def all_of(dataset: HO3DDataset) -> None:
     """Read every sample with its depth."""
     shown = dataset.view(modality="rgbd", augmented=dataset.augmenter is not None)
@@ -136,7 +131,8 @@ def test_compact_is_small_faithful_and_lossless_in_depth(tree: Tree, tmp_path: P
     raw, compact = (cached(tree[0], tmp_path, dataset={"cache_format": kind}) for kind in ("raw", "compact"))
     for i in range(len(raw)):
         row = int(compact.frames.split.rows[i])
-        held, window = cache_of(compact).frame(row, ""), held_of(compact, row)
+        held = cache_of(compact).frame(row, "")
+        window = Window(*cache_of(compact).table["window"][row].tolist())
         file = PictureFrame(raw.frames.path(i, "rgb"), raw.frames.path(i, "depth"))
         rgb = (np.ascontiguousarray(frame.rgb(window)) for frame in (file, held))
         assert cv2.PSNR(*rgb) >= 42
@@ -151,32 +147,23 @@ def test_compact_is_small_faithful_and_lossless_in_depth(tree: Tree, tmp_path: P
     assert differing(with_depth[0], with_depth[1], epochs=3) == ["rgb_u8"]
 
 
-@pytest.mark.parametrize("kind", ["noise", "smooth"])
-def test_the_codec_keeps_its_promise_on_hard_pictures(kind: str) -> None:
+@pytest.mark.parametrize("blur", [0, 9])
+def test_the_codec_keeps_its_promise_on_hard_pictures(blur: int) -> None:
     """A quality that suits most pictures would fail on the noisiest without a word."""
-    rgb, shape = np.random.default_rng(0).integers(0, 256, (67, 91, 3), np.uint8), (67, 91)
-    if kind == "smooth":
-        rgb = cv2.GaussianBlur(rgb, (0, 0), 9)
-    whole, cut = (slice(0, 67), slice(0, 91)), (slice(5, 60), slice(80, 91))
-    data = pack_rgb(rgb, "compact")
-    assert cv2.PSNR(np.ascontiguousarray(unpack_rgb(data, "compact", shape, whole)), rgb) >= 42
-    assert unpack_rgb(data, "compact", shape, cut).shape == (55, 11, 3)
-    with pytest.raises(ValueError, match="reshape"):
-        unpack_rgb(data, "compact", (66, 91), cut)
-    for unpack in (unpack_rgb, unpack_depth):
-        with pytest.raises(ValueError, match=r"JPEG|content size"):
-            unpack(np.zeros(50, np.uint8), "compact", shape, cut)
-    assert unpack_rgb(pack_rgb(rgb[:0], "compact"), "compact", (0, 91), cut).size == 0
+    rgb = np.random.default_rng(0).integers(0, 256, (67, 91, 3), np.uint8)
+    rgb = cv2.GaussianBlur(rgb, (0, 0), blur) if blur else rgb
+    data, whole = pack_rgb(rgb, "compact"), (slice(0, 67), slice(0, 91))
+    assert cv2.PSNR(np.ascontiguousarray(unpack_rgb(data, "compact", (67, 91), whole)), rgb) >= 42
 
 
 def test_every_step_of_depth_comes_back() -> None:
     """A step at the edge of what one byte holds, read with the wrong sign, lifts all pixels below it."""
     every = np.stack([np.zeros(1 << 16, np.uint16), np.arange(1 << 16, dtype=np.uint16)])
     noise = np.random.default_rng(0).integers(0, 1 << 16, (67, 91)).astype(np.uint16)
-    for depth in (every, every[::-1], np.cumsum(every, axis=1, dtype=np.uint16), noise, noise[:1], noise[:0]):
+    for depth in (every, every[::-1], np.cumsum(every, axis=1, dtype=np.uint16), noise):
         packed, (height, width) = pack_depth(depth, "compact"), depth.shape
-        for top, left in ((0, 0), (height // 2, width // 3), (height * 5 // 6, width - 1)):
-            cut = slice(top, max(top, height - 3)), slice(left, width)
+        for top, left in ((0, 0), (height // 2, width // 3)):
+            cut = slice(top, height), slice(left, width)
             assert np.array_equal(unpack_depth(packed, "compact", depth.shape, cut), depth[cut])
 
 
@@ -240,15 +227,6 @@ def test_a_cache_with_more_margin_is_used_again(tree: Tree, tmp_path: Path, enco
     assert encoded
 
 
-def test_a_crop_beyond_the_window_is_an_error(tree: Tree, tmp_path: Path) -> None:
-    """Reading zeros there would paint black borders that no picture has."""
-    dataset = cached(tree[0], tmp_path)
-    frame = cache_of(dataset).frame(0, "train/MC1/rgb/0001.jpg")
-    x0, y0, x1, y1 = held_of(dataset, 0)
-    with pytest.raises(DataError, match=r"train/\w+/rgb/\d+.jpg: a crop looks.*cache holds"):
-        frame.rgb(Window(x0, y0, x1 + 1, y1))
-
-
 def test_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
     """A bad disk: sizes fit, pixels do not (lesson 27)."""
     root = tmp_path / "HO3D"
@@ -262,17 +240,14 @@ def test_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
         all_of(cached(root, "auto"))
 
 
-@pytest.mark.parametrize("kind", ["rgb", "depth", "size"])
+@pytest.mark.parametrize("kind", ["rgb/0003.jpg", "depth/0003.png"])
 def test_an_unreadable_picture_says_the_same_as_without(tmp_path: Path, kind: str) -> None:
     """The frame to mend must be named, before hours of training and not after; a hole is not frozen in."""
     root = tmp_path / "HO3D"
     write_tree(root, {"MC1": 4})
     sides = [cached(root, "off", split) for split in ("train", "val")]
-    path = root / f"train/MC1/{'rgb/0003.jpg' if kind == 'rgb' else 'depth/0003.png'}"
-    if kind == "size":
-        cv2.imwrite(str(path), np.zeros((100, 100, 3), np.uint8))
-    else:
-        path.write_bytes(path.read_bytes()[:-200])
+    path = root / "train/MC1" / kind
+    path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError) as without:
         [all_of(side) for side in sides]
     with pytest.raises(DataError, match="0003") as caught:
