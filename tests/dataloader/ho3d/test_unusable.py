@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import pickle
 from pathlib import Path
 
 import pytest
 
 from dataloader.ho3d.layout import FrameList
-from dataloader.ho3d.unusable import Fault, FrameError, Reason, UnusableFrames
+from dataloader.ho3d.unusable import Fault, Reason, UnusableFrames
 from src.config import DatasetConfig
 from src.errors import ConfigError, DataError
 
@@ -100,11 +98,3 @@ def test_long_lists_are_cut_and_the_file_has_them_all(tmp_path: Path) -> None:
     lines = (tmp_path / "unusable.txt").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1521
     assert lines[1500] == "train/MC1/3000\tjoints not what the hand model decodes\tdecode of frame 1500."
-
-
-def test_faults_are_read_back_and_come_whole_out_of_another_process() -> None:
-    """The next start says the same without looking at the frames again; files are read in a pool."""
-    found = frames_of(TREE)
-    assert UnusableFrames.from_facts("train", found.listed, json.loads(json.dumps(found.to_facts()))) == found
-    error = pickle.loads(pickle.dumps(FrameError(Reason.EMPTY, "0001.jpg: rgb is empty")))
-    assert error.fault == Fault(Reason.EMPTY, "0001.jpg: rgb is empty")
