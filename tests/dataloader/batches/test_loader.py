@@ -126,8 +126,8 @@ def test_missing_official_meshes_are_said(tmp_path: Path) -> None:
     with log_lines("data") as said:
         build.build_splits(config, context, hand)  # type: ignore[arg-type]
     warning = next(line for line in said if line.startswith("WARNING"))
-    for part in ("no official mesh scores", "lacks evaluation_verts.json (", "November 2024", "github.com"):
-        assert part in warning
+    assert "no official mesh scores" in warning
+    assert "lacks evaluation_verts.json (" in warning
     (tmp_path / "evaluation_verts.json").write_text(json.dumps(meshes(frames).tolist()))
     with log_lines("data") as said:
         build.build_splits(config, context, hand)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -17,7 +16,6 @@ import pytest
 from dataloader.batches.samplers import SampleKey
 from dataloader.ho3d import index as index_module
 from dataloader.ho3d.index import AnnotationIndex, open_index
-from src.config import DatasetConfig
 from src.errors import DataError
 from tests.dataloader.tree import (
     FLIP,
@@ -39,9 +37,8 @@ FORK = multiprocessing.get_context("fork")
 
 def build(root: Path, name: str = "train", size: float = 1.0, **fields: object) -> AnnotationIndex:
     """Build or reuse, then open."""
-    config: Any = dataclasses.replace(DatasetConfig(root_dir=root, num_workers=0), **fields)
-    hand: Any = FanHand(size)
-    return open_index(config, name, hand, show_progress=False)  # type: ignore[arg-type]
+    config = run_config(root, dataset=fields).dataset
+    return open_index(config, name, FanHand(size), show_progress=False)  # type: ignore[arg-type]
 
 
 def names(index: AnnotationIndex) -> list[str]:
