@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from dataloader import ho3d_dataset
 from dataloader.batches.samplers import SampleKey
 from dataloader.crop import augment
-from dataloader.crop.augment import UNCHANGED, Augmentation, Augmenter
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d import label_checks, labels
 from dataloader.ho3d.unusable import Reason
-from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.pictures import decode
 from src.errors import ConfigError, DataError
 from src.hand.joints import OPENPOSE21
@@ -43,23 +42,6 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 def differing(a: HandSample | RawBatch, b: HandSample | RawBatch) -> set[str]:
     """Fields that are not equal bit for bit."""
     return {name for name, value in a.fields().items() if not torch.equal(value, getattr(b, name))}
-
-
-class GeometryAlone(Augmenter):
-    """Draws that move a crop and leave its pixels as they are."""
-
-    def draw(self, epoch: int, sample_index: int) -> Augmentation:
-        """Roll, scale and shift."""
-        drawn = super().draw(epoch, sample_index)
-        return dataclasses.replace(UNCHANGED, roll_rad=drawn.roll_rad, scale=drawn.scale, shift=drawn.shift)
-
-
-def geometry_alone(train: HO3DDataset) -> HO3DDataset:
-    """A training split with its depth, moved, its pixels as they are."""
-    drawn = train.augmenter
-    assert drawn is not None
-    alone = GeometryAlone(drawn.config, drawn.seed, drawn.calm_from)
-    return dataclasses.replace(train, modality="rgbd", augmenter=alone)
 
 
 def image_camera(points: torch.Tensor, sample: HandSample) -> np.ndarray:
@@ -110,16 +92,19 @@ def test_wrists_at_rest_of_many_shapes_are_each_ones_own(
 
 
 @pytest.mark.parametrize("split", ["val", "train"])
-def test_projected_joints_lie_on_painted_pixels(tree: Tree, split: str) -> None:
+def test_projected_joints_lie_on_painted_pixels(
+    tree: Tree, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Colour and depth under every visible joint are that joint's (lessons 1, 3, 4, 8, 17).
 
     Discs have a radius of 5 picture pixels and 2 crop pixels or more; the nearest crop pixel is at most 0.7
     away.
     """
     root, frames = tree
-    config = run_config(root, image_size=(256, 192), split={"val_percent": 50})
-    dataset = dataset_of(config, split)
-    dataset = geometry_alone(dataset) if split == "train" else dataset
+    geometry = {"colour": 0.0, "p_occluder": 0.0}
+    monkeypatch.setattr(ho3d_dataset, "disturb_depth", lambda depth, _: depth)
+    config = run_config(root, image_size=(256, 192), split={"val_percent": 50}, augmentation=geometry)
+    dataset = dataset_of(config, split).view(modality="rgbd", augmented=split == "train")
     checked = 0
     for i in range(len(dataset)):
         sample, frame = dataset[i], frames[dataset.frames.frame_id(i)]
