@@ -10,10 +10,11 @@ import pytest
 
 from dataloader.cache.window import Geometry, geometry_of, reach
 from dataloader.crop.augment import MAX_SHIFT, Augmentation, draw
-from dataloader.crop.camera import Window, crop_camera, footprint
+from dataloader.crop.camera import Window, crop_camera, footprint, warp_depth, warp_rgb
 from src.config import AugmentationConfig, DatasetConfig, ModelConfig, RunConfig
 
 PICTURE = (480, 640)
+WHOLE = Window(0, 0, PICTURE[1], PICTURE[0])
 HANDS = 25
 SIZES = ((256, 192), (64, 160))
 
@@ -61,6 +62,27 @@ def test_no_crop_looks_outside_its_window(
         seen = footprint(crop_camera(intrinsics[k], boxes[k], size, box_scale, change), PICTURE)
         if seen.x0 < seen.x1 and seen.y0 < seen.y1:
             assert Window(*windows[k].tolist()).contains(seen), (k, change)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_crop_depends_on_its_footprint_alone(size: tuple[int, int]) -> None:
+    """A footprint that is too tight gives black at the border of a crop, with a cache and without."""
+    intrinsics, boxes = hands(7)
+    inside = np.random.default_rng(0).integers(1, 255, (*PICTURE, 3), np.uint8)
+    for k in range(HANDS):
+        camera = crop_camera(intrinsics[k], boxes[k], size, 1.6, draw(AugmentationConfig(), 0, 0, k))
+        window = footprint(camera, PICTURE)
+        if not (window.x0 < window.x1 and window.y0 < window.y1):
+            continue
+        cut = slice(window.y0, window.y1), slice(window.x0, window.x1)
+        other = 255 - inside  # another picture everywhere but in the footprint
+        other[cut] = inside[cut]
+        assert np.array_equal(warp_rgb(inside, camera, WHOLE), warp_rgb(other, camera, WHOLE))
+        a, b = (picture[..., 0].astype(np.uint16) for picture in (inside, other))
+        assert np.array_equal(warp_depth(a, camera, WHOLE), warp_depth(b, camera, WHOLE))
+        # Cut out, the same picture: up to the resampler's rounding, and black borders where they were.
+        piece = warp_rgb(inside[cut], camera, window)
+        assert (np.abs(piece.astype(int) - warp_rgb(inside, camera, WHOLE)) > 2).mean() < 0.001
 
 
 def test_windows_are_not_wasteful() -> None:

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,17 @@ def frames(tmp_path: Path) -> dict[str, Frame]:
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Paths of the annotations that are read."""
-    seen: list[Path] = []
+def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many annotations have been read, by whichever process."""
     original = index_module.read_meta
-    monkeypatch.setattr(
-        index_module, "read_meta", lambda path, name: (seen.append(path), original(path, name))[1]
-    )
-    return seen
+
+    def noted(path: Path, name: Any) -> object:
+        with (tmp_path / "log").open("a") as file:
+            file.write(f"{path}\n")
+        return original(path, name)
+
+    monkeypatch.setattr(index_module, "read_meta", noted)
+    return lambda: len((tmp_path / "log").read_text().splitlines())
 
 
 def test_records_hold_what_the_files_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +96,7 @@ def test_records_hold_what_the_files_say(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_second_start_reads_no_annotation(
-    tmp_path: Path, frames: dict[str, Frame], reads: list[Path]
+    tmp_path: Path, frames: dict[str, Frame], reads: Callable[[], int]
 ) -> None:
     """The first version read everything at every start (lesson 21); of HO3D's frames outside the list the
     annotations are None. Another list, or a flipped bit in the array, is noticed.
@@ -100,13 +104,13 @@ def test_second_start_reads_no_annotation(
     write_meta(tmp_path / "train/MC1/meta/0002.pkl", {"handJoints3D": None})
     whole = build(tmp_path).rows.tobytes()
     assert build(tmp_path).rows.tobytes() == whole
-    assert len(reads) == 7
+    assert reads() == 7
     for path in tmp_path.glob(".utnet/train-*/rows.npy"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     assert build(tmp_path).rows.tobytes() == whole
-    assert len(reads) == 14
+    assert reads() == 14
     lines = (tmp_path / "train.txt").read_text().splitlines()
     for chosen in (lines[:6], lines[1:], lines[::-1]):
         (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbf" + "\n".join(chosen).encode())  # as on Windows
@@ -114,24 +118,16 @@ def test_second_start_reads_no_annotation(
 
 
 def test_ranks_that_start_together_build_it_once(
-    tmp_path: Path, frames: dict[str, Frame], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, frames: dict[str, Frame], reads: Callable[[], int]
 ) -> None:
     """Four ranks reading 83,325 pickles each is what made the first version start in minutes (lesson 21)."""
-    original = index_module.read_meta
-
-    def noted(path: Path, name: Any) -> object:
-        with (tmp_path / "log").open("a") as file:
-            file.write(f"{path}\n")
-        return original(path, name)
-
-    monkeypatch.setattr(index_module, "read_meta", noted)
     ranks = [FORK.Process(target=build, args=(tmp_path,)) for _ in range(4)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join(60)
         assert rank.exitcode == 0
-    assert len((tmp_path / "log").read_text().splitlines()) == 7
+    assert reads() == 7
 
 
 def test_another_hand_checks_the_labels_anew(tmp_path: Path, frames: dict[str, Frame]) -> None:
