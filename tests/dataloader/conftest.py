@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from src.hand.mano import ManoLayer
-from tests.dataloader.tree import Frame, write_tree
+from tests.dataloader.tree import Tree, write_tree
 from tests.hand_file import hand_file
 
 
 @pytest.fixture(scope="session")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Frame]]:
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     """24 training frames in 4 sequences of 2 motions, 4 evaluation frames with ground truth."""
     root = tmp_path_factory.mktemp("ho3d") / "HO3D"
     sequences = {"ABF10": 6, "ABF11": 6, "MC1": 6, "MC2": 6}

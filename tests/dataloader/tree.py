@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
+from dataloader.build import build_dataset
+from dataloader.ho3d.split import SplitName
+from dataloader.ho3d_dataset import HO3DDataset
 from src.config import DatasetConfig, ModelConfig, RunConfig
 from src.hand.joints import HO3D21, OPENPOSE21
 
@@ -91,6 +94,10 @@ class Frame:
         """(J, 2) projections."""
         homogeneous = self.array(order) @ self.intrinsics.T
         return homogeneous[:, :2] / homogeneous[:, 2:]
+
+
+Tree = tuple[Path, dict[str, Frame]]
+"""Where a tree is, and its frames by `train/SEQ/FFFF`."""
 
 
 def make_frame(rng: np.random.Generator) -> Frame:
@@ -219,3 +226,8 @@ def run_config(root: Path, *, image_size: tuple[int, int] = (128, 96), **section
         assert isinstance(fields, dict)
         config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **fields)})
     return config
+
+
+def dataset_of(config: RunConfig, split: SplitName = "train", hand: object = None) -> HO3DDataset:
+    """The dataset of a split, its labels checked with the fan hand."""
+    return build_dataset(config, split, hand or FanHand(), show_progress=False)  # type: ignore[arg-type]

@@ -12,7 +12,6 @@ from scipy.spatial.transform import Rotation
 from dataloader.synthetic.common import LONG_FINGERS, Array
 from dataloader.synthetic.frames import annotate, place_in_camera
 from dataloader.synthetic.motion.motion import Motion, make_motion
-from dataloader.synthetic.motion.objects import KINDS, HeldObject
 from dataloader.synthetic.motion.pose import DOF, GESTURES, LIMITS_DEG, local_rotations, posture
 from dataloader.synthetic.motion.rig import Rig
 from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera, cameras_around
@@ -91,17 +90,6 @@ def test_skin_stays_outside_the_object(rig: Rig, motions: list[Motion]) -> None:
     distance = np.concatenate(nearest)
     assert np.percentile(distance, 1) > -0.005
     assert (distance < 0.004).mean() > 0.6
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_distance_field_is_zero_on_the_mesh(kind: str) -> None:
-    """What fingers close on is what is drawn."""
-    half = {"ball": [0.03, 0.03, 0.03], "box": [0.02, 0.03, 0.06]}.get(kind, [0.03, 0.03, 0.07])
-    held = HeldObject(kind, np.array(half))
-    distance = held.distance(held.mesh()[0])
-    assert distance.max() < 0.004  # a bottle's shoulder lies inside the field's steps, a mug is full
-    assert (np.abs(distance) < 1e-6).mean() > 0.3
-    assert (held.distance(0.3 * np.eye(3)) > 0.1).all()
 
 
 def test_spread_of_views_at_a_table(rig: Rig, motions: list[Motion]) -> None:

@@ -143,15 +143,9 @@ def test_held_out_motions_are_listed_and_leave_the_rest_as_it_was(tmp_path: Path
         write_tree(tmp_path / name, parameters, asset)
     plain, got = content(tmp_path / "plain"), content(tmp_path / "more")
     names = got["held_out.txt"].decode().split()
-    listed = got["train.txt"].decode().split()
-    kept = [line for line in listed if line.split("/")[0] not in names]
-    assert (len(names), len(listed) - len(kept)) == (2, 6)
-    assert kept == plain["train.txt"].decode().split()
-    assert [
-        name
-        for name in plain
-        if name != "synthetic.json" and name != "train.txt" and plain[name] != got[name]
-    ] == []
+    kept = [line for line in got["train.txt"].decode().split() if line.split("/")[0] not in names]
+    assert (len(names), kept) == (2, plain["train.txt"].decode().split())
+    assert {name for name in plain if plain[name] != got[name]} == {"synthetic.json", "train.txt"}
     hands = {**got, **{f"other {name}": made for name, made in content(tmp_path / "other").items()}}
     poses = [pickle.loads(made).get("handPose") for name, made in hands.items() if name.endswith(".pkl")]
     assert len({pose.tobytes() for pose in poses if pose is not None}) == 2 + 6 + 2

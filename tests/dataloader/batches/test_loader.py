@@ -13,18 +13,16 @@ import torch
 
 from dataloader import build
 from dataloader.batches.samplers import SampleKey
-from dataloader.build import DeviceLoader, build_dataset, build_eval_loader, build_train_loader
+from dataloader.build import DeviceLoader, build_eval_loader, build_train_loader
 from dataloader.crop.prepare import prepare
-from dataloader.ho3d_dataset import HO3DDataset
 from src.config import RunConfig
 from src.errors import ConfigError, DataError
 from src.runtime.ranks.distributed import DistContext
 from src.schema import HandSample
 from tests.dataloader.ho3d.test_truth import meshes
-from tests.dataloader.tree import FanHand, Frame, run_config, write_tree
+from tests.dataloader.tree import FanHand, Tree, dataset_of, run_config, write_tree
 from tests.log_lines import log_lines
 
-Tree = tuple[Path, dict[str, Frame]]
 CPU = torch.device("cpu")
 
 
@@ -33,11 +31,6 @@ def config_of(root: Path, workers: int = 0, **sections: object) -> RunConfig:
     settings = {"dataset": {"num_workers": workers}, "split": {"val_percent": 25}}
     settings |= {"training": {"batch_size": 2}, "validation": {"batch_size": 4}}
     return run_config(root, **(settings | sections))
-
-
-def dataset_of(config: RunConfig, split: str) -> HO3DDataset:
-    """The dataset with the fan hand."""
-    return build_dataset(config, split, FanHand(), show_progress=False)  # type: ignore[arg-type]
 
 
 def loader_of(root: Path, split: str = "train", workers: int = 0, **sections: object) -> DeviceLoader:
@@ -123,29 +116,6 @@ def test_validation_shows_or_hides_depth_for_all(tree: Tree) -> None:
     assert dataset.modality == "train"
 
 
-def test_batches_have_the_documented_shapes(tree: Tree) -> None:
-    """Every other room relies on them."""
-    batch = next(iter(loader_of(tree[0])))
-    by_shape = {
-        (2,): "sample_index depth_present mano_valid z_ref_m",
-        (2, 3, 128, 96): "rgb",
-        (2, 1, 128, 96): "depth depth_valid",
-        (2, 3, 3): "intrinsics_img_px intrinsics_crop_px crop_from_img rot_crop_from_img global_orient",
-        (2, 15, 3, 3): "hand_pose",
-        (2, 10): "betas",
-        (2, 21, 3): "joints_cam_m joints_root_m",
-        (2, 21, 2): "joints_crop_px joints_unit",
-        (2, 21): "joints_conf",
-        (2, 3): "root_cam_m translation_m",
-    }
-    expected = {name: shape for shape, names in by_shape.items() for name in names.split()}
-    assert {name: tuple(tensor.shape) for name, tensor in batch.fields().items()} == expected
-    kinds = {name: tensor.dtype for name, tensor in batch.fields().items()}
-    assert kinds.pop("sample_index") == torch.int64
-    assert kinds.pop("depth_present") == kinds.pop("mano_valid") == torch.bool
-    assert set(kinds.values()) == {torch.float32}
-
-
 def test_missing_official_meshes_are_said(tmp_path: Path) -> None:
     """Whoever evaluates without the meshes' file must learn that half of the official scores is left out."""
     frames = write_tree(tmp_path, {"MC1": 2, "SM1": 2}, {"AP10": 2})
@@ -156,8 +126,8 @@ def test_missing_official_meshes_are_said(tmp_path: Path) -> None:
     with log_lines("data") as said:
         build.build_splits(config, context, hand)  # type: ignore[arg-type]
     warning = next(line for line in said if line.startswith("WARNING"))
-    for part in ("no official mesh scores", "lacks evaluation_verts.json (", "November 2024", "github.com"):
-        assert part in warning
+    assert "no official mesh scores" in warning
+    assert "lacks evaluation_verts.json (" in warning
     (tmp_path / "evaluation_verts.json").write_text(json.dumps(meshes(frames).tolist()))
     with log_lines("data") as said:
         build.build_splits(config, context, hand)  # type: ignore[arg-type]

@@ -20,7 +20,8 @@ from dataloader.build import DeviceLoader
 from dataloader.ho3d_dataset import HO3DDataset
 from src.errors import DataError
 from src.schema import HandBatch
-from tests.dataloader.batches.test_loader import Tree, loader_of
+from tests.dataloader.batches.test_loader import loader_of
+from tests.dataloader.tree import Tree
 from tests.log_lines import log_lines
 
 WAIT_S = 60.0

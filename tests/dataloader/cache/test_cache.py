@@ -21,19 +21,15 @@ import pytest
 import zstandard
 
 from dataloader.batches.samplers import SampleKey
-from dataloader.build import build_dataset
 from dataloader.cache import build as cache_build
 from dataloader.cache.codec import pack_depth, pack_rgb, unpack_depth, unpack_rgb
-from dataloader.cache.crop_cache import CropCache
 from dataloader.crop.camera import Window
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.pictures.decode import PictureFrame
 from src.config import RunConfig
-from src.config_file import load_config
 from src.errors import DataError
-from tests.dataloader.tree import FanHand, Frame, run_config, train_meta, write_meta, write_tree
+from tests.dataloader.tree import Tree, dataset_of, run_config, train_meta, write_meta, write_tree
 
-Tree = tuple[Path, dict[str, Frame]]
 FORK = multiprocessing.get_context("fork")
 JOIN_S = 120
 PROBES = 8
@@ -46,14 +42,9 @@ def config_of(root: Path, cache: Path | str, **sections: Any) -> RunConfig:
     return run_config(root, dataset=data, **({"split": {"val_percent": 25}} | sections))
 
 
-def dataset_of(config: RunConfig, split: str = "train") -> HO3DDataset:
-    """The dataset with the fan hand."""
-    return build_dataset(config, split, FanHand(), show_progress=False)  # type: ignore[arg-type]
-
-
-def cached(root: Path, cache: Path | str, split: str = "train", **sections: Any) -> HO3DDataset:
-    """`dataset_of` of `config_of`."""
-    return dataset_of(config_of(root, cache, **sections), split)
+def cached(root: Path, cache: Path | str, split: str = "train", **sections: Any) -> Any:
+    """The dataset of `config_of`."""
+    return dataset_of(config_of(root, cache, **sections), split)  # type: ignore[arg-type]
 
 
 def differing(a: HO3DDataset, b: HO3DDataset, epochs: int = 1) -> list[str]:
@@ -61,17 +52,6 @@ def differing(a: HO3DDataset, b: HO3DDataset, epochs: int = 1) -> list[str]:
     keys = [SampleKey(i, epoch) for i in range(len(a)) for epoch in range(epochs)]
     mine, other = (dataset.batch(keys).fields() for dataset in (a, b))
     return [name for name in mine if mine[name].numpy().tobytes() != other[name].numpy().tobytes()]
-
-
-def cache_of(dataset: HO3DDataset) -> CropCache:
-    """Its cache."""
-    assert dataset.cache is not None
-    return dataset.cache
-
-
-def held_of(dataset: HO3DDataset, row: int) -> Window:
-    """What its cache holds of a row's picture."""
-    return Window(*cache_of(dataset).table["window"][row].tolist())
 
 
 def all_of(dataset: HO3DDataset) -> None:
@@ -132,7 +112,7 @@ def test_a_loader_process_reads_the_same_cache(tree: Tree, tmp_path: Path) -> No
     assert other.exitcode == 0
     assert not differing(late, dataset)
     late = pickle.loads(packed)
-    part = cache_of(dataset).derived.path("part-00000.bin")
+    part = dataset.cache.derived.path("part-00000.bin")
     part.write_bytes(part.read_bytes())
     with pytest.raises(DataError, match=r"part-00000\.bin is not the file that this run opened"):
         all_of(late)
@@ -143,7 +123,8 @@ def test_compact_is_small_faithful_and_lossless_in_depth(tree: Tree, tmp_path: P
     raw, compact = (cached(tree[0], tmp_path, dataset={"cache_format": kind}) for kind in ("raw", "compact"))
     for i in range(len(raw)):
         row = int(compact.frames.split.rows[i])
-        held, window = cache_of(compact).frame(row, ""), held_of(compact, row)
+        held = compact.cache.frame(row, "")
+        window = Window(*compact.cache.table["window"][row].tolist())
         file = PictureFrame(raw.frames.path(i, "rgb"), raw.frames.path(i, "depth"))
         rgb = (np.ascontiguousarray(frame.rgb(window)) for frame in (file, held))
         assert cv2.PSNR(*rgb) >= 42
@@ -152,38 +133,29 @@ def test_compact_is_small_faithful_and_lossless_in_depth(tree: Tree, tmp_path: P
         assert x0 % 16 == y0 % 16 == 0, "cut across JPEG's blocks, the same quality takes half as much again"
         assert x1 % 16 == 0 or x1 == file.size[1]
         assert y1 % 16 == 0 or y1 == file.size[0]
-    sizes = [sum(p.stat().st_size for p in cache_of(d).derived.folder.iterdir()) for d in (compact, raw)]
+    sizes = [sum(p.stat().st_size for p in d.cache.derived.folder.iterdir()) for d in (compact, raw)]
     assert sizes[0] < sizes[1] / 4
     with_depth = [d.view(modality="rgbd", augmented=True) for d in (raw, compact)]
     assert differing(with_depth[0], with_depth[1], epochs=3) == ["rgb_u8"]
 
 
-@pytest.mark.parametrize("kind", ["noise", "smooth"])
-def test_the_codec_keeps_its_promise_on_hard_pictures(kind: str) -> None:
+@pytest.mark.parametrize("blur", [0, 9])
+def test_the_codec_keeps_its_promise_on_hard_pictures(blur: int) -> None:
     """A quality that suits most pictures would fail on the noisiest without a word."""
-    rgb, shape = np.random.default_rng(0).integers(0, 256, (67, 91, 3), np.uint8), (67, 91)
-    if kind == "smooth":
-        rgb = cv2.GaussianBlur(rgb, (0, 0), 9)
-    whole, cut = (slice(0, 67), slice(0, 91)), (slice(5, 60), slice(80, 91))
-    data = pack_rgb(rgb, "compact")
-    assert cv2.PSNR(np.ascontiguousarray(unpack_rgb(data, "compact", shape, whole)), rgb) >= 42
-    assert unpack_rgb(data, "compact", shape, cut).shape == (55, 11, 3)
-    with pytest.raises(ValueError, match="reshape"):
-        unpack_rgb(data, "compact", (66, 91), cut)
-    for unpack in (unpack_rgb, unpack_depth):
-        with pytest.raises(ValueError, match=r"JPEG|content size"):
-            unpack(np.zeros(50, np.uint8), "compact", shape, cut)
-    assert unpack_rgb(pack_rgb(rgb[:0], "compact"), "compact", (0, 91), cut).size == 0
+    rgb = np.random.default_rng(0).integers(0, 256, (67, 91, 3), np.uint8)
+    rgb = cv2.GaussianBlur(rgb, (0, 0), blur) if blur else rgb
+    data, whole = pack_rgb(rgb, "compact"), (slice(0, 67), slice(0, 91))
+    assert cv2.PSNR(np.ascontiguousarray(unpack_rgb(data, "compact", (67, 91), whole)), rgb) >= 42
 
 
 def test_every_step_of_depth_comes_back() -> None:
     """A step at the edge of what one byte holds, read with the wrong sign, lifts all pixels below it."""
     every = np.stack([np.zeros(1 << 16, np.uint16), np.arange(1 << 16, dtype=np.uint16)])
     noise = np.random.default_rng(0).integers(0, 1 << 16, (67, 91)).astype(np.uint16)
-    for depth in (every, every[::-1], np.cumsum(every, axis=1, dtype=np.uint16), noise, noise[:1], noise[:0]):
+    for depth in (every, every[::-1], np.cumsum(every, axis=1, dtype=np.uint16), noise):
         packed, (height, width) = pack_depth(depth, "compact"), depth.shape
-        for top, left in ((0, 0), (height // 2, width // 3), (height * 5 // 6, width - 1)):
-            cut = slice(top, max(top, height - 3)), slice(left, width)
+        for top, left in ((0, 0), (height // 2, width // 3)):
+            cut = slice(top, height), slice(left, width)
             assert np.array_equal(unpack_depth(packed, "compact", depth.shape, cut), depth[cut])
 
 
@@ -212,7 +184,7 @@ def test_a_cache_that_does_not_fit_is_written_anew_with_a_line(
     """Silently read, it would train on other pictures than the data set's; silently rebuilt, it wonders."""
     root, place, ranges = tmp_path / "HO3D", tmp_path / "cache", {"scale": 0.1}
     frames = write_tree(root, {"MC1": 4})
-    folder = cache_of(cached(root, place, augmentation=ranges)).derived.folder
+    folder = cached(root, place, augmentation=ranges).cache.derived.folder
     if change == "picture":
         cv2.imwrite(str(root / "train/MC1/rgb/0005.jpg"), np.full((480, 640, 3), 7, np.uint8))
     elif change == "hands":  # another annotation of the same pictures: 60 mm to the side
@@ -247,20 +219,11 @@ def test_a_cache_with_more_margin_is_used_again(tree: Tree, tmp_path: Path, enco
     assert encoded
 
 
-def test_a_crop_beyond_the_window_is_an_error(tree: Tree, tmp_path: Path) -> None:
-    """Reading zeros there would paint black borders that no picture has."""
-    dataset = cached(tree[0], tmp_path)
-    frame = cache_of(dataset).frame(0, "train/MC1/rgb/0001.jpg")
-    x0, y0, x1, y1 = held_of(dataset, 0)
-    with pytest.raises(DataError, match=r"train/\w+/rgb/\d+.jpg: a crop looks.*cache holds"):
-        frame.rgb(Window(x0, y0, x1 + 1, y1))
-
-
 def test_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
     """A bad disk: sizes fit, pixels do not (lesson 27)."""
     root = tmp_path / "HO3D"
     write_tree(root, {"MC1": 4})
-    folder = cache_of(cached(root, "auto")).derived.folder
+    folder = cached(root, "auto").cache.derived.folder
     assert folder.parent == root / ".utnet"
     with (folder / "part-00000.bin").open("r+b") as file:
         file.seek(-5, os.SEEK_END)
@@ -269,17 +232,14 @@ def test_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
         all_of(cached(root, "auto"))
 
 
-@pytest.mark.parametrize("kind", ["rgb", "depth", "size"])
+@pytest.mark.parametrize("kind", ["rgb/0003.jpg", "depth/0003.png"])
 def test_an_unreadable_picture_says_the_same_as_without(tmp_path: Path, kind: str) -> None:
     """The frame to mend must be named, before hours of training and not after; a hole is not frozen in."""
     root = tmp_path / "HO3D"
     write_tree(root, {"MC1": 4})
     sides = [cached(root, "off", split) for split in ("train", "val")]
-    path = root / f"train/MC1/{'rgb/0003.jpg' if kind == 'rgb' else 'depth/0003.png'}"
-    if kind == "size":
-        cv2.imwrite(str(path), np.zeros((100, 100, 3), np.uint8))
-    else:
-        path.write_bytes(path.read_bytes()[:-200])
+    path = root / "train/MC1" / kind
+    path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError) as without:
         [all_of(side) for side in sides]
     with pytest.raises(DataError, match="0003") as caught:
@@ -362,10 +322,3 @@ def test_a_killed_writer_leaves_what_it_finished(
     cached(tree[0], tmp_path)
     assert len(encoded) == PROBES + 8
     assert not list(tmp_path.rglob("*.part"))
-
-
-def test_off_is_a_word(tmp_path: Path) -> None:
-    """YAML 1.1 reads a bare off as false, which is no path."""
-    (tmp_path / "c.yaml").write_text("dataset:\n  cache: off\n")
-    for given, kept in (([], "off"), (["dataset.cache=auto"], "auto"), (["dataset.cache=off"], "off")):
-        assert load_config(tmp_path / "c.yaml", given).dataset.cache == kept

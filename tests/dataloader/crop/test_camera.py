@@ -128,19 +128,28 @@ def test_a_box_or_camera_that_cannot_be_is_named() -> None:
         crop_camera(np.diag([0.0, 611.0, 1.0]), BOX, (128, 128), 1.6)
 
 
+def test_beside_the_picture_a_crop_is_black_and_unmeasured() -> None:
+    """Smeared borders look like arms; a depth that was not measured is 0."""
+    camera = crop_camera(INTRINSICS, np.array([-40.0, 100.0, 60.0, 200.0]), (128, 128), 1.6)
+    window = crop.footprint(camera, PICTURE)
+    piece = np.full((window.y1 - window.y0, window.x1 - window.x0), 200, np.uint8)
+    rgb = crop.warp_rgb(np.repeat(piece[..., None], 3, axis=2), camera, window)
+    depth = crop.warp_depth(piece.astype(np.uint16) * 20, camera, window)
+    for picture, inside in ((rgb[..., 0], 200), (depth, 4000)):
+        assert (int(picture[64, 5]), int(picture[64, 120])) == (0, inside)
+        assert 0.3 < (picture == 0).mean() < 0.6, "share beside the picture"
+
+
 def test_the_reference_depth_is_the_hands() -> None:
-    """z_ref lies on the hand although the wall behind fills most of the crop; without depth, half the size in
-    the picture is twice as far.
+    """In front of a wall at 0.9 m, behind two stray pixels at 0.3 m: the middle of what lies within 15 cm of
+    the front, here a hand from 0.58 to 0.62 m with a hole. Without depth: 0.122 m over the angle of the box.
     """
-    near, far = (
-        crop_camera(INTRINSICS, np.array(box), (128, 128), 1.6)
-        for box in ([220.0, 180, 420, 300], [270.0, 210, 370, 270])
-    )
-    depth = np.full((128, 128), round(1.5 / crop.DEPTH_UNIT_M), np.uint16)
-    w, (y, x) = near.ray_z(), np.mgrid[36:92, 36:92]
-    depth[36:92, 36:92] = np.rint(0.6 * (w[0] * x + w[1] * y + w[2]) / crop.DEPTH_UNIT_M)
-    depth[40:60, 40:60] = 0
-    assert crop.z_ref_from_depth(depth, near) == pytest.approx(0.6, abs=1e-3)
-    assert crop.z_ref_from_depth(np.zeros((128, 128), np.uint16), near) is None
-    assert crop.z_ref_from_box(far) == pytest.approx(2 * crop.z_ref_from_box(near), rel=1e-9)
-    assert 0.2 < crop.z_ref_from_box(near) < 0.8
+    camera = crop_camera(INTRINSICS, np.array([220.0, 180.0, 420.0, 300.0]), (128, 128), 1.6)
+    depth = np.full((128, 128), round(0.9 / crop.DEPTH_UNIT_M), np.uint16)
+    depth[32:96, 40:70] = np.rint(np.linspace(0.58, 0.62, 30) / crop.DEPTH_UNIT_M)
+    depth[40:60, 40:70] = 0
+    depth[64, 64], depth[66, 66] = round(0.3 / crop.DEPTH_UNIT_M), round(0.3 / crop.DEPTH_UNIT_M)
+    assert crop.z_ref_from_depth(depth, camera) == pytest.approx(0.6, abs=0.012)
+    assert crop.z_ref_from_depth(np.zeros((128, 128), np.uint16), camera) is None
+    # Focal length 612.8 px, side 200 px, in the middle of the picture.
+    assert crop.z_ref_from_box(camera) == pytest.approx(0.122 * 612.8 / 200, rel=1e-3)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,17 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataloader.crop.augment import MAX_SHIFT, UNCHANGED
-from dataloader.crop.camera import MIN_OVERLAP, covered_share, crop_camera
 from dataloader.ho3d import label_checks
-from dataloader.ho3d.label_checks import MIN_IN_PICTURE, common_sizes, find_faults, truth_faults
+from dataloader.ho3d.label_checks import find_faults, truth_faults
 from dataloader.ho3d.labels import CV_FROM_GL, joint_boxes
 from dataloader.ho3d.layout import frame_path, read_list
 from dataloader.ho3d.meta import META_DTYPE, ListName, read_meta
 from dataloader.ho3d.unusable import Fault, Reason
 from dataloader.synthetic.writer import Parameters
 from dataloader.synthetic.writer import write_tree as write_synthetic
-from src.config import AugmentationConfig, DatasetConfig
+from src.config import DatasetConfig
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import load_hand_asset
@@ -114,44 +110,28 @@ CAMERA, BEHIND, HAND, OUTSIDE, DECODE = list(Reason)[-5:]
 TRAIN, BOXED, TRUTH = "train", "evaluation", "truth"
 PLANTED: dict[str, tuple[str, Plant, Reason, str]] = {
     "camera transposed": (TRAIN, _set("cam_mat", lambda k: k.T), CAMERA, r"want \[\[fx, 0, cx\]"),
-    "camera times 2": (TRAIN, _camera([2] * 3, [2] * 3, [2] * 3), CAMERA, r"want .*0, 0, 1"),
-    "camera a little skewed": (TRAIN, _at("cam_mat", (0, 1), 5), CAMERA, r"want \[\[fx, 0, cx\]"),
-    "camera with -fy": (TRAIN, _camera(ONES, [1, -1, 1], ONES), CAMERA, r"\[614\.6, -615\.1\] px over"),
     "camera nan": (TRAIN, _at("cam_mat", (1, 1), np.nan), CAMERA, r"nan\] px .* want 0\.2 to 10"),
-    "camera in shares": (TRAIN, _camera([1 / 640] * 3, [1 / 480] * 3, ONES), CAMERA, r"\[1\.0, 1\.3\]"),
     "camera of half": (TRAIN, _camera([0.5] * 3, [0.5] * 3, ONES), CAMERA, r"by 0\.25 sides"),
     "one focal length": (TRAIN, _camera([2, 1, 1], ONES, ONES), CAMERA, r"ratio .* want 0\.8 to 1\.25"),
     "camera 1 % off": (TRAIN, _camera([1.01, 1, 1], [1, 1.01, 1], ONES), CAMERA, r"in most frames"),
     "OpenCV axes": (TRAIN, _set("joints", lambda j: j * [1, -1, -1]), BEHIND, r"is -0\.\d+ m in front"),
-    "nan": (TRAIN, _set("joints", lambda j: j * np.nan), BEHIND, r"is nan m in front"),
     "one joint behind": (TRAIN, _at("joints", INDEX_4, 0.9), BEHIND, r"index_4 is -0\.\d+ m .* 0\.1 or"),
     "millimetres": (TRAIN, _set("joints", lambda j: j * 1000), HAND, r"knuckle is \d{5,}\.\d mm"),
-    "minus one": (TRAIN, _set("joints", lambda j: 0 * j - 1), HAND, r"is 0\.0 mm, want 50 to 150"),
-    "a nan sideways": (TRAIN, _at("joints", (RING_3, 0), np.nan), HAND, r"ring_3 is nan mm from the"),
     "a joint far off": (TRAIN, _at("joints", INDEX_4, -0.4), HAND, r"index_4 is \d{3} mm .* most 300"),
     "betas of -12": (TRAIN, _set("betas", lambda b: 0 * b - 12), HAND, r"reaches 12\.0 standard"),
     "left": (TRAIN, lambda row: move(row, (-700, 0)), OUTSIDE, r"no part of .* 640 x 480 .* \[-\d"),
-    "below": (TRAIN, lambda row: move(row, (0, 600)), OUTSIDE, r"no part of the hand is inside"),
     "far away": (TRAIN, _far, OUTSIDE, r"box is \d\.\d px long, want 8 or more"),
     "noisy fingers": (TRAIN, _at("joints", FINGERS, NOISE), DECODE, r"is \d{2,3}\.\d mm from what the"),
-    "one joint 1.5 mm": (TRAIN, _at("joints", (RING_3, 2), 0.0015), DECODE, r"ring_3 is 1\.5 mm from"),
-    "place is the wrist": (TRAIN, lambda row: row["trans"].put(range(3), row["joints"][0]), DECODE, ""),
-    "another shape": (TRAIN, _set("betas", lambda b: b[::-1]), DECODE, ""),
     "a knuckle bent": (TRAIN, _at("pose_aa", 15, 0.3), DECODE, r"thumb_4"),
     "OpenPose's order": (TRAIN, _set("joints", lambda j: j[OPENPOSE_ORDER]), DECODE, ""),
     "a left hand": (TRAIN, _set("joints", lambda j: j * [-1, 1, 1]), DECODE, ""),
-    "given: camera": (BOXED, _set("cam_mat", lambda k: k.T), CAMERA, "want"),
     "given: behind": (BOXED, _set("joints", lambda j: -j), BEHIND, r"wrist is -0\.\d+ m in front"),
     "given: corners": (BOXED, _set("box", lambda b: b[[2, 1, 0, 3]]), HAND, "want x0 < x1 and y0 < y1"),
-    "given: nan": (BOXED, _set("box", lambda b: b * np.nan), HAND, r"handBoundingBox is \[nan"),
     "given: all": (BOXED, _set("box", lambda b: np.array([0, 0, 640, 480])), HAND, r"is \d{3} mm long"),
-    "given: shares": (BOXED, _set("box", lambda b: b / 640), HAND, r"is 0 mm long .* want 20 to 400"),
     "given: elsewhere": (BOXED, _set("box", lambda b: b + 500), HAND, r"wrist is \d{3} mm from handB"),
     "truth: a tip": (TRUTH, _at("joints", (INDEX_4, 1), 0.02), HAND, r"index_4 is \d+ mm in the ground"),
     "truth: larger": (TRUTH, _set("joints", lambda j: j[0] + 1.2 * (j - j[0])), HAND, "most frames of"),
-    "truth: on the wrist": (TRUTH, _set("joints", lambda j: j[:1]), HAND, r"knuckle is 0\.0 mm"),
     "truth: behind": (TRUTH, _set("joints", lambda j: j * [1, 1, -1]), BEHIND, "in front"),
-    "truth: nan": (TRUTH, _set("joints", lambda j: j * np.nan), BEHIND, "is nan m"),
 }  # fmt: skip
 
 
@@ -216,7 +196,7 @@ def test_the_most_basic_reason_is_given(good: dict[str, Records], standin: ManoL
     assert found[3].detail == "depth is 10 x 10, its picture 640 x 480"
 
 
-@pytest.mark.parametrize(("axis", "sign"), [(0, -1), (0, 1), (1, -1), (1, 1)])
+@pytest.mark.parametrize(("axis", "sign"), [(0, -1), (1, 1)])
 def test_hands_at_the_border(good: dict[str, Records], standin: ManoLayer, axis: int, sign: int) -> None:
     """Half a hand is a hand, as HO3D has them; of less than a tenth nothing can be learned."""
     for visible, fits in ((0.5, True), (0.12, True), (0.08, False)):
@@ -243,37 +223,6 @@ def test_an_evaluation_hand_may_leave_the_picture(good: dict[str, Records], stan
         assert [fault.reason for fault in found.values()] == ([] if fits else [Reason.OUTSIDE]), right_edge
 
 
-def test_a_frame_that_passed_never_gives_an_empty_crop() -> None:
-    """A hand outside the picture ended a run in the middle of an epoch: with the default crop and
-    augmentation no draw does, for hands of all sizes that the gate lets through, in wide and narrow views.
-    """
-    augmentation, box_scale = AugmentationConfig(), DatasetConfig().box_scale
-    corner = MIN_IN_PICTURE**0.5  # visible in x and in y: the worst place; beside it, the middle of a side
-    changes = [
-        dataclasses.replace(UNCHANGED, roll_rad=roll, scale=1 + grow, shift=(shift, shift))
-        for roll, grow, shift in itertools.product(
-            np.radians([0, 20, 45, 70]), (-augmentation.scale, augmentation.scale), (0, MAX_SHIFT)
-        )
-    ]
-    for focal, side, (x, y) in itertools.product(
-        (200.0, 475.0, 615.0, 1500.0), (20, 200, 900), ((corner, corner), (MIN_IN_PICTURE, 1.0))
-    ):
-        camera = np.array([[focal, 0, 320], [0, focal, 240], [0, 0, 1.0]])
-        left, top = SIZE[1] - 0.5 - x * side, SIZE[0] - 0.5 - y * side
-        box = np.array([left, top, left + side, top + side])
-        for change in changes:
-            crop = crop_camera(camera, box, (256, 192), box_scale, change)
-            assert covered_share(crop, SIZE) >= MIN_OVERLAP, f"{focal} {side}"
-
-
-def test_sizes_are_those_of_the_sequence() -> None:
-    """Each sequence has its own camera; where it is even, the size that more of the list has."""
-    sequence = np.array([0, 0, 0, 1, 1, 2, 2, 3])
-    rgb = np.array([[480, 640], [480, 640], [240, 320], [720, 1280], [0, 0], [240, 320], [480, 640], [0, 0]])
-    common = common_sizes(sequence, rgb.astype(np.int32))
-    assert common[:, 0].tolist() == [480, 480, 480, 720, 720, 480, 480, 0]
-
-
 def test_each_frame_is_judged_beside_its_own_picture_in_every_part(
     good: dict[str, Records], standin: ManoLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +239,3 @@ def test_each_frame_is_judged_beside_its_own_picture_in_every_part(
     faults = faults_of("train", records, standin, met)
     want = {2: Reason.HAND, 4: Reason.MISSING, 7: Reason.HAND}
     assert {row: fault.reason for row, fault in faults.items()} == want
-    records = good["train"].copy()
-    records["rgb_hw"] = records["depth_hw"] = [SIZE[0] // 2, SIZE[1] // 2]
-    assert [fault.reason for fault in faults_of("train", records, standin).values()] == [CAMERA] * FRAMES

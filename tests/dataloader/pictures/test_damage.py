@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import struct
 import zlib
 from collections.abc import Callable
@@ -20,7 +22,6 @@ from tests.dataloader.pictures.files import SIZE, chunk, depth_picture, jpeg, pi
 Reader = Callable[[Path], np.ndarray]
 FULL, WIDE = (getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{name}") for name in ("444", "422"))
 FORMS: list[dict[str, int]] = [
-    {"QUALITY": 95},
     {"QUALITY": 98},
     {"QUALITY": 60, "SAMPLING_FACTOR": WIDE},
     {"QUALITY": 30, "OPTIMIZE": 1, "SAMPLING_FACTOR": FULL},
@@ -60,14 +61,11 @@ def losses(data: bytes, kept: int) -> dict[str, bytes]:
     """Losses of a copy; `kept` bytes at the end survive where the end does."""
     size, torn = len(data), len(data) * 3 // 4
     return {
-        "middle zeroed": hole(data, size // 3, 2 * size // 3),
         "middle third cut out": data[: size // 3] + data[2 * size // 3 :],
         "half zeroed before a kept end": hole(data, size // 2, size - kept),
-        "torn": data[:torn],
         "torn, with the end of another": data[:torn] + data[-kept:],
         "a disk's block zeroed": hole(data, size // 2 & ~511, (size // 2 & ~511) + 512),
         "empty": b"",
-        "no picture": b"<html>404",
     }
 
 
@@ -115,48 +113,29 @@ def test_a_damaged_png_is_refused_by_name(
 
 def test_bytes_behind_the_end_are_no_damage(tmp_path: Path) -> None:
     """Archives and cameras pad files, phones append a second picture: the first one is whole."""
-    tails = [
-        bytes(4096),
-        b"\xff" * 512,
-        b"camera 3, 2024\n" * 20,
-        b"\xff\xd9",
-        jpeg(picture(9)),
-        png(picture(9)),
-    ]
+    tails = [bytes(4096), b"\xff" * 512, b"\xff\xd9", jpeg(picture(9)), png(picture(9))[:3000]]
     files: list[tuple[Reader, bytes, int]] = [
-        *((read_rgb, jpeg(picture(k), **FORMS[k]), COLOUR) for k in (0, 4, 5)),
+        *((read_rgb, jpeg(picture(k), **FORMS[k]), COLOUR) for k in (0, 3, 4)),
         *((read, png(pixels), flags) for read, pixels, flags in PNGS),
     ]
     path = tmp_path / "a"
     for k, (read, data, flags) in enumerate(files):
-        for tail in (*tails, tails[-2][:3000]):
+        for tail in tails:
             path.write_bytes(data + tail)
             assert np.array_equal(read(path), opencv(data, flags)), f"file {k} with {tail[:20]!r} behind it"
 
 
-def plain_pictures() -> dict[str, np.ndarray]:
-    """Pictures whose JPEGs hold long runs of equal bytes, and ordinary ones of odd sizes."""
-    y, x = np.mgrid[:64, :96]
-    half = picture(3, (64, 96))
-    half[:, 40:] = 0
-    return {
-        **{f"all {value}": np.full((64, 96, 3), value, np.uint8) for value in (0, 128, 255)},
-        "slope": np.repeat((2 * x)[..., None], 3, axis=-1).astype(np.uint8),
-        "squares": np.repeat(((x // 8 + y // 8) % 2 * 255)[..., None], 3, axis=-1).astype(np.uint8),
-        "half black": half,
-        **{f"odd {size}": picture(4, size) for size in ((1, 1), (7, 17), (33, 15))},
-    }
-
-
-@pytest.mark.parametrize("quality", [20, 75, 100])
-def test_whole_pictures_are_accepted_with_opencvs_pixels(tmp_path: Path, quality: int) -> None:
+def test_whole_pictures_are_accepted_with_opencvs_pixels(tmp_path: Path) -> None:
     """Another decoder may not move a result by one grey level, nor refuse a black picture for its zeros."""
+    y, x = np.mgrid[:64, :96]
+    pictures = [np.full((64, 96, 3), value, np.uint8) for value in (0, 128, 255)]  # long runs of equal bytes
+    pictures += [np.repeat(((x // 8 + y // 8) % 2 * 255)[..., None], 3, axis=-1).astype(np.uint8)]
+    pictures += [picture(4, size) for size in ((1, 1), (7, 17), (33, 15))]
     path = tmp_path / "a.jpg"
-    for name, pixels in plain_pictures().items():
-        for form in (*FORMS, {"OPTIMIZE": 1}):
-            for shown in (pixels, pixels[..., 1]):
-                path.write_bytes(jpeg(shown, **form | {"QUALITY": quality}))
-                assert np.array_equal(read_rgb(path), opencv(path.read_bytes())), f"{name}, {form}"
+    for k, form in itertools.product(range(len(pictures)), FORMS):
+        for shown in (pictures[k], pictures[k][..., 1]):
+            path.write_bytes(jpeg(shown, **form))
+            assert np.array_equal(read_rgb(path), opencv(path.read_bytes())), f"{k}, {form}"
 
 
 def test_a_picture_is_not_turned_by_its_orientation_tag(tmp_path: Path) -> None:
@@ -203,19 +182,8 @@ def test_a_png_of_right_checksums_without_all_its_rows_is_found(tmp_path: Path, 
         parts["IDAT"] = chunk(b"IDAT", packed[:-1] + bytes([packed[-1] ^ 1]))
     parts.pop(lost, None)
     path.write_bytes(b"".join(parts.values()))
-    if lost:
-        with pytest.raises(DataError, match=r"d\.png: picture cannot be read: .*Re-extract"):
-            read_depth_bytes(path)
-    else:
+    with pytest.raises(DataError, match=r"d\.png.*Re-extract") if lost else contextlib.nullcontext():
         assert np.array_equal(read_depth_bytes(path), pixels)
-
-
-def test_depth_that_was_saved_as_a_jpeg_is_refused(tmp_path: Path) -> None:
-    """Its two digits are of one number: loss in the high one moves a wall by centimetres."""
-    path = tmp_path / "d.png"
-    path.write_bytes(jpeg(depth_picture(1)))
-    with pytest.raises(DataError, match=r"d\.png.*no PNG"):
-        read_depth_bytes(path)
 
 
 def test_depth_bytes_are_combined_without_overflow(tmp_path: Path) -> None:

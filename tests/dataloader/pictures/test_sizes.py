@@ -32,8 +32,6 @@ def segment(marker: int, size: int) -> bytes:
 JPEGS = {
     "plain": JPEG,
     "progressive": jpeg(NOISE, PROGRESSIVE=1),
-    "grey": jpeg(NOISE[..., 1]),
-    "trailing": JPEG + b"\0" * 5000,
     "EXIF": with_front(segment(0xE1, 3000)),
     # behind which the next one lies across the end of the first read
     **{f"EXIF {size}": with_front(segment(0xE1, size)) for size in range(4080, 4095, 2)},
@@ -42,11 +40,11 @@ JPEGS = {
 }
 
 
-@pytest.mark.parametrize("kind", JPEGS)
-def test_jpegs_of_all_kinds_have_their_size(tmp_path: Path, kind: str) -> None:
+def test_jpegs_of_all_kinds_have_their_size(tmp_path: Path) -> None:
     """A camera's EXIF thumbnail or colour profile must not hide the size, nor pass for it."""
-    (tmp_path / "1.jpg").write_bytes(JPEGS[kind])
-    assert picture_size(tmp_path / "1.jpg", "rgb") == (48, 64)
+    for kind, data in JPEGS.items():
+        (tmp_path / "1.jpg").write_bytes(data)
+        assert picture_size(tmp_path / "1.jpg", "rgb") == (48, 64), kind
 
 
 @pytest.mark.parametrize(("bits", "colour", "fits"), [
@@ -73,18 +71,11 @@ def test_depth_is_three_bytes_for_its_header_and_its_decoder(
 
 BROKEN: list[tuple[str, PictureKind, dict[str, Any], Reason, str]] = [
     ("1.jpg", "rgb", {}, Reason.MISSING, r"1\.jpg is missing$"),
-    ("1.png", "depth", {"1.jpg": b"x"}, Reason.MISSING, r"1\.png is missing$"),
     ("1.jpg", "rgb", {"1.png": b"x"}, Reason.RELEASE, r"1\.jpg is missing, but 1\.png stands there"),
-    ("1.png", "rgb", {"1.jpg": b"x"}, Reason.RELEASE, r"1\.png is missing, but 1\.jpg stands there"),
     ("1.jpg", "rgb", {"1.jpg": b""}, Reason.EMPTY, r"1\.jpg: rgb is empty \(0 bytes\)"),
-    ("1.png", "depth", {"1.png": b""}, Reason.EMPTY, r"1\.png: depth is empty \(0 bytes\)"),
     ("1.jpg", "rgb", {"1.jpg": PNG}, Reason.FORMAT, "no JPEG, it begins with 89 50 4e 47"),
-    ("1.png", "rgb", {"1.png": JPEG}, Reason.FORMAT, "no PNG, it begins with ff d8 ff"),
     ("1.png", "depth", {"1.png": b"<html>404"}, Reason.FORMAT, "no PNG"),
-    ("1.jpg", "rgb", {"1.jpg": bytes(5000)}, Reason.FORMAT, "no JPEG, it begins with 00 00"),
     ("1.jpg", "rgb", {"1.jpg": JPEG[:150]}, Reason.FORMAT, "JPEG without a size"),
-    ("1.jpg", "rgb", {"1.jpg": b"\xff\xd8\xff\xd9"}, Reason.FORMAT, "JPEG without a size"),
-    ("1.jpg", "rgb", {"1.jpg": with_front(b"\xff\xda\0\x08")}, Reason.FORMAT, "JPEG without a size"),
     ("1.png", "depth", {"1.png": PNG[:20]}, Reason.FORMAT, "PNG without a size"),
     ("1.jpg", "rgb", {"1.jpg": None}, Reason.FORMAT, r"cannot be read \(Is a directory\)"),
 ]
