@@ -17,34 +17,12 @@ import torch
 
 from src.config import RunConfig
 from src.errors import AssetError, PeerError
-from src.runtime.ranks.distributed import DistContext
 from src.training.checkpoints import checkpoint as ckpt
 from src.training.checkpoints import folder as folder_of
 from src.training.checkpoints.checkpoint import Progress
+from tests.checkpoints import write_checkpoint as write
 from tests.log_lines import log_lines
 from tests.training.toy import ALONE
-
-
-def write(
-    path: Path,
-    *copies: Path,
-    step: int = 4,
-    progress: Progress | None = None,
-    weight: float = 1.0,
-    width: int = 2,
-    context: DistContext = ALONE,
-) -> Path:
-    """A checkpoint of a network of a few numbers, by the code that writes those of a run."""
-    model = torch.nn.Linear(width, 1)
-    torch.nn.init.constant_(model.weight, weight)
-    trainer: Any = SimpleNamespace(
-        model=model, ema=None, optimizer=SimpleNamespace(state_dict=dict), step=step, schedule_step=step,
-        total_steps=99,
-    )  # fmt: skip
-    hand: Any = SimpleNamespace(fingerprint="f", is_standin=True)
-    position = progress or Progress(epoch=step // 4)
-    ckpt.save_checkpoint(path, trainer, position, RunConfig(), hand, "abc", context, copies)
-    return path
 
 
 def bit(path: Path) -> None:

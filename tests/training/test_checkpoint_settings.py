@@ -30,7 +30,7 @@ def write(path: Path, settings: Mapping[str, Any] = SENT) -> Path:
     kept: dict[str, Any] = config_to_dict(RunConfig())
     for name, value in settings.items():
         kept[name] = {**kept[name], **value} if isinstance(value, dict) and name != "name" else value
-    return write_checkpoint(path, kept)
+    return write_checkpoint(path, config=kept)
 
 
 def test_a_checkpoint_decides_nothing_about_where_is_written(tmp_path: Path) -> None:
