@@ -157,17 +157,15 @@ def test_moments_that_do_not_fit_are_refused() -> None:
     state = optimizer.state_dict()
     optimizer.load_state_dict(state)
     moments = state["adamw"]["head.bias"]
-    spoilt: tuple[tuple[str, str, dict[str, Tensor] | None], ...] = (
-        ("adamw", "head.bias", None),
-        ("muon", "head.weight", None),
-        ("adamw", "tail.bias", moments),
-        ("adamw", "head.bias", moments | {"exp_avg": torch.zeros(4)}),
-        ("muon", "head.weight", {"momentum_buffer": torch.zeros(8, 4)}),
-    )
-    for kind, name, value in spoilt:
+    for kind, name, value in (
+        ("muon", "head.weight", {}),
+        ("adamw", "tail.bias", {"tail.bias": moments}),
+        ("adamw", "head.bias", {"head.bias": moments | {"exp_avg": torch.zeros(4)}}),
+        ("muon", "head.weight", {"head.weight": {"momentum_buffer": torch.zeros(8, 4)}}),
+    ):
         bad = copy.deepcopy(state)
         bad[kind].pop(name, None)
-        bad[kind] |= {} if value is None else {name: value}
+        bad[kind] |= value
         with pytest.raises(AssetError, match=rf"moments of {name} \(1 in all\) are not those .*Resume"):
             optimizer.load_state_dict(bad)
     for was, now in ((optimizer, other), (other, optimizer)):
@@ -182,19 +180,16 @@ def test_average_is_exponential_and_swaps_back_bit_for_bit() -> None:
     averages of 0.9, 1.8, 2.76 and 3.752 above it.
     """
     model = nn.Linear(3, 3)
-    ema, other = Ema(model, decay=0.2), Ema(model, decay=0.2)
+    ema = Ema(model, decay=0.2)
     expected = model.weight.detach().clone() + 3.752
     for _ in range(4):
         with torch.no_grad():
             model.weight.add_(1.0)
         ema.update()
     trained = model.weight.detach().clone()
-    other.load_state_dict(ema.state_dict())
-    for average in (ema, other):
-        with average.applied():
-            assert torch.allclose(model.weight, expected, atol=1e-6)
-        assert torch.equal(model.weight, trained)
-        assert average.updates == 4
+    with ema.applied():
+        assert torch.allclose(model.weight, expected, atol=1e-6)
+    assert torch.equal(model.weight, trained)
 
 
 SHAPES = ((3, 3), (16, 48), (48, 16), (24, 200), (1, 8))

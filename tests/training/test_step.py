@@ -158,13 +158,12 @@ def test_a_gradient_that_overflows_is_refused_too() -> None:
     assert step.ema.updates == 0
 
 
-@pytest.mark.parametrize("place", [0, 2])
-def test_a_bad_sample_is_named_in_whichever_batch_of_a_step(place: int) -> None:
+def test_bad_samples_are_named_in_whichever_batch_of_a_step() -> None:
     """With accumulation a step is several batches: which term and which sample must be found in any."""
     batches = [dataclasses.replace(toy_batch(k), sample_index=10 * k + torch.arange(2)) for k in range(3)]
-    batches[place] = spoilt(batches[place], 1)
-    with pytest.raises(TrainingError, match=rf"rank 0: terms votes, sample indices \[{10 * place + 1}\]\)"):
-        toy_trainer(accumulation=3)(batches)
+    spoiled = [spoilt(batches[0], 1), batches[1], spoilt(batches[2], 0)]
+    with pytest.raises(TrainingError, match=r"rank 0: terms votes, sample indices \[1, 20\]\)"):
+        toy_trainer(accumulation=3)(spoiled)
 
 
 @BOTH
@@ -210,11 +209,9 @@ def test_the_optimiser_gets_the_gradient_cut_to_the_limit(name: str, lag: int) -
     norm = float(whole[0].norm())
     assert norm > 0.5, f"the test wants a gradient far above the limit of 0.05, got norm {norm:.3f}"
     # torch divides by norm + 1e-6.
-    assert float(cut[0].norm()) == pytest.approx(0.05, rel=1e-4), "norm of what the optimiser was given"
-    assert torch.allclose(cut[0], whole[0] * (0.05 / norm), rtol=1e-4, atol=1e-9), "its direction"
-    for report, clipped in zip(reports, (False, True), strict=True):
-        assert report.grad_norm == pytest.approx(norm, rel=1e-5), "the norm that is logged is that before"
-        assert report.clipped is clipped
+    assert torch.allclose(cut[0], whole[0] * (0.05 / norm), rtol=1e-4, atol=1e-9), "what the optimiser got"
+    assert [r.grad_norm for r in reports] == pytest.approx([norm, norm], rel=1e-5), "logged: before the cut"
+    assert [r.clipped for r in reports] == [False, True]
 
 
 def test_accumulated_batches_make_one_step_of_everything() -> None:

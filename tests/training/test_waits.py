@@ -190,20 +190,16 @@ def test_a_run_waits_only_where_it_is_meant_to(tmp_path: Path, monkeypatch: pyte
 def test_a_validation_waits_only_behind_its_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows go to the host once a batch, after network and loss; nothing else may."""
     step = stepper()
-    truth = SimpleNamespace(truth_vertices=lambda *_: None, truth_joints=lambda *_: None)
-    scoring = SimpleNamespace(
-        config=step.config,
-        context=ALONE,
-        meshes=MeshScorer(hand_model(), truth, official=False),
-        baselines=None,
-        dataset=SimpleNamespace(frames=SimpleNamespace(split=SimpleNamespace(id="split")), __len__=lambda: 4),
+    truth: Any = SimpleNamespace(truth_vertices=lambda *_: None, truth_joints=lambda *_: None)
+    dataset: Any = Batches([None] * 4)
+    dataset.frames = SimpleNamespace(split=SimpleNamespace(id="split"))
+    meshes = MeshScorer(hand_model(), truth, official=False)
+    scoring: Any = SimpleNamespace(
+        config=step.config, context=ALONE, meshes=meshes, baselines=None, dataset=dataset
     )
     loader = Batches(make_batch(2, 64, 64, seed=k, noise=True) for k in range(2))
     loader.sampler = [[0, 1], [2, 3]]
     monkeypatch.setattr(train, "evaluate", lambda shard, **_: shard)
-    monkeypatch.setattr(
-        train, "len", lambda value: 4 if value is scoring.dataset else len(value), raising=False
-    )
     with Waits() as waits:
         shard: Any = train.test(step.model, step.loss, loader, scoring, PicturePage(2, 2))
     assert shard.count == 4
