@@ -19,8 +19,8 @@ from dataloader.ho3d.split import read_held_out
 from src.config import DatasetConfig
 from src.hand.mano_assets import load_hand_asset
 from src.training.checkpoints.checkpoint import load_checkpoint
+from tests.checkpoints import write_checkpoint
 from tests.hand_file import hand_file
-from tests.training.test_checkpoint_folder import write as write_checkpoint
 
 Case = Callable[[Path], object]
 """Writes into an empty folder, reads what it wrote, and raises."""

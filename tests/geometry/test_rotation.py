@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from src.errors import ShapeError
 from src.geometry.rotation import (
     largest_row,
     quaternion_form,
@@ -46,23 +43,15 @@ def test_6d_is_two_columns_there_and_back() -> None:
     assert (rotation_from_6d(scaled) - rotations).abs().max() < 1e-12
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10_000))
-def test_rotation_between_takes_the_shortest_way(seed: int) -> None:
+def test_rotation_between_takes_the_shortest_way() -> None:
     """The swing of a bone must not add a twist."""
-    rng = np.random.default_rng(seed)
-    a, b = torch.from_numpy(rng.normal(size=(2, 4, 3)))
+    a, b = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 200, 3)))
     turn = rotation_between(a, b)
     unit = torch.nn.functional.normalize
     assert (turn @ unit(a, dim=-1)[..., None] - unit(b, dim=-1)[..., None]).abs().max() < 1e-9
     angle = torch.arccos((unit(a, dim=-1) * unit(b, dim=-1)).sum(-1).clamp(-1, 1))
     assert np.abs(Rotation.from_matrix(turn.numpy()).magnitude() - angle.numpy()).max() < 1e-6
-
-
-def test_rotation_between_empty_directions() -> None:
-    """A bone of no length turns nothing: never nan."""
-    directions = torch.tensor([[0.0, 0, 0], [1.0, 0, 0]], dtype=torch.float64)
-    assert torch.equal(rotation_between(directions, directions.flip(0))[0], torch.eye(3, dtype=torch.float64))
+    assert torch.equal(rotation_between(0 * a, b), torch.eye(3).double().expand(200, 3, 3)), "of no length"
 
 
 @pytest.mark.parametrize("degrees", [177.0, 179.0, 179.9, 180.0])
@@ -91,18 +80,5 @@ def test_quaternions_are_w_x_y_z_and_come_back() -> None:
 
 def test_about_z_turns_x_towards_y() -> None:
     """The sign of the roll: picture and labels must turn the same way."""
-    turned = (
-        rotation_about_z(torch.tensor(torch.pi / 2, dtype=torch.float64)) @ torch.tensor([1.0, 0, 0]).double()
-    )
-    assert (turned - torch.tensor([0.0, 1.0, 0.0])).abs().max() < 1e-15
-
-
-def test_wrong_shapes_are_named() -> None:
-    """A shape error says what it got."""
-    for function, shape in (
-        (rotation_from_6d, (2, 5)),
-        (rotation_from_aa, (4,)),
-        (sixd_from_rotation, (3, 2)),
-    ):
-        with pytest.raises(ShapeError, match=str(shape[-1])):
-            function(torch.zeros(shape))
+    quarter = rotation_about_z(torch.tensor(torch.pi / 2, dtype=torch.float64))
+    assert (quarter[:, 0] - torch.tensor([0.0, 1.0, 0.0])).abs().max() < 1e-15

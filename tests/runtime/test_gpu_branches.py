@@ -1,4 +1,4 @@
-"""What only a GPU does, tried without one (see also tests/training/test_fake_gpu.py)."""
+"""What only a GPU does, tried without one (see also tests/training/test_waits.py)."""
 
 from __future__ import annotations
 

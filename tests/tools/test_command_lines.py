@@ -47,7 +47,7 @@ def test_the_doctor_takes_the_settings_of_the_checkpoint(
     monkeypatch.setattr("src.runtime.log.configure", lambda **_: None)
     monkeypatch.setattr(doctor, "examine", lambda config, _: seen.append(config) or iter(()))
     kept = config_to_dict(RunConfig(name="theirs", logging=LoggingConfig(runs_dir=Path("/theirs"))))
-    path = write_checkpoint(tmp_path / "a.pt", kept)
+    path = write_checkpoint(tmp_path / "a.pt", config=kept)
     assert doctor.main(["seed=3", "--checkpoint", str(path)]) == 0
     assert seen == [RunConfig(name="theirs", seed=3)]
     with pytest.raises(SystemExit) as left:

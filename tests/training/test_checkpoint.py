@@ -1,4 +1,4 @@
-"""Checkpoints: complete, free of licensed data, and refused where they do not fit."""
+"""Checkpoints: what of them is used, and where they are refused; tests/end_to_end says what is in them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,22 @@ from typing import Any
 import pytest
 import torch
 
-from src.config import ModelConfig, RunConfig, TrainingConfig
+from src.config import RunConfig
 from src.errors import AssetError
-from src.losses.loss import HandLoss
-from src.models.utnet import UTNet
 from src.runtime.files.tensor_file import save_tensors
 from src.runtime.ranks.distributed import DistContext
 from src.training.checkpoints import checkpoint as ckpt
 from src.training.checkpoints.checkpoint import Progress
 from src.training.step import TrainStep
-from tests.models.scene import hand_model
-from tests.training.test_step import batch, weights
 from tests.training.toy import ALONE, toy_batch, toy_trainer
 
 HAND: Any = SimpleNamespace(fingerprint="f" * 16, is_standin=True)
 OTHER_HAND: Any = SimpleNamespace(fingerprint="0" * 16, is_standin=False)
 
 
-def saved(folder: Path, step: TrainStep, progress: Progress | None = None, hand: Any = HAND) -> Path:
+def saved(folder: Path, step: TrainStep, progress: Progress | None = None) -> Path:
     path = folder / "checkpoints" / "last.pt"
-    ckpt.save_checkpoint(path, step, progress or Progress(), step.config, hand, "abc", ALONE)
+    ckpt.save_checkpoint(path, step, progress or Progress(), step.config, HAND, "abc", ALONE)
     return path
 
 
@@ -65,52 +61,15 @@ def _random_state() -> Iterator[None]:
     torch.set_rng_state(before)
 
 
-def test_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    """Schedule, moments, average, dropped paths and position all survive, and MANO's arrays are not inside:
-    they must not leave the machine in a checkpoint that is shared.
-    """
-    model = ModelConfig(preset="tiny", image_size=(64, 64), drop_path=0.2)
-    config = RunConfig(model=model, training=TrainingConfig(batch_size=2, ema_decay=0.9))
-
-    def fresh(seed: int) -> TrainStep:
-        torch.manual_seed(seed)
-        network = UTNet(config.model, hand_model())
-        return TrainStep(network, HandLoss(config.loss, hand_model()), config, ALONE, total_steps=8)
-
-    run, other = fresh(5), fresh(99)
-    for k in range(3):
-        run([batch(k)])
-    position = Progress(1, 3, loss_sum=4.5, clipped_steps=2, best_mpjpe_mm=31.0, best_epoch=0)
-    path = saved(tmp_path, run, position, hand_model())
-    reports = [run([batch(k)]) for k in range(3, 6)]
-    assert restored(path, other, hand=hand_model()) == position
-    again = [other([batch(k)]) for k in range(3, 6)]
-    assert [(r.loss, r.grad_norm, r.learning_rate) for r in reports] == [
-        (r.loss, r.grad_norm, r.learning_rate) for r in again
-    ]
-    assert torch.equal(weights(run), weights(other))
-    assert run.ema is not None
-    assert other.ema is not None
-    with run.ema.applied(), other.ema.applied():
-        assert torch.equal(weights(run), weights(other))
-    inside = ckpt.load_checkpoint(path)["model"]
-    assert not any(778 in value.shape for value in inside.values()), "an array of vertices"
-    assert sum(v.numel() for v in inside.values()) == sum(p.numel() for p in run.model.parameters())
-
-
-@pytest.mark.parametrize(("decay", "which"), [(0.9, "averaged"), (0.0, "plain")])
-def test_what_was_validated_is_what_is_scored(tmp_path: Path, decay: float, which: str) -> None:
+@pytest.mark.parametrize("which", ["averaged", "plain"])
+def test_what_was_validated_is_what_is_scored(tmp_path: Path, written: dict[str, Any], which: str) -> None:
     """The averaged weights if the file has them, whatever the settings ask for; the log says which."""
-    run = toy_trainer(ema_decay=decay)
-    for k in range(2):
-        run([toy_batch(k)])
-    path, model = saved(tmp_path, run), toy_trainer().model
-    state = ckpt.load_checkpoint(path)
+    path, model = tmp_path / "last.pt", toy_trainer().model
+    state = written if which == "averaged" else written | {"ema": None}
     ckpt.load_weights(model, state, path)
     assert ckpt.named(state, path) == f"{path} (step 2, {which} weights)"
-    want = state["model"] if state["ema"] is None else state["ema"]["average"]
+    want = state["model"] if which == "plain" else state["ema"]["average"]
     assert all(torch.equal(value, want[name]) for name, value in model.named_parameters())
-    assert (which == "plain") == all(torch.equal(value, state["model"][n]) for n, value in want.items())
 
 
 INSIDE = Progress(step_in_epoch=2)
@@ -138,23 +97,19 @@ def test_a_run_that_cannot_go_on_is_refused(tmp_path: Path, what: str) -> None:
         restored(path, step, config, **where)
 
 
-def test_a_run_that_can_go_on_does(tmp_path: Path) -> None:
-    """More epochs than are done; and one that was lost while it validated, all steps of its epoch done."""
-    path = saved(tmp_path, toy_trainer(), Progress(epoch=2))
-    assert restored(path, toy_trainer(num_epochs=3)).epoch == 2
-    path = saved(tmp_path, toy_trainer(), Progress(epoch=1, step_in_epoch=2))
-    assert restored(path, toy_trainer(max_steps_per_epoch=2)).step_in_epoch == 2
+def test_a_run_that_was_lost_while_it_validated_goes_on(tmp_path: Path) -> None:
+    """All steps of its last epoch are done, and its validation is not."""
+    position = Progress(epoch=1, step_in_epoch=2)
+    path = saved(tmp_path, toy_trainer(), position)
+    assert restored(path, toy_trainer(max_steps_per_epoch=2, num_epochs=2)) == position
 
 
 @pytest.mark.parametrize(
     ("inside", "total", "epochs", "schedule_step"),
     [
-        (0, 16, 4, 8),
         (0, 8, 4, 4),
         (0, 32, 4, 16),
         (0, 24, 6, 8),
-        (3, 24, 4, 15),
-        (3, 32, 4, 19),
         (3, 12, 4, 9),
     ],
 )
@@ -170,10 +125,6 @@ def test_the_rate_goes_on_where_it_stood_when_an_epoch_has_other_steps(
     other = toy_trainer(total_steps=total, num_epochs=epochs)
     restored(path, other)
     assert (other.step, other.schedule_step) == (8 + inside, schedule_step)
-    if (inside, epochs) == (0, 4):
-        assert other([toy_batch(0)]).learning_rate == pytest.approx(
-            run([toy_batch(0)]).learning_rate, rel=0.2
-        )
     # And once more from what the resumed run wrote.
     again = toy_trainer(total_steps=total, num_epochs=epochs)
     restored(saved(tmp_path, other, Progress(epoch=2, step_in_epoch=inside)), again)
@@ -228,14 +179,11 @@ def _spoil(tensor: torch.Tensor) -> None:
 
 UNFIT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "newer": (lambda s: s.update(format=9), r"format 9, this program reads \(2, 3\)"),
-    "no format": (lambda s: s.update(format="3"), "not a UTNet checkpoint"),
     "foreign": (lambda s: _pop(s, "progress"), r"not a UTNet checkpoint \(no progress inside\)"),
     "no seed": (lambda s: _pop(s["config"], "seed"), "config is not a configuration"),
     "no rank": (lambda s: s.update(rng=[]), "rng is of 0 ranks, world is 1"),
     "cut random state": (lambda s: s["rng"][0].update(cpu=s["rng"][0]["cpu"][:-1]), "rng is not the random"),
     "no moment": (lambda s: _pop(_first(s), "exp_avg_sq"), "optimiser state: moments of inside"),
-    "a number": (lambda s: _first(s).update(exp_avg=torch.tensor(1.0)), "optimiser state: moments of inside"),
-    "no moments": (lambda s: s.update(optimizer={}), "optimiser state: moments of"),
     "another average": (lambda s: s["ema"].update(average={"x": torch.ones(2)}), "averaged weights are not"),
     "another network": (
         lambda s: _pop(s["model"], "inside.bias"),

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,34 +17,12 @@ import torch
 
 from src.config import RunConfig
 from src.errors import AssetError, PeerError
-from src.runtime.ranks.distributed import DistContext
 from src.training.checkpoints import checkpoint as ckpt
 from src.training.checkpoints import folder as folder_of
 from src.training.checkpoints.checkpoint import Progress
+from tests.checkpoints import write_checkpoint as write
 from tests.log_lines import log_lines
 from tests.training.toy import ALONE
-
-
-def write(
-    path: Path,
-    *copies: Path,
-    step: int = 4,
-    progress: Progress | None = None,
-    weight: float = 1.0,
-    width: int = 2,
-    context: DistContext = ALONE,
-) -> Path:
-    """A checkpoint of a network of a few numbers, by the code that writes those of a run."""
-    model = torch.nn.Linear(width, 1)
-    torch.nn.init.constant_(model.weight, weight)
-    trainer: Any = SimpleNamespace(
-        model=model, ema=None, optimizer=SimpleNamespace(state_dict=dict), step=step, schedule_step=step,
-        total_steps=99,
-    )  # fmt: skip
-    hand: Any = SimpleNamespace(fingerprint="f", is_standin=True)
-    position = progress or Progress(epoch=step // 4)
-    ckpt.save_checkpoint(path, trainer, position, RunConfig(), hand, "abc", context, copies)
-    return path
 
 
 def bit(path: Path) -> None:
@@ -52,24 +31,12 @@ def bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def dangling(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere.pt")
-
-
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "bit": bit,
-    "torn": lambda path: path.write_bytes(path.read_bytes()[:-700]),
     "empty": lambda path: path.write_bytes(b""),
-    "folder": a_folder,
+    "folder": lambda path: (path.unlink(), path.mkdir()),
     "gone": Path.unlink,
-    "dangling": dangling,
+    "dangling": lambda path: (path.unlink(), path.symlink_to("nowhere.pt")),
     "not a number": lambda path: write(path, step=40, weight=float("nan")),
 }
 
@@ -205,22 +172,18 @@ def test_a_damaged_last_checkpoint_is_passed_over_aloud(run: Path, damage: str) 
 
 
 def test_damaged_files_are_passed_over_one_after_the_other(run: Path) -> None:
-    """The newest whole one, not the next name; and where none is whole, no older run and no new one."""
-    last = run / "last.pt"
-    for name, expected in (
-        ("last.pt", "epoch_10.pt"),
-        ("epoch_10.pt", "epoch_9.pt"),
-        ("epoch_9.pt", "best.pt"),
-    ):
-        bit(run / name)
+    """The newest whole one by its content, not the next name or the youngest file; where none is whole, no
+    older run and no new one.
+    """
+    last, order = run / "last.pt", ["last.pt", "epoch_10.pt", "epoch_9.pt", "best.pt"]
+    for damaged, expected in pairwise(order):
+        bit(run / damaged)
         assert folder_of.to_go_on_from(last)[0] == run / expected
-        assert len(list(run.glob("*.damaged"))) == 1, name
+        assert len(list(run.glob("*.damaged"))) == 1, damaged
     bit(run / "best.pt")
-    want = "No checkpoint of this run is whole, and no older run is taken"
-    with pytest.raises(AssetError, match=want) as caught:
+    with pytest.raises(AssetError, match="No checkpoint of this run is whole, and no older run") as caught:
         folder_of.to_go_on_from(last)
-    for name in ("last.pt", "best.pt", "epoch_9.pt", "epoch_10.pt"):
-        assert f"checkpoint {run / name}" in str(caught.value)
+    assert all(f"checkpoint {run / name}" in str(caught.value) for name in order)
     assert (run / "best.pt").exists()
 
 

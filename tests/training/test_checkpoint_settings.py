@@ -30,15 +30,14 @@ def write(path: Path, settings: Mapping[str, Any] = SENT) -> Path:
     kept: dict[str, Any] = config_to_dict(RunConfig())
     for name, value in settings.items():
         kept[name] = {**kept[name], **value} if isinstance(value, dict) and name != "name" else value
-    return write_checkpoint(path, kept)
+    return write_checkpoint(path, config=kept)
 
 
-@pytest.mark.parametrize("option", ["evaluate", "resume"])
-def test_a_checkpoint_decides_nothing_about_where_is_written(tmp_path: Path, option: str) -> None:
+def test_a_checkpoint_decides_nothing_about_where_is_written(tmp_path: Path) -> None:
     """Whoever downloads a checkpoint would write its index, crops and run folders where its author wants."""
     path = write(tmp_path / "best.pt")
-    asked: dict[str, Any] = {option: path if option == "evaluate" else str(path)}
-    settings = command_settings(None, ["training.num_epochs=2"], **asked)
+    settings = command_settings(None, ["training.num_epochs=2"], evaluate=path)
+    assert command_settings(None, ["training.num_epochs=2"], resume=str(path)) == settings
     config, said = settings.config, str(settings.origin)
     assert (config.name, config.seed, config.logging.every, config.training.num_epochs) == ("theirs", 7, 3, 2)
     assert (str(config.logging.runs_dir), str(config.dataset.index_dir)) == ("runs", "runs/.utnet")
@@ -50,7 +49,7 @@ def test_a_checkpoint_decides_nothing_about_where_is_written(tmp_path: Path, opt
         "logging.runs_dir='/their/runs' (here 'runs')"
     )
     assert said.isprintable(), "the name of a folder could steer the terminal that shows the log"
-    mine = command_settings(None, ["logging.runs_dir=my", "dataset.cache=auto"], **asked)
+    mine = command_settings(None, ["logging.runs_dir=my", "dataset.cache=auto"], evaluate=path)
     assert (str(mine.config.logging.runs_dir), mine.config.dataset.cache) == ("my", "auto")
     assert "/their/runs" not in str(mine.origin)
 
@@ -117,9 +116,7 @@ def test_a_damaged_last_checkpoint_is_stood_for_by_the_one_that_goes_on(tmp_path
             [],
             r"checkpoint .*best\.pt: dataset\.rot_dir: unknown key.*Name a configuration with --config FILE$",
         ),
-        ({"model": {"drop_path": "7"}}, [], r"checkpoint .*best\.pt: model\.drop_path: must be a number"),
         ({"name": {"a": {"b": 1}}}, [], r"checkpoint .*best\.pt: name\.a: name is a value"),
-        ({"loss": 3}, [], r"checkpoint .*best\.pt: loss: is a section of keys"),
         ({"seed": "7"}, [], r"best\.pt is not what this program writes: config is not a configuration"),
         (SENT, ["sed=2"], r"^command line: sed: unknown key, did you mean seed\?$"),
     ],
@@ -134,7 +131,7 @@ def test_print_config_shows_the_settings_of_the_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What a command would work with can be looked at before it works."""
-    kept = config_to_dict(RunConfig(name="theirs"))
-    assert train.main(["seed=3", "--evaluate", str(write(tmp_path / "a.pt", kept)), "--print-config"]) == 0
-    (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
-    assert load_config(tmp_path / "shown.yaml") == RunConfig(name="theirs", seed=3)
+    path, shown = write(tmp_path / "a.pt", {"name": "theirs"}), tmp_path / "shown.yaml"
+    assert train.main(["seed=3", "--evaluate", str(path), "--print-config"]) == 0
+    shown.write_text(capsys.readouterr().out)
+    assert load_config(shown) == RunConfig(name="theirs", seed=3)

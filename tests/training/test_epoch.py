@@ -108,35 +108,24 @@ LAGS = pytest.mark.parametrize("lag", [0, 1], ids=["CPU", "as on a GPU"])
 
 
 @LAGS
-def test_an_epochs_loss_is_the_mean_over_its_own_steps(watched: Any, lag: int) -> None:
-    """A sum that goes on into the next epoch doubles the printed loss; a step that is read late counts."""
-    run = watched(lag)
+def test_loss_and_clipped_share_are_of_this_epochs_checked_steps(watched: Any, lag: int) -> None:
+    """A sum that goes on into the next epoch doubles the printed loss; and on a GPU the newest step is not
+    read yet: counted as not clipped, the share would be too low.
+    """
+    limit = 8.0
+    run, expected = watched(lag, clip_grad_norm=limit), []
     for epoch in range(2):
         assert train.run_epoch(run)
-        own = run.losses[epoch * STEPS : (epoch + 1) * STEPS]
-        step, values = run.logged[-1]
+        own = slice(epoch * STEPS, (epoch + 1) * STEPS)
+        ((step, values),) = run.logged[epoch:]
         assert (step, values["Train/epoch"]) == ((epoch + 1) * STEPS, epoch)
-        assert values["Train/epoch_loss"] == pytest.approx(sum(own) / STEPS), f"epoch {epoch} of {own}"
-    assert (run.progress.epoch, run.progress.step_in_epoch) == (2, 0)
-    assert (run.progress.loss_sum, run.progress.clipped_steps) == (0.0, 0)
-
-
-@LAGS
-def test_the_clipped_share_is_of_the_steps_that_were_checked(watched: Any, lag: int) -> None:
-    """On a GPU the newest step is not read yet: counted as not clipped, the share would be too low."""
-    run = watched(lag)
-    assert train.train_epoch(run) is not None
-    limit = sorted(run.norms)[1]
-    run = watched(lag, clip_grad_norm=limit)
-    for _ in range(2):
-        assert train.run_epoch(run)
-    above = [norm > limit for norm in run.norms]
-    assert 0 < sum(above) < len(above), f"the test wants some steps clipped at {limit}: {run.norms}"
-    expected = []
-    for epoch in range(2):
-        for step in range(1, STEPS + 1):
-            read = above[epoch * STEPS : epoch * STEPS + step - lag]
-            expected.append(sum(read) / max(1, len(read)))
+        assert values["Train/epoch_loss"] == pytest.approx(sum(run.losses[own]) / STEPS), f"epoch {epoch}"
+        above = [norm > limit for norm in run.norms[own]]
+        read = [above[: step - lag] for step in range(1, STEPS + 1)]
+        expected += [sum(part) / max(1, len(part)) for part in read]
+    assert 0 < sum(norm > limit for norm in run.norms) < 2 * STEPS, (
+        f"the test wants some clipped: {run.norms}"
+    )
     assert run.shares == pytest.approx(expected)
 
 
@@ -145,11 +134,11 @@ def test_epochs_are_saved_before_and_after_their_validation(watched: Any) -> Non
     run = watched(0, epochs=3)
     for _ in range(3):
         assert train.run_epoch(run)
-    events = [event for event in run.events if event[0] == "validate"]
-    assert events == [("validate", 10), ("validate", 15)]
-    saves = [event for event in run.events if event[0] == "save"]
-    assert saves[::2] == [("save", 5 * (k + 1), k, 5, False, False) for k in range(3)], "before validation"
-    assert saves[1::2] == [("save", 5 * (k + 1), k + 1, 0, k == 1, True) for k in range(3)], "after it"
+    wanted: list[Any] = []
+    for k, step in enumerate((5, 10, 15)):
+        judged = [("validate", step)] if k else []
+        wanted += [("save", step, k, 5, False, False), *judged, ("save", step, k + 1, 0, k == 1, True)]
+    assert run.events == wanted
     assert run.train_loader.asked == [(0, 0), (1, 0), (2, 0)]
 
 

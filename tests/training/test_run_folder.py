@@ -65,10 +65,16 @@ def test_the_newest_run_is_told_by_what_is_written_inside(
 
 
 def test_a_run_without_its_facts_has_the_age_of_its_files(tmp_path: Path) -> None:
-    """Torn, of another program, or never written on a full disk: the file system's clock knows no zones."""
-    for k, text in enumerate((None, "{", "[" * 200_000, '{"started": 5}', '{"started": "yesterday"}')):
+    """Torn, of another program, of a year that no clock shows, a pipe that nobody writes to, or never written
+    on a full disk: the file system's clock knows no zones.
+    """
+    years = ('{"started": "0001-01-01T00:00:00+23:00"}', '{"started": "2999-01-01T00:00:00+00:00"}')
+    torn = ("{", "[" * 200_000, '{"started": 5}', '{"started": "yesterday"}')
+    for k, text in enumerate((None, "pipe", *torn, *years)):
         run = run_of(tmp_path, f"run{k}", None)
-        if text is not None:
+        if text == "pipe":
+            os.mkfifo(run / META)
+        elif text is not None:
             (run / META).write_text(text)
         for path in (run, run / FOLDER / LAST):
             os.utime(path, (1.8e9 + k, 1.8e9 + k))
@@ -78,7 +84,11 @@ def test_a_run_without_its_facts_has_the_age_of_its_files(tmp_path: Path) -> Non
 def test_auto_takes_this_name_alone_and_no_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An evaluation makes a folder of the run's name, newer and without checkpoints."""
+    """An evaluation makes a folder of the run's name, newer and without checkpoints; a link whose disk is
+    away and the file of another program are no runs.
+    """
+    (tmp_path / "20260702-100000-demo").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "20260703-100000-demo").touch()
     run = run_of(tmp_path, "20260101-000000-demo", "2026-01-01T00:00:00+00:00")
     run_of(tmp_path, "20260103-000000-demo-2", "2026-01-03T00:00:00+00:00")
     run_of(tmp_path, "20260104-000000-demo", "2026-01-04T00:00:00+00:00", saved=False, evaluated="last.pt")
@@ -159,53 +169,19 @@ def test_without_locks_a_run_of_another_machine_is_not_joined(
     assert (tmp_path / LOCK).read_bytes() == b"", "a run that ended in order leaves no owner"
 
 
-@pytest.mark.parametrize("odd", ["link", "file", "year 1", "pipe", "future"])
-def test_odd_neighbours_do_not_bar_a_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: str
-) -> None:
-    """What stands in runs/ beside the run: a link whose disk is away, the folder of another program."""
-    good = run_of(tmp_path, "20260701-100000-demo", "2026-07-01T10:00:00+00:00")
-    other = tmp_path / "20260702-100000-demo"
-    if odd == "link":
-        other.symlink_to(tmp_path / "nowhere")
-    elif odd == "file":
-        other.touch()
-    else:
-        started_of = {"year 1": "0001-01-01T00:00:00+23:00", "future": "2999-01-01T00:00:00+00:00"}
-        meta = run_of(tmp_path, other.name, started_of.get(odd, "")) / META
-        os.utime(other, (0, 0))
-        os.utime(other / FOLDER / LAST, (0, 0))
-        if odd == "pipe":
-            meta.unlink()
-            os.mkfifo(meta)
-        os.utime(other, (0, 0))
-    assert newest(monkeypatch, tmp_path)[0] == good / FOLDER / LAST
-
-
 @pytest.mark.parametrize("kind", [DataError, KeyboardInterrupt])
-def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, kind: type[BaseException]) -> None:
-    """Ten wrong paths in a row are ten folders that --resume auto and people look through."""
-
-    def begin() -> None:
-        with open_run_folder(config_in(tmp_path), ALONE, None) as folder:
-            assert (folder.path / LOCK).is_file()
-            raise kind("no")
-
-    with pytest.raises(kind, match="no"):
-        begin()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_was_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resume that fails at its start must not take the run with it."""
-    run = run_of(tmp_path, "20260101-000000-demo", "2026-01-01T00:00:00+00:00")
+@pytest.mark.parametrize("there", [False, True])
+def test_a_start_that_fails_leaves_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], there: bool
+) -> None:
+    """Ten wrong paths in a row are ten folders that --resume auto and people look through; but a resume that
+    fails at its start must not take the run with it.
+    """
+    run = run_of(tmp_path, "20260101-000000-demo", "2026-01-01T00:00:00+00:00", saved=there)
     monkeypatch.setattr(run_folder, "to_go_on_from", lambda path: (path, ""))
-
-    def begin() -> None:
-        with open_run_folder(config_in(tmp_path), ALONE, "auto") as folder:
-            assert (folder.path, folder.source, folder.new) == (run, run / FOLDER / LAST, False)
-            raise DataError("no")
-
-    with pytest.raises(DataError, match="no"):
-        begin()
-    assert (run / FOLDER / LAST).is_file()
+    with pytest.raises(kind), open_run_folder(config_in(tmp_path), ALONE, "auto") as folder:  # noqa: PT012
+        assert (folder.path / LOCK).is_file()
+        assert (folder.source, folder.new) == ((run / FOLDER / LAST, False) if there else (None, True))
+        raise kind
+    assert list(tmp_path.iterdir()) == [run]
+    assert (run / FOLDER / LAST).is_file() == there

@@ -53,10 +53,6 @@ def raw(seed: int) -> RawBatch:
     )
 
 
-def weights(step: TrainStep) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in step.model.parameters()])
-
-
 def spoilt(good: HandBatch, row: int) -> HandBatch:
     """The batch with a label that is not finite."""
     joints = good.joints_root_m.clone()
@@ -162,13 +158,12 @@ def test_a_gradient_that_overflows_is_refused_too() -> None:
     assert step.ema.updates == 0
 
 
-@pytest.mark.parametrize("place", [0, 2])
-def test_a_bad_sample_is_named_in_whichever_batch_of_a_step(place: int) -> None:
+def test_bad_samples_are_named_in_whichever_batch_of_a_step() -> None:
     """With accumulation a step is several batches: which term and which sample must be found in any."""
     batches = [dataclasses.replace(toy_batch(k), sample_index=10 * k + torch.arange(2)) for k in range(3)]
-    batches[place] = spoilt(batches[place], 1)
-    with pytest.raises(TrainingError, match=rf"rank 0: terms votes, sample indices \[{10 * place + 1}\]\)"):
-        toy_trainer(accumulation=3)(batches)
+    spoiled = [spoilt(batches[0], 1), batches[1], spoilt(batches[2], 0)]
+    with pytest.raises(TrainingError, match=r"rank 0: terms votes, sample indices \[1, 20\]\)"):
+        toy_trainer(accumulation=3)(spoiled)
 
 
 @BOTH
@@ -214,13 +209,9 @@ def test_the_optimiser_gets_the_gradient_cut_to_the_limit(name: str, lag: int) -
     norm = float(whole[0].norm())
     assert norm > 0.5, f"the test wants a gradient far above the limit of 0.05, got norm {norm:.3f}"
     # torch divides by norm + 1e-6.
-    assert float(cut[0].norm()) == pytest.approx(0.05, rel=1e-4), "norm of what the optimiser was given"
-    assert torch.allclose(cut[0], whole[0] * (0.05 / norm), rtol=1e-4, atol=1e-9), "its direction"
-    for report, clipped in zip(reports, (False, True), strict=True):
-        assert report.grad_norm == pytest.approx(norm, rel=1e-5), "the norm that is logged is that before"
-        assert report.clipped is clipped
-    assert not toy_trainer(clip_grad_norm=1.001 * norm)([toy_batch(1), toy_batch(2)]).clipped
-    assert toy_trainer(clip_grad_norm=0.999 * norm)([toy_batch(1), toy_batch(2)]).clipped
+    assert torch.allclose(cut[0], whole[0] * (0.05 / norm), rtol=1e-4, atol=1e-9), "what the optimiser got"
+    assert [r.grad_norm for r in reports] == pytest.approx([norm, norm], rel=1e-5), "logged: before the cut"
+    assert [r.clipped for r in reports] == [False, True]
 
 
 def test_accumulated_batches_make_one_step_of_everything() -> None:
@@ -238,21 +229,6 @@ def test_accumulated_batches_make_one_step_of_everything() -> None:
     report = step(parts)  # of 10 steps; without warm-up the rate falls along a cosine, by steps, not batches
     assert report.learning_rate == pytest.approx(1e-2 * (0.01 + 0.99 * (1 + math.cos(math.pi / 9)) / 2))
     assert {g["lr"] for g in step.optimizer.groups} == {report.learning_rate}, "what the optimiser used"
-
-
-@BOTH
-@EACH_LAG
-def test_a_step_decays_matrices_by_rate_times_decay(name: str, lag: int) -> None:
-    """Without a gradient a matrix loses lr x weight_decay of itself, 0.5 % here, and a bias nothing."""
-    step = toy_trainer(optimizer={"name": name, "weight_decay": 0.5})
-    before = {n: p.detach().clone() for n, p in step.model.named_parameters()}
-    for parameter in step.model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    step.optimizer.step(1e-2, None if lag == 0 else torch.ones(()))
-    for n, parameter in step.model.named_parameters():
-        left = float(parameter.detach().norm() / before[n].norm())
-        kept = 1.0 if n.endswith("bias") else 1 - 1e-2 * 0.5
-        assert left == pytest.approx(kept, abs=1e-6), f"{name}: share of {n} that is left"
 
 
 @pytest.mark.parametrize("able", [False, True])

@@ -1,52 +1,43 @@
-"""A validation: what meshes score, which pictures are shown, which epoch is the best, what the log says."""
+"""A validation: what meshes score, which pictures are shown, which epoch is the best."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from src.errors import TrainingError
-from src.evaluation.evaluator import CheckedResult
 from src.evaluation.official import MESH_SCORES
 from src.schema import HandBatch, HandEstimate, Prediction
 from src.training import picture_page
 from src.training.checkpoints.checkpoint import Progress
 from src.training.mesh_scorer import MeshScorer
 from src.training.picture_page import PicturePage
-from src.training.validation import is_best, report
-from tests.log_lines import log_lines
+from src.training.validation import is_best
 from tests.models.scene import hand_model, make_batch
 from tests.training.test_recorder import result
-from tests.training.toy import ALONE
-
-
-class Truth:
-    """Published ground truth that is what the labels of a batch decode to, in the image camera; or none."""
-
-    def __init__(self, batch: HandBatch, *, joints: bool = True, vertices: bool = True) -> None:
-        hand = labelled(batch)
-        self.joints = batch.to_image_camera(hand.joints_cam_m).double().numpy() if joints else None
-        self.vertices = batch.to_image_camera(hand.vertices_cam_m).double().numpy() if vertices else None
-
-    def truth_joints(self, sample_index: NDArray[np.int64] | None = None) -> NDArray[np.float64] | None:
-        return None if self.joints is None else self.joints[sample_index]
-
-    def truth_vertices(self, sample_index: NDArray[np.int64] | None = None) -> NDArray[np.float64] | None:
-        return None if self.vertices is None else self.vertices[sample_index]
 
 
 def scorer(batch: HandBatch, *, official: bool, vertices: bool = True) -> MeshScorer:
-    """Of the official split, or of one of the training list, whose truth is the labels."""
-    return MeshScorer(
-        hand_model(), Truth(batch, joints=official, vertices=official and vertices), official=official
+    """Of the official split, whose published truth is what the labels of this batch decode to, in the image
+    camera; or of one of the training list, which has none.
+    """
+    hand = labelled(batch)
+    joints, meshes = (
+        batch.to_image_camera(points).double().numpy() for points in (hand.joints_cam_m, hand.vertices_cam_m)
     )
+    truth: Any = SimpleNamespace(
+        truth_joints=lambda index: joints[index] if official else None,
+        truth_vertices=lambda index: meshes[index] if official and vertices else None,
+    )
+    return MeshScorer(hand_model(), truth, official=official)
 
 
 def labelled(batch: HandBatch) -> HandEstimate:
@@ -122,47 +113,26 @@ def test_no_mesh_score_is_made_up(batch: HandBatch) -> None:
     assert judge(batch, answer(labelled(batch))) == {}
 
 
-Tiles = list[tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64], str]]
-
-
-@pytest.fixture
-def tiles(monkeypatch: pytest.MonkeyPatch) -> Tiles:
-    """What the page draws: picture, truth, prediction, caption."""
-    drawn: Tiles = []
-
-    def note(*arguments: Any) -> NDArray[np.uint8]:
-        drawn.append(arguments)  # type: ignore[arg-type]
-        return np.zeros((4, 4, 3), np.uint8)
-
-    monkeypatch.setattr(picture_page, "truth_and_prediction", note)
-    return drawn
-
-
-def test_captions_name_the_sample_and_its_error(tiles: Tiles) -> None:
-    """21 mm on 20 of 21 joints are 20.0 mm, whose hand is 100 mm too far away: the error is relative to the
-    wrist. Both skeletons are in the crop's pixels.
+def test_pictures_are_of_the_whole_validation_and_say_what_they_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six tiles of three batches of eight: the first and the fifth of each. 21 mm on 20 of 21 joints are 20.0
+    mm, whose hand is 100 mm too far away: the error is relative to the wrist. Skeletons are in crop pixels.
     """
-    made = make_batch(1, 64, 96, noise=True)
-    other = torch.tensor([[500.0, 0, 320.0], [0, 500.0, 240.0], [0, 0, 1]])[None]
-    made = dataclasses.replace(made, sample_index=torch.tensor([4711]), intrinsics_img_px=other)
-    hand = dataclasses.replace(labelled(made), root_cam_m=made.root_cam_m, joints_root_m=made.joints_root_m)
-    off = shifted(hand, away_m=0.1, joint_m=0.021)
-    PicturePage(4, 1).add(made, answer(off))
-    ((picture, truth_px, predicted_px, caption),) = tiles
-    assert caption == "sample 4711: 20.0 mm"
-    assert picture.shape == (64, 96, 3)
-    np.testing.assert_allclose(truth_px, made.joints_crop_px[0], atol=1e-3)
-    on_picture = off.joints_cam_m[0] @ made.intrinsics_crop_px[0].T
-    np.testing.assert_allclose(predicted_px, on_picture[:, :2] / on_picture[:, 2:], atol=1e-2)
-
-
-def test_the_page_shows_samples_of_the_whole_validation(tiles: Tiles) -> None:
-    """Six tiles of three batches of eight: the first and the fifth of each; of none, no page."""
+    tiles: list[Any] = []
+    drawn = np.zeros((4, 4, 3), np.uint8)
+    monkeypatch.setattr(picture_page, "truth_and_prediction", lambda *given: tiles.append(given) or drawn)
     page = PicturePage(6, 3)
     for k in range(3):
-        made = dataclasses.replace(make_batch(8, 32, 32, noise=True), sample_index=torch.arange(8) + 8 * k)
-        page.add(made, answer(labelled(made)))
-    assert [int(caption.split()[1].rstrip(":")) for *_, caption in tiles] == [0, 4, 8, 12, 16, 20]
+        made = dataclasses.replace(make_batch(8, 64, 96, noise=True), sample_index=torch.arange(8) + 8 * k)
+        hand = dataclasses.replace(labelled(made), joints_root_m=made.joints_root_m)
+        off = shifted(dataclasses.replace(hand, root_cam_m=made.root_cam_m), away_m=0.1, joint_m=0.021)
+        # The camera of the whole picture is not the crop's.
+        page.add(dataclasses.replace(made, intrinsics_img_px=2 * made.intrinsics_img_px), answer(off))
+    assert [tile[3] for tile in tiles] == [f"sample {n}: 20.0 mm" for n in (0, 4, 8, 12, 16, 20)]
+    picture, truth_px, predicted_px, _ = tiles[-1]
+    assert picture.shape == (64, 96, 3)
+    np.testing.assert_allclose(truth_px, made.joints_crop_px[4], atol=1e-3)
+    on_picture = off.joints_cam_m[4] @ made.intrinsics_crop_px[4].T
+    np.testing.assert_allclose(predicted_px, on_picture[:, :2] / on_picture[:, 2:], atol=1e-2)
     assert PicturePage(0, 3).write(Path("nowhere.png")) is None
 
 
@@ -187,38 +157,16 @@ def test_mpjpe_with_depth_decides(
 
 
 @pytest.mark.parametrize("broken", ["rgbd", "rgb"])
-def test_nothing_that_is_broken_is_chosen(broken: str) -> None:
-    """Low numbers of either modality beside predictions that are not finite choose nothing; nor does a split
-    without a label.
-    """
-    changes: tuple[dict[str, Any], ...] = (
-        {"nonfinite_count": 1, "nonfinite_indices": (3,)},
-        {"mpjpe_mm": math.nan},
-    )
-    for change in changes:
-        position = Progress(best_mpjpe_mm=20.0, best_epoch=4)
-        bad: CheckedResult = dataclasses.replace(result(1.0), **change)
-        results: Any = {"rgbd": result(1.0), "rgb": result(1.0)} | {broken: bad}
-        if bad.nonfinite_count:
-            with pytest.raises(TrainingError, match=r"1 \(samples 3\)"):
-                is_best(results, position)
-        else:
-            assert not is_best(results, position)
-        assert (position.best_mpjpe_mm, position.best_epoch) == (20.0, 4)
-
-
-def test_the_lines_of_a_validation_have_each_number_in_its_place() -> None:
-    """With depth first, then by which split, then without depth."""
-    without = dataclasses.replace(result(25.0, loss=4.0), pa_mpjpe_mm=15.0, num_samples=39, unusable_labels=1)
-    with log_lines("validation") as lines:
-        report({"rgbd": result(), "rgb": without}, "HO3D v3 val", ALONE)
-    assert lines == [
-        "  Val Loss: 3.000, MPJPE: 20.000 mm, PA-MPJPE: 10.000 mm",
-        "  Evaluated on 40 samples from all 1 CPU ranks",
-        "  Vertices: MPVPE 21.000 mm, PA-MPVPE 11.000 mm",
-        "  Before refinement: MPJPE 23.000 mm, PA-MPJPE 13.000 mm",
-        "  Baselines of this split: zero pose MPJPE 110.000 mm, PA-MPJPE 50.000 mm; mean pose "
-        "MPJPE 80.000 mm, PA-MPJPE 30.000 mm; nearest training pose PA-MPJPE 12.000 mm",
-        "  Split: HO3D v3 val",
-        "  Without depth: Loss: 4.000, MPJPE: 25.000 mm, PA-MPJPE: 15.000 mm (39 samples)",
-    ]
+@pytest.mark.parametrize(
+    "change",
+    [{"nonfinite_count": 1, "nonfinite_indices": (3,)}, {"mpjpe_mm": math.nan}],
+    ids=["row", "score"],
+)
+def test_nothing_that_is_broken_is_chosen(broken: str, change: Any) -> None:
+    """Low numbers beside predictions that are not finite choose nothing; nor does a split without a label."""
+    position, good = Progress(best_mpjpe_mm=20.0, best_epoch=4), result(1.0)
+    results: Any = {"rgbd": good, "rgb": good} | {broken: dataclasses.replace(good, **change)}
+    fatal = pytest.raises(TrainingError, match=r"1 \(samples 3\)") if len(change) == 2 else nullcontext()
+    with fatal:
+        assert not is_best(results, position)
+    assert (position.best_mpjpe_mm, position.best_epoch) == (20.0, 4)
