@@ -44,6 +44,10 @@ def moved(b: HandBatch, by: Tensor, *fields: str) -> dict[str, Any]:
     return made
 
 
+def bgr(b: HandBatch) -> dict[str, Any]:
+    return {"rgb": ((b.rgb * STD + MEAN).flip(1) - MEAN) / STD}
+
+
 def left_hand(b: HandBatch) -> dict[str, Any]:
     """What a left hand's annotation holds: everything mirrored in the image camera, rotations conjugate."""
     flip, by = torch.diag(torch.tensor([-1.0, 1.0, 1.0])), mirrors(b, (-1, 1, 1))
@@ -97,7 +101,7 @@ DEFECTS: list[tuple[str, Change]] = [
     ("hand model is not the labels'", lambda b: {"hand_pose": b.hand_pose.mT}),
     ("blank crops", lambda b: {"rgb": b.rgb * 0 - 2}),
     ("joints outside the crop", lambda b: {"joints_unit": b.joints_unit + 0.9}),
-    ("BGR", lambda b: {"rgb": ((b.rgb * STD + MEAN).flip(1) - MEAN) / STD}),
+    ("BGR", bgr),
     ("depth all invalid", lambda b: {"depth": b.depth * 0, "depth_valid": b.depth_valid * 0}),
     ("depth constant", lambda b: {"depth": b.depth * 0 + 0.3}),
     ("depth digits mixed", bytes_exchanged),

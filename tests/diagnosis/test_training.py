@@ -198,14 +198,3 @@ def test_a_healthy_run_is_left_alone(clinic: Clinic, monkeypatch: pytest.MonkeyP
         seen.append((state_of(run), modes))
     assert all(torch.equal(a, b) for a, b in zip(seen[0][0], seen[1][0], strict=True))
     assert seen[0][1] == seen[1][1]
-
-
-@pytest.mark.parametrize(("seed", "p_drop_depth"), [(1, 1.0), (2, 0.0)])
-def test_healthy(seed: int, p_drop_depth: float, clinic: Clinic) -> None:
-    """Whatever depth is shown: a false alarm teaches people to ignore the next one."""
-    with heard() as lines:
-        run = Watched(clinic, f"seed={seed}", f"dataset.p_drop_depth={p_drop_depth}")
-        run.begin()
-        run.steps(3)
-    assert [line.partition(" (")[2] for line in lines] == ["step 3)"], lines
-    assert " checks OK" in lines[0]

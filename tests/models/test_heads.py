@@ -53,7 +53,7 @@ def joints_of(orient: Tensor, pose: Tensor, betas: Tensor) -> Tensor:
 
 
 def test_true_joints_give_back_the_hand() -> None:
-    """Rotations in closed form are the first guess: a swapped finger (lesson 3) or a row-wise matrix ruins it.
+    """Rotations in closed form are the first guess: a swapped finger (lesson 3) or a transpose ruins it.
 
     A hand whose shape depends on its pose moves the tips a little: up to 1 mm; the stand-in's hardly moves.
     """
