@@ -33,9 +33,9 @@ def test_any_world_gives_the_bits_of_one_process(by_world, world):
     """
     for column, size in enumerate(SIZES):
         assert len({rank[column][0] for rank in by_world[world]}) == 1
-        public, digest, lines, wrong = by_world[world][0][column]
+        public, digest, lines, in_place = by_world[world][0][column]
         assert (public, digest) == by_world[1][0][column][:2]
-        assert wrong == 0
+        assert in_place
         assert "nan" not in lines[0] or size == 0
         assert lines[1] == f"  Evaluated on {size} samples from all {world} CPU ranks"
         assert lines[2].startswith("  Vertices: MPVPE ")

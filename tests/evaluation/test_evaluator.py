@@ -52,9 +52,15 @@ def test_a_nan_prediction_can_never_win():
     """One NaN row, labelled or not, makes the metric nan, is counted and located; it is never the best."""
     samples = make_samples(40, 0)
     assert score(samples).is_finite
-    samples.pred[37, 4, 2] = math.nan
     samples.pred[12, 0, 0] = math.inf
-    samples.conf[12] = 0.0
+    samples.conf[12] = 0.0  # a network that is broken on an unlabelled frame is broken
+    result = score(samples)
+    assert (math.isnan(result.mpjpe_mm), math.isnan(result.pa_mpjpe_mm), result.is_finite) == (
+        True,
+        True,
+        False,
+    )
+    samples.pred[37, 4, 2] = math.nan
     result = score(samples)
     assert math.isnan(result.mpjpe_mm)
     assert math.isnan(result.pa_mpjpe_mm)
