@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,19 +17,15 @@ from src.tools import doctor
 from src.training.checkpoints.checkpoint import Progress, save_checkpoint
 from src.training.diagnosis.table import Finding
 from tests.diagnosis.conftest import ALONE, Clinic
-from tests.diagnosis.test_data import MEAN, STD
+from tests.diagnosis.test_data import bgr, planted
 from tests.diagnosis.watched import Watched
 from tests.end_to_end.conftest import Embedded
-
-
-def bgr(batch: HandBatch) -> HandBatch:
-    return dataclasses.replace(batch, rgb=((batch.rgb * STD + MEAN).flip(1) - MEAN) / STD)
 
 
 def exchange_channels() -> None:
     """BGR pictures."""
     original = preparation.prepare
-    loading.prepare = lambda raw: bgr(original(raw))  # type: ignore[assignment]
+    loading.prepare = lambda raw: planted(original(raw), bgr)  # type: ignore[assignment]
 
 
 def run(
@@ -94,12 +89,12 @@ def test_a_defect_leaves_with_1(
     """A script reads the status, a human the name of the cause."""
     check, calls = doctor.check_data, []
 
-    def planted(batches: Sequence[HandBatch], hand: ManoLayer) -> list[Finding]:  # another one in each split
+    def spoilt(batches: Sequence[HandBatch], hand: ManoLayer) -> list[Finding]:  # another one in each split
         calls.append(len(batches))
-        blank = [dataclasses.replace(batch, rgb=batch.rgb * 0) for batch in batches]
-        return check([bgr(batch) for batch in batches] if len(calls) == 1 else blank, hand)
+        change = bgr if len(calls) == 1 else lambda batch: {"rgb": batch.rgb * 0}
+        return check([planted(batch, change) for batch in batches], hand)
 
-    monkeypatch.setattr(doctor, "check_data", planted)
+    monkeypatch.setattr(doctor, "check_data", spoilt)
     status, lines, _ = run(clinic, capsys, steps="0")
     assert status == 1
     failed = [line.partition(":")[0] for line in lines[:-1] if line[:4] in ("FAIL", "Vali")]

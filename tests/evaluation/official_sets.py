@@ -16,14 +16,53 @@ from tests.hand_file import hand_file
 SEED = 2024
 FRAMES = 24
 OPENGL_FROM_OPENCV = np.array([1.0, -1.0, -1.0])
-DEGENERATE = (
-    "identical", "mirrored", "collinear truth", "collinear prediction", "both collinear", "coplanar truth",
-    "coplanar prediction", "both coplanar", "equal spreads", "equal spreads, mirrored",
-    "two equal spreads", "no extent", "at the origin", "no extent of either", "no extent of the truth",
-    "extent of 1e-8 m", "wrist at the knuckle", "wrist at the knuckle of the truth", "millimetres",
-    "a quarter turn", "5 mm off along an axis", "100 m off",
-)  # fmt: skip
-"""Rows of the degenerate set."""
+KNUCKLE = HO3D21.index("middle_1")
+MIRROR, LINE, PLANE = [-1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]
+BESIDE, STILL = [0.0, 0.0, -0.5], [0.1, 0.2, -0.3]
+
+
+def _spread(points: np.ndarray, third: float) -> np.ndarray:
+    """Corners whose spreads along the axes are 1, 1 and `third`, as many as there are points."""
+    axes = np.diag([1.0, 1.0, third])
+    corners = np.resize(np.concatenate([axes, -axes]) * 0.05, (len(points) - 1, 3))
+    return np.concatenate([np.zeros((1, 3)), corners]) + BESIDE
+
+
+def _folded(points: np.ndarray) -> np.ndarray:
+    """The wrist at the knuckle."""
+    return np.where(np.arange(len(points))[:, None] == KNUCKLE, points[0], points)
+
+
+def _coarse(points: np.ndarray) -> np.ndarray:
+    """Numbers that 5 mm can be added to without rounding."""
+    return np.round(points * 1024.0) / 1024.0
+
+
+DEGENERATE = {
+    "identical": lambda p, t: (t, t),
+    "mirrored": lambda p, t: (t * MIRROR, t),
+    "collinear truth": lambda p, t: (p, t * LINE + BESIDE),
+    "collinear prediction": lambda p, t: (p * LINE + BESIDE, t),
+    "both collinear": lambda p, t: (p * LINE + BESIDE, t * LINE + BESIDE),
+    "coplanar truth": lambda p, t: (p, t * PLANE + BESIDE),
+    "coplanar prediction": lambda p, t: (p * PLANE + BESIDE, t),
+    "both coplanar": lambda p, t: (p * PLANE + BESIDE, t * PLANE + BESIDE),
+    "equal spreads": lambda p, t: (_spread(p, 1.0), _spread(t, 1.0)),
+    "equal spreads, mirrored": lambda p, t: (_spread(p, 1.0) * MIRROR, _spread(t, 1.0)),
+    "two equal spreads": lambda p, t: (_spread(p, 0.5), _spread(t, 0.5)),
+    "no extent": lambda p, t: (0.0 * p + STILL, t),
+    "at the origin": lambda p, t: (0.0 * p, t),
+    "no extent of either": lambda p, t: (0.0 * p + STILL, 0.0 * t + STILL),
+    "no extent of the truth": lambda p, t: (p, 0.0 * t + STILL),
+    "extent of 1e-8 m": lambda p, t: ((p - p.mean(0)) * 2e-7, t),
+    "wrist at the knuckle": lambda p, t: (_folded(p), t),
+    "wrist at the knuckle of the truth": lambda p, t: (p, _folded(t)),
+    "millimetres": lambda p, t: (p * 1000.0, t),
+    "a quarter turn": lambda p, t: (p[:, [1, 0, 2]] * [1.0, -1.0, 1.0], t),
+    "5 mm off along an axis": lambda p, t: (_coarse(t) + np.array([0.005, 0.0, 0.0]), _coarse(t)),
+    "100 m off": lambda p, t: (p + 100.0, t),
+}
+"""Rows of the degenerate set: prediction and truth (P, 3), spoilt."""
 
 
 @dataclass(frozen=True)
@@ -77,59 +116,14 @@ def _posed(turn: Rotation, pose_aa: np.ndarray, betas: np.ndarray, place: np.nda
 
 
 def _degenerate() -> Frames:
-    """One row for each name of `DEGENERATE`: joints and mesh are spoilt alike."""
+    """One row for each entry of `DEGENERATE`: joints and mesh are spoilt alike."""
     random = stream(SEED, "official", "degenerate")
     rows = []
-    for name in DEGENERATE:
-        pairs = []
+    for spoil in DEGENERATE.values():
+        row = []
         for points in (21, 778):
             target = random.normal(0.0, 0.04, (points, 3)) + np.array([0.02, 0.03, -0.5])
             pred = target + random.normal(0.0, 0.008, target.shape)
-            pairs.append(_spoil(name, pred, target))
-        rows.append((pairs[0][0], pairs[0][1], pairs[1][0], pairs[1][1]))
+            row += spoil(pred, target)
+        rows.append(row)
     return Frames(*(np.stack(column) for column in zip(*rows, strict=True)))
-
-
-def _spoil(name: str, pred: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(prediction, truth) of one degenerate row; both (P, 3)."""
-    line, plane = np.array([1.0, 0.0, 0.0]), np.array([1.0, 1.0, 0.0])
-    beside = np.array([0.0, 0.0, -0.5])
-    knuckle = HO3D21.index("middle_1")
-    if name == "identical":
-        return target.copy(), target
-    if name in ("mirrored", "equal spreads, mirrored", "equal spreads", "two equal spreads"):
-        if "spreads" in name:
-            axes = np.array([1.0, 1.0, 0.5 if name.startswith("two") else 1.0])
-            corners = np.concatenate([np.diag(axes), -np.diag(axes)]) * 0.05
-            target = np.concatenate([np.zeros((1, 3)), np.resize(corners, (len(target) - 1, 3))]) + beside
-            pred = target.copy()
-        return (target * [-1.0, 1.0, 1.0] if "mirrored" in name else pred), target
-    if name.startswith(("collinear", "both collinear", "coplanar", "both coplanar")):
-        keep = line if "collinear" in name else plane
-        flat_pred, flat_target = pred * keep + beside, target * keep + beside
-        if name.startswith("both"):
-            return flat_pred, flat_target
-        return (pred, flat_target) if name.endswith("truth") else (flat_pred, target)
-    spoilt_pred, spoilt_target = pred.copy(), target.copy()
-    if name in ("no extent", "no extent of either"):
-        spoilt_pred[:] = [0.1, 0.2, -0.3]
-    if name in ("no extent of either", "no extent of the truth"):
-        spoilt_target[:] = [0.1, 0.2, -0.3]
-    if name == "at the origin":
-        spoilt_pred[:] = 0.0
-    if name == "extent of 1e-8 m":
-        spoilt_pred = (pred - pred.mean(0)) * 2e-7
-    if name == "wrist at the knuckle":
-        spoilt_pred[knuckle] = spoilt_pred[0]
-    if name == "wrist at the knuckle of the truth":
-        spoilt_target[knuckle] = spoilt_target[0]
-    if name == "millimetres":
-        spoilt_pred = pred * 1000.0
-    if name == "a quarter turn":
-        spoilt_pred = pred[:, [1, 0, 2]] * [1.0, -1.0, 1.0]
-    if name == "5 mm off along an axis":
-        spoilt_target = np.round(target * 1024.0) / 1024.0
-        spoilt_pred = spoilt_target + np.array([0.005, 0.0, 0.0])
-    if name == "100 m off":
-        spoilt_pred = pred + 100.0
-    return spoilt_pred, spoilt_target

@@ -74,30 +74,25 @@ def public(result: CheckedResult) -> str:
     return repr({name: value for name, value in vars(result).items() if name not in ("rows", "receipt")})
 
 
-def digests(context: DistContext, sizes: list[int], folder: str) -> list[tuple[str, str, list[str], int]]:
-    """For each N: public numbers, digest of the per-sample file, log lines, misplaced rows."""
+def digests(context: DistContext, sizes: list[int], folder: str) -> list[tuple[str, str, list[str], bool]]:
+    """For each N: public numbers, digest of the per-sample file, log lines, whether row i is sample i."""
     found = []
     everything = make_samples(max(sizes), seed=7)
-    names = np.array([f"S/{i:04d}" for i in range(max(sizes))])
     for size in sizes:
-        parts = (everything.pred, everything.target, everything.conf, everything.loss)
-        samples = Samples(*(part[:size] for part in parts))
+        samples = Samples(*(part[:size] for part in vars(everything).values()))
         # Small splits in batches of 4, so that most ranks have some; each odd rank in the wrong order.
         result = score(context, samples, reverse=context.rank % 2 == 1, batch=BATCH if size < 100 else 64)
-        digest, wrong, lines = "", 0, []
+        digest, lines, in_place = "", [], False
         if result.rows is not None:
             path = Path(folder) / f"{context.world}-{size}.npz"
-            write_per_sample(path, result, names[:size].tolist(), split="val")
+            write_per_sample(path, result, [f"S/{i:04d}" for i in range(size)], split="val")
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             path.unlink()
-            in_place = torch.from_numpy(result.rows.pred_joints_cam_m) == samples.pred
-            expected = columns_of(samples, torch.arange(size))
-            for name, column in result.rows.columns.items():
-                same = column.view(np.int64) == expected[name].numpy().view(np.int64)
-                in_place &= torch.from_numpy(same)[:, None, None]
-            wrong = int((~in_place.flatten(1).all(1)).sum())
+            own = {"pred": samples.pred, **columns_of(samples, torch.arange(size))}
+            got = {"pred": result.rows.pred_joints_cam_m, **result.rows.columns}
+            in_place = all(np.array_equal(got[name], own[name].numpy(), equal_nan=True) for name in own)
             lines = report_lines(result, context.world, context.devices_label)
-        found.append((public(result), digest, lines, wrong))
+        found.append((public(result), digest, lines, in_place))
     return found
 
 
@@ -117,67 +112,56 @@ def recoverable_faults(context: DistContext) -> dict[str, str]:
 
 def _fault(context: DistContext, fault: str) -> str:
     guilty = fault if context.rank == 1 else ""
-    samples = make_samples(9, seed=3)
-    batches = validation_batches(9, BATCH, context.rank, context.world)
+    own = validation_batches(9, BATCH, context.rank, context.world)
     columns = {
         "columns": ("mpvpe_mm", "pa_mpvpe_cm", "mesh_usable"),
         "column order": ("pa_mpvpe_mm", "mpvpe_mm", "mesh_usable"),
         "column count": (),
-    }.get(guilty, COLUMNS)
-    capacity = sum(map(len, batches)) + (guilty == "duplicate")
-    shard = EvaluationShard(capacity, columns)
+    }
+    batches = {"columns": [], "missing": [], "duplicate": [*own, range(8, 9)], "outside": [range(9, 10)]}
+    capacity = sum(map(len, own)) + (guilty == "duplicate")
+    shard = EvaluationShard(capacity, columns.get(guilty, COLUMNS))
     with shard.guard():
         if guilty == "raise":
             raise ValueError("unreadable frame S/0005")
-        if guilty == "missing":
-            batches = []
-        if guilty == "duplicate":
-            batches = [*batches, range(8, 9)]
-        if guilty not in ("outside", "columns"):
-            fill(shard, samples, batches)
-        if guilty == "outside":
-            away = Samples(*(part.roll(1, 0) for part in vars(make_samples(10, seed=3)).values()))
-            away.add_to(shard, range(9, 10), {name: torch.zeros(1) for name in COLUMNS})
-    return message_of(
-        context,
-        shard,
-        num_samples=10 if guilty == "samples" else 9,
-        split_hash="other" if guilty == "split" else "test",
-        timeout_s=60.0,
-    )
+        fill(shard, make_samples(10, seed=3), batches.get(guilty, own))
+    size, split = 10 if guilty == "samples" else 9, "other" if guilty == "split" else "test"
+    return message_of(context, shard, num_samples=size, split_hash=split, timeout_s=60.0)
 
 
 BAD = {
-    **{"stall": 1, "stall send": 2, "stall empty": 1, "stall zero": 0},
-    **{"kill": 1, "kill send": 1, "kill empty": 2, "kill zero": 0, "kill zero send": 0, "kill gather": 1},
+    "stall": (1, 40, "start"),
+    "stall send": (2, 40, "rows"),
+    "stall empty": (1, 3, "rows"),
+    "stall zero": (0, 40, "rows"),
+    "kill": (1, 40, "start"),
+    "kill gather": (1, 40, "gather"),
+    "kill send": (1, 40, "rows"),
+    "kill empty": (2, 3, "rows"),
+    "kill zero": (0, 40, "start"),
+    "kill zero send": (0, 40, "rows"),
 }
-"""Fault -> the rank that stalls or dies."""
+"""Fault -> the rank that stalls or dies, samples (rank 0 has all of three), and when."""
 
 
 def broken_peer(context: DistContext, fault: str, folder: str) -> str:
     """What a survivor is told when a rank stalls or dies."""
-    size = 3 if "empty" in fault else 40  # 3: rank 0 alone has rows
-    samples = make_samples(size, seed=3)
-    batches = validation_batches(size, BATCH, context.rank, context.world)
+    (guilty, size, moment), told = BAD[fault], Path(folder)
     shard = EvaluationShard(size)
-    with shard.guard():
-        fill(shard, samples, batches)
-    told = Path(folder)
-    if context.rank == BAD[fault]:
-        survivors = [told / str(rank) for rank in range(context.world) if rank != context.rank]
-        if fault == "stall":
-            _until(survivors)
-            return "stalled"
-        if fault in ("stall send", "stall empty", "stall zero"):
-            shard.rows = lambda: _until(survivors) or torch.empty(0, 148, dtype=torch.float64)
-        if fault in ("kill empty", "kill zero send"):
-            shard.rows = lambda: os.kill(os.getpid(), signal.SIGKILL)
-        if fault in ("kill", "kill zero"):
+    fill(shard, make_samples(size, seed=3), validation_batches(size, BATCH, context.rank, context.world))
+
+    def strike(*_: object) -> torch.Tensor:
+        if fault.startswith("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if fault == "kill gather":
-            Link.gather = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        if fault == "kill send":
-            Link.send = _die_at_the_rows  # type: ignore[method-assign]
+        _until([told / str(rank) for rank in range(context.world) if rank != guilty])
+        return torch.empty(0, 148, dtype=torch.float64)
+
+    if context.rank == guilty and moment == "start":
+        return str(strike())
+    if context.rank == guilty and moment == "rows":
+        shard.rows = strike
+    if context.rank == guilty and moment == "gather":
+        Link.gather = strike
     if fault == "kill" and context.rank == 0:
         # Rank 0 has lost rank 1 when it looks who is absent; only then does rank 2 arrive. The slow rank must
         # not be taken for the dead one.
@@ -189,7 +173,7 @@ def broken_peer(context: DistContext, fault: str, folder: str) -> str:
         context, shard, num_samples=size, split_hash="test", timeout_s=2.0 if "stall" in fault else 30.0
     )
     (told / str(context.rank)).touch()
-    if message != "no error" and context.rank != BAD[fault]:
+    if message != "no error" and context.rank != guilty:
         raise CollectError(message)  # and leave, as a run does: the others then lose this rank too
     return message
 
@@ -199,15 +183,6 @@ def _until(files: list[Path]) -> None:
     deadline = time.monotonic() + 30.0
     while not all(file.exists() for file in files) and time.monotonic() < deadline:
         time.sleep(0.01)
-
-
-_send = Link.send
-
-
-def _die_at_the_rows(link: Link, tensor: torch.Tensor, what: str, target: int = 0) -> None:
-    if what == "rows":
-        os.kill(os.getpid(), signal.SIGKILL)
-    _send(link, tensor, what, target)
 
 
 def message_of(context: DistContext, shard: EvaluationShard, **arguments) -> str:

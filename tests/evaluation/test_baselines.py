@@ -82,17 +82,6 @@ def test_mean_pose_finds_the_middle(hand: ManoLayer) -> None:
     assert np.all(got_m[0] == 0.0)
 
 
-def test_mean_pose_mpjpe_keeps_the_wrist_rotation(hand: ManoLayer) -> None:
-    """Hands that all point one way: a mean pose turned otherwise would be an easy baseline to beat."""
-    train, val = (table(hand, 200, seed, curl=0.05, turn_about=0.1) for seed in (1, 2))
-    scores = compute_baselines(train, val, hand).scores()
-    assert scores["mean_pose_mpjpe_mm"] < 0.4 * scores["zero_mpjpe_mm"]
-    spun = dataclasses.replace(
-        train, global_orient=train.global_orient @ np.float32([[-1], [-1], [1]] * np.eye(3))
-    )
-    assert compute_baselines(spun, val, hand).scores()["mean_pose_mpjpe_mm"] > scores["zero_mpjpe_mm"]
-
-
 def test_baselines_are_those_of_the_scored_rows(hand: ManoLayer) -> None:
     """A baseline of other rows than the metric's is no baseline."""
     train, val = table(hand, 60, 1), table(hand, 10, 2)
@@ -153,16 +142,22 @@ def equal(a: BaselineRows, b: BaselineRows) -> bool:
     return same and np.array_equal(a.usable, b.usable) and set(a.rows) == set(b.rows)
 
 
-def test_the_cache_gives_the_same_numbers_once(hand: ManoLayer, tmp_path: Path, computed: list[int]) -> None:
-    """A resumed or evaluated run must not wait a minute for what is known, nor see other numbers."""
+def test_the_cache_gives_the_same_numbers_once(
+    hand: ManoLayer, tmp_path: Path, computed: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A resumed or evaluated run must not wait a minute for what is known, nor see other numbers. Data on a
+    read-only mount still gets its baselines, and the log says why they are slow.
+    """
     train, val = table(hand, 40, 1), table(hand, 5, 2)
     val.joints_conf[1] = 0.0
-    first = cached_baselines(train, val, hand, cache_dir=tmp_path / "new")
-    again = cached_baselines(train, val, hand, cache_dir=tmp_path / "new")
-    assert len(computed) == 1
-    assert equal(first, again)
-    assert first.scores() == again.scores()
+    (tmp_path / "a file").write_text("in the way")
+    folders = (tmp_path / "new", tmp_path / "new", tmp_path / "a file" / "folder", None)
+    with caplog.at_level(logging.INFO, "utnet"):
+        first, *others = (cached_baselines(train, val, hand, cache_dir=folder) for folder in folders)
+    assert len(computed) == 3, "once in each folder, and again where none can be kept"
+    assert all(equal(first, other) for other in others)
     assert [p.name[:10] for p in (tmp_path / "new").iterdir() if p.is_dir()] == ["baselines-"]
+    assert caplog.text.count("not kept: Baselines: cannot write to") == 1
 
 
 def test_other_labels_or_another_hand_are_computed_anew(
@@ -188,29 +183,3 @@ def test_other_labels_or_another_hand_are_computed_anew(
     for _ in range(2):  # two sets of labelled rows do not take each other's cache away
         assert ask(val=dataclasses.replace(val, joints_conf=fewer)) == 7
         assert ask() == 7
-
-
-def test_a_damaged_cache_is_never_trusted(hand: ManoLayer, tmp_path: Path, computed: list[int]) -> None:
-    """A flipped bit must not become the number beside the score."""
-    train, val = table(hand, 40, 1), table(hand, 5, 2)
-    first = cached_baselines(train, val, hand, cache_dir=tmp_path)
-    path = next(tmp_path.glob("baselines-*/rows.npy"))
-    whole = path.read_bytes()
-    flip = whole.index(first.rows["zero_pa_mm"].tobytes())
-    path.write_bytes(whole[:flip] + b"\x00" + whole[flip + 1 :])
-    assert equal(cached_baselines(train, val, hand, cache_dir=tmp_path), first)
-    assert len(computed) == 2
-
-
-def test_a_folder_that_cannot_be_written_does_no_harm(
-    hand: ManoLayer, tmp_path: Path, computed: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
-    """A data set on a read-only mount still gets its baselines, and the log says why they are slow."""
-    train, val = table(hand, 40, 1), table(hand, 5, 2)
-    file = tmp_path / "a file"
-    file.write_text("in the way")
-    with caplog.at_level(logging.INFO, "utnet"):
-        blocked = cached_baselines(train, val, hand, cache_dir=file / "folder")
-    assert equal(blocked, cached_baselines(train, val, hand, cache_dir=None))
-    assert caplog.text.count("not kept: Baselines: cannot write to") == 1
-    assert len(computed) == 2

@@ -28,13 +28,6 @@ def test_the_proof_passes_and_says_so(capsys):
     assert any(line.startswith("  Vertices: MPVPE ") for line in lines)
 
 
-@pytest.mark.parametrize("num_samples", ["0", "70"])
-def test_the_proof_passes_with_fewer_batches_than_ranks(capsys, num_samples):
-    """Ranks without any sample, and a split without any, are no failure."""
-    assert proof.main(["--world", "3", "--num-samples", num_samples]) == 0
-    assert f"  Evaluated on {num_samples} samples from all 3 CPU ranks" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("inject", "words"),
     [
@@ -42,13 +35,14 @@ def test_the_proof_passes_with_fewer_batches_than_ranks(capsys, num_samples):
         ("missing@1", "1 of 40 samples are missing (first: 39), rank 1 holds 14 of the 15 rows"),
         ("nan@1", "FAIL  1 predictions are not finite: samples 5 of rank 1. MPJPE nan mm, PA-MPJPE nan mm"),
         ("raise@0", "rank 0 raised RuntimeError: injected"),
-        ("kill@2", "rank 2 did not reach the collection"),
         ("kill@1 send", "rank 1 did not deliver its rows"),
         ("stall@1", "rank 1 did not reach the collection (nothing came for 2 s)"),
     ],
 )
 def test_an_injected_failure_is_reported_and_nothing_is_scored(capsys, inject, words):
-    """A user must know beforehand how a failure of their cluster looks; and it must not look like a score."""
+    """A user must know beforehand how a failure of their cluster looks; it must not look like a score, and a
+    proof that passes for a collection that loses rows would prove nothing.
+    """
     failure, _, moment = inject.partition(" ")
     arguments = ["--world", "3", "--num-samples", "40", "--batch-size", "5", "--inject", failure]
     assert proof.main([*arguments, "--inject-at", moment or "collection"]) == 1
@@ -101,30 +95,11 @@ def test_an_injection_that_nobody_notices_fails(capsys, monkeypatch):
     assert "Evaluated on" not in out
 
 
-def test_the_proof_can_fail(capsys, monkeypatch):
-    """A proof that passes for a collection that loses rows proves nothing."""
-
-    def lossy(num_samples: int, batch_size: int, rank: int, world: int) -> list[range]:
-        return [range(0, num_samples - 1)]
-
-    monkeypatch.setattr(proof, "validation_batches", lossy)
-    assert proof.main(["--num-samples", "9", "--device", "cpu"]) == 1
-    out = capsys.readouterr().out
-    assert "FAIL  rank 0: Validation over 1 CPU ranks: 1 of 9 samples are missing (first: 8)" in out
-    assert "Evaluated on" not in out
-
-
 def test_the_proof_notices_rows_in_the_wrong_place(monkeypatch):
     """Right count, right mean, wrong rows: only a comparison row by row sees it."""
     real = proof.score
-
-    def shuffled(samples, *arguments):
-        order = [*range(1, len(samples.loss)), 0]
-        return real(
-            Samples(samples.pred[order], samples.target[order], samples.conf, samples.loss), *arguments
-        )
-
-    monkeypatch.setattr(proof, "score", shuffled)
+    rolled = lambda samples: Samples(*(part.roll(1, 0) for part in vars(samples).values()))  # noqa: E731
+    monkeypatch.setattr(proof, "score", lambda samples, *arguments: real(rolled(samples), *arguments))
     lines, passed = proof.prove(setup_distributed("cpu"), proof.Plan(num_samples=9, batch_size=4))
     assert not passed
     assert "FAIL  row i holds sample i" in lines
@@ -135,15 +110,12 @@ def test_the_proof_notices_rows_in_the_wrong_place(monkeypatch):
     "argv",
     [
         ["--world", "0"],
-        ["--timeout", "nan"],
         ["--world", "2", "--timeout", "1e12"],
         ["--wrld", "2"],
         ["--world", "3", "--inject", "kill@3"],
-        ["--world", "3", "--inject", "kill"],
         ["--world", "3", "--inject", "explode@1"],
         ["--world", "1", "--inject", "stall@0"],
         ["--world", "3", "--inject", "nan@2", "--num-samples", "70"],
-        ["--world", "3", "--inject", "duplicate@0", "--num-samples", "0"],
     ],
 )
 def test_wrong_arguments_leave_with_status_2(argv):
@@ -153,16 +125,12 @@ def test_wrong_arguments_leave_with_status_2(argv):
     assert left.value.code == 2
 
 
-def test_ranks_of_our_own_are_on_the_cpu_and_say_so(capsys):
+def test_the_device_that_was_asked_for_is_proved_or_refused(capsys, monkeypatch):
     """A proof that was asked for on GPUs and ran on the CPU would prove another cluster."""
     with pytest.raises(SystemExit) as left:
         proof.main(["--world", "2", "--device", "cuda"])
     assert left.value.code == 2
     assert "for GPUs: torchrun --nproc_per_node=2" in capsys.readouterr().err
-
-
-def test_a_device_that_is_not_there_is_a_wrong_argument(capsys, monkeypatch):
-    """The proof of a GPU cluster must not quietly run on the CPU."""
     monkeypatch.setattr(proof.torch.cuda, "is_available", lambda: False)
     assert proof.main(["--device", "cuda", "--num-samples", "3"]) == 2
     assert "need a GPU each, found 0" in capsys.readouterr().out

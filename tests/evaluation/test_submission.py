@@ -141,11 +141,20 @@ def test_joints_are_judged_against_their_own_meshes(monkeypatch):
     assert len(checked(joints, vertices)) == 5
 
 
+def other_numbers(text: bytes) -> bytes:
+    """A whole zip, but of other predictions."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(text)) as old, zipfile.ZipFile(whole, "w") as new:
+        new.writestr("pred.json", old.read("pred.json").replace(b"1", b"2"))
+    return whole.getvalue()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda text: text[:-40], "not a whole zip"),
         (lambda text: text.replace(b"pred.json", b"pred.jsom"), "not a whole zip|differs"),
+        (other_numbers, r"read back, part \d+ differs"),
         (lambda text: text[:200] + bytes([text[200] ^ 1]) + text[201:], "not a whole zip|differs"),
     ],
 )
@@ -164,35 +173,22 @@ def test_a_file_that_does_not_hold_the_predictions_is_not_left(tmp_path, monkeyp
     assert not list(tmp_path.glob("*.zip"))
 
 
-def test_a_zip_of_other_predictions_is_noticed(tmp_path, monkeypatch):
-    """A whole zip of yesterday's numbers is whole all the same."""
-    real, other = submission._write_zip, tmp_path / "other"
-    write_submission(other, *predictions(2, curl=0.2))
-    monkeypatch.setattr(submission, "_write_zip", lambda file, _: real(file, other / "pred.json"))
-    with pytest.raises(DataError, match=r"read back, part \d+ differs"):
-        write_submission(tmp_path, *predictions(2))
-
-
 def checked(joints: np.ndarray, vertices: np.ndarray) -> list[str]:
     return submission_checks(joints, vertices, asset().joint_regressor, num_frames=len(joints))
 
 
 @pytest.mark.parametrize("spread", [0.0, 2.0])
-@pytest.mark.parametrize("curl", [0.0, 0.2, 0.8, 1.5, 3.0])
-def test_any_pose_of_a_right_hand_passes(curl, spread):
-    """A network that has learnt nothing bends fingers anyhow, and every frame alike: it is in order."""
+@pytest.mark.parametrize("curl", [0.0, 0.8, 3.0])
+def test_any_pose_of_a_right_hand_passes_and_another_order_never(curl, spread):
+    """A network that has learnt nothing bends fingers anyhow, and every frame alike: it is in order. HO3D's
+    finger order, the commonest mistake of all submissions, is refused on the same hands.
+    """
     joints, vertices = predictions(30, curl, spread)
     for frame in range(30):
         passed = checked(joints[[frame] * 2], vertices[[frame] * 2])
         assert [line.split(":")[0] for line in passed] == CHECKS
-
-
-def test_other_orders_are_refused_in_any_pose():
-    """HO3D's finger order, on hands bent anyhow: the commonest mistake of all submissions."""
-    for curl in (0.0, 0.8, 3.0):
-        joints, vertices = predictions(30, curl)
-        with pytest.raises(DataError, match="another joint order"):
-            checked(joints[:, [OPENPOSE21.index(name) for name in HO3D21]], vertices)
+    with pytest.raises(DataError, match="another joint order"):
+        checked(joints[:, [OPENPOSE21.index(name) for name in HO3D21]], vertices)
 
 
 def test_shapes_are_checked(tmp_path):

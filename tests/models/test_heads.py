@@ -53,7 +53,7 @@ def joints_of(orient: Tensor, pose: Tensor, betas: Tensor) -> Tensor:
 
 
 def test_true_joints_give_back_the_hand() -> None:
-    """Rotations in closed form are the network's first guess: a swapped finger or a row-wise matrix ruins it.
+    """Rotations in closed form are the first guess: a swapped finger (lesson 3) or a transpose ruins it.
 
     A hand whose shape depends on its pose moves the tips a little: up to 1 mm; the stand-in's hardly moves.
     """
@@ -63,22 +63,6 @@ def test_true_joints_give_back_the_hand() -> None:
     assert error.mean() < 1.0
     assert error.mean(dim=0).max() < 4.0
     assert torch.allclose(torch.linalg.det(local), torch.ones(64, 15), atol=1e-4)
-
-
-def test_a_bent_joint_bends_that_joint() -> None:
-    """Lesson 3: rotations found for one finger and given to another."""
-    pose = FLAT.repeat(15, 1, 1, 1)
-    for index, name in enumerate(MANO16[1:]):
-        # About an axis across the bone, or there is nothing to see.
-        joint = OPENPOSE21.index(name)
-        axis = torch.linalg.cross(REST.mean[joint + 1] - REST.mean[joint], torch.tensor([0.3, 1.0, 0.2]))
-        pose[index, index] = rotation_from_aa(0.6 * axis / axis.norm())
-    betas = torch.zeros(15, 10)
-    _, local = rotations_from_joints(joints_of(torch.eye(3).expand(15, 3, 3), pose, betas), REST(betas))
-    turned = (local - torch.eye(3)).flatten(2).norm(dim=2)
-    assert turned.argmax(dim=1).tolist() == list(range(15))
-    own = torch.arange(15)
-    assert (local[own, own] - pose[own, own]).abs().max() < 0.1
 
 
 def test_closed_form_keeps_nan_and_has_no_gradient() -> None:
@@ -183,7 +167,7 @@ def test_rotations_are_those_of_the_hand_whose_shape_is_predicted() -> None:
     assert gaps[0] < 0.5 * gaps[1], f"mean mm by the hand's own shape and by the mean hand's: {gaps}"
 
 
-@pytest.mark.parametrize("short_of_pi", [1e-1, 1e-3, 1e-5, 0.0])
+@pytest.mark.parametrize("short_of_pi", [1e-3, 0.0])
 def test_a_hand_turned_by_half_a_turn_is_decoded_where_it_is(short_of_pi: float) -> None:
     """Rotations stay matrices from the heads to the mesh. By way of axis and angle, with acos, a hand whose
     wrist is turned by pi - 0.001 was decoded 86 mm off, and a finger as far as it is long.
@@ -206,9 +190,8 @@ def test_a_hand_turned_by_half_a_turn_is_decoded_where_it_is(short_of_pi: float)
     second, third = OPENPOSE21.index("middle_2"), OPENPOSE21.index("middle_3")
     flat[:, MANO16.index("middle_2") - 1] = turn.float()
     bent = decoded(eye, flat)
-    finger = (bent[:, third] - bent[:, second]) - ((still[:, third] - still[:, second])[:, None] @ turn.mT)[
-        :, 0
-    ]
+    bone = still[:, third, None] - still[:, second, None]
+    finger = bent[:, third, None] - bent[:, second, None] - bone @ turn.mT
     assert float(finger.abs().max()) < 0.01, "mm off where a finger is bent"
 
 

@@ -43,27 +43,20 @@ def test_depth_and_refinement_change_nothing_at_initialisation(config: ModelConf
     assert [torch.equal(a, b) for a, b in zip(seen, hidden, strict=True)] == [True] * 15
 
 
+@pytest.mark.parametrize("refined", [True, False])
 @pytest.mark.parametrize("shown", [[True, True], [False, False], [True, False]])
 @STEMS
 def test_every_parameter_takes_part_in_every_step(
-    config: ModelConfig, patches: bool, shown: list[bool]
+    config: ModelConfig, patches: bool, shown: list[bool], refined: bool
 ) -> None:
-    """DDP without a search for unused parameters fails when a modality leaves weights out."""
+    """DDP without a search for unused parameters fails when a modality or an ablation leaves weights out."""
+    config = config if refined else dataclasses.replace(config, refine_iterations=0)
     net = build(config, patches=patches)
     batch = with_presence(make_batch(2, *config.image_size, noise=True), shown)
-    LOSS(net(batch), batch).total.backward()
-    assert [name for name, p in net.named_parameters() if p.grad is None] == []
-
-
-def test_a_refinement_left_out_leaves_nothing_behind() -> None:
-    """An arm of the ablation that keeps what it claims to lack says nothing about it; a parameter without a
-    gradient stops DDP.
-    """
-    batch, net = make_batch(3, 64, 64, noise=True), build(dataclasses.replace(TINY, refine_iterations=0))
     prediction = net(batch)
     LOSS(prediction, batch).total.backward()
-    assert [n for n, p in net.named_parameters() if p.grad is None or n.startswith("refiner")] == []
-    assert prediction.hand is prediction.coarse
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+    assert [prediction.hand is prediction.coarse, net.refiner is None] == [not refined] * 2
 
 
 def test_depth_reaches_the_output_after_two_steps() -> None:

@@ -10,13 +10,13 @@ from src.training.optim import Optimizer, learning_rate
 from tests.models.scene import build, hand_model, make_batch
 
 
-def test_one_batch_of_eight_is_learned_to_2_mm_with_and_without_depth() -> None:
+def test_one_batch_of_eight_is_learned_to_5_mm_with_and_without_depth() -> None:
     """The first version stayed at the zero-pose score.
 
     Steps alternate between RGB-only and RGB-D, in float32: bf16 in the backbone ends higher. It stands at
-    1.9 mm both ways after 90 steps; 120 leave room for another machine's rounding.
+    4.8 mm both ways after 40 steps; 60, which end at 3.9, leave room for another machine's rounding.
     """
-    net, steps = build(ModelConfig(preset="tiny", image_size=(64, 64))), 120
+    net, steps = build(ModelConfig(preset="tiny", image_size=(64, 64))), 60
     loss = HandLoss(LossConfig(), hand_model())
     optimizer = Optimizer(net, OptimizerConfig(name="muon", weight_decay=0.0), torch.device("cpu"))
     batch = make_batch(8, 64, 64)
@@ -33,6 +33,6 @@ def test_one_batch_of_eight_is_learned_to_2_mm_with_and_without_depth() -> None:
         loss(net(shown[step % 2]), batch).total.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 20.0)
         optimizer.step(learning_rate(step, steps, 8e-3, SchedulerConfig()))
-        if step % 10 == 9 and step > 80 and worst_mpjpe_mm() < 2.0:
+        if step % 10 == 9 and step > 30 and worst_mpjpe_mm() < 5.0:
             return
     raise AssertionError(f"the batch is not learned: {worst_mpjpe_mm():.1f} mm after {steps} steps")

@@ -93,21 +93,6 @@ def test_projecting_early_is_the_layer_on_all_samples(size: tuple[int, int]) -> 
     torch.testing.assert_close(mine, true, atol=1e-4, rtol=1e-4)
 
 
-def test_refinement_teaches_the_maps_that_it_reads() -> None:
-    """Maps that the read-out alone teaches do not learn what the surface under a vertex looks like."""
-    net, leaves = build(NET), []
-    nn.init.normal_(net.refiner.whole_out.weight, std=0.1)
-
-    def cut(_module: nn.Module, _inputs: Any, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        leaves.extend(level.detach().requires_grad_() for level in maps)
-        return tuple(leaves)
-
-    net.pyramid.register_forward_hook(cut)
-    net(wide_batch()).hand.joints_root_m.square().sum().backward()
-    # The read-out sees the finest map alone: the others' gradients are the refinement's.
-    assert all(level.grad is not None and level.grad.abs().max() > 0 for level in leaves)
-
-
 def refine(net: UTNet, batch: HandBatch, shift: Tensor | float = 0.0) -> tuple[HandState, HandState]:
     """(state before, state after) one refinement whose points see noise, `shift` added to the features."""
     taken: list[HandState] = []
