@@ -12,7 +12,7 @@ import pytest
 from src.errors import ShapeError
 from src.evaluation.official import official_ho3d, official_joint_rows, official_mesh_rows
 from src.runtime.seed import stream
-from tests.evaluation.official_sets import make_frames
+from tests.evaluation.official.official_sets import make_frames
 from tests.evaluation.test_metrics import hands
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "official.json").read_text(encoding="utf-8"))

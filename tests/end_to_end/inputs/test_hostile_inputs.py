@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from src.errors import UTNetError
-from tests.end_to_end import hostile_files, hostile_labels
-from tests.end_to_end.hostile_labels import written
+from tests.end_to_end.inputs import hostile_files, hostile_labels
+from tests.end_to_end.inputs.hostile_labels import written
 from tests.hand_file import hand_file
 
 KINDS = hostile_labels.KINDS | hostile_files.KINDS

@@ -23,7 +23,7 @@ from src.runtime.files.derived import Store
 from src.runtime.files.disk import read_npz
 from src.runtime.files.json_rows import point_rows
 from src.training.recorder import Recorder
-from tests.end_to_end.hostile_labels import Case, long_file, pipe, written
+from tests.end_to_end.inputs.hostile_labels import Case, long_file, pipe, written
 from tests.training.toy import ALONE
 
 KINDS: dict[str, dict[str, Case]] = {}
