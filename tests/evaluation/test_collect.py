@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -169,6 +170,19 @@ def test_a_shard_copies_what_it_is_given_and_no_more_than_it_reserved():
     assert pred.detach().eq(0.5).all()
     with pytest.raises(CollectError, match="2 rows added, 1 reserved"):
         shard.add(**row())
+
+
+def test_columns_that_differ_behind_what_a_message_carries_are_refused():
+    """Rows of other columns would be read by the wrong names, and scored."""
+    other = torch.tensor([0] * 6 + [1])
+    link = SimpleNamespace(
+        where="here",
+        gather=lambda own, _: torch.stack([own, own + other]),
+        gather_texts=lambda text, _: [text[:1024]] * 2,
+    )
+    shard = EvaluationShard(0, columns=tuple(f"column_{k}_mm" for k in range(200)))
+    with pytest.raises(CollectError, match="ranks disagree about columns"):
+        collect(shard, link, num_samples=0, split_hash="x")
 
 
 def test_columns_are_those_that_were_announced_in_whatever_order_a_batch_gives_them():
