@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     # A polite end, as by Ctrl-C, so that the temporary folder is removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        names = [field.name for field in dataclasses.fields(Parameters) if field.init]
+        names = [field.name for field in dataclasses.fields(Parameters)]
         parameters = Parameters(**{name: getattr(options, name) for name in names})
         look_first(options.out, parameters)  # before the hand is built, which takes seconds
         write_tree(options.out, parameters, _hand(options.hand), workers=options.workers)

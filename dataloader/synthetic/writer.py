@@ -92,9 +92,6 @@ class Parameters:
     """>= 0."""
     cameras: int = 3
     """Folders that show the same motion, 1-10."""
-    orientations: str = dataclasses.field(default="table", init=False)
-    version: str = dataclasses.field(default="v3", init=False)
-    """How wrists turn (motion.py), and HO3D's release; both are in the record only."""
     annotations_only: bool = False
     """All pictures of a folder are one grey picture."""
     held_out_sequences: int = 0
@@ -190,7 +187,7 @@ def write_tree(out: Path, parameters: Parameters, asset: HandAsset, *, workers: 
             (root / split).mkdir()
         views = list(progress(_work(root, parameters, asset, workers), total=total, desc="sequences"))
         written = _write_lists(root, views, parameters.seed)
-        record = json.dumps({**wanted, "complete": True, **written}, indent=1)
+        record = json.dumps({**wanted, **written}, indent=1)
         (root / RECORD_NAME).write_text(record + "\n", encoding="utf-8")
     frames = written["counts"]["train"], written["counts"]["evaluation"]
     _log.info("Synthetic data set %s: %d train frames, %d evaluation frames", out, *frames)
