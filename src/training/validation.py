@@ -78,22 +78,18 @@ def _broken(results: Mapping[Shown, CheckedResult]) -> dict[Shown, CheckedResult
     return {shown: result for shown, result in results.items() if not result.is_finite}
 
 
-def report(
-    results: Mapping[Shown, CheckedResult],
-    split_line: str,
-    context: DistContext,
-) -> None:
+def report(results: Mapping[Shown, CheckedResult], split_line: str, context: DistContext) -> None:
     """Log a validation: the lines of the contract for RGB-D, by which split, and one line without depth."""
     for line in report_lines(results["rgbd"], context.world, context.devices_label):
         _log.info(line)
     _log.info(f"  Split: {split_line}")
-    if (result := results.get("rgb")) is not None:
-        _log.info(
-            f"  Without depth: Loss: {result.loss:.3f}, MPJPE: {result.mpjpe_mm:.3f} mm, "
-            f"PA-MPJPE: {result.pa_mpjpe_mm:.3f} mm ({result.num_samples} samples)"
-        )
-        if result.nonfinite_count:
-            _log.info(f"  Non-finite predictions without depth: {nonfinite_text(result)}")
+    result = results["rgb"]
+    _log.info(
+        f"  Without depth: Loss: {result.loss:.3f}, MPJPE: {result.mpjpe_mm:.3f} mm, "
+        f"PA-MPJPE: {result.pa_mpjpe_mm:.3f} mm ({result.num_samples} samples)"
+    )
+    if result.nonfinite_count:
+        _log.info(f"  Non-finite predictions without depth: {nonfinite_text(result)}")
 
 
 def official_scores(

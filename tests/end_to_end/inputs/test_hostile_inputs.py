@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from src.errors import UTNetError
+from src.runtime.outlet import Guard
 from tests.end_to_end.inputs import hostile_files, hostile_labels
 from tests.end_to_end.inputs.hostile_labels import written
 from tests.hand_file import hand_file
@@ -44,12 +45,12 @@ def attack(kind: str, folder: Path) -> None:
             place, before = folder / f"case {number}", _memory("VmRSS")
             place.mkdir()
             signal.setitimer(signal.ITIMER_PROF, CPU_S)  # its signal ends the process
-            try:
-                text = f"no error: {type(case(place)).__name__}"
-            except UTNetError as error:
-                text = f"{type(error).__name__}: {error}"
-            except Exception as error:  # noqa: BLE001  (whatever it is: a traceback for the user)
-                text = f"traceback: {type(error).__name__}: {error}"
+            text = "no error"
+            with Guard() as guard:
+                case(place)
+            if (error := guard.error) is not None:
+                whose = "" if isinstance(error, UTNetError) else "traceback: "
+                text = f"{whose}{type(error).__name__}: {error}"
             signal.setitimer(signal.ITIMER_PROF, 0)
             peak = max(0, _memory("VmHWM") - before)
             said.write(json.dumps({"case": name, "text": text, "peak": peak}) + "\n")
