@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pickle
@@ -102,7 +103,14 @@ def test_annotations_only(asset: HandAsset, tmp_path: Path) -> None:
     assert min(steps) == 1 < max(steps)
     assert len(json.loads((root / "evaluation_xyz.json").read_text())) == 40
     check_room(root, parameters, 1.0, 2.0)
-    assert not write_tree(root, parameters, asset)
+    record = json.loads((root / "synthetic.json").read_text())
+    for once, is_ours in (({}, True), ({"version": "v3"}, True), ({"version": "v2"}, False)):
+        older = record | {"parameters": record["parameters"] | once}
+        (root / "synthetic.json").write_text(json.dumps(older))
+        with (
+            contextlib.nullcontext() if is_ours else pytest.raises(DataError, match="version is v2, want v3")
+        ):
+            assert not write_tree(root, parameters, asset)
 
 
 def check_room(root: Path, parameters: Parameters, least: float, most: float) -> None:
