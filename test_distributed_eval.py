@@ -205,7 +205,8 @@ def _number(kind: type, least: float, most: float = math.inf) -> Callable[[str],
     def number(text: str) -> Any:
         value = kind(text)
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"got {text}, want {least:g} to {most:g}")
+            bounds = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"got {text}, want {bounds}")
         return value
 
     return number

@@ -218,13 +218,13 @@ def _no_key(key: str, section: str) -> str:
     if key in _SECTIONS:
         return "is a section of keys"
     if key in REPLACED:
-        return REPLACED[key].sentence
+        return REPLACED[key].sentence + ("" if REPLACED[key].by else ". Leave it out")
     prefix = f"{section}." if section else ""
-    name = key[len(prefix) :].partition(".")[0]
+    name, dot, rest = key[len(prefix) :].partition(".")
     fields = [field.removeprefix(prefix) for field in _FIELDS[section]]
     if name in fields:
         return f"{prefix}{name} is a value, not a section"
-    near = [f"{prefix}{other}" for other in difflib.get_close_matches(name, fields, n=1)]
+    near = [f"{prefix}{other}{dot}{rest}" for other in difflib.get_close_matches(name, fields, n=1)]
     near += [f"{other}.{name}" for other, keys in _FIELDS.items() if f"{other}.{name}" in keys]
     return (
         f"unknown key, did you mean {near[0]}?" if near else f"unknown key, known here: {', '.join(fields)}"
