@@ -20,7 +20,8 @@ from src.runtime.files.disk import read_plain
 _STAMP_THREADS = 2
 _SHOWN = 80
 """Characters of a line that a message shows."""
-_LINE = re.compile(r"(?P<sequence>[^/\s\x00-\x1f\x7f-\x9f]+)/(?P<frame>[0-9]{4}|[1-9][0-9]{4,8})")
+_LINE = re.compile(r"(?!\.{1,2}/)[^/\s\x00-\x1f\x7f-\x9f]+/([0-9]{4}|[1-9][0-9]{4,8})")
+"""Sequence and frame number: what is written otherwise is another frame."""
 _MOST_BYTES = 1 << 24
 """Longest list that is read; that of HO3D_v3 has 1 MB."""
 _GET_DATA = (
@@ -29,20 +30,26 @@ _GET_DATA = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FrameList:
     """A list file: the frames that count, in its order. Others on disk are never read."""
 
     name: ListName
     sha256: str
     """Hex digest of the file's content."""
-    frames: tuple[tuple[str, int], ...]
-    """(sequence, frame number) of each line, each once."""
+    lines: tuple[str, ...]
+    """Sequence and frame number with a slash between, each once."""
+
+    @functools.cached_property
+    def frames(self) -> tuple[tuple[str, int], ...]:
+        """(sequence, frame number) of each line."""
+        parts = (line.partition("/") for line in self.lines)
+        return tuple((sequence, int(frame)) for sequence, _, frame in parts)
 
     @functools.cached_property
     def sequences(self) -> tuple[str, ...]:
         """Sequence names in order of appearance."""
-        return tuple(dict.fromkeys(sequence for sequence, _ in self.frames))
+        return tuple(dict.fromkeys(line.partition("/")[0] for line in self.lines))
 
 
 def frame_name(frame: int) -> str:
@@ -78,36 +85,34 @@ def read_list(config: DatasetConfig, name: ListName) -> FrameList:
         raise DataError(
             f"HO3D: {path} cannot be read ({error.strerror}). Restore it from the release."
         ) from error
-    frames, want = _parse(content, path), config.expected_train_frames
-    if name == "train" and want is not None and len(frames) != want:
+    lines, want = _parse(content, path), config.expected_train_frames
+    if name == "train" and want is not None and len(lines) != want:
         raise DataError(
-            f"HO3D: {path} lists {len(frames):,} frames, want {want:,} (dataset.expected_train_frames). "
+            f"HO3D: {path} lists {len(lines):,} frames, want {want:,} (dataset.expected_train_frames). "
             "Check the release and the download, or set dataset.expected_train_frames=null."
         )
-    return FrameList(name, hashlib.sha256(content).hexdigest(), frames)
+    return FrameList(name, hashlib.sha256(content).hexdigest(), lines)
 
 
-def _parse(content: bytes, path: Path) -> tuple[tuple[str, int], ...]:
-    """(sequence, frame number) of each line."""
-    frames: dict[tuple[str, int], None] = {}
+def _parse(content: bytes, path: Path) -> tuple[str, ...]:
+    """Lines of a list file, blank ones and the spaces around them left out."""
+    seen: dict[str, None] = {}
     # A byte order mark is no part of the text; names that are not UTF-8 as by `os.fsdecode`.
     lines = content.decode("utf-8-sig", errors="surrogateescape").splitlines()
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
             continue
-        match = _LINE.fullmatch(line)
-        if match is None or match["sequence"] in (".", ".."):
+        if _LINE.fullmatch(line) is None:
             got = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
             raise DataError(
                 f"HO3D: {path} line {number}: got {got!r}, want SEQUENCE/FRAME such as ABF10/0042."
             )
-        key = (match["sequence"], int(match["frame"]))
-        if key in frames:
+        if line in seen:
             raise DataError(f"HO3D: {path} line {number}: {line} is listed twice.")
-        frames[key] = None
-    if not frames:
+        seen[line] = None
+    if not seen:
         raise DataError(f"HO3D: {path} is empty: no frame is listed. Restore it from the release.")
-    return tuple(frames)
+    return tuple(seen)
 
 
 def folder_stamp(config: DatasetConfig, frames: FrameList, kinds: Sequence[str]) -> str:

@@ -178,7 +178,7 @@ def test_rows_in_another_order_than_the_list_are_refused(trained: Trained, tmp_p
 
     def reordered(*arguments: object) -> object:
         listed = real(*arguments)
-        return dataclasses.replace(listed, frames=listed.frames[::-1])
+        return dataclasses.replace(listed, lines=listed.lines[::-1])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_submission, "read_list", reordered)

@@ -22,7 +22,7 @@ def frames_of(counts: dict[Reason, int], listed: int = 72, name: str = "train") 
     for reason, count in counts.items():
         for _ in range(count):
             faults[len(faults)] = Fault(reason, f"{reason.name.lower()} of frame {len(faults)}.")
-    frames = FrameList(name, "", tuple(("MC1", 2 * k) for k in range(listed)))  # type: ignore[arg-type]
+    frames = FrameList(name, "", tuple(f"MC1/{2 * k:04d}" for k in range(listed)))  # type: ignore[arg-type]
     return UnusableFrames.of(frames, faults)
 
 
