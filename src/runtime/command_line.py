@@ -1,10 +1,18 @@
-"""Command lines on which everything is said once: of two values for one option, one would go unheard."""
+"""What tools have in common: options that are given once, and errors that are one line.
+
+Of two values for one option, one would go unheard.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from src.errors import UTNetError
+from src.runtime.debug import trace_enabled
+from src.runtime.ranks.launch import rank_from_environment
 
 
 class _Once(argparse.Action):
@@ -32,3 +40,19 @@ def make_parser(prog: str | None, description: str | None) -> argparse.ArgumentP
     parser.register("action", None, _Once)
     parser.register("action", "store", _Once)
     return parser
+
+
+def exit_status(work: Callable[[], int | None]) -> int:
+    """Do a tool's work; returns its exit status, 0 for None.
+
+    An error that a user can mend is one line on stderr, from rank 0, and status 2; with UTNET_TRACE=1 it is
+    raised.
+    """
+    try:
+        return work() or 0
+    except (UTNetError, OSError) as error:
+        if trace_enabled():
+            raise
+        if rank_from_environment() == 0:
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2

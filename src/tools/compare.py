@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.ho3d.split import motion_of
-from src.errors import ConfigError, DataError, UTNetError, plain_text
+from src.errors import ConfigError, DataError, plain_text
 from src.evaluation.collect import MESH_USABLE
 from src.evaluation.evaluator import read_per_sample
 from src.evaluation.official import MESH_SCORES
 from src.evaluation.report import sequence_of
 from src.evaluation.statistics import LEVEL, Interval, Rows, bootstrap_mean, mean
-from src.runtime.command_line import make_parser
-from src.runtime.debug import trace_enabled
+from src.runtime.command_line import exit_status, make_parser
 
 FEW_GROUPS = 10
 """With fewer groups a percentile interval is narrower than it says."""
@@ -83,15 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="what is drawn as a whole; motion: all cameras of one motion together")  # fmt: skip
     add("--common", action="store_true", help="compare the frames that both files have")
     arguments = parser.parse_args(argv)
-    try:
-        lines = compare(arguments)
-    except (UTNetError, OSError) as error:
-        if trace_enabled():
-            raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(map(plain_text, lines)))
-    return 0
+    return exit_status(lambda: print("\n".join(map(plain_text, compare(arguments)))))
 
 
 def compare(arguments: argparse.Namespace) -> list[str]:

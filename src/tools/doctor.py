@@ -24,10 +24,10 @@ from dataloader.build import build_dataset, build_eval_loader, build_train_loade
 from dataloader.ho3d.leaks import LeakReport, find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config import RunConfig
-from src.errors import TrainingError, UTNetError
+from src.errors import TrainingError
 from src.hand.mano import ManoLayer
 from src.runtime import log
-from src.runtime.command_line import make_parser
+from src.runtime.command_line import exit_status, make_parser
 from src.runtime.machine import configure_torch, has_bf16
 from src.runtime.ranks.distributed import setup_distributed, teardown
 from src.schema import HandBatch
@@ -174,22 +174,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make the checks that the command line asks for; returns the exit status."""
     arguments = parse_arguments(argv)
     log.configure()
-    found: list[Finding] = []
     try:
-        settings = command_settings(arguments.config, arguments.overrides, evaluate=arguments.checkpoint)
-        settings.log()
-        for item in (check_leaks if arguments.leaks else examine)(settings.config, arguments):
-            if isinstance(item, Finding):
-                found.append(item)
-            print(item.line() if isinstance(item, Finding) else item, flush=True)
-        if not arguments.leaks:
-            print(summary(found), flush=True)
-    except (UTNetError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        return exit_status(lambda: _say(arguments))
     finally:
         teardown()
-    return 1 if any(finding.status == "FAIL" for finding in found) else 0
+
+
+def _say(arguments: argparse.Namespace) -> int:
+    """Print the findings; 1 if one is a FAIL."""
+    settings = command_settings(arguments.config, arguments.overrides, evaluate=arguments.checkpoint)
+    settings.log()
+    found: list[Finding] = []
+    for item in (check_leaks if arguments.leaks else examine)(settings.config, arguments):
+        if isinstance(item, Finding):
+            found.append(item)
+        print(item.line() if isinstance(item, Finding) else item, flush=True)
+    if not arguments.leaks:
+        print(summary(found), flush=True)
+    return int(any(finding.status == "FAIL" for finding in found))
 
 
 if __name__ == "__main__":

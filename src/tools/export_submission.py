@@ -26,7 +26,7 @@ from dataloader.crop.augment import Modality
 from dataloader.ho3d.layout import frame_name, read_list
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config import RunConfig
-from src.errors import ConfigError, DataError, UTNetError
+from src.errors import ConfigError, DataError
 from src.evaluation.metrics import official_ho3d
 from src.evaluation.submission import (
     NUM_VERTICES,
@@ -40,8 +40,7 @@ from src.hand.mano import ManoLayer
 from src.hand.mano_assets import load_hand_asset
 from src.models.utnet import UTNet
 from src.runtime import log
-from src.runtime.command_line import make_parser
-from src.runtime.debug import trace_enabled
+from src.runtime.command_line import exit_status, make_parser
 from src.runtime.files.disk import require_place
 from src.runtime.machine import configure_torch
 from src.runtime.progress import progress
@@ -78,15 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
     arguments = parse_arguments(argv)
     log.configure(rank=rank_from_environment())
-    try:
-        export(arguments)
-    except (UTNetError, OSError) as error:
-        if trace_enabled():
-            raise
-        if rank_from_environment() == 0:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+    return exit_status(lambda: export(arguments))
 
 
 def export(arguments: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dataloader.build import build_dataset
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config_file import load_config
-from src.errors import ConfigError, DataError, UTNetError
+from src.errors import ConfigError, DataError
 from src.evaluation.baselines import NAMES
 from src.evaluation.evaluator import read_per_sample
 from src.evaluation.report import sequence_of
@@ -29,7 +29,7 @@ from src.geometry.camera import project
 from src.hand.mano import ManoLayer
 from src.render.pictures import grid, picture_from_network, truth_and_prediction, write_picture
 from src.runtime import log
-from src.runtime.command_line import make_parser
+from src.runtime.command_line import exit_status, make_parser
 from src.runtime.files.disk import require_place
 from src.runtime.seed import stream
 from src.schema import Shown
@@ -55,12 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="picture page; default: RUN/val/learned.png")
     arguments = parser.parse_args(argv)
     log.configure()
-    try:
-        summarise(arguments.run, arguments.held_out, arguments.random, arguments.out)
-    except (UTNetError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: summarise(arguments.run, arguments.held_out, arguments.random, arguments.out))
 
 
 def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None:

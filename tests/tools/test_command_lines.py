@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dataloader.synthetic import __main__ as synthetic
 from dataloader.synthetic.hand import __main__ as standin
 from src.config import LoggingConfig, RunConfig
 from src.config_file import config_to_dict
+from src.errors import UTNetError
 from src.tools import compare, doctor, export_submission, learned
 from tests.checkpoints import write_checkpoint
 
@@ -104,3 +106,28 @@ def test_every_tool_looks_where_it_writes_before_it_works(
         assert str(tmp_path / out) in error
         assert said in error
     assert {p.name for p in tmp_path.rglob("*")} == {"folder", "x", "folder.png", "file"}
+
+
+@pytest.mark.parametrize(
+    ("main", "given"),
+    [
+        (compare.main, ["nowhere.npz", "nowhere.npz"]),
+        (export_submission.main, ["--checkpoint", "nowhere.pt"]),
+        (learned.main, LEARNED),
+        (doctor.main, ["--checkpoint", "nowhere.pt"]),
+    ],
+)
+def test_an_error_is_one_line_and_its_traceback_is_a_variable_away(
+    main: Callable[[list[str]], int],
+    given: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """README: status 2 and one line; who mends the program itself sets UTNET_TRACE=1, of whatever tool."""
+    monkeypatch.setattr("src.runtime.log.configure", lambda **_: None)
+    assert main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"(Asset|Config|Data)Error: ", line)
+    monkeypatch.setenv("UTNET_TRACE", "1")
+    with pytest.raises(UTNetError):
+        main(given)
