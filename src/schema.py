@@ -137,12 +137,8 @@ LabelTable = HandLabels[NDArray[Any]]
 class CropView(Record):
     """From where B crops look: tensors, float32."""
 
-    intrinsics_img_px: Tensor
-    """(B, 3, 3) K of the picture."""
     intrinsics_crop_px: Tensor
     """(B, 3, 3) K of the crop camera."""
-    crop_from_img: Tensor
-    """(B, 3, 3) homography, crop pixel ~ H image pixel; = K_crop rot_crop_from_img K_img^-1."""
     rot_crop_from_img: Tensor
     """(B, 3, 3) rotation of the image camera into the crop camera."""
     z_ref_m: Tensor
@@ -150,9 +146,36 @@ class CropView(Record):
     depth_present: Tensor
     """(B,) bool, this sample's depth is shown to the network."""
 
+    def to_image_camera(self, points_m: Tensor) -> Tensor:
+        """Turn points of the crop camera, (B, N, 3), back into the image camera; the unit is kept."""
+        # Rows times R are columns times R^T, the inverse rotation.
+        return points_m @ self.rot_crop_from_img.to(points_m.dtype)
+
 
 @dataclass(frozen=True, eq=False)
-class RawBatch(CropView, HandLabels[Tensor]):
+class PictureView(CropView):
+    """Crops with the pictures that they are cut from."""
+
+    intrinsics_img_px: Tensor
+    """(B, 3, 3) K of the picture."""
+    crop_from_img: Tensor
+    """(B, 3, 3) homography, crop pixel ~ H image pixel; = K_crop rot_crop_from_img K_img^-1."""
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkInput(CropView):
+    """All that the network reads of B crops."""
+
+    rgb: Tensor
+    """(B, 3, H, W) ImageNet-normalised crop."""
+    depth: Tensor
+    """(B, 1, H, W) (z - z_ref_m) / DEPTH_RANGE_M along the crop camera's axis, clipped; 0 where invalid."""
+    depth_valid: Tensor
+    """(B, 1, H, W) 1 where depth was measured and is shown, else 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class RawBatch(PictureView, HandLabels[Tensor]):
     """B samples as a loader process hands them over: integers for pixels, labels in the crop camera."""
 
     sample_index: Tensor
@@ -169,17 +192,11 @@ class RawBatch(CropView, HandLabels[Tensor]):
 
 
 @dataclass(frozen=True, eq=False)
-class HandSample(CropView, HandLabels[Tensor]):
+class HandSample(NetworkInput, PictureView, HandLabels[Tensor]):
     """One sample as the network sees it: each field of `HandBatch` without its leading axis."""
 
     sample_index: Tensor
     """(B,) int64, row of the dataset's split."""
-    rgb: Tensor
-    """(B, 3, H, W) ImageNet-normalised crop."""
-    depth: Tensor
-    """(B, 1, H, W) (z - z_ref_m) / DEPTH_RANGE_M along the crop camera's axis, clipped; 0 where invalid."""
-    depth_valid: Tensor
-    """(B, 1, H, W) 1 where depth was measured and is shown, else 0."""
     joints_root_m: Tensor
     """(B, J, 3) joints_cam_m minus its wrist."""
     joints_crop_px: Tensor
@@ -204,11 +221,6 @@ class HandBatch(HandSample):
             depth_valid=torch.zeros_like(self.depth_valid),
             depth_present=torch.zeros_like(self.depth_present),
         )
-
-    def to_image_camera(self, points_m: Tensor) -> Tensor:
-        """Turn points of the crop camera, (B, N, 3), back into the image camera; the unit is kept."""
-        # Rows times R are columns times R^T, the inverse rotation.
-        return points_m @ self.rot_crop_from_img.to(points_m.dtype)
 
     @property
     def size(self) -> int:

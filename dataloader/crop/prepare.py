@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from src.geometry.camera import project
-from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, DEPTH_UNIT_M, HandBatch, RawBatch
+from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, DEPTH_UNIT_M, CropView, HandBatch, RawBatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """RGB mean that pretrained backbones expect, values in [0, 1]."""
@@ -30,7 +30,7 @@ def prepare(raw: RawBatch) -> HandBatch:
         the batch on the same device, float32; see `HandBatch` for shape, unit and frame of each field.
     """
     height, width = raw.rgb_u8.shape[1:3]
-    depth, depth_valid = normalise_depth(raw)
+    depth, depth_valid = normalise_depth(raw.depth_u16.to(torch.float32) * DEPTH_UNIT_M, raw)
     joints_crop_px = project(raw.joints_cam_m, raw.intrinsics_crop_px)
     size = _constant((float(width), float(height)), raw.rgb_u8.device)
     kept = {f.name for f in dataclasses.fields(RawBatch)} & {f.name for f in dataclasses.fields(HandBatch)}
@@ -45,26 +45,36 @@ def prepare(raw: RawBatch) -> HandBatch:
     )
 
 
-def normalise_rgb(rgb_u8: Tensor, colour_affine: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 RGB and (B, 3, 4) colour matrices -> (B, 3, H, W) float32, ImageNet-normalised."""
+def normalise_rgb(rgb_u8: Tensor, colour_affine: Tensor | None = None) -> Tensor:
+    """(B, H, W, 3) uint8 RGB -> (B, 3, H, W) float32, ImageNet-normalised.
+
+    Args:
+        rgb_u8: crops.
+        colour_affine: (B, 3, 4) what is done to their colours; None: nothing.
+    """
     batch, height, width, _ = rgb_u8.shape
     flat = rgb_u8.permute(0, 3, 1, 2).reshape(batch, 3, height * width).to(torch.float32) / 255
-    flat = torch.baddbmm(colour_affine[:, :, 3:], colour_affine[:, :, :3], flat).clamp_(0, 1)
+    flat = flat.contiguous()  # in any other layout convolutions round another way, and bf16 shows it
+    if colour_affine is not None:
+        flat = torch.baddbmm(colour_affine[:, :, 3:], colour_affine[:, :, :3], flat).clamp_(0, 1)
     mean, std = _constant(IMAGENET_MEAN, flat.device), _constant(IMAGENET_STD, flat.device)
     return ((flat - mean[:, None]) / std[:, None]).reshape(batch, 3, height, width)
 
 
-def normalise_depth(raw: RawBatch) -> tuple[Tensor, Tensor]:
+def normalise_depth(measured_m: Tensor, view: CropView) -> tuple[Tensor, Tensor]:
     """Depth input and its mask, both (B, 1, H, W) float32.
+
+    Args:
+        measured_m: (B, H, W) the image camera's z at crop pixels, 0 where nothing was measured.
+        view: of these crops.
 
     The sensor measures the image camera's z; the network is told z along the crop camera's axis:
     z' = z / (R^T K_crop^-1 [x, y, 1])_z at crop pixel (x, y).
     """
-    height, width = raw.depth_u16.shape[1:]
-    measured = raw.depth_u16.to(torch.float32) * DEPTH_UNIT_M
-    z = measured / _ray_z(raw.intrinsics_crop_px, raw.rot_crop_from_img, height, width)
-    shown = (measured > 0) & raw.depth_present[:, None, None]
-    scaled = ((z - raw.z_ref_m[:, None, None]) / DEPTH_RANGE_M).clamp(-DEPTH_CLIP, DEPTH_CLIP)
+    height, width = measured_m.shape[1:]
+    z = measured_m / _ray_z(view.intrinsics_crop_px, view.rot_crop_from_img, height, width)
+    shown = (measured_m > 0) & view.depth_present[:, None, None]
+    scaled = ((z - view.z_ref_m[:, None, None]) / DEPTH_RANGE_M).clamp(-DEPTH_CLIP, DEPTH_CLIP)
     return torch.where(shown, scaled, torch.zeros_like(scaled))[:, None], shown.to(torch.float32)[:, None]
 
 

@@ -20,7 +20,7 @@ from src.hand.joints import OPENPOSE21
 from src.models.layers import SmallLinear, pooling_matrix
 from src.models.tokens import grid_of
 from src.models.vit import Preset
-from src.schema import DEPTH_RANGE_M, HandBatch
+from src.schema import DEPTH_RANGE_M, NetworkInput
 
 NUM_JOINTS = len(OPENPOSE21)
 JOINT_STEP_M = 0.1
@@ -97,7 +97,7 @@ class DenseReadout(nn.Module):
         self.register_buffer("pool_rows", pooling_matrix(READOUT_GRID, self.grid[0]), persistent=False)
         self.register_buffer("pool_cols", pooling_matrix(READOUT_GRID, self.grid[1]), persistent=False)
 
-    def forward(self, image_tokens: Tensor, fine: Tensor, batch: HandBatch) -> Readout:
+    def forward(self, image_tokens: Tensor, fine: Tensor, batch: NetworkInput) -> Readout:
         """Read out.
 
         Args:
@@ -128,7 +128,7 @@ class DenseReadout(nn.Module):
         cells = torch.einsum("pr,brcd->bpcd", self.pool_rows, cells)
         return torch.einsum("qc,bpcd->bpqd", self.pool_cols, cells).flatten(1)
 
-    def _depth(self, share: Tensor, batch: HandBatch) -> Tensor:
+    def _depth(self, share: Tensor, batch: NetworkInput) -> Tensor:
         """(B, J, h w) votes -> (B, 2 J) mean measured depth under them and the share that was measured."""
         seen = torch.cat([batch.depth * batch.depth_valid, batch.depth_valid], dim=1)
         seen = F.avg_pool2d(seen, VOTE_STRIDE)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from src.errors import ConfigError, ShapeError
 from src.models.layers import Residual
 from src.models.vit import NORM_EPS, Preset
-from src.schema import HandBatch
+from src.schema import NetworkInput
 
 PATCH = 16
 """Side in pixels of the square that one image token stands for, whatever the stem."""
@@ -174,7 +174,7 @@ class TokenEmbedding(nn.Module):
             nn.Linear(5, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width, eps=NORM_EPS)
         )
 
-    def forward(self, batch: HandBatch) -> Tokens:
+    def forward(self, batch: NetworkInput) -> Tokens:
         """Embed a batch whose crops have the configured size.
 
         Raises:
@@ -194,7 +194,7 @@ class TokenEmbedding(nn.Module):
         queries = [token.expand(b, -1, -1) for token in fixed if token is not None]
         return Tokens(torch.cat([*queries, camera], dim=1), image, skips)
 
-    def _camera_numbers(self, batch: HandBatch) -> Tensor:
+    def _camera_numbers(self, batch: NetworkInput) -> Tensor:
         """(B, 5) focal lengths and centre in fractions of the crop, log of the reference depth in metres."""
         height, width = self.image_size
         k = batch.intrinsics_crop_px

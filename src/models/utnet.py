@@ -23,7 +23,7 @@ from src.models.tokens import NUM_POSE_QUERIES, TokenEmbedding
 from src.models.upsample import FeaturePyramid
 from src.models.vertex_sampling import sample_points
 from src.models.vit import PRESETS, ViT
-from src.schema import HandBatch, Prediction
+from src.schema import NetworkInput, Prediction
 
 _HEAD_QUERIES = NUM_POSE_QUERIES + 3
 """pose, shape, camera, intrinsics: the last queries of the sequence."""
@@ -57,11 +57,11 @@ class UTNet(nn.Module):
         self.refiner = MeshRefiner(sizes, self.embed.grid, mano) if self.refine_iterations else None
         self.decoder = HandDecoder(mano, size)
 
-    def forward(self, batch: HandBatch) -> Prediction:
+    def forward(self, batch: NetworkInput) -> Prediction:
         """Estimate the hand of each crop.
 
         Args:
-            batch: crops of the configured size; labels in it are not read.
+            batch: crops of the configured size.
 
         Returns:
             Refined and coarse hand and the voted joints, float32, crop camera.
@@ -81,7 +81,7 @@ class UTNet(nn.Module):
             return self._hands(image.float(), queries.float(), maps, batch)
 
     def _hands(
-        self, image: Tensor, queries: Tensor, maps: tuple[Tensor, ...], batch: HandBatch
+        self, image: Tensor, queries: Tensor, maps: tuple[Tensor, ...], batch: NetworkInput
     ) -> Prediction:
         """(B, N, D) and (B, Q, D) features of the backbone and their maps -> prediction, in float32."""
         readout = self.readout(image, maps[-1], batch)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.geometry.camera import project
-from src.schema import DEPTH_RANGE_M, HandBatch
+from src.schema import DEPTH_RANGE_M, NetworkInput
 
 RESIDUAL_UNIT_M = 0.05
 """Depth residual 1 = the measured surface lies 5 cm behind the predicted point."""
@@ -35,7 +35,7 @@ class Sampled:
     """(B, P, 2) depth residual, and 1 where depth was measured; both 0 elsewhere."""
 
 
-def sample_points(maps: tuple[Tensor, ...], points_cam_m: Tensor, batch: HandBatch) -> Sampled:
+def sample_points(maps: tuple[Tensor, ...], points_cam_m: Tensor, batch: NetworkInput) -> Sampled:
     """Sample maps and depth under points.
 
     Args:
@@ -95,7 +95,7 @@ def gather_map(features: Tensor, spot: Tensor) -> Tensor:
     return total
 
 
-def depth_residual(batch: HandBatch, z_m: Tensor, spot: Tensor) -> Tensor:
+def depth_residual(batch: NetworkInput, z_m: Tensor, spot: Tensor) -> Tensor:
     """(B, P) predicted z and (B, P, 2) places -> (B, P, 2) (measured - predicted) / 5 cm, and validity.
 
     The nearest pixel is read: a mean over an edge of the hand is the depth of nothing.

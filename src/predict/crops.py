@@ -1,0 +1,105 @@
+"""Frames and boxes -> the crops that a network reads, by the very functions that training uses.
+
+A left hand is shown as the right hand that a mirror makes of it: the picture, its depth, its camera and the
+box are mirrored before the crop is made, so a mirrored picture gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dataloader.crop.camera import (
+    MIN_OVERLAP,
+    covered_share,
+    crop_camera,
+    footprint,
+    warp_depth,
+    warp_rgb,
+    z_ref_from_box,
+    z_ref_from_depth,
+)
+from src.errors import DataError
+from src.predict.frame import Frame, HandBox
+from src.schema import DEPTH_UNIT_M
+
+_FARTHEST = np.iinfo(np.uint16).max
+
+
+def raw_crops(
+    asked: Sequence[tuple[Frame, HandBox]], image_size: tuple[int, int], box_scale: float
+) -> dict[str, Tensor]:
+    """`src.predict.graph.RAW_INPUTS` of some hands.
+
+    Args:
+        asked: B frames with a box in each; pictures may differ in size.
+        image_size: (H, W) of a crop.
+        box_scale: side of the square crop over the box's longer side.
+
+    Raises:
+        DataError: a box is not finite, too small, or shows too little of its picture; names the frame.
+    """
+    rows = [_crop(frame, box, image_size, box_scale) for frame, box in asked]
+    return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+
+
+def _crop(
+    frame: Frame, box: HandBox, image_size: tuple[int, int], box_scale: float
+) -> dict[str, NDArray[np.generic]]:
+    """One row of `raw_crops`."""
+    rgb, depth_m, k, box_px = frame.rgb, frame.depth_m, frame.intrinsics_px, np.array(box.box_px, np.float64)
+    if box.left:
+        rgb, k, box_px = rgb[:, ::-1], mirrored_camera(k, rgb.shape[1]), mirrored_box(box_px, rgb.shape[1])
+        depth_m = None if depth_m is None else depth_m[:, ::-1]
+    picture_size = (rgb.shape[0], rgb.shape[1])
+    try:
+        camera = crop_camera(k, box_px, image_size, box_scale)
+    except DataError as error:
+        raise DataError(f"{frame.name}: {error}") from None
+    if (share := covered_share(camera, picture_size)) < MIN_OVERLAP:
+        raise DataError(
+            f"{frame.name}: the box {np.round(box.box_px, 1).tolist()} px lies outside the picture of "
+            f"{picture_size[1]} x {picture_size[0]}, which covers {share:.1%} of its crop. "
+            "Boxes are x0, y0, x1, y1 in pixels of the picture"
+        )
+    window = footprint(camera, picture_size)
+    rows, columns = slice(window.y0, window.y1), slice(window.x0, window.x1)
+    z_ref, measured = None, np.zeros(image_size, np.uint16)
+    if depth_m is not None:
+        measured = warp_depth(depth_units(depth_m[rows, columns]), camera, window)
+        z_ref = z_ref_from_depth(measured, camera)
+    return {
+        "rgb_u8": warp_rgb(np.ascontiguousarray(rgb[rows, columns]), camera, window),
+        "depth_m": measured.astype(np.float32) * np.float32(DEPTH_UNIT_M),
+        "depth_present": np.array(depth_m is not None),
+        "intrinsics_crop_px": camera.intrinsics_px.astype(np.float32),
+        "rot_crop_from_img": camera.rot_crop_from_img.astype(np.float32),
+        "z_ref_m": np.array(z_ref_from_box(camera) if z_ref is None else z_ref, np.float32),
+    }
+
+
+def depth_units(depth_m: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """Metres -> units of DEPTH_UNIT_M, as HO3D stores them; 0 where nothing was measured.
+
+    What is not finite or not in front of the camera was not measured; what is beyond 8 m stays there.
+    """
+    with np.errstate(invalid="ignore"):
+        units = np.rint(depth_m / np.float32(DEPTH_UNIT_M))
+    return np.where(np.isfinite(units), units, 0).clip(0, _FARTHEST).astype(np.uint16)
+
+
+def mirrored_camera(intrinsics_px: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """(3, 3) K of the mirrored picture, `width` pixels wide."""
+    k = intrinsics_px.copy()
+    k[0, 1], k[0, 2] = -k[0, 1], width - 1 - k[0, 2]
+    return k
+
+
+def mirrored_box(box_px: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """(4,) x0, y0, x1, y1 in the mirrored picture, `width` pixels wide."""
+    x0, y0, x1, y1 = box_px
+    return np.array([width - 1 - x1, y0, width - 1 - x0, y1])
