@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from dataloader.batches.loader import DeviceLoader
 from dataloader.build import build_eval_loader, build_splits, build_train_loader
 from dataloader.crop.camera import Window
 from dataloader.ho3d.frames import SplitFrames
+from dataloader.ho3d.index import AnnotationIndex
 from dataloader.ho3d.leaks import find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.pictures.decode import PictureFrame
@@ -167,13 +167,12 @@ def find_boxes(scoring: Scoring) -> NDArray[np.float64]:
     """
     config, context, frames = scoring.config, scoring.context, scoring.dataset.frames
     boxes, count = config.validation.boxes, len(scoring.dataset)
-    names = [frames.frame_id(i) for i in range(count)]
     own = [key.index for batch in scoring.loaders["rgbd"].sampler for key in batch]
 
     def find() -> NDArray[np.float64]:
-        finder, found = box_finder(boxes, names), np.full((count, 4), np.nan)
+        finder, found = box_finder(boxes, frames.index), np.full((count, 4), np.nan)
         for i in progress(own, total=len(own), desc=f"boxes of {boxes}", enabled=context.is_main):
-            frame = read_frame(frames, i, names[i])
+            frame = read_frame(frames, i)
             seen = [box for box in finder.find(frame) if not box.left]
             if seen:
                 best = max(seen, key=lambda box: box.score)
@@ -189,12 +188,12 @@ def find_boxes(scoring: Scoring) -> NDArray[np.float64]:
     return found
 
 
-def box_finder(boxes: str, names: Sequence[str]) -> BoxFinder:
+def box_finder(boxes: str, index: AnnotationIndex) -> BoxFinder:
     """What finds hands, by the value of validation.boxes.
 
     Args:
         boxes: detect, depth, or a file of boxes.
-        names: of the frames, as the file calls them.
+        index: all frames of the list, of which the file may hold more than the split.
 
     Raises:
         ConfigError: no such file, or a library of the detector is not installed.
@@ -212,16 +211,21 @@ def box_finder(boxes: str, names: Sequence[str]) -> BoxFinder:
         raise ConfigError(f"validation.boxes={boxes}: no such file; want labels, detect, depth or a CSV file")
     from src.predict.boxes.files import FileBoxes
 
-    return FileBoxes(Path(boxes), names)
+    return FileBoxes(Path(boxes), [listed(index.frame_id(row)) for row in range(len(index.rows))])
 
 
-def read_frame(frames: SplitFrames, sample: int, name: str) -> Frame:
+def listed(frame_id: str) -> str:
+    """`train/ABF10/0042` -> `ABF10/0042`: a frame as HO3D's lists call it."""
+    return frame_id.partition("/")[2]
+
+
+def read_frame(frames: SplitFrames, sample: int) -> Frame:
     """A sample as whoever has no labels sees it."""
     picture = PictureFrame(frames.path(sample, "rgb"), frames.path(sample, "depth"))
     whole = Window(0, 0, picture.size[1], picture.size[0])
     depth_m = picture.depth(whole) * np.float32(DEPTH_UNIT_M)
     k = frames.labels(np.array([sample])).intrinsics_img_px[0].astype(np.float64)
-    return Frame(name, picture.rgb(whole), depth_m, k)
+    return Frame(listed(frames.frame_id(sample)), picture.rgb(whole), depth_m, k)
 
 
 def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Path | None) -> Run:
