@@ -37,6 +37,9 @@ HAND_M = (0.08, 0.22)
 WRIST_M = (0.09, 0.24)
 """How far before the far end the wrist is looked for: a fist, and a hand with a thing that juts out."""
 
+THIN_M = 0.035
+"""No wrist is narrower: a finger that points, a stick or a pen is, and the far end is where it begins."""
+
 SEEN_M = 0.16
 """How much behind the wrist counts as the hand: beyond stands what it holds, or the tips of a long hand."""
 
@@ -145,16 +148,15 @@ def _hands(view: _View, part: NDArray[np.int64], planes: int) -> list[NDArray[np
         indices=np.flatnonzero(border <= max(1, border.min())),
         min_only=True,
     )
-    end = float(np.quantile(away, 0.995))
+    width = _widths(view.points[part], away)
+    end = float(np.flatnonzero(width >= THIN_M).max(initial=0)) * BAND_M
     if end < HAND_M[0]:
         return []
-    width = _widths(view.points[part], away, end)
     first, last = (max(0, round((end - m) / BAND_M)) for m in reversed(WRIST_M))
     wrist = (first + int(np.argmin(width[first : last + 1]))) * BAND_M
     hand = part[(away >= wrist) & (away <= wrist + SEEN_M)]
-    across = float(width[round(wrist / BAND_M) :].max())
-    if across <= WIDEST_M:
-        return [hand] if across >= 0.02 else []
+    if width[round(wrist / BAND_M) :].max() <= WIDEST_M:
+        return [hand]
     if planes == 0:
         return []
     left = np.zeros(len(view.points), bool)
@@ -162,9 +164,9 @@ def _hands(view: _View, part: NDArray[np.int64], planes: int) -> list[NDArray[np
     return [found for rest in view.surfaces(left) for found in _hands(view, rest, planes - 1)]
 
 
-def _widths(points: Array, away: Array, end: float) -> Array:
+def _widths(points: Array, away: Array) -> Array:
     """Width of a surface in each band of the distance along it, smoothed over three bands."""
-    band = np.minimum(away / BAND_M, end / BAND_M).astype(int)
+    band = (away / BAND_M).astype(int)
     count = np.maximum(np.bincount(band), 1)
     mean = np.stack([np.bincount(band, axis) / count for axis in points.T], axis=1)
     off = ((points - mean[band]) ** 2).sum(axis=1)
