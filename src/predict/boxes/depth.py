@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -99,11 +100,13 @@ class _View:
         """Reduce a frame with depth."""
         assert frame.depth_m is not None
         stride = max(1, round(max(frame.depth_m.shape) / LONGER_SIDE))
-        z = frame.depth_m[::stride, ::stride].astype(np.float64)
+        measured = np.isfinite(frame.depth_m) & (frame.depth_m < FARTHEST_M)
+        smooth = cv2.medianBlur(np.where(measured, frame.depth_m, np.float32(0)), 5)  # noise would make ways longer
+        z = smooth[::stride, ::stride].astype(np.float64)
         h, w = z.shape
         y, x = np.mgrid[:h, :w]
         pixels = np.stack([x * stride, y * stride, np.ones((h, w))], axis=-1)
-        valid = (z > NEAREST_M) & (z < FARTHEST_M)
+        valid = z > NEAREST_M
         z = np.where(valid, z, 0.0)
         points = (pixels @ np.linalg.inv(frame.intrinsics_px).T * z[..., None]).reshape(-1, 3)
         border = np.minimum.reduce([x, y, w - 1 - x, h - 1 - y]).ravel()
