@@ -101,7 +101,9 @@ class _View:
         assert frame.depth_m is not None
         stride = max(1, round(max(frame.depth_m.shape) / LONGER_SIDE))
         measured = np.isfinite(frame.depth_m) & (frame.depth_m < FARTHEST_M)
-        smooth = cv2.medianBlur(np.where(measured, frame.depth_m, np.float32(0)), 5)  # noise would make ways longer
+        smooth = cv2.medianBlur(
+            np.where(measured, frame.depth_m, np.float32(0)), 5
+        )  # noise would make ways longer
         z = smooth[::stride, ::stride].astype(np.float64)
         h, w = z.shape
         y, x = np.mgrid[:h, :w]

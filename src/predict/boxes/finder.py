@@ -1,7 +1,7 @@
 """What finds hands, and how boxes are compared.
 
-A box is what the network was trained with: x0, y0, x1, y1 around the 21 projected joints, without a margin, in
-pixels of the picture; the crop is `box_scale` times its longer side.
+A box is what the network was trained with: x0, y0, x1, y1 around the 21 projected joints, without a margin,
+in pixels of the picture; the crop is `box_scale` times its longer side.
 """
 
 from __future__ import annotations
