@@ -2,7 +2,8 @@
 
 A surface is what hangs together without a step in depth. An arm enters from the picture's border; distances
 are measured along the surface from there, so an arm that comes towards the camera is not shortened. The wrist
-is the narrowest place before the far end; behind it comes the hand, or a hand and what it holds.
+is the narrowest place before the far end; behind it comes the hand, or a hand and what it holds. What is
+round, of a hand's size and nearer than any hand is taken for one: depth cannot know better.
 
 Legend: h w size of the reduced depth picture; P pixels of one surface. Image camera, metres.
 """
@@ -46,6 +47,9 @@ SEEN_M = 0.16
 
 WIDEST_M = 0.25
 """A wider surface is a table or a wall, or a hand that lies on one."""
+
+FLAT_M = 0.003
+"""A hand's surface is off its best plane by more (root mean square), a board's or a wall's by less."""
 
 SKIN_M = 0.007
 """From the outline of a hand to its joints."""
@@ -100,11 +104,10 @@ class _View:
         """Reduce a frame with depth."""
         assert frame.depth_m is not None
         stride = max(1, round(max(frame.depth_m.shape) / LONGER_SIDE))
+        # Noise would make the ways along a surface longer.
         measured = np.isfinite(frame.depth_m) & (frame.depth_m < FARTHEST_M)
-        smooth = cv2.medianBlur(
-            np.where(measured, frame.depth_m, np.float32(0)), 5
-        )  # noise would make ways longer
-        z = smooth[::stride, ::stride].astype(np.float64)
+        known = np.where(measured, frame.depth_m, np.float32(0))
+        z = cv2.medianBlur(known, 5)[::stride, ::stride].astype(np.float64)
         h, w = z.shape
         y, x = np.mgrid[:h, :w]
         pixels = np.stack([x * stride, y * stride, np.ones((h, w))], axis=-1)
@@ -161,7 +164,7 @@ def _hands(view: _View, part: NDArray[np.int64], planes: int) -> list[NDArray[np
     wrist = (first + int(np.argmin(width[first : last + 1]))) * BAND_M
     hand = part[(away >= wrist) & (away <= wrist + SEEN_M)]
     if width[round(wrist / BAND_M) :].max() <= WIDEST_M:
-        return [hand]
+        return [] if _is_flat(view.points[hand]) else [hand]
     if planes == 0:
         return []
     left = np.zeros(len(view.points), bool)
@@ -177,7 +180,14 @@ def _widths(points: Array, away: Array) -> Array:
     off = ((points - mean[band]) ** 2).sum(axis=1)
     width = np.sqrt(12 * np.bincount(band, off) / count)  # of a line of that variance
     padded = np.pad(width, 1, mode="edge")
-    return (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+    smooth: Array = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+    return smooth
+
+
+def _is_flat(points: Array) -> bool:
+    """Whether points (P, 3) lie on one plane."""
+    off = points - points.mean(axis=0)
+    return bool(np.linalg.eigvalsh(off.T @ off / len(points))[0] < FLAT_M**2)
 
 
 def _on_plane(points: Array) -> NDArray[np.bool_]:
