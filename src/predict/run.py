@@ -80,16 +80,20 @@ def run(job: Job, stop: StopRequest) -> Summary:
     summary.before = len(store.done_names)
     total = None if source.names is None else len(source.names) - summary.before
     frames = source.frames(skip=store.done_names)
-    for number, frame in enumerate(progress(frames, total=total, desc="prediction"), start=1):
+    for number, frame in enumerate(
+        progress(frames, total=total, desc="prediction"), start=summary.before + 1
+    ):
         loop.take(frame)
         if stop.received is not None or number == job.most_frames:
             break
-    loop.flush()
-    summary.seconds = time.monotonic() - began
-    summary.stopped = stop.received if source.names is not None else None
-    if summary.stopped is None:
-        if not store.done_names:
+    if stop.received is not None and source.names is not None:
+        summary.stopped = stop.received  # what waits is predicted next time, in the same batches
+    else:
+        loop.flush()
+        if not summary.frames:
             raise DataError("there was no frame to predict")
+    summary.seconds = time.monotonic() - began
+    if summary.stopped is None:
         store.finish(smoothed=loop.filter() if job.smooth else None)
         if job.overlays and (source.fps is not None or source.names is None):
             summary.video = job.out / "overlays.mp4"

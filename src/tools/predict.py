@@ -1,6 +1,7 @@
 """Hands in your own frames, with a trained network.
 
-    python -m src.tools.predict --checkpoint CKPT --rgb FOLDER --depth FOLDER --camera cam.yaml --boxes detect --out DIR
+    python -m src.tools.predict --checkpoint CKPT --rgb color/ --depth depth/ --camera cam.yaml --boxes detect \\
+        --out DIR
 
 Frames are a picture, a folder, a pattern in quotes, a video, or the root of an HO3D tree. `DIR` gets
 predictions.npz and predictions.jsonl, overlays/ and, with --meshes, meshes/. All lengths are metres in the
@@ -18,11 +19,10 @@ from typing import Any
 
 from src.errors import ConfigError
 from src.predict.boxes.depth import DepthBoxes
-from src.predict.boxes.detect import HandDetector
 from src.predict.boxes.files import FileBoxes
 from src.predict.boxes.finder import BoxFinder
 from src.predict.boxes.track import TrackedBoxes
-from src.predict.frames import LabelBoxes, Source, open_live, open_source
+from src.predict.frames import Source, open_live, open_source
 from src.predict.outputs.store import Store
 from src.predict.predictor import Predictor
 from src.predict.run import Job, Summary, run
@@ -141,14 +141,17 @@ def box_finder(arguments: argparse.Namespace, source: Source) -> BoxFinder:
     """Who says where hands are; in a video the last prediction does as long as it is plausible."""
     how = arguments.boxes
     if how == "labels":
-        if not isinstance(source.labels, LabelBoxes):
+        if source.labels is None:
             raise ConfigError("--boxes labels: these frames have no labels. Use detect, depth or a file")
         return source.labels
     if how not in ("detect", "depth"):
         return FileBoxes(Path(how), source.names)
-    finder: BoxFinder = HandDetector() if how == "detect" else DepthBoxes()
+    if how == "depth":
+        return DepthBoxes(left=arguments.hand == "left")
+    from src.predict.boxes.detect import HandDetector  # its libraries are an extra
+
     moving = source.fps is not None or source.names is None
-    return TrackedBoxes(finder) if moving else finder
+    return TrackedBoxes(HandDetector()) if moving else HandDetector()
 
 
 def identity(arguments: argparse.Namespace, source: Source) -> dict[str, Any]:
