@@ -138,8 +138,8 @@ def open_source(
 
     Args:
         rgb: path or pattern of the pictures.
-        depth: path or pattern of depth that lies on them; None: what an HO3D tree has, unless only a part of it
-            is named and `camera` is given; else none.
+        depth: path or pattern of depth that lies on them; None: what an HO3D tree has, unless only a part
+            of it is named and `camera` is given; else none.
         depth_unit_m: metres per unit of depth; None: as the camera file or the form of the depth says.
         camera: camera file; None: the annotations of an HO3D tree.
         split: list of an HO3D tree, evaluation unless told.
