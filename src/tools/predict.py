@@ -1,7 +1,7 @@
 """Hands in your own frames, with a trained network.
 
-    python -m src.tools.predict --checkpoint CKPT --rgb color/ --depth depth/ --camera cam.yaml --boxes detect \\
-        --out DIR
+    python -m src.tools.predict --checkpoint CKPT --rgb color/ --depth depth/ --camera cam.yaml \\
+        --boxes detect --out DIR
 
 Frames are a picture, a folder, a pattern in quotes, a video, or the root of an HO3D tree. `DIR` gets
 predictions.npz and predictions.jsonl, overlays/ and, with --meshes, meshes/. All lengths are metres in the

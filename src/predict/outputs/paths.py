@@ -1,4 +1,4 @@
-"""Where the files of a frame stand: folders and names that follow the frame's name and never lead elsewhere."""
+"""Where the files of a frame stand: names that follow the frame's name and never lead elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 _STRANGE = re.compile(r"[%\x00-\x1f\x7f]|^\.{1,2}$")
 """What is spelled as `%` and hexadecimal digits: a sign of this spelling, or special to a disk."""
 _LONGEST = 180
-"""Bytes of one part of a name; a disk allows 255, and an unfinished file has a longer name than a finished."""
+"""Bytes of one part of a name; a disk allows 255, and an unfinished file has a longer name."""
 
 
 def place(out: Path, kind: str, frame: str, ending: str) -> Path:
