@@ -124,8 +124,9 @@ class Store:
             file = self._claim(self._out / UNFINISHED)
             file.write(self._line(self._settings))
         assert self._file is not None
-        hands = [getattr(frame.hands, name).reshape(len(frame.boxes), -1) for name in PER_HAND]
-        numbers = np.concatenate(hands, axis=1).astype("<f4")
+        hands, count = frame.hands, len(frame.boxes)
+        rows = [getattr(hands, name).reshape(count, int(np.prod(shape))) for name, shape in PER_HAND.items()]
+        numbers = np.concatenate(rows, axis=1).astype("<f4")
         kept = {
             "frame": frame.frame,
             "boxes": [[*box.box_px, box.left, box.score] for box in frame.boxes],
