@@ -23,7 +23,17 @@ def names(given: object) -> list[str]:
 
 def test_frames_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     """Sorted as text, frame 10 would be smoothed between frames 1 and 2."""
-    touch(tmp_path, "f10.jpg", "f9.JPG", "f1.png", "b/2.png", ".hidden.png", "notes.txt", "depth/1.png", "x.jpg/3.png")
+    touch(
+        tmp_path,
+        "f10.jpg",
+        "f9.JPG",
+        "f1.png",
+        "b/2.png",
+        ".hidden.png",
+        "notes.txt",
+        "depth/1.png",
+        "x.jpg/3.png",
+    )
     assert names(tmp_path) == ["b/2", "f1", "f9", "f10", "x.jpg/3"]
     assert names(tmp_path / "f*.*") == ["f1", "f9", "f10"]
     assert names(tmp_path / "*" / "*.png") == ["b/2", "depth/1", "x.jpg/3"]
