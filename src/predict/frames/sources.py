@@ -63,13 +63,13 @@ class _Assembler:
 
     def frame(self, name: str, rgb: NDArray[np.uint8]) -> Frame:
         height, width = rgb.shape[:2]
-        depth = self.read(name).metres if self.depth else None
         if self.camera is not None:
             self.camera.require_size(name, height, width)
             k = self.camera.intrinsics_px
         else:
             assert self.labels is not None
             k = self.labels.intrinsics_px(name)
+        depth = self.read(name).metres if self.depth else None
         if depth is not None and depth.shape != (height, width):
             raise DataError(
                 f"{name}: depth is {depth.shape[1]} x {depth.shape[0]} ({self.depth[name].name}), its "

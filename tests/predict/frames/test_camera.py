@@ -51,7 +51,7 @@ def test_a_camera_that_is_none_is_refused_by_its_key(tmp_path: Path, changed: di
 def test_a_file_that_is_no_camera_is_one_line(tmp_path: Path, text: str) -> None:
     """Not a traceback of a YAML library."""
     (tmp_path / "cam.yaml").write_text(text)
-    with pytest.raises(ConfigError, match="cam.yaml"):
+    with pytest.raises(ConfigError, match=r"cam\.yaml"):
         read_camera(tmp_path / "cam.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_camera(tmp_path)

@@ -26,7 +26,8 @@ def test_every_form_gives_the_same_metres(tmp_path: Path) -> None:
     np.save(tmp_path / "float.npy", depth[..., None] / 1000)
     for name in ("a.png", "a.tiff", "float.tiff", "whole.npy", "float.npy"):
         metres = read_depth(tmp_path / name, MM).metres
-        assert metres.dtype == np.float32 and metres.shape == depth.shape
+        assert metres.dtype == np.float32
+        assert metres.shape == depth.shape
         assert np.allclose(metres, depth / 1000, atol=1e-6), name
     assert np.allclose(read_depth(tmp_path / "a.png", DepthUnit(0.5, 0.001)).metres, depth * 0.5)
 
@@ -81,4 +82,5 @@ def test_what_holds_no_depth_is_one_line(tmp_path: Path, name: str, content: obj
         assert cv2.imwrite(str(path), np.asarray(content))
     with pytest.raises(DataError, match=says) as error:
         read_depth(path, MM)
-    assert name in str(error.value) and "\n" not in str(error.value)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
