@@ -22,10 +22,7 @@ def main(folder: Path) -> int:
         for platform in PLATFORMS:
             command += ["--platform", platform]
         if subprocess.run(command, check=False, timeout=600).returncode:
-            print(
-                f"{WHEEL} could not be downloaded: see above. The models are in that wheel alone",
-                file=sys.stderr,
-            )
+            sys.stderr.write(f"{WHEEL} could not be downloaded, see above: the models are in it alone\n")
             return 2
         folder.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(next(Path(place).glob("*.whl"))) as wheel:
