@@ -46,7 +46,7 @@ from src.training.checkpoints.settings import DEFAULT_CONFIG, Settings, command_
 from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
-from src.training.validation import is_best, report, require_finite
+from src.training.validation import Outcome, is_best, report, require_finite
 
 _log = log.get_logger("train")
 
@@ -172,17 +172,22 @@ def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
     facts = {"evaluated": str(path), "split": scoring.dataset.frames.describe()}
     recorder.write_setup(config, judged.hand, facts)
     results = score(judged.model, judged.loss, scoring)
+    boxed = score(judged.model, judged.loss, scoring.boxed)
     report(results, scoring.dataset.frames.split_line, context)
-    for shown, result in results.items():
-        recorder.validation(state["step"], shown, result)
-    if (outcome := scoring.outcome(results)) is not None:
+    outcome = scoring.outcome(results, boxed)
+    record(recorder, state["step"], results, outcome)
+    if outcome is not None:
         outcome.log_summary()
         for shown, file in outcome.write(files, "per_sample").items():
             label = "Per-sample results" if shown == "rgbd" else "Per-sample results without depth"
             _log.info(f"{label}: {file}")
+        if boxed:
+            path = files / "per_sample_boxes.npz"
+            _log.info(f"Per-sample results with boxes of {config.validation.boxes}: {path}")
         _log.info(f"Report: {files / 'per_sample.md'}")
     recorder.close()
     require_finite(results, files)
+    require_finite(boxed, files)
     return 0
 
 
@@ -250,13 +255,30 @@ def train_epoch(run: Run) -> float | None:
 
 
 def score(
-    model: nn.Module, loss: HandLoss, scoring: Scoring, page: PicturePage | None = None
+    model: nn.Module, loss: HandLoss, scoring: Scoring | None, page: PicturePage | None = None
 ) -> dict[Shown, CheckedResult]:
-    """test() with depth and without."""
+    """test() with depth and without; nothing where nothing is to be scored."""
+    if scoring is None:
+        return {}
     return {
         shown: test(model, loss, loader, scoring, page if shown == "rgbd" else None)
         for shown, loader in scoring.loaders.items()
     }
+
+
+def record(
+    recorder: Recorder, step: int, results: dict[Shown, CheckedResult], outcome: Outcome | None
+) -> None:
+    """Scalars of a validation; and the scores with other boxes beside those of the labels', in words too."""
+    for shown, result in results.items():
+        recorder.validation(step, shown, result)
+    if outcome is None or not outcome.boxed:
+        return
+    for line in outcome.boxes_lines():
+        _log.info(line)
+    for shown, scores in outcome.beside_labels().items():
+        prefix = "Val/boxes" if shown == "rgbd" else "Val/boxes/RGB-only"
+        recorder.scalars(step, {f"{prefix}/{name}": value for name, value in scores.items()})
 
 
 @torch.no_grad()
@@ -285,7 +307,8 @@ def test(
     context, meshes = scoring.context, scoring.meshes
     was_training = model.training
     model.eval()
-    shard = EvaluationShard(capacity=sum(len(batch) for batch in loader.sampler), columns=meshes.columns)
+    columns = () if meshes is None else meshes.columns
+    shard = EvaluationShard(capacity=sum(len(batch) for batch in loader.sampler), columns=columns)
     with shard.guard():
         for batch in progress(loader, total=len(loader), desc="validation", enabled=context.is_main):
             prediction = model(batch)
@@ -295,7 +318,7 @@ def test(
                 target_joints_m=batch.to_image_camera(batch.joints_cam_m),
                 conf=batch.joints_conf,
                 loss=loss.per_sample(prediction, batch),
-                columns=meshes(batch, prediction),
+                columns=None if meshes is None else meshes(batch, prediction),
             )
             if page is not None:
                 page.add(batch, prediction)
@@ -323,12 +346,13 @@ def validate(run: Run) -> bool:
     page = PicturePage(run.config.validation.pictures, batches) if run.context.is_main else None
     with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
         results = score(trainer.model, trainer.loss, scoring, page)
+        boxed = score(trainer.model, trainer.loss, scoring.boxed)
     report(results, scoring.dataset.frames.split_line, run.context)
+    outcome = scoring.outcome(results, boxed)
+    record(run.recorder, trainer.step, results, outcome)
     run.doctor.validation(trainer, results)
-    for shown, result in results.items():
-        run.recorder.validation(trainer.step, shown, result)
     folder = run.recorder.run_dir / "val"
-    if (outcome := scoring.outcome(results)) is not None:
+    if outcome is not None:
         with optional("the validation's report"):
             outcome.write(folder, f"epoch_{epoch:04d}")
     if page is not None:

@@ -38,7 +38,7 @@ from dataloader.crop.camera import (
 )
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d.frames import SplitFrames
-from dataloader.ho3d.labels import in_crop_camera
+from dataloader.ho3d.labels import Labels, in_crop_camera
 from dataloader.pictures.decode import PictureFrame
 from src.errors import ConfigError, DataError
 from src.schema import HandSample, RawBatch
@@ -73,6 +73,8 @@ class HO3DDataset:
     """None: samples look as validation samples do."""
     cache: CropCache | None
     """Decoded pixels; None: every picture is decoded each time."""
+    boxes_px: NDArray[np.float64] | None = None
+    """(N, 4) see `with_boxes`; None: the labels' boxes."""
 
     def view(self, *, modality: Modality, augmented: bool) -> HO3DDataset:
         """The same frames, shown otherwise: with or without depth, with or without augmentation.
@@ -86,6 +88,17 @@ class HO3DDataset:
                 "augmentation.enabled is false"
             )
         return dataclasses.replace(self, modality=modality, augmenter=self.augmenter if augmented else None)
+
+    def with_boxes(self, boxes_px: NDArray[np.float64]) -> HO3DDataset:
+        """The same frames, cut out at other boxes.
+
+        Where there is none the label's box stays and the label goes: the sample is predicted and collected as
+        any other, and not scored.
+
+        Args:
+            boxes_px: (N, 4) x0, y0, x1, y1 in the pictures; nan where there is none.
+        """
+        return dataclasses.replace(self, boxes_px=boxes_px, cache=None)  # it holds what is around the labels
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -108,7 +121,7 @@ class HO3DDataset:
             if not 0 <= key.index < len(self):
                 raise IndexError(f"sample {key.index} of {len(self)}")
         samples = np.array([key.index for key in keys], np.int64)
-        labels, (height, width) = self.frames.labels(samples), self.image_size
+        labels, (height, width) = self._labels(samples), self.image_size
         rgb = np.empty((len(keys), height, width, 3), np.uint8)
         depth = np.zeros((len(keys), height, width), np.uint16)
         k_img = labels.intrinsics_img_px.astype(np.float64)
@@ -128,6 +141,16 @@ class HO3DDataset:
             **in_crop_camera(labels, self.frames.rest_root_m[samples], cameras),
         }
         return RawBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def _labels(self, samples: NDArray[np.int64]) -> Labels:
+        """Labels of some samples with the boxes that their crops are made at."""
+        labels = self.frames.labels(samples)
+        if self.boxes_px is None:
+            return labels
+        boxes = self.boxes_px[samples]
+        there = np.isfinite(boxes).all(1, keepdims=True)
+        conf = np.where(there, labels.joints_conf, np.float32(0))
+        return dataclasses.replace(labels, box_px=np.where(there, boxes, labels.box_px), joints_conf=conf)
 
     def _crop(
         self,

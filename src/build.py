@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dataloader.batches.loader import DeviceLoader
 from dataloader.build import build_eval_loader, build_splits, build_train_loader
+from dataloader.crop.camera import Window
+from dataloader.ho3d.frames import SplitFrames
+from dataloader.ho3d.index import AnnotationIndex
 from dataloader.ho3d.leaks import find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
+from dataloader.pictures.decode import PictureFrame
 from src.config import RunConfig
+from src.errors import ConfigError, DataError
 from src.evaluation.baselines import BaselineRows, cached_baselines
 from src.evaluation.evaluator import CheckedResult
 from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
+from src.predict.crops import raw_crops
+from src.predict.frame import Frame
 from src.runtime import log
 from src.runtime.debug import debug_loss_enabled
+from src.runtime.progress import progress
 from src.runtime.ranks.distributed import DistContext
 from src.runtime.seed import seed_everything
 from src.runtime.signals import StopRequest
-from src.schema import Shown
+from src.schema import DEPTH_UNIT_M, Shown
 from src.training.checkpoints import checkpoint as ckpt
 from src.training.checkpoints.folder import FOLDER, Saver, best_so_far, open_checkpoint
 from src.training.diagnosis.doctor import Doctor
@@ -31,6 +42,9 @@ from src.training.recorder import Recorder
 from src.training.setup import build_model
 from src.training.step import TrainStep
 from src.training.validation import Outcome, official_scores
+
+if TYPE_CHECKING:
+    from src.predict.boxes.finder import BoxFinder
 
 _log = log.get_logger("train")
 
@@ -43,18 +57,24 @@ class Scoring:
     context: DistContext
     dataset: HO3DDataset
     loaders: dict[Shown, DeviceLoader]
-    meshes: MeshScorer
+    meshes: MeshScorer | None
+    """None: joints alone are scored."""
     baselines: BaselineRows | None
     """On rank 0."""
+    boxed: Scoring | None = None
+    """The same samples with the boxes of validation.boxes, where these are not the labels'."""
 
-    def outcome(self, results: dict[Shown, CheckedResult]) -> Outcome | None:
+    def outcome(
+        self, results: dict[Shown, CheckedResult], boxed: dict[Shown, CheckedResult]
+    ) -> Outcome | None:
         """Results with what their report needs; None on ranks that have no rows."""
         if self.baselines is None:
             return None
         frames = self.dataset.frames
         names = [frames.frame_id(i) for i in range(len(self.dataset))]
         official = official_scores(results, frames.truth_joints())
-        return Outcome(results, names, self.config.validation.split, self.baselines, official)
+        validation = self.config.validation
+        return Outcome(results, names, validation.split, self.baselines, official, validation.boxes, boxed)
 
 
 @dataclass(frozen=True)
@@ -116,7 +136,7 @@ def build_scoring(
 
     shown: tuple[Shown, ...] = ("rgbd", "rgb")
     rank, world, device = context.rank, context.world, context.device
-    return Scoring(
+    scoring = Scoring(
         config=config,
         context=context,
         dataset=val_set,
@@ -124,6 +144,88 @@ def build_scoring(
         meshes=MeshScorer(hand, val_set.frames, official=config.validation.split == "evaluation"),
         baselines=context.together("scoring the baselines", baselines),
     )
+    if (boxes := config.validation.boxes) == "labels":
+        return scoring
+    boxed = val_set.with_boxes(find_boxes(scoring))
+    seen = shown[:1] if boxes == "depth" else shown  # without depth nobody would have these boxes
+    loaders = {as_: build_eval_loader(config, boxed, rank, world, device, as_) for as_ in seen}
+    other = replace(scoring, dataset=boxed, loaders=loaders, meshes=None, baselines=None)
+    return replace(scoring, boxed=other)
+
+
+def find_boxes(scoring: Scoring) -> NDArray[np.float64]:
+    """Where the finder of validation.boxes sees the hand of each sample that this rank will score.
+
+    HO3D's hand is a right one: of several the box of the right hand that the finder is surest of counts,
+    never the one that is nearest to the label; a right hand that is taken for a left one is not found.
+
+    Returns:
+        (N, 4) x0, y0, x1, y1 in the pictures; nan where no hand was found, and for samples of other ranks.
+
+    Raises:
+        DataError: a box cannot be cut out, or no sample has one; on every rank, as what a finder raises.
+    """
+    config, context, frames = scoring.config, scoring.context, scoring.dataset.frames
+    boxes, count = config.validation.boxes, len(scoring.dataset)
+    own = [key.index for batch in scoring.loaders["rgbd"].sampler for key in batch]
+
+    def find() -> NDArray[np.float64]:
+        finder, found = box_finder(boxes, frames.index), np.full((count, 4), np.nan)
+        for i in progress(own, total=len(own), desc=f"boxes of {boxes}", enabled=context.is_main):
+            frame = read_frame(frames, i)
+            seen = [box for box in finder.find(frame) if not box.left]
+            if seen:
+                best = max(seen, key=lambda box: box.score)
+                raw_crops([(frame, best)], config.model.image_size, config.dataset.box_scale)
+                found[i] = best.box_px
+        return found
+
+    found = context.together("finding boxes", find)
+    with_box = sum(context.gather_objects(int(np.isfinite(found[:, 0]).sum()), "counting boxes"))
+    error = DataError(f"validation.boxes={boxes}: no right hand was found in any of {count:,} samples")
+    context.agree(error if context.is_main and not with_box else None, "counting boxes")
+    _log.info(f"Boxes of {boxes}: {with_box:,} of {count:,} samples have one")
+    return found
+
+
+def box_finder(boxes: str, index: AnnotationIndex) -> BoxFinder:
+    """What finds hands, by the value of validation.boxes.
+
+    Args:
+        boxes: detect, depth, or a file of boxes.
+        index: all frames of the list, of which the file may hold more than the split.
+
+    Raises:
+        ConfigError: no such file, or a library of the detector is not installed.
+        DataError: the file's content.
+    """
+    if boxes == "depth":
+        from src.predict.boxes.depth import DepthBoxes
+
+        return DepthBoxes()
+    if boxes == "detect":
+        from src.predict.boxes.detect import HandDetector
+
+        return HandDetector()
+    if not Path(boxes).is_file():
+        raise ConfigError(f"validation.boxes={boxes}: no such file; want labels, detect, depth or a CSV file")
+    from src.predict.boxes.files import FileBoxes
+
+    return FileBoxes(Path(boxes), [listed(index.frame_id(row)) for row in range(len(index.rows))])
+
+
+def listed(frame_id: str) -> str:
+    """`train/ABF10/0042` -> `ABF10/0042`: a frame as HO3D's lists call it."""
+    return frame_id.partition("/")[2]
+
+
+def read_frame(frames: SplitFrames, sample: int) -> Frame:
+    """A sample as whoever has no labels sees it."""
+    picture = PictureFrame(frames.path(sample, "rgb"), frames.path(sample, "depth"))
+    whole = Window(0, 0, picture.size[1], picture.size[0])
+    depth_m = picture.depth(whole) * np.float32(DEPTH_UNIT_M)
+    k = frames.labels(np.array([sample])).intrinsics_img_px[0].astype(np.float64)
+    return Frame(listed(frames.frame_id(sample)), picture.rgb(whole), depth_m, k)
 
 
 def build_run(config: RunConfig, context: DistContext, run_dir: Path, source: Path | None) -> Run:

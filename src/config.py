@@ -206,14 +206,13 @@ class AugmentationConfig:
     """What is done to training samples; validation sees none of it."""
 
     enabled: bool = True
-    """false: training samples look like validation samples (modality sampling goes on)."""
+    """false: training samples look like validation samples (modality sampling goes on).
+
+    Crops move with the spread of boxes in `dataloader/crop/augment.py`; one that roll, scale and shift would
+    leave with less than 2 % of the picture keeps its place.
+    """
     roll_deg: float = _number(180.0, ge=0.0, le=180.0)
     """Roll about the optical axis, uniform in +-roll_deg degrees."""
-    scale: float = _number(0.15, ge=0.0, lt=0.9)
-    """Crop side times a factor uniform in [1 - scale, 1 + scale].
-
-    A crop that roll, scale and shift would leave with less than 2 % of the picture keeps its place.
-    """
     colour: float = _number(0.3, ge=0.0, lt=1.0)
     """Strength of brightness, contrast, saturation and white balance."""
     p_occluder: float = _number(0.3, ge=0.0, le=1.0)
@@ -233,6 +232,11 @@ class ValidationConfig:
     """Samples per forward pass; part of the protocol, independent of ranks and of training.batch_size."""
     every_epochs: int = _number(1, ge=1)
     """Epochs between validations; the last epoch is always validated."""
+    boxes: str = "labels"
+    """labels; detect, depth or a CSV of boxes scores the weights a second time, with the hands found there.
+
+    The score of the labels' boxes decides all the same. See `src/predict/boxes/`.
+    """
     pictures: int = _number(12, ge=0, le=64)
     """Crops drawn with true and predicted skeletons in each validation; 0: none."""
 

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.crop.augment import MAX_SHIFT
+from dataloader.crop.augment import MAX_SHIFT, SIDES
 from dataloader.crop.camera import FOOTPRINT_MARGIN_PX, turn_to_axis
 from dataloader.ho3d.meta import ListName
 from src.config import RunConfig
@@ -52,7 +52,7 @@ def geometry_of(config: RunConfig, name: ListName) -> Geometry:
     change = config.augmentation
     moved = change.enabled and name == "train"
     height, width = config.model.image_size
-    side = config.dataset.box_scale * (1 + change.scale if moved else 1.0) / 2
+    side = config.dataset.box_scale * (max(SIDES) if moved else 1.0) / 2
     return Geometry(
         half_height=side * height / min(height, width),
         half_width=side * width / min(height, width),

@@ -37,7 +37,10 @@ REPLACED = {
         "is gone: with turned scenes a run scored to a hundredth of a millimetre what it did without",
     ),
     "augmentation.view_from_epoch": Replaced(TRAINING_ONLY, "is gone, with augmentation.view_deg"),
-    "augmentation.shift": Replaced(TRAINING_ONLY, "is gone: crops move by up to a tenth of the box's side"),
+    "augmentation.shift": Replaced(TRAINING_ONLY, "is gone: crops move by up to a fifth of the box's side"),
+    "augmentation.scale": Replaced(
+        TRAINING_ONLY, "is gone: the side of the box is drawn from 0.7 to 1.5 of the labelled one"
+    ),
     "augmentation.p_depth_holes": Replaced(
         TRAINING_ONLY, "is gone: every second sample has holes in its depth"
     ),

@@ -77,6 +77,46 @@ def report_lines(result: CheckedResult, world: int, device_label: str) -> list[s
     return lines
 
 
+def beside_labels(labels: CheckedResult, other: CheckedResult) -> dict[str, float]:
+    """Scores with other boxes, and those of the labels' boxes on the samples that have one; on rank 0.
+
+    Returns:
+        `MPJPE` and `PA-MPJPE` in mm, `labels/MPJPE` and `labels/PA-MPJPE`, `samples` that are scored, and
+        `without`: samples with a label and without a box.
+
+    Raises:
+        DataError: this rank has no rows.
+    """
+    if labels.rows is None or other.rows is None:
+        raise DataError("scores of other boxes are computed from per-sample rows, which are on rank 0")
+    same = other.rows.usable
+    return {
+        "MPJPE": other.mpjpe_mm,
+        "PA-MPJPE": other.pa_mpjpe_mm,
+        "labels/MPJPE": mean(labels.rows.mpjpe_mm[same]),
+        "labels/PA-MPJPE": mean(labels.rows.pa_mpjpe_mm[same]),
+        "samples": other.num_samples,
+        "without": labels.num_samples - other.num_samples,
+    }
+
+
+def boxes_line(scores: Mapping[str, float], boxes: str, modality: str) -> str:
+    """`beside_labels` as a log line.
+
+    Args:
+        scores: of one modality.
+        boxes: where the boxes are from.
+        modality: `RGB-D` or another, which is named.
+    """
+    hidden = "" if modality == "RGB-D" else f" ({modality})"
+    return (
+        f"  With boxes of {boxes}{hidden}: MPJPE: {scores['MPJPE']:.3f} mm, PA-MPJPE: "
+        f"{scores['PA-MPJPE']:.3f} mm; with label boxes on the same {scores['samples']} samples: MPJPE: "
+        f"{scores['labels/MPJPE']:.3f} mm, PA-MPJPE: {scores['labels/PA-MPJPE']:.3f} mm; "
+        f"{scores['without']} samples without a box"
+    )
+
+
 def nonfinite_text(result: EvalResult) -> str:
     """How many predictions are not finite, and the first of them."""
     shown = ", ".join(map(str, result.nonfinite_indices))
@@ -141,6 +181,7 @@ def validation_report(
     *,
     official: Mapping[str, Mapping[str, float]],
     baseline_rows: Mapping[str, Rows],
+    boxes: Sequence[str] = (),
 ) -> str:
     """The whole report as Markdown.
 
@@ -150,6 +191,7 @@ def validation_report(
         frames: N names `<sequence>/<frame>`, row i = sample i.
         official: name of a modality -> `official_ho3d` scores.
         baseline_rows: `<baseline>_mpjpe_mm`, `<baseline>_pa_mm` -> (N,) mm, nan without a label.
+        boxes: a `boxes_line` for each modality that was also scored with other boxes.
 
     Raises:
         DataError: a result without rows (they are on rank 0), or lengths that differ.
@@ -161,6 +203,7 @@ def validation_report(
         _counts(scored, len(frames)),
         "## Summary",
         _summary_table(scored, {name: rows[usable] for name, rows in baseline_rows.items()}),
+        *(["## Boxes", "\n".join(f"- {line.strip()}." for line in boxes)] if boxes else []),
         "## Joints",
         "Mean error in mm; wrist-relative (both wrists at the origin) and aligned (best similarity, det +1).",
         _parts_table(scored, "joint", {name: [j] for j, name in enumerate(OPENPOSE21)}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,14 @@ from src.errors import TrainingError, plain_text
 from src.evaluation.baselines import BaselineRows
 from src.evaluation.evaluator import CheckedResult, write_per_sample
 from src.evaluation.official import MESH_SCORES, official_joint_rows
-from src.evaluation.report import nonfinite_text, report_lines, summary_lines, validation_report
+from src.evaluation.report import (
+    beside_labels,
+    boxes_line,
+    nonfinite_text,
+    report_lines,
+    summary_lines,
+    validation_report,
+)
 from src.evaluation.statistics import mean
 from src.evaluation.submission import joints_to_official
 from src.runtime.files.disk import atomic_write
@@ -129,9 +136,24 @@ class Outcome:
     """What predictors that learned nothing score, row by row."""
     official: Mapping[str, Mapping[str, float]]
     """How samples were shown, as the report calls it -> official scores; empty but on the official split."""
+    boxes: str = "labels"
+    """Where the boxes of `boxed` are from."""
+    boxed: Mapping[Shown, CheckedResult] = field(default_factory=dict)
+    """Results with other boxes than the labels'; a sample without a box is not scored."""
+
+    def beside_labels(self) -> dict[Shown, dict[str, float]]:
+        """Scores with the other boxes and the labels', see `src.evaluation.report.beside_labels`."""
+        return {shown: beside_labels(self.results[shown], result) for shown, result in self.boxed.items()}
+
+    def boxes_lines(self) -> list[str]:
+        """These scores in a line for each modality."""
+        scores = self.beside_labels()
+        return [boxes_line(scores[shown], self.boxes, MODALITY_NAMES[shown]) for shown in scores]
 
     def write(self, folder: Path, stem: str) -> dict[Shown, Path]:
         """Write `<stem>.npz` (and `<stem>_rgb.npz`) with a row per sample, and the report `<stem>.md`.
+
+        With other boxes as well, their rows go to `<stem>_boxes.npz` (and `<stem>_boxes_rgb.npz`).
 
         Returns:
             the per-sample file of each modality.
@@ -140,8 +162,15 @@ class Outcome:
         for modality, result in self.results.items():
             paths[modality] = folder / f"{stem}{_SUFFIX[modality]}.npz"
             write_per_sample(paths[modality], result, self.frames, split=self.split)
+        for modality, result in self.boxed.items():
+            path = folder / f"{stem}_boxes{_SUFFIX[modality]}.npz"
+            write_per_sample(path, result, self.frames, split=self.split)
         text = validation_report(
-            self._named(), self.frames, official=self.official, baseline_rows=self.baselines.rows
+            self._named(),
+            self.frames,
+            official=self.official,
+            baseline_rows=self.baselines.rows,
+            boxes=self.boxes_lines(),
         )
         with atomic_write(folder / f"{stem}.md") as file:
             file.write("\n".join(map(plain_text, text.split("\n"))).encode())

@@ -75,7 +75,7 @@ def test_all_faults_are_named_at_once_with_file_line_key_and_rule(tmp_path: Path
         ("optimizer: {lr: 0}", "must be above 0"),
         ("model: {drop_path: 1.0}", "must be below 1"),
         ("training: {ema_decay: 1.0}", "must be below 1"),  # the first weights would be judged for ever
-        ("augmentation: {scale: 0.9}", "must be below 0.9"),
+        ("augmentation: {colour: 1}", "must be below 1"),
         ("scheduler: {warmup_fraction: 1}", "must be below 1"),
         ("training: {batch_size: true}", "must be a whole number"),
         ("dataset: 3", "is a section of keys"),

@@ -313,8 +313,8 @@ def test_a_hand_at_the_edge_never_ends_an_epoch(tmp_path: Path, monkeypatch: pyt
     write_tree(tmp_path, {"MC1": 4})
     write_meta(tmp_path / "train/MC1/meta/0001.pkl", train_meta(edge))
     monkeypatch.setattr(augment, "MAX_SHIFT", 0.5)
-    ranges = {"scale": 0.6, "roll_deg": 180.0}
-    config = run_config(tmp_path, split={"val_percent": 25}, augmentation=ranges, dataset={"box_scale": 1.0})
+    monkeypatch.setattr(augment, "SIDES", (0.4, 1.6))
+    config = run_config(tmp_path, split={"val_percent": 25}, dataset={"box_scale": 1.0})
     sides = [dataset_of(config, split) for split in ("train", "val")]
     dataset, i = next(
         (d, i) for d in sides for i in range(len(d)) if d.frames.frame_id(i) == "train/MC1/0001"
@@ -325,6 +325,29 @@ def test_a_hand_at_the_edge_never_ends_an_epoch(tmp_path: Path, monkeypatch: pyt
     kept = (samples.crop_from_img == still.crop_from_img).flatten(1).all(1)
     assert 3 <= int(kept.sum()) < 60, f"{int(kept.sum())} of 60 draws would have left the picture"
     assert samples.rgb_u8.flatten(1).any(1).all(), "a black crop"
+
+
+def test_other_boxes_move_the_crop_and_a_missing_one_takes_the_label_away(tree: Tree, tmp_path: Path) -> None:
+    """A score with other boxes must be of other crops; one of a sample without a box must not be counted.
+
+    The cache holds what is around the labels' boxes, so it is not read.
+    """
+    config = run_config(tree[0], dataset={"cache": str(tmp_path)})
+    dataset = dataset_of(config, "val")
+    keys, boxes = [SampleKey(i) for i in range(2)], dataset.frames.labels().box_px
+    plain = dataset.batch(keys)
+    assert not differing(dataset.with_boxes(boxes).batch(keys), plain)
+    boxes[0] += 200.0
+    boxes[1] = np.nan
+    moved = dataset.with_boxes(boxes).batch(keys)
+    middle = torch.tensor([*(boxes[0, :2] + boxes[0, 2:]) / 2, 1.0], dtype=torch.float32)
+    seen = moved.crop_from_img[0] @ middle
+    assert torch.allclose(seen[:2] / seen[2], moved.intrinsics_crop_px[0, :2, 2], atol=1e-2)
+    there, before = (prepare(batch).row(0) for batch in (moved, plain))
+    was = image_camera(before.joints_cam_m, before)
+    np.testing.assert_allclose(image_camera(there.joints_cam_m, there), was, atol=1e-6)
+    assert torch.equal(moved.joints_conf, torch.tensor([[1.0], [0.0]]).expand(2, 21))
+    assert torch.equal(moved.crop_from_img[1], plain.crop_from_img[1])
 
 
 def test_other_labels_of_the_same_frames_are_another_validation(tmp_path: Path) -> None:

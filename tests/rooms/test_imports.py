@@ -24,7 +24,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "src.evaluation": BELOW_ROOMS,
     "dataloader": BELOW_ROOMS,
     "src.training": (*BELOW_ROOMS, "src.models", "src.losses", "src.evaluation"),
-    "src.build": (*BELOW_ROOMS, "src.models", "src.losses", "src.evaluation", "src.training", "dataloader"),
+    "src.build": (
+        *BELOW_ROOMS,
+        *("src.models", "src.losses", "src.evaluation", "src.training", "src.predict", "dataloader"),
+    ),
     "src.predict": (*BELOW_ROOMS, "src.models", "src.training", "dataloader"),
     "src.tools": ("src", "dataloader"),
     "train": ("src", "dataloader"),

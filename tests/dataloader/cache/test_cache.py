@@ -182,7 +182,7 @@ def test_a_cache_that_does_not_fit_is_written_anew_with_a_line(
     tmp_path: Path, change: str, lines: Any, monkeypatch: Any
 ) -> None:
     """Silently read, it would train on other pictures than the data set's; silently rebuilt, it wonders."""
-    root, place, ranges = tmp_path / "HO3D", tmp_path / "cache", {"scale": 0.1}
+    root, place, ranges = tmp_path / "HO3D", tmp_path / "cache", {"roll_deg": 30.0}
     frames = write_tree(root, {"MC1": 4})
     folder = cached(root, place, augmentation=ranges).cache.derived.folder
     if change == "picture":
@@ -211,7 +211,7 @@ def test_a_cache_with_more_margin_is_used_again(tree: Tree, tmp_path: Path, enco
     assert len(encoded) == 24 + PROBES
     encoded.clear()
     cached(tree[0], tmp_path, "val")
-    cached(tree[0], tmp_path, augmentation={"scale": 0.1, "roll_deg": 30.0}, image_size=(64, 48))
+    cached(tree[0], tmp_path, augmentation={"roll_deg": 30.0}, image_size=(64, 48))
     without = cached(tree[0], tmp_path, augmentation={"enabled": False})
     assert not encoded
     assert not differing(cached(tree[0], "off", augmentation={"enabled": False}), without)

@@ -8,8 +8,9 @@ import itertools
 import numpy as np
 import pytest
 
+from dataloader.cache import window
 from dataloader.cache.window import Geometry, geometry_of, reach
-from dataloader.crop.augment import MAX_SHIFT, Augmentation, draw
+from dataloader.crop.augment import MAX_SHIFT, SIDES, Augmentation, draw
 from dataloader.crop.camera import Window, crop_camera, footprint, warp_depth, warp_rgb
 from src.config import AugmentationConfig, DatasetConfig, ModelConfig, RunConfig
 
@@ -43,19 +44,25 @@ def hands(seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     ("box_scale", "roll", "scale", "shift"),
-    [(1.6, 180.0, 0.15, MAX_SHIFT), (1.0, 20.0, 0.3, 0.3), (2.4, 95.0, 0.0, 0.5), (1.6, 0.0, 0.0, 0.0)],
+    [(1.6, 180.0, max(SIDES), MAX_SHIFT), (1.0, 20.0, 1.3, 0.3), (2.4, 95.0, 1.0, 0.5), (1.6, 0.0, 1.0, 0.0)],
 )
 def test_no_crop_looks_outside_its_window(
-    size: tuple[int, int], box_scale: float, roll: float, scale: float, shift: float
+    size: tuple[int, int],
+    box_scale: float,
+    roll: float,
+    scale: float,
+    shift: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Outside, there is nothing to read: a run would stop at the one draw in a million that gets there."""
-    config = config_of(size, box_scale, roll_deg=roll, scale=scale)
+    monkeypatch.setattr(window, "SIDES", (1.0, scale))
+    config = config_of(size, box_scale, roll_deg=roll)
     geometry = dataclasses.replace(geometry_of(config, "train"), shift=shift)
     intrinsics, boxes = hands(size[1])
     windows = np.clip(reach(intrinsics, boxes, geometry), 0, [PICTURE[1], PICTURE[0]] * 2)
     rolls = np.radians(np.linspace(-roll, roll, 23)).tolist()
     shifts = list(itertools.product((-shift, 0.0, 0.6 * shift, shift), repeat=2))
-    changes = [Augmentation(turn, 1 + scale, place) for turn in rolls for place in shifts]
+    changes = [Augmentation(turn, scale, place) for turn in rolls for place in shifts]
     if shift == MAX_SHIFT:
         changes += [draw(config.augmentation, 3, 0, i) for i in range(12)]
     for k, change in itertools.product(range(HANDS), changes):
@@ -90,11 +97,13 @@ def test_windows_are_not_wasteful() -> None:
     config = config_of((128, 128))
     intrinsics = np.array([[[615.0, 0, 320], [0, 615, 240], [0, 0, 1]]])
     box = np.array([[260.0, 190.0, 380.0, 290.0]])
-    (window,) = reach(intrinsics, box, geometry_of(config, "train"))
-    need = 120 * (1.6 * 1.15 * np.sqrt(2) + 2 * 0.1)  # the diagonal of the largest crop, and the shift
-    assert need < window[2] - window[0] < 1.04 * need + 8
-    (window,) = reach(intrinsics, box, geometry_of(config, "evaluation"))
-    assert 120 * 1.6 < window[2] - window[0] < 120 * 1.6 + 12
+    (held,) = reach(intrinsics, box, geometry_of(config, "train"))
+    need = 120 * (
+        1.6 * max(SIDES) * np.sqrt(2) + 2 * MAX_SHIFT
+    )  # the diagonal of the largest crop, and the shift
+    assert need < held[2] - held[0] < 1.04 * need + 8
+    (held,) = reach(intrinsics, box, geometry_of(config, "evaluation"))
+    assert 120 * 1.6 < held[2] - held[0] < 120 * 1.6 + 12
 
 
 def test_covers_is_what_reach_says() -> None:
