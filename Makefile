@@ -4,6 +4,7 @@
 # make test   the whole test suite, from nothing
 # make lint   ruff and mypy
 # make bench  the benchmarks, into runs/bench/
+# make detector  what `predict --boxes detect` needs
 # make setup  the environment alone, in .venv
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ LEARN := data/learn/seed$(SEED)
 LEARN_RANKS := 2
 LEARN_SETTINGS ?=
 
-.PHONY: setup demo demo-data learn learn-data test lint bench clean
+.PHONY: setup demo demo-data learn learn-data detector test lint bench clean
 
 setup: $(VENV)/.ready
 
@@ -65,6 +66,11 @@ learn: learn-data
 	$(BIN)/python -m src.tools.learned --run $$trained \
 		--held-out $$(ls -d runs/*-learn-$(SEED)-held-out | tail -n 1) \
 		--random $$(ls -d runs/*-learn-$(SEED)-random | tail -n 1)
+
+# For `--boxes detect`: the library, and MediaPipe's models out of its wheel.
+detector: setup
+	$(BIN)/python -m pip install --quiet -r requirements-detect.txt
+	$(BIN)/python .ci/fetch_detector.py data/detector
 
 test: setup
 	$(BIN)/python -m pytest

@@ -7,7 +7,7 @@ Frame: the image camera, OpenCV (x right, y down, z forward), metres. Legend: N 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -62,6 +62,10 @@ class Hands:
     def faces_of(self, hand: int) -> NDArray[np.int64]:
         """(F, 3) faces of one hand, counter-clockwise seen from outside: a mirror image turns them round."""
         return self.faces[:, ::-1] if bool(self.left[hand]) else self.faces
+
+    def rows(self, start: int, end: int) -> Self:
+        """Hands start <= i < end."""
+        return replace(self, **{name: getattr(self, name)[start:end] for name in (*PER_HAND, "left")})
 
     def numpy(self) -> Self:
         """The same as NumPy arrays on the CPU."""

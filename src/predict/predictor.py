@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from src.config import RunConfig
-from src.errors import ConfigError, ShapeError
+from src.errors import ConfigError, DataError, ShapeError
 from src.hand.mano import ManoLayer
 from src.hand.mano_assets import load_hand_asset
 from src.models.utnet import UTNet
@@ -183,6 +183,13 @@ class Predictor:
         for start in range(0, len(asked), self.batch_size):
             chunk = asked[start : start + self.batch_size]
             found = self.engine(raw_crops(chunk, self.facts.image_size, self.facts.box_scale))
+            broken = [
+                f.name for k, (f, _) in enumerate(chunk) if not np.isfinite(found["vertices_m"][k]).all()
+            ]
+            if broken:
+                raise DataError(
+                    f"{broken[0]}: the prediction is not finite. Use device cpu, or other weights"
+                )
             left = np.array([box.left for _, box in chunk])
             turned = {
                 name: np.where(left.reshape(-1, *[1] * (v.ndim - 1)), mirrored(name, v), v)

@@ -30,7 +30,11 @@ def picture_from_network(rgb: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def draw_skeleton(
-    picture: NDArray[np.uint8], joints_px: NDArray[np.floating], *, scale: int = 1
+    picture: NDArray[np.uint8],
+    joints_px: NDArray[np.floating],
+    *,
+    scale: int = 1,
+    thickness: int | None = None,
 ) -> NDArray[np.uint8]:
     """Draw 20 bones and 21 joints onto a copy of a picture, enlarged `scale` times.
 
@@ -38,6 +42,7 @@ def draw_skeleton(
         picture: (H, W, 3) uint8 RGB.
         joints_px: (21, 2) pixels of `picture`, OPENPOSE21; a joint that is not finite is left out.
         scale: whole enlargement, so that lines do not hide a small crop.
+        thickness: of lines, pixels; None: half of `scale`.
 
     Raises:
         ShapeError: not 21 joints, or not an RGB picture.
@@ -54,7 +59,7 @@ def draw_skeleton(
     # Pixel centres: crop pixel p is drawn at (p + 0.5) * scale - 0.5; OpenCV wants numbers of 32 bits.
     places = ((joints_px + 0.5) * scale - 0.5).clip(-4 * width * scale, 4 * width * scale)
     points = [(round(x), round(y)) for x, y in np.nan_to_num(places).tolist()]
-    usable, thickness = np.isfinite(joints_px).all(1), max(1, scale // 2)
+    usable, thickness = np.isfinite(joints_px).all(1), thickness or max(1, scale // 2)
     for parent, child in OPENPOSE_BONES:
         if usable[parent] and usable[child]:
             shade = _FINGER_RGB[OPENPOSE21[child].partition("_")[0]]

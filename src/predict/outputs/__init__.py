@@ -1,0 +1,1 @@
+"""What a prediction leaves in its folder: numbers, meshes, pictures, a video."""

@@ -1,0 +1,1 @@
+"""Users' files to frames."""

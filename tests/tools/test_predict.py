@@ -1,0 +1,195 @@
+"""The command for own frames: what it leaves, what it goes on from, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from src.predict.outputs.store import UNFINISHED
+from src.tools import predict
+from tests.dataloader.tree import run_config, write_tree
+from tests.predict.network import write_network
+
+CAMERA = "fx: 600\nfy: 600\ncx: 80\ncy: 60\nwidth: 160\nheight: 120\ndepth_unit_m: 0.001\n"
+BOXES = """frame,x0,y0,x1,y1,hand
+0,40,30,110,100,right
+1,42,30,112,100,left
+1,20,20,90,90,right
+3,40,30,110,100,
+"""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A checkpoint, an HO3D tree, and four own pictures with depth, a camera and boxes."""
+
+    root: Path
+
+    def arguments(self, **changes: str | None) -> list[str]:
+        """A command line that is right, but for what is changed; None leaves an option out."""
+        given: dict[str, str | None] = {
+            "checkpoint": str(self.root / "best.pt"), "rgb": str(self.root / "rgb"),
+            "depth": str(self.root / "depth"), "camera": str(self.root / "cam.yaml"),
+            "boxes": str(self.root / "boxes.csv"), "device": "cpu", "out": str(self.root / "out"), **changes,
+        }  # fmt: skip
+        return [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log outlets and signals belong to whole processes, and this one runs other tests."""
+    monkeypatch.setattr(predict.log, "configure", lambda **_: None)
+    monkeypatch.setattr(predict.StopRequest, "install", lambda _: None)
+    monkeypatch.setattr(logging.getLogger("utnet"), "handlers", [logging.NullHandler()])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trial")
+    write_tree(root / "HO3D", {"MC1": 2}, {"SM1": 2, "AP10": 3})
+    write_network(root / "best.pt", run_config(root / "HO3D").dataset)
+    rng = np.random.default_rng(0)
+    for folder in ("rgb", "depth"):
+        (root / folder).mkdir()
+    near = cv2.resize(rng.random((6, 8)), (160, 120), interpolation=cv2.INTER_CUBIC)
+    for k in range(4):
+        shade = np.clip(near[..., None] * 255, 0, 255) * np.array([0.5, 0.8, 1])
+        cv2.imwrite(str(root / "rgb" / f"{k}.png"), shade.astype(np.uint8))
+        cv2.imwrite(str(root / "depth" / f"{k}.png"), (500 + 200 * near + k).astype(np.uint16))
+    (root / "cam.yaml").write_text(CAMERA)
+    (root / "boxes.csv").write_text(BOXES)
+    return root
+
+
+@pytest.fixture
+def trial(made: Path, tmp_path: Path) -> Trial:
+    for path in made.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    return Trial(tmp_path)
+
+
+def test_own_frames_become_numbers_meshes_and_pictures(
+    trial: Trial, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One command, and all that it promises is there; a frame without a hand is named, not invented."""
+    assert predict.main([*trial.arguments(), "--meshes", "ply"]) == 0
+    out = trial.root / "out"
+    npz = np.load(out / "predictions.npz")
+    assert npz["frame"].tolist() == ["0", "1", "1", "3"]
+    assert npz["left"].tolist() == [False, True, False, False]
+    assert npz["frames_without_hand"].tolist() == ["2"]
+    assert sorted(p.name for p in (out / "overlays").iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert sorted(p.name for p in (out / "meshes").iterdir()) == ["0_0.ply", "1_0.ply", "1_1.ply", "3_0.ply"]
+    said = capsys.readouterr().out
+    assert "Predicted 4 hands in 4 frames" in said
+    assert "Frames without a hand: 1: 2" in said
+    assert predict.main(trial.arguments()) == 2
+    assert "holds predictions already" in capsys.readouterr().err
+
+
+def test_a_tree_is_predicted_from_its_root(trial: Trial) -> None:
+    """Labels' boxes, cameras and depth of HO3D need no other argument; with depth hidden hands differ."""
+    tree = {"rgb": str(trial.root / "HO3D"), "depth": None, "camera": None, "boxes": "labels"}
+    assert predict.main(trial.arguments(**tree)) == 0
+    assert predict.main([*trial.arguments(**tree, out=str(trial.root / "rgb_only")), "--without-depth"]) == 0
+    with_depth, without = (np.load(trial.root / out / "predictions.npz") for out in ("out", "rgb_only"))
+    assert len(with_depth["frame"]) == 5
+    assert np.abs(with_depth["joints_m"] - without["joints_m"]).max() > 1e-4
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in a long run must lose nothing, and leave no trace in the result."""
+    assert predict.main(trial.arguments()) == 0
+    second = trial.arguments(out=str(trial.root / "second"))
+    monkeypatch.setattr(predict.StopRequest, "__init__", lambda self: setattr(self, "received", "SIGINT"))
+    for _ in range(2):
+        assert predict.main(second) == 3
+    monkeypatch.undo()
+    monkeypatch.setattr(predict.log, "configure", lambda **_: None)
+    monkeypatch.setattr(predict.StopRequest, "install", lambda _: None)
+    assert predict.main(second) == 0
+    whole, parts = (trial.root / out for out in ("out", "second"))
+    assert not (parts / UNFINISHED).exists()
+    a, b = (np.load(folder / "predictions.npz") for folder in (whole, parts))
+    assert all(np.array_equal(a[name], b[name]) for name in a.files)
+
+
+def test_a_video_is_tracked_smoothed_and_given_back_as_a_video(trial: Trial) -> None:
+    """A film in, a film out, with as many frames."""
+    path = trial.root / "film.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 20, (160, 120))
+    for k in range(6):
+        writer.write(np.full((120, 160, 3), 30 * k, np.uint8))
+    writer.release()
+    rows = "".join(f"film/{k:06d},40,30,110,100\n" for k in range(6))
+    (trial.root / "film.csv").write_text("frame,x0,y0,x1,y1\n" + rows)
+    film = trial.arguments(rgb=str(path), depth=None, boxes=str(trial.root / "film.csv"))
+    assert predict.main([*film, "--smooth"]) == 0
+    video = cv2.VideoCapture(str(trial.root / "out" / "overlays.mp4"))
+    assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == 6
+    assert len(np.load(trial.root / "out" / "predictions.npz")["frame"]) == 6
+
+
+HOW = ("labels", "depth")
+WRONG: dict[str, tuple[dict[str, str | None], str]] = {
+    "no camera": ({"camera": None}, "Give --camera FILE"),
+    "camera of another size": ({"camera": "other.yaml"}, "160 x 120"),
+    "no such checkpoint": ({"checkpoint": "none.pt"}, r"none\.pt"),
+    "another hand": ({"hand-model": "none.pkl"}, "no such file"),
+    "empty folder": ({"rgb": "empty", "depth": None}, "empty"),
+    "no such folder": ({"rgb": "nowhere"}, "nowhere"),
+    "millimetres called metres": ({"depth-unit-m": "1"}, "0.001"),
+    "labels of own frames": ({"boxes": "labels"}, "no labels"),
+    "no such boxes": ({"boxes": "none.csv"}, r"none\.csv"),
+    "a box outside": ({"boxes": "outside.csv"}, "outside the picture"),
+    "a box of no size": ({"boxes": "flat.csv"}, "flat.csv"),
+    "boxes of another folder": ({"boxes": "foreign.csv"}, "foreign.csv"),
+    "depth of another size": ({"depth": "small"}, "80 x 60"),
+    "boxes from depth without depth": ({"boxes": "depth", "depth": None}, "depth"),
+    "no such device": ({"device": "cuda:99"}, "device"),
+    "out is a file": ({"out": "cam.yaml"}, r"cam\.yaml"),
+    "a batch of nothing": ({"batch-size": "0"}, "at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_input_is_one_line_and_leaves_nothing(
+    trial: Trial, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a folder of hands, or hands of a wrong unit, would be taken for results."""
+    root = trial.root
+    (root / "other.yaml").write_text(CAMERA.replace("width: 160", "width: 640").replace("120", "480"))
+    (root / "empty").mkdir()
+    (root / "small").mkdir()
+    for k in range(4):
+        cv2.imwrite(str(root / "small" / f"{k}.png"), np.full((60, 80), 600, np.uint16))
+    for file, row in {
+        "outside": "0,400,30,460,90",
+        "flat": "0,40,30,40,30",
+        "foreign": "x9,40,30,90,90",
+    }.items():
+        (root / f"{file}.csv").write_text(f"frame,x0,y0,x1,y1\n{row}\n")
+    changes, said = WRONG[name]
+    plain = {"device", "batch-size", "depth-unit-m", *(["boxes"] if changes.get("boxes") in HOW else [])}
+    here = {k: v if v is None or k in plain else str(root / v) for k, v in changes.items()}
+    before = sorted(p.name for p in root.iterdir())
+    assert predict.main(trial.arguments(**here)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert re.search(said, error), error
+    assert sorted(p.name for p in root.iterdir()) == before
+
+
+def test_settings_of_a_result_are_in_it(trial: Trial) -> None:
+    """A year later the file must say which network saw which frames."""
+    assert predict.main(trial.arguments()) == 0
+    settings = json.loads(str(np.load(trial.root / "out" / "predictions.npz")["settings"]))
+    assert settings["rgb"] == str(trial.root / "rgb")
+    assert len(settings["checkpoint_sha256"]) == 64
