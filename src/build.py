@@ -24,7 +24,7 @@ from src.evaluation.evaluator import CheckedResult
 from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
-from src.predict.crops import raw_crops
+from src.predict.crops import box_to_show, raw_crops
 from src.predict.frame import Frame
 from src.runtime import log
 from src.runtime.debug import debug_loss_enabled
@@ -146,21 +146,23 @@ def build_scoring(
     )
     if (boxes := config.validation.boxes) == "labels":
         return scoring
-    boxed = val_set.with_boxes(find_boxes(scoring))
+    found = find_boxes(scoring)
     seen = shown[:1] if boxes == "depth" else shown  # without depth nobody would have these boxes
-    loaders = {as_: build_eval_loader(config, boxed, rank, world, device, as_) for as_ in seen}
-    other = replace(scoring, dataset=boxed, loaders=loaders, meshes=None, baselines=None)
+    cut = {as_: val_set.with_boxes(found[as_]) for as_ in seen}
+    loaders = {as_: build_eval_loader(config, cut[as_], rank, world, device, as_) for as_ in seen}
+    other = replace(scoring, dataset=cut["rgbd"], loaders=loaders, meshes=None, baselines=None)
     return replace(scoring, boxed=other)
 
 
-def find_boxes(scoring: Scoring) -> NDArray[np.float64]:
+def find_boxes(scoring: Scoring) -> dict[Shown, NDArray[np.float64]]:
     """Where the finder of validation.boxes sees the hand of each sample that this rank will score.
 
     HO3D's hand is a right one: of several the box of the right hand that the finder is surest of counts,
     never the one that is nearest to the label; a right hand that is taken for a left one is not found.
 
     Returns:
-        (N, 4) x0, y0, x1, y1 in the pictures; nan where no hand was found, and for samples of other ranks.
+        for each way of showing a sample (N, 4) x0, y0, x1, y1 in the pictures; nan where no hand was found,
+        and for samples of other ranks. With depth they are sized by it: `src.predict.crops.box_to_show`.
 
     Raises:
         DataError: a box cannot be cut out, or no sample has one; on every rank, as what a finder raises.
@@ -169,19 +171,23 @@ def find_boxes(scoring: Scoring) -> NDArray[np.float64]:
     boxes, count = config.validation.boxes, len(scoring.dataset)
     own = [key.index for batch in scoring.loaders["rgbd"].sampler for key in batch]
 
-    def find() -> NDArray[np.float64]:
-        finder, found = box_finder(boxes, frames.index), np.full((count, 4), np.nan)
+    def find() -> dict[Shown, NDArray[np.float64]]:
+        finder, scale = box_finder(boxes, frames.index), config.dataset.box_scale
+        found: dict[Shown, NDArray[np.float64]] = {
+            as_: np.full((count, 4), np.nan) for as_ in scoring.loaders
+        }
         for i in progress(own, total=len(own), desc=f"boxes of {boxes}", enabled=context.is_main):
             frame = read_frame(frames, i)
             seen = [box for box in finder.find(frame) if not box.left]
             if seen:
                 best = max(seen, key=lambda box: box.score)
-                raw_crops([(frame, best)], config.model.image_size, config.dataset.box_scale)
-                found[i] = best.box_px
+                raw_crops([(frame, best)], config.model.image_size, scale)
+                found["rgbd"][i] = box_to_show(frame, best, scale)
+                found["rgb"][i] = best.box_px
         return found
 
     found = context.together("finding boxes", find)
-    with_box = sum(context.gather_objects(int(np.isfinite(found[:, 0]).sum()), "counting boxes"))
+    with_box = sum(context.gather_objects(int(np.isfinite(found["rgbd"][:, 0]).sum()), "counting boxes"))
     error = DataError(f"validation.boxes={boxes}: no right hand was found in any of {count:,} samples")
     context.agree(error if context.is_main and not with_box else None, "counting boxes")
     _log.info(f"Boxes of {boxes}: {with_box:,} of {count:,} samples have one")

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dataloader.crop.camera import (
+    HAND_SIDE_M,
     MIN_OVERLAP,
+    CropCamera,
     covered_share,
     crop_camera,
     footprint,
@@ -27,6 +29,10 @@ from src.errors import DataError
 from src.predict.frame import Frame, HandBox
 from src.schema import DEPTH_UNIT_M
 
+_SIZINGS = 2
+"""Times that a box is sized: depth is read in its middle, and a better size reads it better."""
+_LOOK = (64, 64)
+"""(H, W) of the crop in which depth is read for that."""
 _FARTHEST = np.iinfo(np.uint16).max
 
 
@@ -51,15 +57,17 @@ def _crop(
     frame: Frame, box: HandBox, image_size: tuple[int, int], box_scale: float
 ) -> dict[str, NDArray[np.generic]]:
     """One row of `raw_crops`."""
-    rgb, depth_m, k, box_px = frame.rgb, frame.depth_m, frame.intrinsics_px, np.array(box.box_px, np.float64)
+    rgb, depth_m, k, box_px = (
+        frame.rgb,
+        frame.depth_m,
+        frame.intrinsics_px,
+        box_to_show(frame, box, box_scale),
+    )
     if box.left:
         rgb, k, box_px = rgb[:, ::-1], mirrored_camera(k, rgb.shape[1]), mirrored_box(box_px, rgb.shape[1])
         depth_m = None if depth_m is None else depth_m[:, ::-1]
     picture_size = (rgb.shape[0], rgb.shape[1])
-    try:
-        camera = crop_camera(k, box_px, image_size, box_scale)
-    except DataError as error:
-        raise DataError(f"{frame.name}: {error}") from None
+    camera = crop_camera(k, box_px, image_size, box_scale)
     if (share := covered_share(camera, picture_size)) < MIN_OVERLAP:
         raise DataError(
             f"{frame.name}: the box {np.round(box.box_px, 1).tolist()} px lies outside the picture of "
@@ -80,6 +88,44 @@ def _crop(
         "rot_crop_from_img": camera.rot_crop_from_img.astype(np.float32),
         "z_ref_m": np.array(z_ref_from_box(camera) if z_ref is None else z_ref, np.float32),
     }
+
+
+def box_to_show(frame: Frame, box: HandBox, box_scale: float) -> NDArray[np.float64]:
+    """(4,) box that a hand's crop is made of, pixels.
+
+    Finders and people draw boxes of 0.7 to 1.5 times a hand's side, and a network that is shown another zoom
+    turns the wrist another way. So where a box is not exact and depth is measured in it, its side becomes
+    that of an average hand at that depth; its centre stays (records/2026-11-29-boxes.md).
+
+    Raises:
+        DataError: the box is not finite or too small; names the frame.
+    """
+    shown = np.array(box.box_px, np.float64)
+    k, depth_m = frame.intrinsics_px, frame.depth_m
+    if box.exact or depth_m is None:
+        _camera_of(frame, shown, box_scale)
+        return shown
+    for _ in range(_SIZINGS):
+        camera = _camera_of(frame, shown, box_scale)
+        window = footprint(camera, frame.rgb.shape[:2])
+        if window.x0 >= window.x1 or window.y0 >= window.y1:
+            return shown  # outside the picture, which is said elsewhere
+        depth = depth_units(depth_m[window.y0 : window.y1, window.x0 : window.x1])
+        if (z_ref := z_ref_from_depth(warp_depth(depth, camera, window), camera)) is None:
+            return shown
+        side = HAND_SIDE_M * np.sqrt(k[0, 0] * k[1, 1]) / z_ref
+        middle, half = (shown[:2] + shown[2:]) / 2, (shown[2:] - shown[:2]) / 2
+        half *= side / (2 * half.max())
+        shown = np.concatenate([middle - half, middle + half])
+    return shown
+
+
+def _camera_of(frame: Frame, box_px: NDArray[np.float64], box_scale: float) -> CropCamera:
+    """A small crop's camera, with the frame's name in its error."""
+    try:
+        return crop_camera(frame.intrinsics_px, box_px, _LOOK, box_scale)
+    except DataError as error:
+        raise DataError(f"{frame.name}: {error}") from None
 
 
 def depth_units(depth_m: NDArray[np.floating]) -> NDArray[np.uint16]:

@@ -36,3 +36,5 @@ class HandBox:
     """It is a left hand."""
     score: float = 1.0
     """How sure a detector is, 0 to 1; 1 for a box that was given."""
+    exact: bool = False
+    """It is as large as the hand. False: where depth is measured, that says how large the hand is seen."""

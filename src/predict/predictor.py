@@ -131,6 +131,8 @@ class Predictor:
         intrinsics_px: Any,
         box_px: Any,
         left: Any = None,
+        *,
+        exact: bool = True,
     ) -> Hands:
         """The hand in each of B pictures of one size; arrays or tensors, the answer is of the same kind.
 
@@ -141,6 +143,8 @@ class Predictor:
             intrinsics_px: (B, 3, 3) K of the pictures; (3, 3) for all.
             box_px: (B, 4) x0, y0, x1, y1 around the hand's joints, pixels.
             left: (B,) bool, left hands; None: all are right.
+            exact: the boxes are as large as the hands. False, for boxes of a detector or drawn by hand: where
+                depth is measured, that says how large a hand is seen.
 
         Returns:
             B hands, image camera (OpenCV), metres.
@@ -163,7 +167,7 @@ class Predictor:
         asked = [
             (
                 Frame(f"picture {i}", pictures[i], None if depth is None else depth[i], k[i]),
-                HandBox(tuple(boxes[i].tolist()), bool(lefts[i])),
+                HandBox(tuple(boxes[i].tolist()), bool(lefts[i]), exact=exact),
             )
             for i in range(batch)
         ]

@@ -68,7 +68,7 @@ def test_an_ho3d_tree_is_predicted_as_it_is_validated(tmp_path: Path) -> None:
         )
         depth = combine_depth(packed).astype(np.float32) * np.float32(DEPTH_UNIT_M)
         frame = Frame(frames.frame_id(i), rgb, depth, labels.intrinsics_img_px[i].astype(np.float64))
-        asked.append((frame, HandBox(tuple(labels.box_px[i].tolist()))))
+        asked.append((frame, HandBox(tuple(labels.box_px[i].tolist()), exact=True)))
     ours = Predictor(engine).predict(asked)
     for batch in build_eval_loader(config, dataset, 0, 1, torch.device("cpu")):
         with torch.no_grad():
@@ -190,3 +190,17 @@ def test_the_global_random_state_is_left_alone(checkpoint: Path) -> None:
     before = torch.get_rng_state()
     Predictor.from_checkpoint(checkpoint, device="cpu")
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_with_depth_a_box_s_side_does_not_move_the_hand(predictor: Predictor) -> None:
+    """Detectors and people draw boxes of 0.7 to 1.5 times the hand: another zoom would turn the wrist."""
+    rgb, depth = scene()
+    middle, half = np.array([75.0, 62.0]), np.array([25.0, 30.0])
+    boxes = np.stack([np.concatenate([middle - half * s, middle + half * s]) for s in (0.8, 1.0, 1.3)])
+    rgbs, depths = np.stack([rgb] * 3), np.stack([depth] * 3)
+    sized = predictor(rgbs, depths, K, boxes, exact=False)
+    assert np.abs(sized.joints_m - sized.joints_m[1]).max() < 0.004
+    given = predictor(rgbs, depths, K, boxes)
+    assert np.abs(given.joints_m - given.joints_m[1]).max() > 0.01
+    without = predictor(rgbs, None, K, boxes, exact=False)
+    assert gap_m(without, predictor(rgbs, None, K, boxes)) == 0, "there is no depth to size them by"

@@ -37,7 +37,7 @@ class LabelBoxes:
             DataError: the annotation cannot be read.
         """
         x0, y0, x1, y1 = self._hand(frame.name)[1].tolist()
-        return [HandBox((x0, y0, x1, y1))]
+        return [HandBox((x0, y0, x1, y1), exact=True)]
 
     def intrinsics_px(self, name: str) -> NDArray[np.float64]:
         """(3, 3) K of a frame.
