@@ -79,7 +79,7 @@ class EagerEngine:
         """As of `Engine`."""
         with torch.backends.cudnn.flags(allow_tf32=False):
             hands = self.graph(**{name: tensor.to(self._device) for name, tensor in crops.items()})
-        return {name: value.float().cpu().numpy() for name, value in hands._asdict().items()}
+        return {name: value.float().cpu().numpy() for name, value in hands.items()}
 
 
 class Predictor:
