@@ -209,7 +209,7 @@ def eager_engine(
     config = command_settings(None, overrides, evaluate=path).config
     state = open_checkpoint(path)
     place = find_device(device)
-    asset = load_hand_asset(_hand_file(config, hand_model))
+    asset = load_hand_asset(hand_file(config, hand_model))
     hand = ManoLayer.from_asset(asset)
     ckpt.check_hand(state, hand, path)
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, and then replaced
@@ -240,7 +240,7 @@ def find_device(device: torch.device | str | None) -> torch.device:
     return found
 
 
-def _hand_file(config: RunConfig, asked: Path | str | None) -> Path:
+def hand_file(config: RunConfig, asked: Path | str | None) -> Path:
     """The hand model of a checkpoint: relative names are looked for here, then in the program's folder."""
     if asked is not None:
         return Path(asked)
