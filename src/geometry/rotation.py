@@ -117,8 +117,9 @@ def quaternion_form(matrix: Tensor) -> Tensor:
 
 def largest_row(matrix: Tensor) -> Tensor:
     """(..., N, N) -> (..., N) the row with the largest element on the diagonal, at length 1."""
-    best = matrix.diagonal(dim1=-2, dim2=-1).argmax(-1)
-    row = torch.take_along_dim(matrix, best[..., None, None], dim=-2).squeeze(-2)
+    best = matrix.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+    # take_along_dim does the same, and fixes the batch of a graph that is exported.
+    row = matrix.gather(-2, best.expand_as(matrix[..., :1, :])).squeeze(-2)
     return torch.nn.functional.normalize(row, dim=-1)
 
 

@@ -54,7 +54,7 @@ def grid_of(image_size: tuple[int, int]) -> tuple[int, int]:
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, rows * cols, D) -> (B, D, rows, cols); token r * cols + c lands at row r, column c."""
     # A channels-last map would give 1 x 1 convolutions gradients in strides that DDP copies and warns of.
-    return tokens.transpose(1, 2).contiguous().view(len(tokens), -1, *grid)
+    return tokens.transpose(1, 2).contiguous().view(tokens.shape[0], -1, *grid)
 
 
 def map_to_tokens(features: Tensor) -> Tensor:

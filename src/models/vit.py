@@ -113,6 +113,9 @@ class Block(nn.Module):
         if not self.training or self.drop_path == 0.0:
             return x + branch(norm(x))
         keep = 1.0 - self.drop_path
+        if torch.compiler.is_compiling():  # whose graph has no sizes that were drawn: all are computed
+            kept = torch.rand(x.shape[0], 1, 1, device=x.device) < keep
+            return x + branch(norm(x)) * (kept.to(x.dtype) / keep)
         rows, weight = _drawn(len(x), keep)
         if len(rows) == len(x):
             return x + branch(norm(x)) * weight

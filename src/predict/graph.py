@@ -5,7 +5,7 @@ Legend: B crops, H W crop size, J 21 joints in `OPENPOSE21`, V 778 vertices. Met
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,11 @@ NORMALISED_INPUTS = {
 """Inputs of `NormalisedNetwork` likewise."""
 
 
-class GraphHands(NamedTuple):
-    """What both graphs answer: right hands in the image camera (OpenCV axes), float32."""
+class GraphHands(TypedDict):
+    """What both graphs answer: right hands in the image camera (OpenCV axes), float32.
+
+    A plain dictionary: the names travel in exported files, which run without this program.
+    """
 
     joints_m: Tensor
     """(B, J, 3) metres."""

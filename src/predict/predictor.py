@@ -79,7 +79,7 @@ class EagerEngine:
         """As of `Engine`."""
         with torch.backends.cudnn.flags(allow_tf32=False):
             hands = self.graph(**{name: tensor.to(self._device) for name, tensor in crops.items()})
-        return {name: value.float().cpu().numpy() for name, value in hands._asdict().items()}
+        return {name: value.float().cpu().numpy() for name, value in hands.items()}
 
 
 class Predictor:
@@ -220,7 +220,7 @@ def eager_engine(
     config = command_settings(None, overrides, evaluate=path).config
     state = open_checkpoint(path)
     place = find_device(device)
-    asset = load_hand_asset(_hand_file(config, hand_model))
+    asset = load_hand_asset(hand_file(config, hand_model))
     hand = ManoLayer.from_asset(asset)
     ckpt.check_hand(state, hand, path)
     with torch.random.fork_rng(devices=[]):  # first weights are drawn, and then replaced
@@ -251,7 +251,7 @@ def find_device(device: torch.device | str | None) -> torch.device:
     return found
 
 
-def _hand_file(config: RunConfig, asked: Path | str | None) -> Path:
+def hand_file(config: RunConfig, asked: Path | str | None) -> Path:
     """The hand model of a checkpoint: relative names are looked for here, then in the program's folder."""
     if asked is not None:
         return Path(asked)
