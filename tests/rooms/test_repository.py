@@ -20,6 +20,7 @@ LAYOUT = {
     "README.md",
     "requirements.txt",
     "requirements-dev.txt",
+    "requirements-export.txt",
     "tests",
     "benchmarks",
     "Makefile",
