@@ -6,6 +6,7 @@ box are mirrored before the crop is made, so a mirrored picture gives the same b
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,15 +58,10 @@ def _crop(
     frame: Frame, box: HandBox, image_size: tuple[int, int], box_scale: float
 ) -> dict[str, NDArray[np.generic]]:
     """One row of `raw_crops`."""
-    rgb, depth_m, k, box_px = (
-        frame.rgb,
-        frame.depth_m,
-        frame.intrinsics_px,
-        box_to_show(frame, box, box_scale),
-    )
     if box.left:
-        rgb, k, box_px = rgb[:, ::-1], mirrored_camera(k, rgb.shape[1]), mirrored_box(box_px, rgb.shape[1])
-        depth_m = None if depth_m is None else depth_m[:, ::-1]
+        frame, box = mirrored_frame(frame), mirrored_box(box, frame.rgb.shape[1])
+    rgb, depth_m, k = frame.rgb, frame.depth_m, frame.intrinsics_px
+    box_px = box_to_show(frame, box, box_scale)
     picture_size = (rgb.shape[0], rgb.shape[1])
     camera = crop_camera(k, box_px, image_size, box_scale)
     if (share := covered_share(camera, picture_size)) < MIN_OVERLAP:
@@ -138,14 +134,15 @@ def depth_units(depth_m: NDArray[np.floating]) -> NDArray[np.uint16]:
     return np.where(np.isfinite(units), units, 0).clip(0, _FARTHEST).astype(np.uint16)
 
 
-def mirrored_camera(intrinsics_px: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """(3, 3) K of the mirrored picture, `width` pixels wide."""
-    k = intrinsics_px.copy()
-    k[0, 1], k[0, 2] = -k[0, 1], width - 1 - k[0, 2]
-    return k
+def mirrored_frame(frame: Frame) -> Frame:
+    """What the camera's mirror image would have taken: picture, depth and K."""
+    k = frame.intrinsics_px.copy()
+    k[0, 1], k[0, 2] = -k[0, 1], frame.rgb.shape[1] - 1 - k[0, 2]
+    depth_m = None if frame.depth_m is None else frame.depth_m[:, ::-1]
+    return Frame(frame.name, frame.rgb[:, ::-1], depth_m, k)
 
 
-def mirrored_box(box_px: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """(4,) x0, y0, x1, y1 in the mirrored picture, `width` pixels wide."""
-    x0, y0, x1, y1 = box_px
-    return np.array([width - 1 - x1, y0, width - 1 - x0, y1])
+def mirrored_box(box: HandBox, width: int) -> HandBox:
+    """The box in the mirrored picture, `width` pixels wide; it is of the other hand there."""
+    x0, y0, x1, y1 = box.box_px
+    return dataclasses.replace(box, box_px=(width - 1 - x1, y0, width - 1 - x0, y1), left=not box.left)

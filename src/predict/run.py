@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -82,11 +83,12 @@ def run(job: Job, stop: StopRequest) -> Summary:
     summary.before = len(store.done_names)
     total = None if source.names is None else len(source.names) - summary.before
     frames = source.frames(skip=store.done_names)
-    for number, frame in enumerate(
-        progress(frames, total=total, desc="prediction"), start=summary.before + 1
-    ):
+    if job.most_frames is not None:
+        left = max(0, job.most_frames - summary.before)
+        frames, total = islice(frames, left), left if total is None else min(left, total)
+    for frame in progress(frames, total=total, desc="prediction"):
         loop.take(frame)
-        if stop.received is not None or number == job.most_frames:
+        if stop.received is not None:
             break
     if stop.received is not None and source.names is not None:
         summary.stopped = stop.received  # what waits is predicted next time, in the same batches
@@ -143,8 +145,11 @@ class _Loop:
     def flush(self) -> None:
         """Predict what waits."""
         job, waiting, self._waiting = self._job, self._waiting, []
+        if not waiting:
+            return
         hands = job.predictor.predict([(frame, box) for frame, boxes in waiting for box in boxes])
         start, answers = 0, []
+        job.store.begin()
         for frame, boxes in waiting:
             own = hands.rows(start, start + len(boxes))
             start += len(boxes)

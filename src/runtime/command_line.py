@@ -42,17 +42,21 @@ def make_parser(prog: str | None, description: str | None) -> argparse.ArgumentP
     return parser
 
 
-def exit_status(work: Callable[[], int | None]) -> int:
+def exit_status(work: Callable[[], int | None], *, alone: bool = False) -> int:
     """Do a tool's work; returns its exit status, 0 for None.
 
     An error that a user can mend is one line on stderr, from rank 0, and status 2; with UTNET_TRACE=1 it is
     raised.
+
+    Args:
+        work: what the tool does; returns its status.
+        alone: it is no program of several ranks: RANK in its surroundings is of somebody else.
     """
     try:
         return work() or 0
     except (UTNetError, OSError) as error:
         if trace_enabled():
             raise
-        if rank_from_environment() == 0:
+        if alone or rank_from_environment() == 0:
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
     arguments = parse_arguments(argv)
     log.configure(rank=0)
-    return exit_status(lambda: export(arguments))
+    return exit_status(lambda: export(arguments), alone=True)
 
 
 def export(arguments: argparse.Namespace) -> None:

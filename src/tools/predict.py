@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "OPENCV_FFMPEG_LOGLEVEL", "-8"
     )  # its own lines about a broken video say less than ours
     log.configure(rank=0)
-    return exit_status(lambda: predict(arguments))
+    return exit_status(lambda: predict(arguments), alone=True)
 
 
 def predict(arguments: argparse.Namespace) -> int:

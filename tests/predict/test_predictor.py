@@ -77,14 +77,15 @@ def test_an_ho3d_tree_is_predicted_as_it_is_validated(tmp_path: Path) -> None:
         assert np.array_equal(ours.vertices_m[batch.sample_index.numpy()], theirs)
 
 
-def test_a_mirrored_picture_gives_the_mirrored_hand(predictor: Predictor) -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_mirrored_picture_gives_the_mirrored_hand(predictor: Predictor, exact: bool) -> None:
     """Left hands are read as the right hands of a mirror; a half-mirrored input would bend them elsewhere."""
     rgb, depth = scene()
-    right = predictor(rgb[None], depth[None], K[None], np.array([BOX]))
+    right = predictor(rgb[None], depth[None], K[None], np.array([BOX]), exact=exact)
     k = K.copy()
     k[0, 2] = W - 1 - k[0, 2]
     box = np.array([[W - 1 - BOX[2], BOX[1], W - 1 - BOX[0], BOX[3]]])
-    left = predictor(rgb[None, :, ::-1], depth[None, :, ::-1], k[None], box, np.array([True]))
+    left = predictor(rgb[None, :, ::-1], depth[None, :, ::-1], k[None], box, np.array([True]), exact=exact)
     mirror = np.array([-1, 1, 1], np.float32)
     assert np.abs(left.vertices_m - right.vertices_m * mirror).max() < 1e-5
     assert np.abs(left.joints_m - right.joints_m * mirror).max() < 1e-5

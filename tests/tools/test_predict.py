@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from src.predict.outputs.store import UNFINISHED
+from src.predict.outputs.store import UNFINISHED, Store
 from src.tools import predict
 from tests.dataloader.tree import run_config, write_tree
 from tests.predict.network import write_network
@@ -119,6 +119,16 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(trial: Trial, monkeypatch: pyte
     assert not (parts / UNFINISHED).exists()
     a, b = (np.load(folder / "predictions.npz") for folder in (whole, parts))
     assert all(np.array_equal(a[name], b[name]) for name in a.files)
+
+
+def test_so_many_frames_as_asked_for_and_no_more(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all of them were there already when the run was ended."""
+    two = [*trial.arguments(), "--frames", "2"]
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(Store, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        predict.main(two)
+    assert predict.main(two) == 0
+    assert np.load(trial.root / "out" / "predictions.npz")["frame"].tolist() == ["0", "1", "1"]
 
 
 def test_a_video_is_tracked_smoothed_and_given_back_as_a_video(trial: Trial) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ class Store:
         self._settings = dict(settings)
         self._faces = faces
         self._file: BinaryIO | None = None
+        self._overwrite = False
 
     @classmethod
     def open(
@@ -82,6 +84,7 @@ class Store:
             DataError: it holds other predictions, another process is at work there, or it cannot be written.
         """
         store, path = cls(out, settings, faces), out / UNFINISHED
+        store._overwrite = overwrite
         require_place(out / "predictions.npz")
         if (out / "predictions.npz").exists() and not overwrite:
             raise DataError(f"{out} holds predictions already. Name another --out, or add --overwrite")
@@ -94,6 +97,7 @@ class Store:
                 file.truncate(0)
                 file.seek(0)
                 file.write(store._line(store._settings))
+                store._remove_former()
             else:
                 keys = sorted(k for k in {*header, *settings} if header.get(k) != store._settings.get(k))
                 raise DataError(
@@ -117,12 +121,26 @@ class Store:
             for line in file:
                 yield self._parse(json.loads(line))
 
+    def begin(self) -> None:
+        """Take the folder, before anything is written there.
+
+        Raises:
+            DataError: another process has taken it since it was looked at.
+        """
+        if self._file is not None:
+            return
+        self._out.mkdir(parents=True, exist_ok=True)
+        file = self._claim(self._out / UNFINISHED)
+        if file.read(1) or ((self._out / "predictions.npz").exists() and not self._overwrite):
+            raise DataError(f"{self._out}: another process has written here meanwhile. Name another --out")
+        file.write(self._line(self._settings))
+        file.flush()
+        if self._overwrite:
+            self._remove_former()
+
     def add(self, frame: FrameHands) -> None:
         """Keep a frame: whatever ends this process later, it is there."""
-        if self._file is None:
-            self._out.mkdir(parents=True, exist_ok=True)
-            file = self._claim(self._out / UNFINISHED)
-            file.write(self._line(self._settings))
+        self.begin()
         assert self._file is not None
         hands, count = frame.hands, len(frame.boxes)
         rows = [getattr(hands, name).reshape(count, int(np.prod(shape))) for name, shape in PER_HAND.items()]
@@ -169,6 +187,13 @@ class Store:
         if self._file is not None:
             self._file.close()
 
+    def _remove_former(self) -> None:
+        """Remove what is replaced: pictures and meshes of other frames would be taken for this run's."""
+        for name in ("overlays", "meshes"):
+            shutil.rmtree(self._out / name, ignore_errors=True)
+        for name in ("overlays.mp4", "predictions.jsonl", "predictions.npz"):
+            (self._out / name).unlink(missing_ok=True)
+
     def _claim(self, path: Path) -> BinaryIO:
         """The unfinished file, open and this process's own."""
         file = open_lock(path)
@@ -190,11 +215,7 @@ class Store:
             file.truncate()
             file.write(self._line(self._settings))
             return self._settings
-        try:
-            header: dict[str, Any] = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file.name} is not an unfinished prediction ({error}). Remove it") from None
-        return header
+        return _parsed(line, file.name)
 
     def _skip_cut_line(self, file: BinaryIO) -> None:
         """Take the names of what is done, and cut off a last line that a kill left half written."""
@@ -202,7 +223,7 @@ class Store:
         for line in file:
             if not line.endswith(b"\n"):
                 break
-            self.order.append(json.loads(line)["frame"])
+            self.order.append(_parsed(line, file.name, "frame", "boxes", "hands")["frame"])
             end += len(line)
         file.seek(end)
         file.truncate()
@@ -221,6 +242,17 @@ class Store:
     @staticmethod
     def _line(content: object) -> bytes:
         return json.dumps(content).encode() + b"\n"
+
+
+def _parsed(line: bytes, where: str, *wanted: str) -> dict[str, Any]:
+    """A line of the unfinished file, or a DataError."""
+    try:
+        content = json.loads(line)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or any(name not in content for name in wanted):
+        raise DataError(f"{where} is damaged: what is done cannot be taken over. Remove it, and start anew")
+    return content
 
 
 def _columns(frame: FrameHands, hands: Hands) -> dict[str, NDArray[Any]]:

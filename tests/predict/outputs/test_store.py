@@ -100,10 +100,34 @@ def test_what_another_run_left_is_not_mixed_in(tmp_path: Path) -> None:
     replaced.finish()
     with pytest.raises(DataError, match="holds predictions already"):
         Store.open(tmp_path, other, FACES)
+    stale = place(tmp_path, "overlays", "x", ".jpg")
+    stale.parent.mkdir()
+    stale.touch()
     again = Store.open(tmp_path, SETTINGS, FACES, overwrite=True)
     again.add(frame_hands("y", 1))
     again.finish()
     assert np.load(tmp_path / "predictions.npz")["frame"].tolist() == ["y"]
+    assert not stale.exists(), "a picture of a frame that is no more in the result"
+
+
+def test_two_that_begin_together_do_not_replace_each_other(tmp_path: Path) -> None:
+    """The slower of two processes must not write over what the faster has finished."""
+    slow = Store.open(tmp_path, SETTINGS, FACES)
+    write(tmp_path)
+    with pytest.raises(DataError, match="another process has written here meanwhile"):
+        slow.begin()
+
+
+def test_a_damaged_unfinished_file_is_said(tmp_path: Path) -> None:
+    """A power cut may leave zeros; a traceback would not say what to remove."""
+    write(tmp_path, FRAMES[:3], finish=False)
+    lines = (tmp_path / UNFINISHED).read_bytes().splitlines(keepends=True)
+    for wrong in (b"\x00" * 50 + b"\n", b"[1]\n"):
+        for place_of in (0, 1):
+            parts = [wrong if k == place_of else line for k, line in enumerate(lines)]
+            (tmp_path / UNFINISHED).write_bytes(b"".join(parts))
+            with pytest.raises(DataError, match=r"predictions\.unfinished is damaged.*Remove it"):
+                Store.open(tmp_path, SETTINGS, FACES)
 
 
 def test_nothing_is_there_before_the_first_frame(tmp_path: Path) -> None:
