@@ -46,7 +46,9 @@ demo: demo-data
 		echo "  checkpoints         $$run/checkpoints/{last,best}.pt"; \
 		echo "  curves              $(BIN)/tensorboard --logdir runs"; \
 		echo "  the data            $(DATA)/HO3D_synthetic/train/*/rgb/*.jpg"; \
-		echo "  score a checkpoint  $(BIN)/python train.py --evaluate $$run/checkpoints/best.pt"
+		echo "  score a checkpoint  $(BIN)/python train.py --evaluate $$run/checkpoints/best.pt"; \
+		echo "  predict new frames  $(BIN)/python -m src.tools.predict --checkpoint $$run/checkpoints/best.pt" \
+			"--rgb $(DATA)/HO3D_synthetic --boxes labels --meshes obj --out hands"
 
 learn-data: setup
 	$(BIN)/python -m dataloader.synthetic.hand --out data/learn/STANDIN_RIGHT.pkl

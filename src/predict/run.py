@@ -23,9 +23,11 @@ from src.predict.outputs.store import FrameHands, Store
 from src.predict.outputs.video import write_video
 from src.predict.predictor import Predictor
 from src.render.pictures import write_picture
+from src.runtime.log import get_logger
 from src.runtime.progress import progress
 from src.runtime.signals import StopRequest
 
+_log = get_logger("predict")
 LIVE_FPS = 30.0
 """Frames a second of a camera or of pictures in a row, for the smoothing filter and its video."""
 
@@ -94,11 +96,12 @@ def run(job: Job, stop: StopRequest) -> Summary:
             raise DataError("there was no frame to predict")
     summary.seconds = time.monotonic() - began
     if summary.stopped is None:
-        store.finish(smoothed=loop.filter() if job.smooth else None)
         if job.overlays and (source.fps is not None or source.names is None):
             summary.video = job.out / "overlays.mp4"
             pictures = (place(job.out, "overlays", name, ".jpg") for name in store.order)
             write_video(summary.video, pictures, source.fps or LIVE_FPS)
+        _log.info(f"Writing {summary.hands} hands to {job.out}")
+        store.finish(smoothed=loop.filter() if job.smooth else None)  # last: from here on the run has ended
     return summary
 
 

@@ -19,6 +19,10 @@ from src.runtime.files.disk import atomic_write
 _FINGER_RGB = dict(
     zip(FINGERS, ((230, 60, 60), (235, 160, 30), (60, 190, 70), (50, 140, 240), (190, 80, 220)), strict=True)
 )
+_PART_BITS = 3
+"""Lines are placed to an eighth of a pixel."""
+_FAR_PX = 1 << 20
+"""Farther away, a joint is drawn here: OpenCV wants numbers of 32 bits."""
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -42,7 +46,7 @@ def draw_skeleton(
         picture: (H, W, 3) uint8 RGB.
         joints_px: (21, 2) pixels of `picture`, OPENPOSE21; a joint that is not finite is left out.
         scale: whole enlargement, so that lines do not hide a small crop.
-        thickness: of lines, pixels; None: half of `scale`.
+        thickness: of bones, in pixels of the result; None: half of `scale`, at least 1.
 
     Raises:
         ShapeError: not 21 joints, or not an RGB picture.
@@ -56,16 +60,18 @@ def draw_skeleton(
     if scale > 1:
         enlarged = cv2.resize(canvas, (width * scale, height * scale), interpolation=cv2.INTER_CUBIC)
         canvas = np.asarray(enlarged, np.uint8)
-    # Pixel centres: crop pixel p is drawn at (p + 0.5) * scale - 0.5; OpenCV wants numbers of 32 bits.
-    places = ((joints_px + 0.5) * scale - 0.5).clip(-4 * width * scale, 4 * width * scale)
-    points = [(round(x), round(y)) for x, y in np.nan_to_num(places).tolist()]
-    usable, thickness = np.isfinite(joints_px).all(1), thickness or max(1, scale // 2)
+    # Pixel centres: crop pixel p is drawn at (p + 0.5) * scale - 0.5.
+    places = ((joints_px + 0.5) * scale - 0.5).clip(-_FAR_PX, _FAR_PX)
+    part = 1 << _PART_BITS  # OpenCV's parts of a pixel
+    points = [(round(x * part), round(y * part)) for x, y in np.nan_to_num(places).tolist()]
+    usable = np.isfinite(joints_px).all(1)
+    thickness = thickness or max(1, scale // 2)
     for parent, child in OPENPOSE_BONES:
         if usable[parent] and usable[child]:
             shade = _FINGER_RGB[OPENPOSE21[child].partition("_")[0]]
-            cv2.line(canvas, points[parent], points[child], shade, thickness, cv2.LINE_AA)
+            cv2.line(canvas, points[parent], points[child], shade, thickness, cv2.LINE_AA, _PART_BITS)
     for joint in np.flatnonzero(usable):
-        cv2.circle(canvas, points[joint], thickness, (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.circle(canvas, points[joint], thickness * part, (255, 255, 255), -1, cv2.LINE_AA, _PART_BITS)
     return canvas
 
 

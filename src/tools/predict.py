@@ -160,7 +160,11 @@ def box_finder(arguments: argparse.Namespace, source: Source) -> BoxFinder:
 
 def identity(arguments: argparse.Namespace, source: Source) -> dict[str, Any]:
     """What decides the predictions: a run goes on only where all of it is the same."""
-    named = {k: str(v) for k, v in vars(arguments).items() if v is not None and k not in ("overwrite", "out")}
+    named = {
+        k: str(v)
+        for k, v in vars(arguments).items()
+        if v is not None and k not in ("overwrite", "out", "frames")
+    }
     for name in ("checkpoint", "model", "camera", "boxes"):
         path = Path(named.get(name, ""))
         if path.is_file():

@@ -63,6 +63,17 @@ def test_a_joint_is_drawn_on_its_pixel(scale: int) -> None:
     assert not black.any(), "the crop itself is not painted"
 
 
+def test_a_bone_keeps_its_direction_in_a_narrow_part_of_a_picture() -> None:
+    """A hand at the picture's border: its joints are far outside of the strip that shows it."""
+    joints = only(wrist=(-500, -500), thumb_1=(300, 300))
+    drawn = draw_skeleton(np.zeros((200, 10, 3), np.uint8), joints, thickness=2)
+    assert middle(drawn[..., 0] > 60) == pytest.approx([4.5, 4.5], abs=0.6)
+    assert drawn[4, 4].any()
+    assert not drawn[40:].any()
+    low = draw_skeleton(np.zeros((200, 10, 3), np.uint8), only(wrist=(5, 190)))
+    assert middle(low[..., 0] > 60) == pytest.approx([5, 190], abs=0.51)
+
+
 def test_each_finger_has_its_colour() -> None:
     """Red thumb, orange index, green middle, blue ring, violet pinky: exchanged fingers show at a glance."""
     shades = ((230, 60, 60), (235, 160, 30), (60, 190, 70), (50, 140, 240), (190, 80, 220))

@@ -58,6 +58,8 @@ _FROM_POINTS = (2.0, -0.1)
 """The same from the box around landmarks."""
 _PALM_POINTS = (0, 1, 2, 3, 5, 6, 9, 10, 13, 14, 17, 18)
 """Landmarks whose turned box gives the square of the second look."""
+_LONG = 1.5
+"""A picture is long from this aspect on."""
 _TURNS, _SIZES = 12, (1.6, 2.0)
 """Of the squares around a box from depth: how many angles, and sides over the box's longer side."""
 _TILE = 0.75
@@ -115,7 +117,7 @@ class HandDetector:
     def find(self, frame: Frame) -> list[HandBox]:
         """Hands of a picture, the surest first: the whole is searched, then parts, then what depth has."""
         height, width = frame.rgb.shape[:2]
-        found = self._in_part(frame.rgb, (0, 0, width, height))
+        found = [box for part in _wholes(width, height) for box in self._in_part(frame.rgb, part)]
         if not found:
             for part in _tiles(width, height):
                 found += self._in_part(frame.rgb, part)
@@ -294,6 +296,14 @@ def _warp(rgb: NDArray[np.uint8], square: Square, size: int) -> NDArray[np.uint8
         return _warp(rgb, shrunk, size)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return np.asarray(cv2.warpAffine(rgb, back, (size, size), flags=flags), np.uint8)
+
+
+def _wholes(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """The whole picture, x0, y0, x1, y1; of a long one also its ends: hands are small in it."""
+    parts, side = [(0, 0, width, height)], min(width, height)
+    if max(width, height) > _LONG * side:
+        parts += [(0, 0, side, side), (width - side, height - side, width, height)]
+    return parts
 
 
 def _tiles(width: int, height: int) -> list[tuple[int, int, int, int]]:

@@ -102,7 +102,7 @@ def test_what_is_missing_is_said_with_the_command_that_brings_it(
 
 
 class Planted:
-    """Sees no palm, and in every square a hand of sureness `score`: a right one if its left half is lighter."""
+    """Sees no palm, and in every square a hand of that `score`: a right one if its left half is lighter."""
 
     score = 0.9
 
