@@ -2,7 +2,9 @@
 
 The two models (Apache-2.0) stand in the wheel of mediapipe 0.10.21; `make detector` takes them out of it. The
 palm detector says where palms are and how they are turned, the landmark net finds 21 points in the turned
-square around each and says which hand it is. The box is that around the points, as labels have it.
+square around each and says which hand it is. The box is that around the points, as labels have it. Hands
+whose palm the detector does not see, from behind or with a thing in them, are proposed by the frame's depth,
+if it has any: what hangs together like a hand is one if the landmark net says so.
 Source: Zhang et al. 2020, "MediaPipe Hands: On-device Real-time Hand Tracking"; anchors, decoding and regions
 as mediapipe's graphs palm_detection_cpu, palm_detection_detection_to_roi and hand_landmark_landmarks_to_roi
 state them.
@@ -22,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import AssetError, ConfigError
+from src.predict.boxes.depth import DepthBoxes
 from src.predict.boxes.finder import iou
 from src.predict.frame import Frame, HandBox
 from src.runtime.files.disk import read_plain
@@ -36,8 +39,8 @@ MODELS = {
 
 PALM_PX, HAND_PX = 192, 224
 """Sides of the models' inputs."""
-LEAST_SCORE = 0.5
-"""Of a palm, and of a hand in its square."""
+LEAST_PALM, LEAST_HAND = 0.5, 0.3
+"""Least score of a palm, and of a hand in its square. A palm's square that shows no hand scores below 0.1."""
 SAME_PALM = 0.3
 """Palms that share more (area in common over area of both) are one."""
 SAME_HAND = 0.5
@@ -57,7 +60,9 @@ _PALM_POINTS = (0, 1, 2, 3, 5, 6, 9, 10, 13, 14, 17, 18)
 """Landmarks whose turned box gives the square of the second look."""
 _LONG = 1.5
 """A picture is long from this aspect on."""
-_TILE = 0.6
+_TURNS, _SIZES = 12, (1.6, 2.0)
+"""Of the squares around a box from depth: how many angles, and sides over the box's longer side."""
+_TILE = 0.75
 """Side of the corner and centre tiles that are searched where the whole picture shows no hand, over the
 picture's."""
 
@@ -83,6 +88,16 @@ class Palms(NamedTuple):
     """(P,) 0 to 1."""
 
 
+class _Seen(NamedTuple):
+    """What the landmark net says of a square, hand or not."""
+
+    square: Square
+    points_px: NDArray[np.float64]
+    """(21, 2)."""
+    score: float
+    """That it is a hand, 0 to 1."""
+
+
 class HandDetector:
     """A `BoxFinder`; says which hand it is as well.
 
@@ -100,12 +115,15 @@ class HandDetector:
         self._palm, self._hand = (_Model(folder / name, digest) for name, digest in MODELS.items())
 
     def find(self, frame: Frame) -> list[HandBox]:
-        """Hands of a picture, the surest first; the whole picture is searched, then parts of it."""
+        """Hands of a picture, the surest first: the whole is searched, then parts, then what depth has."""
         height, width = frame.rgb.shape[:2]
         found = [box for part in _wholes(width, height) for box in self._in_part(frame.rgb, part)]
         if not found:
             for part in _tiles(width, height):
                 found += self._in_part(frame.rgb, part)
+        if not found and frame.depth_m is not None:
+            near = [self._look(frame.rgb, squares_of_box(b.box_px)) for b in DepthBoxes().find(frame)]
+            found = [hand for hand in near if hand is not None]
         found.sort(key=lambda box: -box.score)
         kept: list[HandBox] = []
         for box in found:
@@ -124,32 +142,34 @@ class HandDetector:
         found = []
         for box, keypoints in zip(palms.box, palms.keypoints, strict=True):
             square = square_of_palm(box * side + np.tile(corner, 2), keypoints * side + corner)
-            if (hand := self._look(rgb, square)) is not None:
+            if (hand := self._look(rgb, [square])) is not None:
                 found.append(hand)
         return found
 
-    def _look(self, rgb: NDArray[np.uint8], square: Square) -> HandBox | None:
-        """The hand in a square, looked at twice: the second square is that around the first's points."""
-        seen = self._points(rgb, square)
-        if seen is not None:
-            seen = self._points(rgb, square_of_points(seen[0], square.angle)) or seen
-        if seen is None:
+    def _look(self, rgb: NDArray[np.uint8], squares: list[Square]) -> HandBox | None:
+        """The hand in the best of some squares, looked at again in the square around its points."""
+        seen = max((self._points(rgb, square) for square in squares), key=lambda seen: seen.score)
+        if seen.score < LEAST_HAND:
             return None
-        points, score, left = seen
-        (x0, y0), (x1, y1) = points.min(0).tolist(), points.max(0).tolist()
-        return HandBox((x0, y0, x1, y1), left, score)
+        again = self._points(rgb, square_of_points(seen.points_px, seen.square.angle))
+        if again.score >= LEAST_HAND:
+            seen = again
+        (x0, y0), (x1, y1) = seen.points_px.min(0).tolist(), seen.points_px.max(0).tolist()
+        return HandBox((x0, y0, x1, y1), self._is_left(rgb, seen.square), seen.score)
 
-    def _points(
-        self, rgb: NDArray[np.uint8], square: Square
-    ) -> tuple[NDArray[np.float64], float, bool] | None:
-        """(21, 2) pixels, score, and whether it is a left hand; None where there is no hand."""
-        raw, score, right, _ = self._hand(_warp(rgb, square, HAND_PX))
-        if float(score.item()) < LEAST_SCORE:
-            return None
+    def _points(self, rgb: NDArray[np.uint8], square: Square) -> _Seen:
+        """What the landmark net sees in a square."""
+        raw, score, *_ = self._hand(_warp(rgb, square, HAND_PX))
         unit = raw.reshape(21, 3)[:, :2].astype(np.float64) / HAND_PX - 0.5
         c, s = math.cos(square.angle), math.sin(square.angle)
         points = unit * square.side @ np.array([[c, s], [-s, c]]) + [square.x, square.y]
-        return points, float(score.item()), float(right.item()) < 0.5
+        return _Seen(square, points, float(score.item()))
+
+    def _is_left(self, rgb: NDArray[np.uint8], square: Square) -> bool:
+        """Which hand is in a square. The net leans to the right hand: its mirror image is asked too."""
+        piece = _warp(rgb, square, HAND_PX)
+        right, mirrored_right = (float(self._hand(view)[2].item()) for view in (piece, piece[:, ::-1]))
+        return mirrored_right > right
 
 
 class _Model:
@@ -196,7 +216,7 @@ def decode_palms(raw: NDArray[np.float32], logits: NDArray[np.float32]) -> Palms
         logits: (2016, 1).
     """
     score = 1 / (1 + np.exp(-logits[:, 0].clip(-100, 100)))
-    sure = score >= LEAST_SCORE
+    sure = score >= LEAST_PALM
     numbers, centre = raw[sure] / PALM_PX, anchors()[sure]
     middle, half = numbers[:, :2] + centre, numbers[:, 2:4] / 2
     keypoints = numbers[:, 4:].reshape(-1, 7, 2) + centre[:, None]
@@ -225,6 +245,14 @@ def square_of_palm(box: NDArray[np.floating], keypoints: NDArray[np.floating]) -
     """The square that holds a whole hand, from its palm: (4,) box and (7, 2) keypoints, pixels."""
     along = keypoints[_MIDDLE] - keypoints[_WRIST]
     return _grown(box, math.atan2(along[1], along[0]) + math.pi / 2, _FROM_PALM)
+
+
+def squares_of_box(box_px: tuple[float, float, float, float]) -> list[Square]:
+    """Squares around a hand's box, turned all ways: a box does not say where the fingers point."""
+    x0, y0, x1, y1 = box_px
+    side = max(x1 - x0, y1 - y0)
+    turns = [2 * math.pi * k / _TURNS for k in range(_TURNS)]
+    return [Square((x0 + x1) / 2, (y0 + y1) / 2, side * size, turn) for size in _SIZES for turn in turns]
 
 
 def square_of_points(points_px: NDArray[np.float64], angle: float) -> Square:

@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from dataloader.pictures.decode import read_rgb
+from dataloader.synthetic.writer import Parameters, write_tree
 from src.errors import AssetError, ConfigError
+from src.hand.mano_assets import load_hand_asset
 from src.predict.boxes import detect
 from src.predict.boxes.detect import (
     HandDetector,
@@ -21,9 +25,14 @@ from src.predict.boxes.detect import (
     decode_palms,
     square_of_palm,
     square_of_points,
+    squares_of_box,
     strongest,
 )
-from src.predict.frame import Frame
+from src.predict.boxes.finder import iou
+from src.predict.frame import Frame, HandBox
+from tests.hand_file import hand_file
+
+Array = NDArray[Any]
 
 
 def test_a_planted_palm_is_decoded_where_it_is() -> None:
@@ -92,10 +101,70 @@ def test_what_is_missing_is_said_with_the_command_that_brings_it(
         HandDetector(tmp_path)
 
 
-def test_a_blank_picture_shows_no_hand() -> None:
-    """Frames without a hand are listed, not invented."""
+class Planted:
+    """Sees no palm, and in every square a hand of that `score`: a right one if its left half is lighter."""
+
+    score = 0.9
+
+    def __init__(self, path: Path, _: str) -> None:
+        self.palm = "palm" in path.name
+
+    def __call__(self, rgb: Array) -> list[Array]:
+        if self.palm:
+            return [np.zeros((2016, 18), np.float32), np.full((2016, 1), -20, np.float32)]
+        raw = np.full((21, 3), 112, np.float32)
+        raw[0, 1], raw[9, 1] = 168, 56  # a quarter of the square below and above its centre
+        light = rgb.astype(np.float32).mean((0, 2))
+        right = float(light[:112].mean() > light[112:].mean())
+        return [raw.ravel(), np.array([self.score]), np.array([right]), raw.ravel()]
+
+
+def test_a_hand_whose_palm_is_hidden_is_found_by_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen from behind, with a can in it, a hand has no palm; and what depth takes for a hand may be none."""
+    monkeypatch.setattr(detect, "_Model", Planted)
+    monkeypatch.setattr(detect.DepthBoxes, "find", lambda *_: [HandBox((40.0, 30.0, 80.0, 60.0))])
+    rgb = np.zeros((90, 120, 3), np.uint8)
+    rgb[:, :60] = 200
+    depth = np.full((90, 120), 0.5, np.float32)
+    (hand,) = HandDetector().find(Frame("x", rgb, depth, np.eye(3)))
+    assert (hand.left, hand.score) == (False, 0.9)
+    assert 40 < (hand.box_px[0] + hand.box_px[2]) / 2 < 80
+    (other,) = HandDetector().find(Frame("x", rgb[:, ::-1].copy(), depth, np.eye(3)))
+    assert other.left
+    assert HandDetector().find(Frame("x", rgb, None, np.eye(3))) == []
+    monkeypatch.setattr(Planted, "score", 0.1)
+    assert HandDetector().find(Frame("x", rgb, depth, np.eye(3))) == []
+
+
+def test_a_box_is_looked_at_from_all_sides() -> None:
+    """Boxes from depth do not say where the fingers point."""
+    squares = squares_of_box((40.0, 30.0, 80.0, 60.0))
+    assert {(s.x, s.y) for s in squares} == {(60.0, 45.0)}
+    assert {round(s.side) for s in squares} == {64, 80}
+    assert sorted({round(math.degrees(s.angle)) for s in squares}) == list(range(0, 360, 30))
+
+
+@pytest.fixture(scope="module")
+def detector() -> HandDetector:
     pytest.importorskip("ai_edge_litert", reason="needs `make detector`")
     if not all((detect.FOLDER / name).is_file() for name in detect.MODELS):
         pytest.skip("needs `make detector`")
+    return HandDetector()
+
+
+def test_a_blank_picture_shows_no_hand(detector: HandDetector) -> None:
+    """Frames without a hand are listed, not invented."""
     grey = np.full((240, 320, 3), 127, np.uint8)
-    assert HandDetector().find(Frame("x", grey, None, np.eye(3))) == []
+    assert detector.find(Frame("x", grey, None, np.eye(3))) == []
+
+
+def test_a_mirrored_right_hand_is_a_left_one(detector: HandDetector, tmp_path: Path) -> None:
+    """A hand taken for the other is predicted as its mirror image."""
+    write_tree(tmp_path / "tree", Parameters(1, 1, 0, cameras=1), load_hand_asset(hand_file()))
+    rgb = read_rgb(next((tmp_path / "tree" / "train").rglob("rgb/*.jpg")))
+    truth = (233, 208, 313, 315)  # around the joints that this picture's label projects
+    (hand,) = detector.find(Frame("x", rgb, None, np.eye(3)))
+    (mirrored,) = detector.find(Frame("x", rgb[:, ::-1].copy(), None, np.eye(3)))
+    assert (hand.left, mirrored.left) == (False, True)
+    assert iou(hand.box_px, truth) > 0.7
+    assert iou(mirrored.box_px, (639 - truth[2], truth[1], 639 - truth[0], truth[3])) > 0.7
