@@ -28,6 +28,7 @@ from src.errors import AssetError, ConfigError, plain_text
 from src.predict.graph import RAW_INPUTS
 from src.predict.predictor import Facts, find_device
 from src.runtime.files.disk import ZIP_FAILURES, crc32, open_plain, read_plain
+from src.runtime.machine import full_float32
 
 FORMAT = 1
 """Of the facts inside a file."""
@@ -180,7 +181,7 @@ def _open_pt2(path: Path, device: torch.device) -> tuple[dict[str, Any], Compute
 
     @torch.no_grad()
     def compute(inputs: dict[str, Tensor]) -> dict[str, NDArray[np.float32]]:
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with full_float32():
             hands = module(**{name: tensor.to(device) for name, tensor in inputs.items()})
         return {name: value.cpu().numpy() for name, value in hands.items()}
 

@@ -28,6 +28,7 @@ from src.predict.crops import raw_crops
 from src.predict.frame import Frame, HandBox
 from src.predict.graph import RawNetwork
 from src.predict.hands import PER_HAND, Hands, mirrored
+from src.runtime.machine import full_float32
 from src.training.checkpoints import checkpoint as ckpt
 from src.training.checkpoints.folder import open_checkpoint
 from src.training.checkpoints.settings import command_settings
@@ -77,7 +78,7 @@ class EagerEngine:
     @torch.no_grad()
     def __call__(self, crops: dict[str, Tensor]) -> dict[str, NDArray[np.float32]]:
         """As of `Engine`."""
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with full_float32():
             hands = self.graph(**{name: tensor.to(self._device) for name, tensor in crops.items()})
         return {name: value.float().cpu().numpy() for name, value in hands.items()}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -32,6 +34,19 @@ def configure_torch(config: RuntimeConfig) -> None:
         torch.backends.cudnn.benchmark = False
         # A few CUDA kernels (grid_sample's gradient) have no deterministic form: torch then warns by name.
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Inside, float32 keeps its digits as under `configure_torch`; a user's own settings come back after."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def worker_count() -> int:

@@ -185,11 +185,17 @@ def test_five_lines_run_from_another_folder(checkpoint: Path, tmp_path: Path) ->
     assert done.stdout == "(1, 21, 3) (1, 778, 3)\n", done.stderr
 
 
-def test_the_global_random_state_is_left_alone(checkpoint: Path) -> None:
-    """A library that reseeds its user's experiments changes their numbers."""
+def test_the_user_s_settings_are_left_alone(checkpoint: Path) -> None:
+    """A library that reseeds its user's experiments, or changes their arithmetic, changes their numbers."""
     torch.manual_seed(7)
-    before = torch.get_rng_state()
-    Predictor.from_checkpoint(checkpoint, device="cpu")
+    before, precision = torch.get_rng_state(), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    rgb, depth = scene()
+    try:
+        Predictor.from_checkpoint(checkpoint, device="cpu")(rgb[None], depth[None], K, np.array([BOX]))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(precision)
     assert torch.equal(before, torch.get_rng_state())
 
 
