@@ -138,8 +138,11 @@ def measured(graph: RawNetwork, folder: Path, raw: dict[str, torch.Tensor], comp
 
 def machine() -> str:
     """The processor and how busy it is, in words."""
-    names = {line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")}  # fmt: skip
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
     load = f"load average {os.getloadavg()[0]:.1f}"  # others at work make all of it slower
     return f"{' / '.join(sorted(names)) or 'a CPU'}, {torch.get_num_threads()} threads, {load}"
 
