@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -107,9 +108,9 @@ def export(arguments: argparse.Namespace) -> None:
             gaps[path.name] = deviation_mm(engine.graph, path, raw)
             print(f"  {path.name}: {gaps[path.name]:.6f} mm at most, {TOLERANCE_MM:g} allowed", flush=True)
         require_parity(gaps)
+        told["machine"] = machine()
         times = measured(engine.graph, folder, raw, arguments.compiled)
         told["parity"] = {"frames": frames, "allowed_mm": TOLERANCE_MM, "largest_mm": gaps}
-        told["machine"] = machine()
         told["latency"] = [dataclasses.asdict(row) for row in times]
         table = latency_lines(times)
         text = json.dumps(told, indent=1, allow_nan=False)
@@ -136,10 +137,14 @@ def measured(graph: RawNetwork, folder: Path, raw: dict[str, torch.Tensor], comp
 
 
 def machine() -> str:
-    """The processor, in words."""
-    names = {line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")}  # fmt: skip
-    return f"{' / '.join(sorted(names)) or 'a CPU'}, {torch.get_num_threads()} threads"
+    """The processor and how busy it is, in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    load = f"load average {os.getloadavg()[0]:.1f}"  # others at work make all of it slower
+    return f"{' / '.join(sorted(names)) or 'a CPU'}, {torch.get_num_threads()} threads, {load}"
 
 
 def run_facts(checkpoint: Path, state: Mapping[str, Any]) -> dict[str, Any]:
