@@ -21,8 +21,6 @@ from dataloader.crop.augment import (
     Augmentation,
     Augmenter,
     Modality,
-    disturb_depth,
-    paint_rgb,
     show_depth,
 )
 from dataloader.crop.camera import (
@@ -30,12 +28,8 @@ from dataloader.crop.camera import (
     CropCamera,
     covered_share,
     crop_camera,
-    footprint,
-    warp_depth,
-    warp_rgb,
-    z_ref_from_box,
-    z_ref_from_depth,
 )
+from dataloader.crop.cut import cut_depth, cut_rgb, view_arrays
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d.frames import SplitFrames
 from dataloader.ho3d.labels import Labels, in_crop_camera
@@ -49,7 +43,7 @@ class _Crop(NamedTuple):
 
     camera: CropCamera
     colour_affine: NDArray[np.float32]
-    z_ref_m: float
+    z_ref_m: float | None
     depth_present: bool
 
 
@@ -133,11 +127,8 @@ class HO3DDataset:
             "depth_u16": depth,
             "colour_affine": np.stack([crop.colour_affine for crop in crops]),
             "intrinsics_img_px": labels.intrinsics_img_px,
-            "intrinsics_crop_px": np.array([camera.intrinsics_px for camera in cameras], np.float32),
             "crop_from_img": np.array([camera.crop_from_img for camera in cameras], np.float32),
-            "rot_crop_from_img": np.array([camera.rot_crop_from_img for camera in cameras], np.float32),
-            "z_ref_m": np.array([crop.z_ref_m for crop in crops], np.float32),
-            "depth_present": np.array([crop.depth_present for crop in crops]),
+            **view_arrays(cameras, [crop.z_ref_m for crop in crops], [crop.depth_present for crop in crops]),
             **in_crop_camera(labels, self.frames.rest_root_m[samples], cameras),
         }
         return RawBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
@@ -165,14 +156,11 @@ class HO3DDataset:
         shown = show_depth(self.modality, self.p_drop_depth, self.seed, key.epoch, key.index)
         frame = self._open(key.index)
         camera = self._camera(key.index, k_img, box_px, change, frame.size)
-        window = footprint(camera, frame.size)
-        warp_rgb(frame.rgb(window), camera, window, rgb)
-        paint_rgb(rgb, change)
+        cut_rgb(frame, camera, rgb, change)
         z_ref = None
         if shown:
-            depth[:] = disturb_depth(warp_depth(frame.depth(window), camera, window), change)
-            z_ref = z_ref_from_depth(depth, camera)
-        return _Crop(camera, change.colour_affine, z_ref_from_box(camera) if z_ref is None else z_ref, shown)
+            depth[:], z_ref = cut_depth(frame, camera, change)
+        return _Crop(camera, change.colour_affine, z_ref, shown)
 
     def _open(self, sample: int) -> CachedFrame | PictureFrame:
         """The pixels of a sample, which have the size (H, W) that they had when the index was made."""

@@ -18,14 +18,11 @@ from dataloader.crop.camera import (
     HAND_SIDE_M,
     MIN_OVERLAP,
     CropCamera,
+    Window,
     covered_share,
     crop_camera,
-    footprint,
-    warp_depth,
-    warp_rgb,
-    z_ref_from_box,
-    z_ref_from_depth,
 )
+from dataloader.crop.cut import cut_depth, cut_rgb, view_arrays
 from src.errors import DataError
 from src.predict.frame import Frame, HandBox
 from src.schema import DEPTH_UNIT_M
@@ -50,40 +47,56 @@ def raw_crops(
     Raises:
         DataError: a box is not finite, too small, or shows too little of its picture; names the frame.
     """
-    rows = [_crop(frame, box, image_size, box_scale) for frame, box in asked]
-    return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    rgb = np.empty((len(asked), *image_size, 3), np.uint8)
+    depth = np.zeros((len(asked), *image_size), np.uint16)
+    cameras: list[CropCamera] = []
+    z_ref: list[float | None] = []
+    for i, (frame, given) in enumerate(asked):
+        box = given
+        if box.left:
+            frame, box = mirrored_frame(frame), mirrored_box(box, frame.rgb.shape[1])
+        camera = crop_camera(frame.intrinsics_px, box_to_show(frame, box, box_scale), image_size, box_scale)
+        _require_overlap(frame, given, camera)
+        cut_rgb(_Pixels(frame), camera, rgb[i])
+        z_ref.append(None)
+        if frame.depth_m is not None:
+            depth[i], z_ref[i] = cut_depth(_Pixels(frame), camera)
+        cameras.append(camera)
+    arrays = {
+        "rgb_u8": rgb,
+        "depth_m": depth.astype(np.float32) * np.float32(DEPTH_UNIT_M),
+        **view_arrays(cameras, z_ref, [frame.depth_m is not None for frame, _ in asked]),
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _crop(
-    frame: Frame, box: HandBox, image_size: tuple[int, int], box_scale: float
-) -> dict[str, NDArray[np.generic]]:
-    """One row of `raw_crops`."""
-    if box.left:
-        frame, box = mirrored_frame(frame), mirrored_box(box, frame.rgb.shape[1])
-    rgb, depth_m, k = frame.rgb, frame.depth_m, frame.intrinsics_px
-    box_px = box_to_show(frame, box, box_scale)
-    picture_size = (rgb.shape[0], rgb.shape[1])
-    camera = crop_camera(k, box_px, image_size, box_scale)
-    if (share := covered_share(camera, picture_size)) < MIN_OVERLAP:
+class _Pixels:
+    """A frame as crops are cut from it."""
+
+    def __init__(self, frame: Frame) -> None:
+        self._frame = frame
+        self.size: tuple[int, int] = frame.rgb.shape[:2]
+        """(H, W)."""
+
+    def rgb(self, window: Window) -> NDArray[np.uint8]:
+        """(h, w, 3) RGB pixels of a window."""
+        return np.ascontiguousarray(self._frame.rgb[window.y0 : window.y1, window.x0 : window.x1])
+
+    def depth(self, window: Window) -> NDArray[np.uint16]:
+        """(h, w) depth of a window, units of DEPTH_UNIT_M."""
+        assert self._frame.depth_m is not None
+        return depth_units(self._frame.depth_m[window.y0 : window.y1, window.x0 : window.x1])
+
+
+def _require_overlap(frame: Frame, box: HandBox, camera: CropCamera) -> None:
+    """DataError: the crop shows too little of the picture."""
+    height, width = frame.rgb.shape[:2]
+    if (share := covered_share(camera, (height, width))) < MIN_OVERLAP:
         raise DataError(
             f"{frame.name}: the box {np.round(box.box_px, 1).tolist()} px lies outside the picture of "
-            f"{picture_size[1]} x {picture_size[0]}, which covers {share:.1%} of its crop. "
+            f"{width} x {height}, which covers {share:.1%} of its crop. "
             "Boxes are x0, y0, x1, y1 in pixels of the picture"
         )
-    window = footprint(camera, picture_size)
-    rows, columns = slice(window.y0, window.y1), slice(window.x0, window.x1)
-    z_ref, measured = None, np.zeros(image_size, np.uint16)
-    if depth_m is not None:
-        measured = warp_depth(depth_units(depth_m[rows, columns]), camera, window)
-        z_ref = z_ref_from_depth(measured, camera)
-    return {
-        "rgb_u8": warp_rgb(np.ascontiguousarray(rgb[rows, columns]), camera, window),
-        "depth_m": measured.astype(np.float32) * np.float32(DEPTH_UNIT_M),
-        "depth_present": np.array(depth_m is not None),
-        "intrinsics_crop_px": camera.intrinsics_px.astype(np.float32),
-        "rot_crop_from_img": camera.rot_crop_from_img.astype(np.float32),
-        "z_ref_m": np.array(z_ref_from_box(camera) if z_ref is None else z_ref, np.float32),
-    }
 
 
 def box_to_show(frame: Frame, box: HandBox, box_scale: float) -> NDArray[np.float64]:
@@ -97,31 +110,23 @@ def box_to_show(frame: Frame, box: HandBox, box_scale: float) -> NDArray[np.floa
         DataError: the box is not finite or too small; names the frame.
     """
     shown = np.array(box.box_px, np.float64)
-    k, depth_m = frame.intrinsics_px, frame.depth_m
-    if box.exact or depth_m is None:
-        _camera_of(frame, shown, box_scale)
-        return shown
-    for _ in range(_SIZINGS):
-        camera = _camera_of(frame, shown, box_scale)
-        window = footprint(camera, frame.rgb.shape[:2])
-        if window.x0 >= window.x1 or window.y0 >= window.y1:
-            return shown  # outside the picture, which is said elsewhere
-        depth = depth_units(depth_m[window.y0 : window.y1, window.x0 : window.x1])
-        if (z_ref := z_ref_from_depth(warp_depth(depth, camera, window), camera)) is None:
-            return shown
+    k = frame.intrinsics_px
+    for sizing in range(1 + _SIZINGS):
+        try:
+            camera = crop_camera(k, shown, _LOOK, box_scale)
+        except DataError as error:
+            raise DataError(f"{frame.name}: {error}") from None
+        last = box.exact or frame.depth_m is None or sizing == _SIZINGS
+        if last or covered_share(camera, frame.rgb.shape[:2]) < MIN_OVERLAP:
+            break
+        _, z_ref = cut_depth(_Pixels(frame), camera)
+        if z_ref is None:
+            break
         side = HAND_SIDE_M * np.sqrt(k[0, 0] * k[1, 1]) / z_ref
         middle, half = (shown[:2] + shown[2:]) / 2, (shown[2:] - shown[:2]) / 2
         half *= side / (2 * half.max())
         shown = np.concatenate([middle - half, middle + half])
     return shown
-
-
-def _camera_of(frame: Frame, box_px: NDArray[np.float64], box_scale: float) -> CropCamera:
-    """A small crop's camera, with the frame's name in its error."""
-    try:
-        return crop_camera(frame.intrinsics_px, box_px, _LOOK, box_scale)
-    except DataError as error:
-        raise DataError(f"{frame.name}: {error}") from None
 
 
 def depth_units(depth_m: NDArray[np.floating]) -> NDArray[np.uint16]:

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader import ho3d_dataset
 from dataloader.batches.samplers import SampleKey
-from dataloader.crop import augment
+from dataloader.crop import augment, cut
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d import label_checks, labels
 from dataloader.ho3d.unusable import Reason
@@ -102,7 +101,7 @@ def test_projected_joints_lie_on_painted_pixels(
     """
     root, frames = tree
     geometry = {"colour": 0.0, "p_occluder": 0.0}
-    monkeypatch.setattr(ho3d_dataset, "disturb_depth", lambda depth, _: depth)
+    monkeypatch.setattr(cut, "disturb_depth", lambda depth, _: depth)
     config = run_config(root, image_size=(256, 192), split={"val_percent": 50}, augmentation=geometry)
     dataset = dataset_of(config, split).view(modality="rgbd", augmented=split == "train")
     checked = 0

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dataloader import ho3d_dataset
 from dataloader.batches.samplers import SampleKey
+from dataloader.crop import cut
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.pictures import decode
@@ -36,7 +36,7 @@ def draws(dataset: HO3DDataset, monkeypatch: pytest.MonkeyPatch) -> HandBatch:
     """1000 augmented samples; their pictures do not matter and are not decoded."""
     blank = np.zeros((480, 640, 3), np.uint8)
     monkeypatch.setattr(decode, "read_rgb", lambda path: blank)
-    monkeypatch.setattr(ho3d_dataset, "warp_rgb", lambda *_: None)
+    monkeypatch.setattr(cut, "warp_rgb", lambda *_: None)
     small = dataclasses.replace(dataset, modality="rgb", image_size=(16, 16))
     return prepare(small.batch([SampleKey(i % len(dataset), i // len(dataset)) for i in range(DRAWS)]))
 
