@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +13,17 @@ from dataloader.batches.loader import DeviceLoader
 from dataloader.build import build_eval_loader, build_splits, build_train_loader
 from dataloader.crop.camera import Window
 from dataloader.ho3d.frames import SplitFrames
-from dataloader.ho3d.index import AnnotationIndex
 from dataloader.ho3d.leaks import find_leaks
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.pictures.decode import PictureFrame
 from src.config import RunConfig
-from src.errors import ConfigError, DataError
+from src.errors import DataError
 from src.evaluation.baselines import BaselineRows, cached_baselines
 from src.evaluation.evaluator import CheckedResult
 from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
+from src.predict.boxes import open_finder
 from src.predict.crops import box_to_show, raw_crops
 from src.predict.frame import Frame
 from src.runtime import log
@@ -42,9 +42,6 @@ from src.training.recorder import Recorder
 from src.training.setup import build_model
 from src.training.step import TrainStep
 from src.training.validation import Outcome, official_scores
-
-if TYPE_CHECKING:
-    from src.predict.boxes.finder import BoxFinder
 
 _log = log.get_logger("train")
 
@@ -172,7 +169,8 @@ def find_boxes(scoring: Scoring) -> dict[Shown, NDArray[np.float64]]:
     own = [key.index for batch in scoring.loaders["rgbd"].sampler for key in batch]
 
     def find() -> dict[Shown, NDArray[np.float64]]:
-        finder, scale = box_finder(boxes, frames.index), config.dataset.box_scale
+        names = [listed(frames.index.frame_id(row)) for row in range(len(frames.index.rows))]
+        finder, scale = open_finder(boxes, names), config.dataset.box_scale
         found: dict[Shown, NDArray[np.float64]] = {
             as_: np.full((count, 4), np.nan) for as_ in scoring.loaders
         }
@@ -192,32 +190,6 @@ def find_boxes(scoring: Scoring) -> dict[Shown, NDArray[np.float64]]:
     context.agree(error if context.is_main and not with_box else None, "counting boxes")
     _log.info(f"Boxes of {boxes}: {with_box:,} of {count:,} samples have one")
     return found
-
-
-def box_finder(boxes: str, index: AnnotationIndex) -> BoxFinder:
-    """What finds hands, by the value of validation.boxes.
-
-    Args:
-        boxes: detect, depth, or a file of boxes.
-        index: all frames of the list, of which the file may hold more than the split.
-
-    Raises:
-        ConfigError: no such file, or a library of the detector is not installed.
-        DataError: the file's content.
-    """
-    if boxes == "depth":
-        from src.predict.boxes.depth import DepthBoxes
-
-        return DepthBoxes()
-    if boxes == "detect":
-        from src.predict.boxes.detect import HandDetector
-
-        return HandDetector()
-    if not Path(boxes).is_file():
-        raise ConfigError(f"validation.boxes={boxes}: no such file; want labels, detect, depth or a CSV file")
-    from src.predict.boxes.files import FileBoxes
-
-    return FileBoxes(Path(boxes), [listed(index.frame_id(row)) for row in range(len(index.rows))])
 
 
 def listed(frame_id: str) -> str:

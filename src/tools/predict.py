@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import ConfigError
-from src.predict.boxes.depth import DepthBoxes
-from src.predict.boxes.files import FileBoxes
-from src.predict.boxes.finder import BoxFinder
+from src.predict.boxes import BoxFinder, open_finder
 from src.predict.boxes.track import TrackedBoxes
 from src.predict.frames import Source, open_live, open_source
 from src.predict.outputs.store import Store
@@ -148,14 +146,9 @@ def box_finder(arguments: argparse.Namespace, source: Source) -> BoxFinder:
         if source.labels is None:
             raise ConfigError("--boxes labels: these frames have no labels. Use detect, depth or a file")
         return source.labels
-    if how not in ("detect", "depth"):
-        return FileBoxes(Path(how), source.names)
-    if how == "depth":
-        return DepthBoxes(left=arguments.hand == "left")
-    from src.predict.boxes.detect import HandDetector  # its libraries are an extra
-
+    finder = open_finder(how, source.names)
     moving = source.fps is not None or source.names is None
-    return TrackedBoxes(HandDetector()) if moving else HandDetector()
+    return TrackedBoxes(finder) if moving and how == "detect" else finder
 
 
 def identity(arguments: argparse.Namespace, source: Source) -> dict[str, Any]:

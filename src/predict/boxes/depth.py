@@ -61,12 +61,8 @@ BAND_M = 0.01
 """Length of the pieces of an arm whose width is measured."""
 
 
-@dataclass(frozen=True)
 class DepthBoxes:
-    """The nearest surface of a hand's size; a `BoxFinder` of one hand at most."""
-
-    left: bool = False
-    """Depth cannot tell: all hands are left ones."""
+    """The nearest surface of a hand's size; a `BoxFinder` of one hand at most, which it calls a right one."""
 
     def find(self, frame: Frame) -> list[HandBox]:
         """The nearest hand; none if no surface has a hand's size.
@@ -83,7 +79,7 @@ class DepthBoxes:
         if not hands:
             return []
         nearest = min(hands, key=lambda hand: float(np.median(view.points[hand][:, 2])))
-        return [HandBox(_box(frame, view.points[nearest]), self.left)]
+        return [HandBox(_box(frame, view.points[nearest]))]
 
 
 @dataclass(frozen=True, eq=False)

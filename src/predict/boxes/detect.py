@@ -46,6 +46,7 @@ SAME_PALM = 0.3
 SAME_HAND = 0.5
 """The same of two hands' boxes."""
 MOST_HANDS = 2
+"""In a picture."""
 
 _MOST_BYTES = 1 << 24
 _GRIDS = ((PALM_PX // 8, 2), (PALM_PX // 16, 6))
@@ -103,15 +104,13 @@ class HandDetector:
 
     Args:
         folder: of the models.
-        most_hands: in a picture.
 
     Raises:
         AssetError: a model is missing or another file.
         ConfigError: the library that runs them is not installed.
     """
 
-    def __init__(self, folder: Path = FOLDER, *, most_hands: int = MOST_HANDS) -> None:
-        self._most = most_hands
+    def __init__(self, folder: Path = FOLDER) -> None:
         self._palm, self._hand = (_Model(folder / name, digest) for name, digest in MODELS.items())
 
     def find(self, frame: Frame) -> list[HandBox]:
@@ -129,7 +128,7 @@ class HandDetector:
         for box in found:
             if all(iou(box.box_px, other.box_px) <= SAME_HAND for other in kept):
                 kept.append(box)
-        return kept[: self._most]
+        return kept[:MOST_HANDS]
 
     def _in_part(self, rgb: NDArray[np.uint8], part: tuple[int, int, int, int]) -> list[HandBox]:
         """Hands whose palms are seen in a part x0, y0, x1, y1 of the picture."""

@@ -1,4 +1,4 @@
-"""Boxes from a file: a CSV, a JSON, or the `predictions.npz` of an earlier prediction."""
+"""Boxes from a file, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from typing import Any
 
 from src.errors import DataError
 from src.predict.frame import Frame, HandBox
-from src.runtime.files.disk import read_npz, read_plain
+from src.predict.frames.files import PICTURES
+from src.runtime.files.disk import read_plain
 
 CORNERS = ("x0", "y0", "x1", "y1")
 FIELDS = ("frame", *CORNERS)
 OPTIONAL = ("hand", "score")
 WANTED = "frame,x0,y0,x1,y1[,hand][,score]"
-
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""What may be missing at, or added to, a frame's name."""
 
 _MOST_BYTES = 1 << 28
 
@@ -33,15 +31,15 @@ class FileBoxes:
     Args:
         path: a .csv with the header `frame,x0,y0,x1,y1[,hand][,score]` (pixels; hand: left or right, right if
             it is not said); a .json with these fields, as a list of objects or as {frame: [x0, y0, x1, y1],
-            an object, or a list of those}; or a `predictions.npz`. A frame is written as its name, with or
+            an object, or a list of those}. A frame is written as its name, with or
             without a picture's ending, or as the last part of its name where no other frame has the same.
-        names: all frames of the run; None: they are not known before.
+        names: all frames of the run.
 
     Raises:
         DataError: the file cannot be read, a row is no box, or its frame is not among `names`.
     """
 
-    def __init__(self, path: Path, names: Sequence[str] | None) -> None:
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
         self._boxes: dict[str, list[HandBox]] = {}
         rows = list(_rows(path))
         if not rows:
@@ -52,10 +50,10 @@ class FileBoxes:
                 f"{path}: all boxes lie within 0 to 1, want x0, y0, x1, y1 in pixels: multiply them by the "
                 "picture's width and height"
             )
-        called = None if names is None else _Names(names)
+        called = _Names(names)
         strange, seen = [], set()
         for place, text, box in found:
-            frame = text if called is None else called.find(f"{path} {place}", text)
+            frame = called.find(f"{path} {place}", text)
             if frame is None:
                 strange.append(f"{text!r}, {place}")
                 continue
@@ -66,15 +64,12 @@ class FileBoxes:
         if strange:
             raise DataError(
                 f"{path}: {len(strange)} of {len(found)} rows are of frames that are not there (first: "
-                f"{strange[0]}). The frames are called like {', '.join(map(repr, (names or [])[:2]))}"
+                f"{strange[0]}). The frames are called like {', '.join(map(repr, names[:2]))}"
             )
-        self._known = names is not None
 
     def find(self, frame: Frame) -> list[HandBox]:
         """Boxes of a frame, in the order of their rows."""
-        bare = PurePosixPath(frame.name).name
-        spellings = [frame.name] if self._known else [frame.name, _stem(frame.name), bare, _stem(bare)]
-        return next((list(self._boxes[text]) for text in spellings if text in self._boxes), [])
+        return list(self._boxes.get(frame.name, ()))
 
 
 class _Names:
@@ -106,17 +101,14 @@ class _Names:
 def _stem(name: str) -> str:
     """A name without a picture's ending."""
     ending = PurePosixPath(name).suffix
-    return name[: -len(ending)] if ending.lower() in PICTURE_ENDINGS else name
+    return name[: -len(ending)] if ending.lower() in PICTURES else name
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(where it stands, fields) of each box of a file."""
     kind = path.suffix.lower()
-    if kind not in (".csv", ".json", ".npz"):
-        raise DataError(f"{path}: boxes are read from .csv, .json and .npz, got {kind or 'no ending'!r}")
-    if kind == ".npz":
-        yield from _npz_rows(path)
-        return
+    if kind not in (".csv", ".json"):
+        raise DataError(f"{path}: boxes are read from .csv and .json, got {kind or 'no ending'!r}")
     try:
         text = read_plain(path, _MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
@@ -182,25 +174,6 @@ def _entries(frame: str, value: Any) -> list[Any]:
         fields = dict(zip(CORNERS, box, strict=True)) if corners else box
         boxes.append({"frame": frame, **fields} if isinstance(fields, dict) else fields)
     return boxes
-
-
-def _npz_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        arrays = read_npz(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: the boxes cannot be read: {error.strerror}") from error
-    frames, boxes, left = (arrays.get(name) for name in ("frame", "box_px", "left"))
-    if (
-        frames is None
-        or boxes is None
-        or left is None
-        or boxes.shape != (len(frames), 4)
-        or len(left) != len(frames)
-    ):
-        raise DataError(f"{path}: want frame (N,), box_px (N, 4) and left (N,), as in a predictions.npz")
-    for number, (frame, box, is_left) in enumerate(zip(frames, boxes, left, strict=True)):
-        corners = dict(zip(CORNERS, box.tolist(), strict=True))
-        yield f"row {number}", {"frame": str(frame), **corners, "hand": "left" if is_left else "right"}
 
 
 def _require_fields(place: str, fields: Sequence[str]) -> None:

@@ -114,7 +114,7 @@ def test_boxes_that_are_nowhere_end_a_run_before_it_trains(embedded: Embedded) -
         (
             "detct",
             None,
-            "ConfigError: validation.boxes=detct: no such file; want labels, detect, depth or a CSV file",
+            "ConfigError: boxes detct: no such file; want labels, detect, depth, or a CSV or JSON file",
         ),
         ("depth", nowhere, "DataError: validation.boxes=depth: no right hand was found in any of 16 samples"),
     ):
