@@ -71,7 +71,7 @@ learn: learn-data
 
 # For `--boxes detect`: the library, and MediaPipe's models out of its wheel.
 detector: setup
-	$(BIN)/python -m pip install --quiet -r requirements-detect.txt
+	$(BIN)/python -m pip install --quiet --group detect
 	$(BIN)/python .ci/fetch_detector.py data/detector
 
 test: setup

@@ -234,7 +234,7 @@ def require_parity(gaps_mm: Mapping[str, float]) -> None:
         text = ", ".join(f"{name} {gap:.4f} mm" for name, gap in bad.items())
         raise AssetError(
             f"exported files differ from the network by more than {TOLERANCE_MM} mm: {text}. Nothing was "
-            "kept; another version of torch or onnxruntime may do better, see requirements-export.txt"
+            "kept; another version of torch or onnxruntime may do better"
         )
 
 

@@ -35,7 +35,7 @@ FORMAT = 1
 FACTS = "utnet"
 """Name of the facts: a key of ONNX's metadata, and with `.json` an extra file of a .pt2."""
 SEAL_KEY = b"utnet_crc32"
-INSTALL = "pip install -r requirements-export.txt"
+INSTALL = ".venv/bin/pip install --group export, in the folder of this program"
 
 Compute = Callable[[dict[str, Tensor]], dict[str, NDArray[np.float32]]]
 """A file's named inputs, on the CPU -> its named outputs."""

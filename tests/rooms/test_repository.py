@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections import Counter
 
 import pytest
@@ -20,9 +21,6 @@ LAYOUT = {
     "README.md",
     "requirements.txt",
     "requirements-dev.txt",
-    "requirements-detect.txt",
-    "requirements-export.txt",
-    "requirements-live.txt",
     "tests",
     "benchmarks",
     "Makefile",
@@ -41,6 +39,24 @@ def test_nothing_generated_or_licensed_is_tracked() -> None:
     pattern = r"MANO_(RIGHT|LEFT)|\.(pyc|pt|pth|npz|npy)$|__pycache__|events\.out|(^|/)(runs|data)/"
     assert [f for f in files if re.search(pattern, f)] == []
     assert {f.split("/")[0] for f in files} <= LAYOUT
+
+
+def test_groups_of_libraries_that_are_named_exist_with_lower_bounds() -> None:
+    """A message that names an extra which is not there sends its reader in a circle."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    places = [
+        *(ROOT / "src").rglob("*.py"),
+        ROOT / "README.md",
+        ROOT / "Makefile",
+        *(ROOT / "records").glob("*.md"),
+    ]
+    named = {
+        n
+        for p in places
+        for n in re.findall(r"pip install (?:--quiet )?[\s\"]*--group (\w+)", p.read_text(encoding="utf-8"))
+    }
+    assert named == set(groups)
+    assert all(">=" in wanted for group in groups.values() for wanted in group)
 
 
 def test_readme_commands_exist() -> None:

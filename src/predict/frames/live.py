@@ -1,4 +1,4 @@
-"""Frames of a camera: Intel RealSense, by the optional library pyrealsense2 (requirements-live.txt)."""
+"""Frames of a camera: Intel RealSense, by the optional library pyrealsense2 (`pip install --group live`)."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def open_live(kind: str) -> RealSense:
         library = importlib.import_module("pyrealsense2")
     except ImportError as error:
         raise ConfigError(
-            f"live: pyrealsense2 is needed ({error}). Install it: .venv/bin/pip install -r "
-            "requirements-live.txt"
+            f"live: pyrealsense2 is needed ({error}). Install it: .venv/bin/pip install "
+            "--group live, in the folder of this program"
         ) from None
     return RealSense(library)
 

@@ -141,4 +141,4 @@ def test_without_onnxruntime_or_its_device_it_is_said_how_to_install(
     with pytest.raises(ConfigError, match="'gpu0'"):
         open_exported(made.file(".onnx"), "gpu0")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "pip install -r requirements-export.txt" in refused(made.file(".onnx"), ConfigError)
+    assert "pip install --group export" in refused(made.file(".onnx"), ConfigError)

@@ -90,7 +90,7 @@ def test_a_folder_in_use_and_a_missing_library_are_said_before_the_work(
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert run(made, tmp_path / "out") == 2
-    assert "pip install -r requirements-export.txt" in capsys.readouterr().err
+    assert "pip install --group export" in capsys.readouterr().err
 
 
 def first_part(
