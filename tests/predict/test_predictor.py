@@ -13,14 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from dataloader.build import build_dataset, build_eval_loader
-from dataloader.pictures.decode import combine_depth, read_depth_bytes, read_rgb
 from src.errors import AssetError, ConfigError, DataError, ShapeError
 from src.hand.mano import ManoLayer
 from src.predict import Hands, Predictor
-from src.predict.frame import Frame, HandBox
+from src.predict.frames import open_source
 from src.predict.hands import PER_HAND
 from src.predict.predictor import ROOT, eager_engine
-from src.schema import DEPTH_UNIT_M
 from tests.dataloader.tree import run_config, write_tree
 from tests.hand_file import hand_file
 from tests.predict.network import write_network
@@ -60,15 +58,10 @@ def test_an_ho3d_tree_is_predicted_as_it_is_validated(tmp_path: Path) -> None:
     config = write_network(tmp_path / "best.pt", run_config(tmp_path / "HO3D").dataset)
     dataset = build_dataset(config, "evaluation", ManoLayer.from_file(hand_file()))
     engine = eager_engine(tmp_path / "best.pt", device="cpu")
-    frames, labels = dataset.frames, dataset.frames.labels(np.arange(len(dataset)))
-    asked = []
-    for i in range(len(dataset)):
-        rgb, packed = (
-            read(frames.path(i, k)) for read, k in ((read_rgb, "rgb"), (read_depth_bytes, "depth"))
-        )
-        depth = combine_depth(packed).astype(np.float32) * np.float32(DEPTH_UNIT_M)
-        frame = Frame(frames.frame_id(i), rgb, depth, labels.intrinsics_img_px[i].astype(np.float64))
-        asked.append((frame, HandBox(tuple(labels.box_px[i].tolist()), exact=True)))
+    source = open_source(str(tmp_path / "HO3D"))
+    assert source.labels is not None
+    asked = [(frame, source.labels.find(frame)[0]) for frame in source.frames()]
+    assert [frame.name for frame, _ in asked] == [dataset.frames.frame_id(i) for i in range(len(dataset))]
     ours = Predictor(engine).predict(asked)
     for batch in build_eval_loader(config, dataset, 0, 1, torch.device("cpu")):
         with torch.no_grad():
