@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from src.predict.boxes.track import TrackedBoxes
-from src.predict.frame import HandBox
+from src.predict.frame import Frame, HandBox
 from src.predict.outputs.store import UNFINISHED, Store
+from src.predict.run import _Loop
 from src.tools import predict
 from tests.dataloader.tree import run_config, write_tree
 from tests.predict.network import write_network
+from tests.predict.outputs.test_pictures import read_ply
 
 CAMERA = "fx: 600\nfy: 600\ncx: 80\ncy: 60\nwidth: 160\nheight: 120\ndepth_unit_m: 0.001\n"
 BOX = (40.0, 30.0, 110.0, 100.0)
@@ -100,6 +102,9 @@ def test_own_frames_become_numbers_meshes_and_pictures(
     assert npz["frames_without_hand"].tolist() == ["2"]
     assert sorted(p.name for p in (out / "overlays").iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
     assert sorted(p.name for p in (out / "meshes").iterdir()) == ["0_0.ply", "1_0.ply", "1_1.ply", "3_0.ply"]
+    vertices, faces = read_ply(out / "meshes" / "1_0.ply")  # of the left hand
+    a, b, c = (vertices - vertices.mean(0))[faces].transpose(1, 0, 2)
+    assert np.einsum("ij,ij->", a, np.cross(b, c)) > 0, "its faces are turned inwards"
     said = capsys.readouterr().out
     assert "Predicted 4 hands in 4 frames" in said
     assert "Frames without a hand: 1: 2" in said
@@ -121,13 +126,20 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(trial: Trial, monkeypatch: pyte
     """Ctrl-C in a long run must lose nothing, and leave no trace in the result."""
     assert predict.main(trial.arguments()) == 0
     second = trial.arguments(out=str(trial.root / "second"))
-    monkeypatch.setattr(predict.StopRequest, "__init__", lambda self: setattr(self, "received", "SIGINT"))
-    for _ in range(2):
+    seen: list[str] = []
+    taken = _Loop.take
+
+    def take(loop: _Loop, frame: Frame) -> None:
+        seen.append(frame.name)
+        taken(loop, frame)
+
+    monkeypatch.setattr(_Loop, "take", take)
+    with monkeypatch.context() as stopped:  # after three frames, of which two are a batch
+        signal = property(lambda _: "SIGINT" if len(seen) >= 3 else None, lambda *_: None)
+        stopped.setattr(predict.StopRequest, "received", signal, raising=False)
         assert predict.main(second) == 3
-    monkeypatch.undo()
-    monkeypatch.setattr(predict.log, "configure", lambda **_: None)
-    monkeypatch.setattr(predict.StopRequest, "install", lambda _: None)
     assert predict.main(second) == 0
+    assert seen == ["0", "1", "2", "2", "3"]
     whole, parts = (trial.root / out for out in ("out", "second"))
     assert not (parts / UNFINISHED).exists()
     a, b = (np.load(folder / "predictions.npz") for folder in (whole, parts))
@@ -158,6 +170,8 @@ def test_a_video_is_tracked_smoothed_and_given_back_as_a_video(trial: Trial) -> 
     assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == 6
     smooth, raw = (np.load(trial.root / out / "predictions.npz")["joints_m"] for out in ("out", "raw"))
     assert np.array_equal(smooth[0], raw[0])
+    drawn = [(trial.root / out / "overlays/film/000005.jpg").read_bytes() for out in ("out", "raw")]
+    assert drawn[0] != drawn[1], "the pictures show what the numbers say"
     jitter = [np.abs(np.diff(joints, axis=0)).mean() for joints in (smooth, raw)]
     assert jitter[0] < jitter[1]
 
