@@ -36,7 +36,7 @@ class EvenFrames:
 
 def every_second() -> None:
     """Put `EvenFrames` in the place of the finder."""
-    src.build.box_finder = lambda boxes, index: EvenFrames()  # type: ignore[assignment]
+    src.build.open_finder = lambda how, names: EvenFrames()  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="module")
