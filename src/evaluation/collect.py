@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from src.errors import CollectError, ShapeError
+from src.geometry.in_view import UNKNOWN
 from src.hand.joints import OPENPOSE21
 from src.runtime.outlet import Guard
 from src.runtime.ranks.link import Link, name_ranks
@@ -33,9 +34,11 @@ from src.runtime.ranks.link import Link, name_ranks
 MESH_USABLE = "mesh_usable"
 """Column that is 1 where the sample's mesh is labelled and 0 where it is not."""
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 _J = len(OPENPOSE21)
-_FIELDS: dict[str, tuple[int, ...]] = {"pred": (_J, 3), "target": (_J, 3), "conf": (_J,), "loss": ()}
+_FIELDS: dict[str, tuple[int, ...]] = {
+    "pred": (_J, 3), "target": (_J, 3), "conf": (_J,), "in_view": (_J,), "loss": (),
+}  # fmt: skip
 """What stands in a row before the columns, and in what shape."""
 _WIDTH = sum(map(math.prod, _FIELDS.values()))
 _SHOWN = 5
@@ -80,6 +83,7 @@ class EvaluationShard:
         target_joints_m: Tensor,
         conf: Tensor,
         loss: Tensor,
+        in_view: Tensor | None = None,
         columns: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Copy the rows of a batch; the tensors given are left as they are.
@@ -90,6 +94,7 @@ class EvaluationShard:
             target_joints_m: (B, J, 3) as the prediction.
             conf: (B, J) weight of each label; 0 = the label does not exist.
             loss: (B,) per-sample loss.
+            in_view: (B, J) of `src.geometry.in_view`; None: nothing is known of any joint.
             columns: name -> (B,) per-sample number, for each name given at construction; nan where there is
                 no label, `mesh_usable` 0 where there is no labelled mesh.
 
@@ -107,6 +112,7 @@ class EvaluationShard:
             "pred_joints_m": (pred_joints_m.float(), _FIELDS["pred"]),
             "target_joints_m": (target_joints_m.float(), _FIELDS["target"]),
             "conf": (conf.float(), _FIELDS["conf"]),
+            "in_view": (torch.full_like(conf, UNKNOWN) if in_view is None else in_view, _FIELDS["in_view"]),
             "loss": (loss, ()),
             **{f"column {name}": (given[name], ()) for name in self.columns},
         }
@@ -159,8 +165,8 @@ def collect(
 
     Returns:
         on rank 0 the N rows in the order of the split, elsewhere None: `pred` and `target` (N, J, 3) float32,
-        image camera, metres, `conf` (N, J) float32, `loss` (N,) float64, and (N,) float64 for each column;
-        and the receipt.
+        image camera, metres, `conf` and `in_view` (N, J) float32, `loss` (N,) float64, and (N,) float64 for
+        each column; and the receipt.
 
     Raises:
         CollectError: on every rank, with the rank and the cause: a rank raised, ranks disagree about N, split

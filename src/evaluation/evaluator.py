@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,6 +43,7 @@ UNITS: Mapping[str, str] = {
     "loss": "1",
     "label_usable": "bool",
     "pred_joints_cam_m": "m, image camera, OpenCV axes (x right, y down, z forward)",
+    "joints_in_view": "1 in view, 0 hidden, -1 not known; by the depth picture",
     MESH_USABLE: "1 where the mesh is labelled, else 0",
     "mpvpe_mm": "mm, mean over vertices, wrist-relative",
     "pa_mpvpe_mm": "mm, mean over vertices, after the best similarity, det R = +1",
@@ -49,7 +51,10 @@ UNITS: Mapping[str, str] = {
     "coarse_pa_mpjpe_mm": "mm, of the hand before refinement, after the best similarity, det R = +1",
 }
 """What stands in a per-sample file, in which unit; beside it the columns of the official scores."""
-_AXES = {"frame": 1, "label_usable": 1, "columns": 1, "units": 1, "split": 0, "split_hash": 0}
+_AXES = {
+    "frame": 1, "label_usable": 1, "pred_joints_cam_m": 3, "columns": 1, "units": 1,
+    "split": 0, "split_hash": 0,
+}  # fmt: skip
 """Of what such a file holds whatever was scored."""
 
 
@@ -69,6 +74,8 @@ class SampleRows:
     """(N, J, 3) image camera, metres."""
     target_joints_cam_m: NDArray[np.float32]
     """(N, J, 3) image camera, metres."""
+    in_view: NDArray[np.int8]
+    """(N, J) which joints the camera sees, see `src.geometry.in_view`."""
     columns: Mapping[str, NDArray[np.float64]]
     """name -> (N,) what the ranks computed per sample; nan where there is no label."""
 
@@ -171,6 +178,7 @@ def _score(rows: Mapping[str, Tensor], columns: Sequence[str]) -> SampleRows:
         usable=usable,
         pred_joints_cam_m=pred.numpy(),
         target_joints_cam_m=target.numpy(),
+        in_view=rows["in_view"].to(torch.int8).numpy(),
         columns={name: rows[name].numpy() for name in columns},
     )
 
@@ -202,9 +210,10 @@ def write_per_sample(path: Path, result: CheckedResult, frames: Sequence[str], *
     """Write what each sample scored, on rank 0; the same bytes for any number of ranks.
 
     The file's arrays, each with its name in `columns` and its unit in `units`: those of `UNITS`, of which
-    pred_joints_cam_m is (N, 21, 3) in the order of `joint_names` and the others are (N,), and the columns of
-    the ranks. `split` and `split_hash` say of which samples. Labels are not in it, nor is an error per joint,
-    from which a few files would reveal them: whoever shares predictions must not thereby share a data set.
+    pred_joints_cam_m is (N, 21, 3) and joints_in_view (N, 21) in the order of `joint_names` and the others
+    are (N,), and the columns of the ranks. `split` and `split_hash` say of which samples. Labels are not in
+    it, nor is an error per joint, from which a few files would reveal them: whoever shares predictions must
+    not thereby share a data set.
 
     Args:
         path: the .npz.
@@ -229,6 +238,7 @@ def write_per_sample(path: Path, result: CheckedResult, frames: Sequence[str], *
         "loss": rows.loss,
         "label_usable": rows.usable,
         "pred_joints_cam_m": rows.pred_joints_cam_m,
+        "joints_in_view": rows.in_view,
         **rows.columns,
     }
     facts = {

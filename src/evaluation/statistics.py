@@ -31,6 +31,8 @@ Rows = NDArray[np.float64]
 """(N,) one number a sample."""
 
 REPLICATES = 2000
+FEW_GROUPS = 10
+"""With fewer sequences a percentile interval is narrower than it says: nothing is sure then."""
 LEVEL = 0.95
 """Share of the replicates inside of an interval."""
 _CHUNK = 2048
@@ -88,6 +90,13 @@ class Interval:
     def exists(self) -> bool:
         """Whether there is an interval beside the mean."""
         return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def text(self) -> str:
+        """`11.250 [10.912, 11.601]`, or why there is no interval."""
+        if self.exists:
+            return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.mean:.3f} (one sequence: no interval)" if self.groups else "nan"
 
 
 def bootstrap_mean(

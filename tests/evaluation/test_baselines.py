@@ -13,8 +13,14 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from src.errors import DataError
-from src.evaluation import baselines
-from src.evaluation.baselines import NAMES, BaselineRows, cached_baselines, compute_baselines, mean_pose_m
+from src.evaluation.baselines import scores as baselines
+from src.evaluation.baselines.scores import (
+    NAMES,
+    BaselineRows,
+    cached_baselines,
+    compute_baselines,
+    mean_pose_m,
+)
 from src.evaluation.report import report_lines
 from src.evaluation.seeded import Samples
 from src.hand.mano import ManoLayer

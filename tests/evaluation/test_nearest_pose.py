@@ -8,9 +8,9 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from src.errors import DataError, ShapeError
-from src.evaluation import nearest_pose
+from src.evaluation.baselines import nearest_pose
+from src.evaluation.baselines.nearest_pose import alignment_gain, nearest_pose_mm
 from src.evaluation.metrics import pa_mpjpe_mm
-from src.evaluation.nearest_pose import alignment_gain, nearest_pose_mm
 from src.hand.mano import ManoLayer
 from src.runtime.seed import stream
 from tests.hand_file import hand_file

@@ -7,7 +7,7 @@ sample's crop camera turns its wrist.
 - **mean pose**: the hand model with the mean articulation and shape of the training set, and for MPJPE with
   its mean wrist rotation (PA-MPJPE takes any rotation back). A mean rotation is the rotation nearest to the
   mean of the matrices; a mean shape the mean of the betas.
-- **nearest training pose**: `src.evaluation.nearest_pose`, PA-MPJPE only.
+- **nearest training pose**: `src.evaluation.baselines.nearest_pose`, PA-MPJPE only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from src.errors import DataError
 from src.evaluation import metrics
-from src.evaluation.nearest_pose import nearest_pose_mm
+from src.evaluation.baselines.nearest_pose import nearest_pose_mm
 from src.geometry.procrustes import fit_rotation
 from src.hand.joints import OPENPOSE21
 from src.hand.mano import ManoLayer

@@ -1,0 +1,1 @@
+"""Predictors that see no picture: their scores stand beside every score."""
