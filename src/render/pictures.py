@@ -5,6 +5,7 @@ Pictures are (H, W, 3) uint8 RGB; joints are pixels of the picture in OPENPOSE21
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,11 +56,7 @@ def draw_skeleton(
         raise ShapeError(
             f"draw_skeleton needs (H, W, 3) and (21, 2), got {picture.shape} and {joints_px.shape}"
         )
-    height, width = picture.shape[:2]
-    canvas = np.array(picture)
-    if scale > 1:
-        enlarged = cv2.resize(canvas, (width * scale, height * scale), interpolation=cv2.INTER_CUBIC)
-        canvas = np.asarray(enlarged, np.uint8)
+    canvas = resized(picture, scale)
     # Pixel centres: crop pixel p is drawn at (p + 0.5) * scale - 0.5.
     places = ((joints_px + 0.5) * scale - 0.5).clip(-_FAR_PX, _FAR_PX)
     part = 1 << _PART_BITS  # OpenCV's parts of a pixel
@@ -75,20 +72,24 @@ def draw_skeleton(
     return canvas
 
 
-def truth_and_prediction(
-    picture: NDArray[np.uint8],
-    truth_px: NDArray[np.floating],
-    prediction_px: NDArray[np.floating],
-    caption: str,
-) -> NDArray[np.uint8]:
-    """One tile, the crop twice as large.
+def captioned(picture: NDArray[np.uint8], lines: Sequence[str]) -> NDArray[np.uint8]:
+    """A picture below lines of text; OpenCV's letters are ASCII, others become `?`."""
+    bar = np.full((6 + 22 * len(lines), picture.shape[1], 3), 24, np.uint8)
+    for k, text in enumerate(lines):
+        plain = text.encode("ascii", "replace").decode()
+        place = (6, 18 + 22 * k)
+        cv2.putText(bar, plain, place, cv2.FONT_HERSHEY_SIMPLEX, 0.55, (240, 240, 240), 1, cv2.LINE_AA)
+    return np.vstack([bar, picture])
 
-    The truth drawn on the left copy of a crop, the prediction on the right one, a caption above.
-    """
-    pair = np.hstack([draw_skeleton(picture, joints, scale=2) for joints in (truth_px, prediction_px)])
-    bar = np.full((18, pair.shape[1], 3), 24, np.uint8)
-    cv2.putText(bar, caption, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (240, 240, 240), 1, cv2.LINE_AA)
-    return np.vstack([bar, pair])
+
+def resized(picture: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    """A picture `scale` times as large, or small, smoothly; for 1 a copy."""
+    if scale == 1:
+        return np.array(picture)
+    size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
+    return np.asarray(
+        cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
+    )
 
 
 def grid(tiles: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
@@ -104,10 +105,26 @@ def grid(tiles: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
     return np.vstack([np.hstack(padded[i : i + columns]) for i in range(0, len(padded), columns)])
 
 
+def encoded(picture: NDArray[np.uint8], ending: str, quality: int = 95) -> bytes:
+    """An RGB picture as the bytes of a file; `quality` is that of a JPEG.
+
+    Raises:
+        ShapeError: OpenCV cannot write it as `ending`.
+    """
+    done, data = cv2.imencode(ending, picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ShapeError(f"a picture of shape {picture.shape} cannot be encoded as {ending}")
+    return data.tobytes()
+
+
+def read_picture(path: Path) -> NDArray[np.uint8] | None:
+    """A picture that `write_picture` wrote, RGB; None where there is none that can be read."""
+    picture = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    return None if picture is None else np.ascontiguousarray(picture[..., ::-1], np.uint8)
+
+
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write an RGB picture as PNG or JPEG by the name's ending, whole or not at all."""
-    done, data = cv2.imencode(path.suffix, picture[..., ::-1])
-    if not done:
-        raise ShapeError(f"a picture of shape {picture.shape} cannot be encoded as {path.suffix}")
+    data = encoded(picture, path.suffix)
     with atomic_write(path) as file:
-        file.write(data.tobytes())
+        file.write(data)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from src.errors import ShapeError
 from src.hand.joints import FINGERS, OPENPOSE21
 from src.render.pictures import (
+    captioned,
     draw_skeleton,
     grid,
     picture_from_network,
-    truth_and_prediction,
     write_picture,
 )
 
@@ -85,14 +85,12 @@ def test_each_finger_has_its_colour() -> None:
             assert drawn[20, 20].tolist() == pytest.approx(shade, abs=25), f"bone {pair}"
 
 
-def test_the_truth_stands_on_the_left() -> None:
-    """A prediction taken for the label makes a network look perfect and its labels wrong."""
-    black = np.zeros((40, 30, 3), np.uint8)
-    tile = truth_and_prediction(black, only(wrist=(5, 5)), only(wrist=(20, 30)), "")
-    assert tile.shape == (18 + 80, 120, 3)
-    left, right = tile[18:, :60, 0] > 60, tile[18:, 60:, 0] > 60
-    assert middle(left) == pytest.approx([10.5, 10.5], abs=0.6)
-    assert middle(right) == pytest.approx([40.5, 60.5], abs=0.6)
+def test_a_caption_stands_above_its_picture() -> None:
+    """Letters over the hand would hide it; a name in another script is no reason for no picture."""
+    tile = captioned(np.full((40, 90, 3), 50, np.uint8), ["train/A", "手"])
+    assert tile.shape == (50 + 40, 90, 3)
+    assert (tile[50:] == 50).all()
+    assert tile[:24].max() > 200 < tile[28:50].max()
 
 
 def test_tiles_run_along_rows() -> None:
