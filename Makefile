@@ -42,7 +42,7 @@ demo: demo-data
 	@echo "Where to look:"
 	@run=$$(ls -d runs/*-demo | tail -n 1); \
 		echo "  log and scores      $$run/log.txt"; \
-		echo "  crops, truth left and prediction right   $$run/val/*.jpg"; \
+		echo "  page to look at     $$run/val/report.html"; \
 		echo "  checkpoints         $$run/checkpoints/{last,best}.pt"; \
 		echo "  curves              $(BIN)/tensorboard --logdir runs"; \
 		echo "  the data            $(DATA)/HO3D_synthetic/train/*/rgb/*.jpg"; \

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from src.build import Run, Scoring, build_evaluation, build_run
 from src.config_file import config_to_yaml
 from src.errors import ConfigError, DataError, UTNetError
 from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
+from src.geometry.in_view import joints_in_view
 from src.losses.loss import HandLoss
 from src.runtime import log
 from src.runtime.command_line import make_parser
@@ -41,12 +42,14 @@ from src.runtime.ranks.launch import complaint, rank_from_environment, starts_ag
 from src.runtime.ranks.meeting import lost_peer
 from src.runtime.signals import interrupt_on_stop
 from src.schema import Shown
-from src.training.checkpoints.folder import LAST
+from src.show import keepers, show
+from src.training.checkpoints.checkpoint import named
+from src.training.checkpoints.folder import FOLDER, LAST
 from src.training.checkpoints.settings import DEFAULT_CONFIG, Settings, command_settings
-from src.training.picture_page import PicturePage
+from src.training.kept_hands import KeptHands
 from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
-from src.training.validation import Outcome, is_best, report, require_finite
+from src.training.validation import MODALITY_NAMES, Outcome, is_best, report, require_finite
 
 _log = log.get_logger("train")
 
@@ -171,7 +174,8 @@ def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
     recorder = Recorder(folder.path, context)
     facts = {"evaluated": str(path), "split": scoring.dataset.frames.describe()}
     recorder.write_setup(config, judged.hand, facts)
-    results = score(judged.model, judged.loss, scoring)
+    kept = keepers(scoring)
+    results = score(judged.model, judged.loss, scoring, kept)
     boxed = score(judged.model, judged.loss, scoring.boxed)
     report(results, scoring.dataset.frames.split_line, context)
     outcome = scoring.outcome(results, boxed)
@@ -182,9 +186,14 @@ def run_evaluation(settings: Settings, context: DistContext, path: Path) -> int:
             label = "Per-sample results" if shown == "rgbd" else "Per-sample results without depth"
             _log.info(f"{label}: {file}")
         if boxed:
-            path = files / "per_sample_boxes.npz"
-            _log.info(f"Per-sample results with boxes of {config.validation.boxes}: {path}")
-        _log.info(f"Report: {files / 'per_sample.md'}")
+            file = files / "per_sample_boxes.npz"
+            _log.info(f"Per-sample results with boxes of {config.validation.boxes}: {file}")
+    about = {"Checkpoint": named(state, path), "Epochs trained": str(state["progress"]["epoch"])}
+    about |= {"Warning": "; ".join(judged.warnings)} if judged.warnings else {}
+    beside = path.absolute().parent
+    curves = beside.parent / "scalars.jsonl" if beside.name == FOLDER else None
+    if page := show(recorder, scoring, outcome, kept, about, step=state["step"], curves=curves)():
+        _log.info(f"Report: {page}")
     recorder.close()
     require_finite(results, files)
     require_finite(boxed, files)
@@ -255,13 +264,16 @@ def train_epoch(run: Run) -> float | None:
 
 
 def score(
-    model: nn.Module, loss: HandLoss, scoring: Scoring | None, page: PicturePage | None = None
+    model: nn.Module,
+    loss: HandLoss,
+    scoring: Scoring | None,
+    kept: Mapping[Shown, KeptHands] | None = None,
 ) -> dict[Shown, CheckedResult]:
     """test() with depth and without; nothing where nothing is to be scored."""
     if scoring is None:
         return {}
     return {
-        shown: test(model, loss, loader, scoring, page if shown == "rgbd" else None)
+        shown: test(model, loss, loader, scoring, (kept or {}).get(shown))
         for shown, loader in scoring.loaders.items()
     }
 
@@ -269,11 +281,14 @@ def score(
 def record(
     recorder: Recorder, step: int, results: dict[Shown, CheckedResult], outcome: Outcome | None
 ) -> None:
-    """Scalars of a validation; and the scores with other boxes beside those of the labels', in words too."""
+    """Scalars of a validation, official ones too; scores of other boxes beside the labels', in words too."""
     for shown, result in results.items():
         recorder.validation(step, shown, result)
-    if outcome is None or not outcome.boxed:
+    if outcome is None:
         return
+    for name, scores in outcome.official.items():
+        prefix = "Eval" if name == MODALITY_NAMES["rgbd"] else f"Eval/{name}"
+        recorder.scalars(step, {f"{prefix}/{score}": value for score, value in scores.items()})
     for line in outcome.boxes_lines():
         _log.info(line)
     for shown, scores in outcome.beside_labels().items():
@@ -283,7 +298,7 @@ def record(
 
 @torch.no_grad()
 def test(
-    model: nn.Module, loss: HandLoss, loader: DeviceLoader, scoring: Scoring, page: PicturePage | None
+    model: nn.Module, loss: HandLoss, loader: DeviceLoader, scoring: Scoring, kept: KeptHands | None
 ) -> CheckedResult:
     """Evaluate the bare model over every sample of a split exactly once.
 
@@ -296,7 +311,7 @@ def test(
         loss: per-sample loss.
         loader: this rank's batches of the split.
         scoring: the split, ranks, timeouts and baselines.
-        page: receives this rank's batches and predictions, for pictures.
+        kept: keeps this rank's predictions, for pictures.
 
     Returns:
         the same result on every rank; per-sample rows on rank 0.
@@ -318,10 +333,11 @@ def test(
                 target_joints_m=batch.to_image_camera(batch.joints_cam_m),
                 conf=batch.joints_conf,
                 loss=loss.per_sample(prediction, batch),
+                in_view=joints_in_view(batch),
                 columns=None if meshes is None else meshes(batch, prediction),
             )
-            if page is not None:
-                page.add(batch, prediction)
+            if kept is not None:
+                kept.add(batch, prediction)
     model.train(was_training)
     return evaluate(
         shard,
@@ -342,25 +358,22 @@ def validate(run: Run) -> bool:
         TrainingError: predictions are not finite.
     """
     trainer, scoring, epoch = run.trainer, run.scoring, run.progress.epoch
-    batches = len(scoring.loaders["rgbd"])
-    page = PicturePage(run.config.validation.pictures, batches) if run.context.is_main else None
+    kept = keepers(scoring)
     with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
-        results = score(trainer.model, trainer.loss, scoring, page)
+        results = score(trainer.model, trainer.loss, scoring, kept)
         boxed = score(trainer.model, trainer.loss, scoring.boxed)
     report(results, scoring.dataset.frames.split_line, run.context)
     outcome = scoring.outcome(results, boxed)
     record(run.recorder, trainer.step, results, outcome)
     run.doctor.validation(trainer, results)
-    folder = run.recorder.run_dir / "val"
     if outcome is not None:
-        with optional("the validation's report"):
-            outcome.write(folder, f"epoch_{epoch:04d}")
-    if page is not None:
-        path = folder / f"epoch_{epoch:04d}.jpg"
-        with optional("the validation's pictures"):
-            if (picture := page.write(path)) is not None:
-                run.recorder.picture(trainer.step, "Val/pictures", path, picture)
-    run.context.barrier("the validation's report and pictures")
+        with optional("the validation's per-sample files"):
+            outcome.write(run.recorder.run_dir / "val", f"epoch_{epoch:04d}")
+    weights = f"epoch {epoch}, step {trainer.step}, {'plain' if trainer.ema is None else 'averaged'} weights"
+    about = {"Run": run.recorder.run_dir.name, "Epoch": weights}
+    curves = run.recorder.run_dir / "scalars.jsonl"
+    make_page = show(run.recorder, scoring, outcome, kept, about, step=trainer.step, curves=curves)
+    run.recorder.later(make_page)  # training goes on
     return is_best(results, run.progress)
 
 

@@ -18,7 +18,7 @@ from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.pictures.decode import PictureFrame
 from src.config import RunConfig
 from src.errors import DataError
-from src.evaluation.baselines import BaselineRows, cached_baselines
+from src.evaluation.baselines.scores import BaselineRows, cached_baselines
 from src.evaluation.evaluator import CheckedResult
 from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
@@ -53,6 +53,7 @@ class Scoring:
     config: RunConfig
     context: DistContext
     dataset: HO3DDataset
+    hand: ManoLayer
     loaders: dict[Shown, DeviceLoader]
     meshes: MeshScorer | None
     """None: joints alone are scored."""
@@ -83,6 +84,8 @@ class Judged:
     loss: HandLoss
     state: dict[str, Any]
     scoring: Scoring
+    warnings: list[str]
+    """What whoever reads the score must know."""
 
 
 @dataclass
@@ -109,14 +112,17 @@ def build_evaluation(config: RunConfig, context: DistContext, path: Path) -> Jud
     context.together("loading the weights", lambda: ckpt.load_weights(model, state, path))
     train_set, val_set = build_splits(config, context, hand)
     ckpt.log_changes(state["config"], config, ("dataset", "split", "model"))
+    warnings = []
     if state["split_hash"] != train_set.frames.split.id:
-        _log.warning(
-            "WARNING: the checkpoint was trained on another training split: it may have seen these samples"
+        warnings.append(
+            "the checkpoint was trained on another training split: it may have seen these samples"
         )
-    ckpt.log_labels(state["progress"].get("labels_hash", ""), train_set.frames.index.labels_sha256, path)
+        _log.warning(f"WARNING: {warnings[0]}")
+    labels = train_set.frames.index.labels_sha256
+    warnings.append(ckpt.log_labels(state["progress"].get("labels_hash", ""), labels, path))
     _log.info(f"Evaluating {ckpt.named(state, path)}")
     scoring = build_scoring(config, context, train_set, val_set, hand)
-    return Judged(hand, model, loss, state, scoring)
+    return Judged(hand, model, loss, state, scoring, [text for text in warnings if text])
 
 
 def build_scoring(
@@ -137,6 +143,7 @@ def build_scoring(
         config=config,
         context=context,
         dataset=val_set,
+        hand=hand,
         loaders={as_: build_eval_loader(config, val_set, rank, world, device, as_) for as_ in shown},
         meshes=MeshScorer(hand, val_set.frames, official=config.validation.split == "evaluation"),
         baselines=context.together("scoring the baselines", baselines),

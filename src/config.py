@@ -237,8 +237,9 @@ class ValidationConfig:
 
     The score of the labels' boxes decides all the same. See `src/predict/boxes/`.
     """
-    pictures: int = _number(12, ge=0, le=64)
-    """Crops drawn with true and predicted skeletons in each validation; 0: none."""
+    pictures: int = _number(12, ge=0, le=36)
+    """Samples to look at on the page of each validation, a quarter each of the worst, the best, those in the
+    middle and a spread of all; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

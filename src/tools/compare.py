@@ -4,35 +4,47 @@
 
 A and B are per-sample files of the same frames. Their frames are paired, so the difference is much surer than
 the two means; its interval draws whole sequences with replacement, because neighbouring frames resemble each
-other. Differences are B - A.
+other. Differences are B - A. A page is written beside B, with the frames that changed most.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.ho3d.split import motion_of
-from src.errors import ConfigError, DataError, plain_text
+from dataloader.build import build_dataset
+from dataloader.ho3d.split import SplitName, motion_of
+from src.config_file import load_config
+from src.errors import ConfigError, DataError, UTNetError, plain_text
 from src.evaluation.collect import MESH_USABLE
 from src.evaluation.evaluator import read_per_sample
 from src.evaluation.official import MESH_SCORES
-from src.evaluation.report import sequence_of
-from src.evaluation.statistics import LEVEL, Interval, Rows, bootstrap_mean, mean
+from src.evaluation.scored import number_of, sequence_of
+from src.evaluation.statistics import FEW_GROUPS, LEVEL, Interval, Rows, bootstrap_mean, mean
+from src.hand.mano import ManoLayer
+from src.pages.chosen import apart
+from src.pages.comparison import Comparison
+from src.pages.files import page_place
+from src.pages.samples import TRUTH, Hand, Sample
 from src.runtime.command_line import exit_status, make_parser
+from src.runtime.outlet import optional
+from src.show import crop_of, truth_of
 
-FEW_GROUPS = 10
-"""With fewer groups a percentile interval is narrower than it says."""
 MESH_METRICS = ("mpvpe_mm", "pa_mpvpe_mm", *MESH_SCORES)
 """Metrics of meshes: their labels can be missing where those of the joints are there."""
 _SHOWN = 3
 """Frames named where two files differ."""
+_PICTURES = 6
+"""Frames on the page with pictures, in each direction."""
+
+Change = tuple[str, float, float, float]
+"""A frame with its numbers in A and B, and B - A."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +56,8 @@ class Column:
     """N names `<list>/<sequence>/<frame>`."""
     usable: NDArray[np.bool_]
     """(N,) the label that the metric needs is complete."""
+    joints_m: NDArray[np.float32]
+    """(N, 21, 3) predictions, image camera."""
     values: Rows
     """(N,) the metric; nan where there is no label or no finite prediction."""
     unit: str
@@ -79,36 +93,95 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--metric", default="mpjpe_mm", help="column to compare (default: %(default)s)")
     add("--top", type=int, default=20, help="frames to show in each direction (default: %(default)s)")
     add("--group", choices=("sequence", "motion"), default="sequence",
-        help="what is drawn as a whole; motion: all cameras of one motion together")  # fmt: skip
+        help="what is resampled as a whole; motion: all cameras of one motion together")  # fmt: skip
     add("--common", action="store_true", help="compare the frames that both files have")
+    add("--out", type=Path, metavar="FILE.html", help="the page; default: compare.html beside B")
     arguments = parser.parse_args(argv)
-    return exit_status(lambda: print("\n".join(map(plain_text, compare(arguments)))))
+    return exit_status(lambda: compare(arguments), alone=True)
 
 
-def compare(arguments: argparse.Namespace) -> list[str]:
-    """Lines of the report.
+def compare(arguments: argparse.Namespace) -> None:
+    """Print what came out, and write its page.
 
     Raises:
         ConfigError: --top is negative.
         DataError: a file is torn or another program's, has no such metric, split, labels, unit or frames
-            differ, or no frame has a number in both.
+            differ, or no frame has a number in both; or the page's place cannot be written.
     """
     metric, group = arguments.metric, arguments.group
     if arguments.top < 0:
         raise ConfigError(f"--top: got {arguments.top}, want 0 or more")
+    out = page_place(arguments.out) if arguments.out else arguments.b.with_name("compare.html")
     a, b = (read_column(path, metric) for path in (arguments.a, arguments.b))
-    lines = [
-        f"{name}: {file.path} ({len(file.frames)} frames of {file.split}, split {file.split_hash})"
+    files = {
+        name: f"{file.path} ({len(file.frames)} frames of {file.split}, split {file.split_hash})"
         for name, file in (("A", a), ("B", b))
-    ]
+    }
     require_comparable(a, b, metric)
     pairs, left_out = paired(a, b, group, common=arguments.common)
     if not pairs.frames:
         raise DataError(f"no frame has a finite {metric} in both {a.path} and {b.path}: nothing to compare")
     up = metric.startswith(("f_score", "f_al_score")) or "auc" in metric
-    lines += [*left_out, f"Metric: {metric} ({a.unit}), {'higher' if up else 'lower'} is better"]
-    lines += [*summary(pairs, group, up=up), *per_group(pairs, group)]
-    return lines + extremes(pairs, arguments.top, sign=-1.0 if up else 1.0)
+    about = f"{metric} ({a.unit}), {'higher' if up else 'lower'} is better"
+    said, groups = summary(pairs, group, up=up), per_group(pairs)
+    changed = extremes(pairs, sign=-1.0 if up else 1.0)
+    listed = {kind: rows[: arguments.top] for kind, rows in changed.items()}
+    lines = [f"{name}: {file}" for name, file in files.items()]
+    lines += [*left_out, f"Metric: {about}", *said, f"By {group}, by falling B - A:", *_group_lines(groups)]
+    for kind, rows in listed.items():
+        lines.append(f"Frames that are most {kind} in B{'' if changed[kind] else ': none'}")
+        lines += _frame_lines(rows, pairs.frames)
+    with optional("the page"):
+        shown, reason = samples_of(a, b, changed)
+        facts = [*files.items(), ("Metric", about)]
+        Comparison(
+            facts, [*said, *left_out], group, pairs.a, pairs.b, groups, listed, shown, reason
+        ).page().write(out)
+        lines.append(f"Page: {out}")
+    print("\n".join(map(plain_text, lines)))
+
+
+def samples_of(
+    a: Column, b: Column, changed: Mapping[str, Sequence[Change]]
+) -> tuple[dict[str, list[Sample]], str]:
+    """The frames that changed most, with both predictions, on pictures of the data set of B's run.
+
+    Returns:
+        `worse` and `better` -> samples; and why they have no pictures, '' where they do.
+    """
+    dataset, reason = None, ""
+    try:
+        config = load_config(b.path.absolute().parent.parent / "config.yaml")
+        split: SplitName = "evaluation" if b.split == "evaluation" else "val"
+        dataset = build_dataset(config, split, show_progress=False)
+        if dataset.frames.split.id != b.split_hash:
+            raise DataError(f"{config.dataset.root_dir} holds another split, {dataset.frames.split.id}, now")
+    except (UTNetError, OSError) as error:
+        dataset, reason = None, f"{error}"
+    rows = [{name: row for row, name in enumerate(file.frames)} for file in (a, b)]
+    hand = None if dataset is None else ManoLayer.from_file(config.mano.model_path)
+    shown: dict[str, list[Sample]] = {}
+    for kind, frames in changed.items():
+        shown[kind] = own = []
+        sequences = [sequence_of(frame) for frame, *_ in frames]
+        numbers = [number_of(frame) for frame, *_ in frames]
+        for row in apart(range(len(frames)), sequences, numbers, _PICTURES):
+            frame, old, new, difference = frames[row]
+            at = [places[frame] for places in rows]
+            hands = {n: Hand(f.joints_m[k]) for n, f, k in zip("AB", (a, b), at, strict=True)}
+            text = f"A {old:.3f}, B {new:.3f}, B - A {difference:+.3f}."
+            if dataset is None or hand is None:
+                own.append(Sample(at[1], frame, text, hands))
+                continue
+            try:
+                item = dataset[at[1]]
+            except (UTNetError, OSError) as error:
+                own.append(Sample(at[1], frame, f"{text} No picture: {error}", hands))
+                continue
+            hands = {TRUTH: truth_of(dataset, at[1], item, hand), **hands}
+            faces = hand.faces.numpy()
+            own.append(Sample(at[1], frame, text, hands, **crop_of(item), faces=faces))
+    return shown, reason
 
 
 def read_column(path: Path, metric: str) -> Column:
@@ -127,7 +200,8 @@ def read_column(path: Path, metric: str) -> Column:
         usable &= arrays[MESH_USABLE] == 1.0
     split, split_hash = str(arrays["split"]), str(arrays["split_hash"])
     values = arrays[metric].astype(float)
-    return Column(path, arrays["frame"].tolist(), usable, values, units[metric], split, split_hash)
+    frames, joints = arrays["frame"].tolist(), arrays["pred_joints_cam_m"]
+    return Column(path, frames, usable, joints, values, units[metric], split, split_hash)
 
 
 def require_comparable(a: Column, b: Column, metric: str) -> None:
@@ -215,7 +289,7 @@ def verdict(interval: Interval, group: str, *, up: bool) -> str:
             f"none: all frames are of one {group}, and frames of one {group} are not independent; the "
             "difference says nothing about others"
         )
-    care = f"Frames of one {group} are not independent, so whole {group}s were drawn"
+    care = f"Frames of one {group} are not independent, so whole {group}s were resampled"
     if interval.groups < FEW_GROUPS:
         care += f"; with only {interval.groups} of them the interval is narrower than it should be"
     if interval.low <= 0.0 <= interval.high:
@@ -224,35 +298,44 @@ def verdict(interval: Interval, group: str, *, up: bool) -> str:
     return f"B is {'better' if better else 'worse'} than A at this level ({LEVEL:.0%}). {care}"
 
 
-def per_group(pairs: Pairs, group: str) -> list[str]:
-    """One line for each sequence or motion, the largest B - A first."""
+def per_group(pairs: Pairs) -> list[tuple[str, int, float, float, float]]:
+    """Name, frames, A, B, B - A of each sequence or motion, the largest B - A first."""
     names, member = np.unique(pairs.groups, return_inverse=True)
     parts = [(str(name), member == k) for k, name in enumerate(names)]
-    parts.sort(key=lambda part: (mean(pairs.difference[part[1]]), part[0]), reverse=True)
-    width = max(map(len, names))
-    return [
-        f"By {group}, by falling B - A:",
-        *(
-            f"  {name:<{width}}  {int(own.sum()):6d} frames  "
-            + _numbers(mean(pairs.a[own]), mean(pairs.b[own]), mean(pairs.difference[own]))
-            for name, own in parts
-        ),
+    rows = [
+        (name, int(own.sum()), mean(pairs.a[own]), mean(pairs.b[own]), mean(pairs.difference[own]))
+        for name, own in parts
     ]
+    return sorted(rows, key=lambda row: (row[-1], row[0]), reverse=True)
 
 
-def extremes(pairs: Pairs, top: int, *, sign: float) -> list[str]:
-    """The frames that changed most for the worse and for the better; `sign` 1 where lower is better."""
+def _group_lines(groups: Sequence[tuple[str, int, float, float, float]]) -> list[str]:
+    width = max(len(name) for name, *_ in groups)
+    return [f"  {name:<{width}}  {count:6d} frames  {_numbers(*rest)}" for name, count, *rest in groups]
+
+
+def extremes(pairs: Pairs, *, sign: float) -> dict[str, list[Change]]:
+    """The frames that became `worse` and `better` in B, the largest change first: frame, A, B, B - A.
+
+    Args:
+        pairs: what is compared.
+        sign: 1 where lower is better.
+    """
     worse_by = sign * pairs.difference
     order = np.argsort(-worse_by, kind="stable")
-    width = max(map(len, pairs.frames))
-    lines = []
-    for title, rows, way in (("worse", order[:top], 1.0), ("better", order[::-1][:top], -1.0)):
-        changed = [int(row) for row in rows if way * worse_by[row] > 0]
-        lines.append(f"Frames that are most {title} in B{'' if changed else ': none'}")
-        for row in changed:
-            numbers = _numbers(pairs.a[row], pairs.b[row], pairs.difference[row])
-            lines.append(f"  {pairs.frames[row]:<{width}}  {numbers}")
-    return lines
+    return {
+        kind: [
+            (pairs.frames[row], float(pairs.a[row]), float(pairs.b[row]), float(pairs.difference[row]))
+            for row in rows.tolist()
+            if way * worse_by[row] > 0
+        ]
+        for kind, rows, way in (("worse", order, 1.0), ("better", order[::-1], -1.0))
+    }
+
+
+def _frame_lines(rows: Sequence[Change], frames: Sequence[str]) -> list[str]:
+    width = max(map(len, frames))
+    return [f"  {frame:<{width}}  {_numbers(*numbers)}" for frame, *numbers in rows]
 
 
 def _numbers(a: float, b: float, difference: float) -> str:

@@ -1,10 +1,10 @@
 """What a run has learned on motions it has never seen, beside what predictors that see nothing score.
 
-    python -m src.tools.learned --run RUN --held-out EVALUATION --random EVALUATION [--out PAGE.png]
+    python -m src.tools.learned --run RUN --held-out EVALUATION --random EVALUATION
 
 RUN is the folder of the training, the two others are folders of `train.py --evaluate`: of the held-out
-motions, and of random frames of the whole list. Prints a table, writes a page of the worst and of random
-held-out frames, and ends with the line RESULT. Exit status 2 with one line for input that does not fit.
+motions, and of random frames of the whole list. Prints a table, says where the page of the held-out motions
+is, and ends with the line RESULT. Exit status 2 with one line for input that does not fit.
 """
 
 from __future__ import annotations
@@ -15,31 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from dataloader.build import build_dataset
-from dataloader.ho3d_dataset import HO3DDataset
 from src.config_file import load_config
-from src.errors import ConfigError, DataError
-from src.evaluation.baselines import NAMES
+from src.errors import DataError
+from src.evaluation.baselines.scores import NAMES
 from src.evaluation.evaluator import read_per_sample
-from src.evaluation.report import sequence_of
-from src.geometry.camera import project
+from src.evaluation.scored import sequence_of
 from src.hand.mano import ManoLayer
-from src.render.pictures import grid, picture_from_network, truth_and_prediction, write_picture
+from src.pages.files import REPORT
 from src.runtime import log
 from src.runtime.command_line import exit_status, make_parser
-from src.runtime.files.disk import require_place
-from src.runtime.seed import stream
 from src.schema import Shown
 from src.training.recorder import read_scalars
 
-TILES = 24
-"""Worst frames on the page, and as many random ones."""
-PICTURES = (".png", ".jpg", ".jpeg")
-"""Endings of what the page can be written as."""
-_COLUMNS = 6
 _FILES: Mapping[Shown, str] = {"rgbd": "per_sample.npz", "rgb": "per_sample_rgb.npz"}
 _NAMES: Mapping[Shown, str] = {"rgbd": "RGB-D", "rgb": "RGB-only"}
 _METRICS = ("mpjpe_mm", "pa_mpjpe_mm")
@@ -52,18 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="run folder of the training")
     parser.add_argument("--held-out", type=Path, required=True, help="run folder of --evaluate on val")
     parser.add_argument("--random", type=Path, required=True, help="run folder of --evaluate by frame")
-    parser.add_argument("--out", type=Path, help="picture page; default: RUN/val/learned.png")
     arguments = parser.parse_args(argv)
     log.configure()
-    return exit_status(lambda: summarise(arguments.run, arguments.held_out, arguments.random, arguments.out))
+    return exit_status(lambda: summarise(arguments.run, arguments.held_out, arguments.random))
 
 
-def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None:
-    """Print the table and RESULT, and write the page."""
-    path = out or run / "val" / "learned.png"
-    if path.suffix.lower() not in PICTURES:
-        raise ConfigError(f"--out {path}: want a name that ends in {', '.join(PICTURES)}")
-    require_place(path)
+def summarise(run: Path, held_out: Path, random: Path) -> None:
+    """Print the table and RESULT."""
     config = load_config(run / "config.yaml")
     dataset = build_dataset(config, "val", ManoLayer.from_file(config.mano.model_path), show_progress=False)
     rows = {shown: _rows(held_out, shown) for shown in _FILES}
@@ -88,8 +72,8 @@ def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None
     _line("zero pose", base["zero_mpjpe_mm"], base["zero_pa_mm"])
     _line("mean pose", base["mean_pose_mpjpe_mm"], base["mean_pose_pa_mm"])
     _line("nearest training pose (knows the truth)", float("nan"), base["nearest_pose_pa_mm"])
-    write_picture(path, page(dataset, rows["rgbd"]["mpjpe_mm"], rows["rgbd"]["pred_joints_cam_m"]))
-    print(f"{TILES} worst and {TILES} random held-out frames, truth left, prediction right: {path}")
+    if (page := held_out / "val" / REPORT).is_file():
+        print(f"Page of the held-out motions: {page}")
     print(
         f"RESULT split={config.split.by} rgbd_mpjpe={score['rgbd', 'mpjpe_mm']:.3f} "
         f"rgbd_pa={score['rgbd', 'pa_mpjpe_mm']:.3f} rgb_mpjpe={score['rgb', 'mpjpe_mm']:.3f} "
@@ -97,36 +81,6 @@ def summarise(run: Path, held_out: Path, random: Path, out: Path | None) -> None
         f"mean_pose_mpjpe={base['mean_pose_mpjpe_mm']:.3f} mean_pose_pa={base['mean_pose_pa_mm']:.3f} "
         f"nearest_pa={base['nearest_pose_pa_mm']:.3f} minutes={minutes:.1f}"
     )
-
-
-def page(
-    dataset: HO3DDataset, mpjpe_mm: NDArray[np.float64], joints_cam_m: NDArray[np.float32]
-) -> NDArray[np.uint8]:
-    """The worst frames, and below them random ones.
-
-    Args:
-        dataset: N samples.
-        mpjpe_mm: (N,) error of each.
-        joints_cam_m: (N, 21, 3) predictions, image camera, metres.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-    """
-    worst = np.argsort(-np.nan_to_num(mpjpe_mm, nan=np.inf), kind="stable")[:TILES]
-    drawn = stream(0, "learned page").permutation(len(dataset))[:TILES]
-    return grid([_tile(dataset, int(i), mpjpe_mm, joints_cam_m) for i in (*worst, *drawn)], columns=_COLUMNS)
-
-
-def _tile(
-    dataset: HO3DDataset, index: int, mpjpe_mm: NDArray[np.float64], joints_cam_m: NDArray[np.float32]
-) -> NDArray[np.uint8]:
-    """One frame: the crop with the true and with the predicted skeleton."""
-    sample = dataset[index]
-    in_crop = torch.from_numpy(joints_cam_m[index]) @ torch.as_tensor(sample.rot_crop_from_img).T
-    predicted_px = project(in_crop[None], torch.as_tensor(sample.intrinsics_crop_px)[None])[0].numpy()
-    caption = f"{dataset.frames.frame_id(index).partition('/')[2]}: {mpjpe_mm[index]:.1f} mm"
-    picture = picture_from_network(np.asarray(sample.rgb))
-    return truth_and_prediction(picture, np.asarray(sample.joints_crop_px), predicted_px, caption)
 
 
 def _line(what: str, mpjpe: float, pa: float) -> None:

@@ -19,14 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import ConfigError
+from src.pages.files import REPORT, of_prediction
 from src.predict.boxes import BoxFinder, open_finder
 from src.predict.boxes.track import TrackedBoxes
 from src.predict.frames import Source, open_live, open_source
+from src.predict.outputs.paths import place
 from src.predict.outputs.store import Store
 from src.predict.predictor import Predictor
 from src.predict.run import Job, Summary, run
+from src.render.pictures import read_picture
 from src.runtime import log
 from src.runtime.command_line import exit_status, make_parser
+from src.runtime.outlet import optional
 from src.runtime.signals import StopRequest
 
 _SHOWN = 5
@@ -106,6 +110,11 @@ def predict(arguments: argparse.Namespace) -> int:
     stop = StopRequest()
     stop.install()
     summary = run(job, stop)
+    if summary.stopped is None:
+        with optional("the page"):
+            of_prediction(
+                arguments.out, lambda name: read_picture(place(arguments.out, "overlays", name, ".jpg"))
+            ).write(arguments.out / REPORT)
     for line in summary_lines(summary, arguments):
         print(line)
     return 3 if summary.stopped else 0
@@ -191,6 +200,8 @@ def summary_lines(summary: Summary, arguments: argparse.Namespace) -> list[str]:
         lines.append(f"Overlays: {out / 'overlays'}" + (f", {summary.video}" if summary.video else ""))
     if arguments.meshes:
         lines.append(f"Meshes: {out / 'meshes'}")
+    if (out / REPORT).is_file():
+        lines.append(f"Page: {out / REPORT}")
     return lines
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from src.errors import TrainingError, plain_text
-from src.evaluation.baselines import BaselineRows
+from src.errors import TrainingError
+from src.evaluation.baselines.scores import BaselineRows
 from src.evaluation.evaluator import CheckedResult, write_per_sample
 from src.evaluation.official import MESH_SCORES, official_joint_rows
 from src.evaluation.report import (
@@ -19,11 +21,10 @@ from src.evaluation.report import (
     nonfinite_text,
     report_lines,
     summary_lines,
-    validation_report,
 )
+from src.evaluation.scored import Scored
 from src.evaluation.statistics import mean
 from src.evaluation.submission import joints_to_official
-from src.runtime.files.disk import atomic_write
 from src.runtime.log import get_logger
 from src.runtime.ranks.distributed import DistContext
 from src.schema import Shown
@@ -150,8 +151,19 @@ class Outcome:
         scores = self.beside_labels()
         return [boxes_line(scores[shown], self.boxes, MODALITY_NAMES[shown]) for shown in scores]
 
+    @cached_property
+    def scored(self) -> dict[str, Scored]:
+        """The results taken apart, by what reports call them."""
+        scored = {MODALITY_NAMES[k]: Scored.of(result, self.frames) for k, result in self.results.items()}
+        first = next(iter(scored.values())).joints
+        for name, rows in scored.items():
+            if rows.joints is not None and first is not None:  # what is in view is seen with depth alone
+                joints = dataclasses.replace(rows.joints, in_view=first.in_view)
+                scored[name] = dataclasses.replace(rows, joints=joints)
+        return scored
+
     def write(self, folder: Path, stem: str) -> dict[Shown, Path]:
-        """Write `<stem>.npz` (and `<stem>_rgb.npz`) with a row per sample, and the report `<stem>.md`.
+        """Write `<stem>.npz` (and `<stem>_rgb.npz`) with a row per sample.
 
         With other boxes as well, their rows go to `<stem>_boxes.npz` (and `<stem>_boxes_rgb.npz`).
 
@@ -165,25 +177,13 @@ class Outcome:
         for modality, result in self.boxed.items():
             path = folder / f"{stem}_boxes{_SUFFIX[modality]}.npz"
             write_per_sample(path, result, self.frames, split=self.split)
-        text = validation_report(
-            self._named(),
-            self.frames,
-            official=self.official,
-            baseline_rows=self.baselines.rows,
-            boxes=self.boxes_lines(),
-        )
-        with atomic_write(folder / f"{stem}.md") as file:
-            file.write("\n".join(map(plain_text, text.split("\n"))).encode())
         return paths
 
     def log_summary(self) -> None:
         """Log intervals, the worst parts, and the official scores where there are any."""
-        for line in summary_lines(self._named(), self.frames):
+        for line in summary_lines(self.scored):
             _log.info(line)
         for name, scores in self.official.items():
             _log.info(f"  Official HO3D scores ({name}; *_mean3d in cm):")
             for key, value in scores.items():
                 _log.info(f"    {key}: {value:.6f}")
-
-    def _named(self) -> dict[str, CheckedResult]:
-        return {MODALITY_NAMES[modality]: result for modality, result in self.results.items()}

@@ -88,7 +88,8 @@ def test_meshes_are_scored_where_they_are_predicted(
 
 def test_the_report_stands_beside_the_rows(embedded: Embedded, scored: object) -> None:
     """One file to read the morning after: intervals, baselines, fingers, sequences, official names."""
-    text = (embedded.newest("official1") / "val" / "per_sample.md").read_text(encoding="utf-8")
-    for word in ("| RGB-D |", "| RGB-only |", "zero pose", "mean pose", "nearest training pose", "| pinky |",
+    text = (embedded.newest("official1") / "val" / "report.html").read_text(encoding="utf-8")
+    for word in ("<td>RGB-D</td>", "<td>RGB-only</td>", "zero pose", "nearest training pose",
+                 "<td>pinky</td>",
                  "xyz_procrustes_al_mean3d", "f_al_score_15"):  # fmt: skip
         assert word in text, word

@@ -60,7 +60,7 @@ TRAINING = (
     "src.training.checkpoints.checkpoint:save_tensors",
     "src.evaluation.evaluator:_score",
     "src.training.validation:Outcome.write",
-    "src.training.picture_page:PicturePage.write",
+    "src.pages.page:Page.write",
 )
 """What rank 0 does alone in a training run, in order."""
 EVALUATION = (

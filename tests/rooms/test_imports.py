@@ -24,9 +24,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "src.evaluation": BELOW_ROOMS,
     "dataloader": BELOW_ROOMS,
     "src.training": (*BELOW_ROOMS, "src.models", "src.losses", "src.evaluation"),
+    "src.pages": (*BELOW_ROOMS, "src.evaluation"),
     "src.build": (
         *BELOW_ROOMS,
         *("src.models", "src.losses", "src.evaluation", "src.training", "src.predict", "dataloader"),
+    ),
+    "src.show": (
+        *BELOW_ROOMS,
+        "src.evaluation",
+        "src.pages",
+        "src.training",
+        "src.build",
+        "dataloader",
     ),
     "src.predict": (*BELOW_ROOMS, "src.models", "src.training", "dataloader"),
     "src.tools": ("src", "dataloader"),

@@ -77,13 +77,12 @@ def test_every_tool_looks_where_it_writes_before_it_works(
             "dataloader.synthetic.hand.standin.build_standin",
             "Not a directory",
         ),
-        (learned.main, [*LEARNED, "--out"], "folder.png", "src.tools.learned.load_config", "is a folder"),
         (
-            learned.main,
-            [*LEARNED, "--out"],
-            "page.txt",
-            "src.tools.learned.load_config",
-            "ends in .png, .jpg",
+            compare.main,
+            ["a.npz", "b.npz", "--out"],
+            "folder.png",
+            "src.tools.compare.read_column",
+            "is a folder",
         ),
         (
             export_submission.main,

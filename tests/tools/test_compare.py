@@ -33,7 +33,7 @@ def write(
     unit: str = "mm",
     **more: np.ndarray,
 ) -> Path:
-    """A per-sample file as `write_per_sample` makes it, without predictions."""
+    """A per-sample file as `write_per_sample` makes it."""
     count = len(values)
     arrays = {
         "sample_index": np.arange(count),
@@ -42,6 +42,7 @@ def write(
         "pa_mpjpe_mm": values / 2.0,
         "loss": values / 100.0,
         "label_usable": np.ones(count, bool),
+        "pred_joints_cam_m": np.zeros((count, 21, 3), np.float32),
         **more,
     }
     columns = np.array(list(arrays))
@@ -123,7 +124,7 @@ def test_the_frames_that_changed_most_are_named_in_both_directions(pair, capsys)
     worse, better = text.split("Frames that are most worse")[1].split("Frames that are most better")
     frames = names()
     for part, rows, most in ((worse, (300, 7), "+9.0000"), (better, (20, 400), "-6.0000")):
-        lines = part.splitlines()[1:]
+        lines = [line for line in part.splitlines()[1:] if line.startswith("  ")]
         assert [line.split()[0] for line in lines] == [frames[row] for row in rows]
         assert lines[0].endswith(most)
     by_sequence = text.split("By sequence")[1].split("Frames that")[0].splitlines()[1:]
@@ -268,7 +269,7 @@ def resaved(path: Path, **changed: np.ndarray) -> None:
         (lambda path: resaved(path, frame=np.array([{}], object)), "is torn, or no .npz of arrays"),
         (
             lambda path: np.savez(path, frame=np.array(["a"])),
-            "holds no label_usable, columns, units, split, split_hash",
+            "holds no label_usable, pred_joints_cam_m, columns, units, split, split_hash",
         ),
         (lambda path: resaved(path, frame=np.array("a")), "holds no frame"),
         (lambda path: resaved(path, loss=np.zeros(3)), "columns differ in length"),

@@ -29,11 +29,12 @@ _SETTINGS = (
     "logging.every=1", "runtime.threads=1",
 )  # fmt: skip
 _TIMEOUT_S = 300
-ELSEWHERE = 0.02
+ELSEWHERE = {"Train/grad_norm": 0.06}
 """Share by which a value may differ under another torch or processor, where sums are rounded otherwise.
 
-Muon in float32 instead of bf16 moved gradient norms by up to 0.9 %, losses and scores by 0.1 %.
+Without AVX-512 and bf16 a gradient norm moved by up to 2.5 %, losses and scores by 0.1 %.
 """
+_OTHERS = 0.005
 
 
 def file_here() -> Path:
@@ -78,7 +79,11 @@ def test_training_takes_the_steps_that_were_committed(tmp_path: Path) -> None:
     if file_here().is_file():
         assert drawn.splitlines() == file_here().read_text().splitlines()
     for path in FOLDER.glob("*.txt"):
-        assert values(drawn) == pytest.approx(values(path.read_text()), rel=ELSEWHERE), path.name
+        wanted, found = values(path.read_text()), values(drawn)
+        assert found.keys() == wanted.keys(), path.name
+        for name, value in wanted.items():
+            near = ELSEWHERE.get(name.partition(" ")[2], _OTHERS)
+            assert found[name] == pytest.approx(value, rel=near), f"{path.name}: {name}"
 
 
 if __name__ == "__main__":

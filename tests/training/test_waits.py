@@ -35,8 +35,8 @@ from src.runtime.signals import StopRequest
 from src.schema import HandBatch, Prediction
 from src.training.checkpoints.checkpoint import Progress
 from src.training.diagnosis import doctor
+from src.training.kept_hands import KeptHands
 from src.training.mesh_scorer import MeshScorer
-from src.training.picture_page import PicturePage
 from src.training.recorder import Recorder
 from src.training.step import TrainStep
 from tests.fake_gpu import GPU, fake_gpu, network
@@ -201,10 +201,10 @@ def test_a_validation_waits_only_behind_its_forward_passes(monkeypatch: pytest.M
     loader.sampler = [[0, 1], [2, 3]]
     monkeypatch.setattr(train, "evaluate", lambda shard, **_: shard)
     with Waits() as waits:
-        shard: Any = train.test(step.model, step.loss, loader, scoring, PicturePage(2, 2))
+        shard: Any = train.test(step.model, step.loss, loader, scoring, KeptHands())
     assert shard.count == 4
     meant = {f"src/evaluation/{name}.py" for name in ("collect", "metrics", "statistics")}
-    beside = {"src/training/mesh_scorer.py", "src/training/picture_page.py", "src/geometry/procrustes.py"}
+    beside = {"src/training/mesh_scorer.py", "src/geometry/procrustes.py"}
     assert places(waits) == meant | beside
 
 

@@ -191,7 +191,7 @@ class Store:
         """Remove what is replaced: pictures and meshes of other frames would be taken for this run's."""
         for name in ("overlays", "meshes"):
             shutil.rmtree(self._out / name, ignore_errors=True)
-        for name in ("overlays.mp4", "predictions.jsonl", "predictions.npz"):
+        for name in ("overlays.mp4", "report.html", "predictions.jsonl", "predictions.npz"):
             (self._out / name).unlink(missing_ok=True)
 
     def _claim(self, path: Path) -> BinaryIO:

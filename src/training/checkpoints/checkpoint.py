@@ -332,19 +332,22 @@ def _check_position(
         raise AssetError(f"checkpoint {path} {why}")
 
 
-def log_labels(before: str, now: str, path: Path) -> None:
-    """Say that a checkpoint was trained on other labels than those that the data set has now.
+def log_labels(before: str, now: str, path: Path) -> str:
+    """Say that a checkpoint was trained on other labels than those that the data set has now; what was said.
 
     Args:
         before: `labels_hash` of its `Progress`; empty in files of programs that did not keep it.
         now: of the training list.
         path: the checkpoint.
     """
-    if before and before != now:
-        _log.warning(
-            f"WARNING: labels of the training list have changed since {path} was written (labels "
-            f"{before[:12]}, now {now[:12]}): its weights were trained on the old ones"
-        )
+    if not before or before == now:
+        return ""
+    text = (
+        f"labels of the training list have changed since {path} was written (labels {before[:12]}, now "
+        f"{now[:12]}): its weights were trained on the old ones"
+    )
+    _log.warning(f"WARNING: {text}")
+    return text
 
 
 def log_changes(saved: Mapping[str, Any], config: RunConfig, sections: Sequence[str] = ()) -> None:

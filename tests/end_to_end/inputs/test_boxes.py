@@ -113,7 +113,7 @@ def test_each_validation_of_a_run_says_both(embedded: Embedded) -> None:
     both, plain = (embedded.newest(f"train-{boxes}") for boxes in ("depth", "labels"))
     assert len(LINE.findall(done.stdout)) == 1
     assert (both / "val/epoch_0000_boxes.npz").is_file()
-    assert "## Boxes\n\n- With boxes of depth: " in (both / "val/epoch_0000.md").read_text()
+    assert "<p>With boxes of depth: " in (both / "val/report.html").read_text()
     assert (both / "val/epoch_0000.npz").read_bytes() == (plain / "val/epoch_0000.npz").read_bytes()
     assert '"Val/boxes/labels/MPJPE": ' in (both / "scalars.jsonl").read_text()
 

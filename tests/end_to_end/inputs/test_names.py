@@ -37,5 +37,5 @@ def test_names_that_are_no_text_work_everywhere(embedded: Embedded, tmp_path: Pa
     (best,) = other.runs.glob("*/checkpoints/best.pt")
     scored = other.main("name=scored", "dataset.cache=auto", "split.by=frame", "--evaluate", str(best))
     assert scored.returncode == 0, scored.stdout + scored.stderr
-    (report,) = other.runs.glob("*-scored/val/per_sample.md")
+    (report,) = other.runs.glob("*-scored/val/report.html")
     assert "\\xca\\xd6" in report.read_text(encoding="utf-8")

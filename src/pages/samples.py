@@ -1,0 +1,136 @@
+"""Samples to look at: a crop with its hands, drawn as pictures, and kept so that they can be turned in 3D.
+
+Legend: J 21 joints (`OPENPOSE21`), V vertices, H W crop.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.pages.page import Json
+from src.render.overlay import depth_picture, draw_meshes
+from src.render.pictures import draw_skeleton, encoded, resized
+
+TRUTH = "truth"
+COLOURS: Mapping[str, tuple[int, int, int]] = {
+    TRUTH: (70, 170, 90),
+    "RGB-D": (45, 115, 200),
+    "RGB-only": (235, 140, 40),
+    "A": (140, 80, 180),
+    "B": (20, 150, 160),
+}
+"""What each hand is drawn in; others are drawn as RGB-D."""
+STEPS_PER_MM = 20
+"""Vertices are kept as whole numbers of this part of a millimetre."""
+_QUALITY = 80
+_PICTURE_PX = 256
+"""Height that crops are shown in."""
+_OPACITY = 0.55
+
+
+@dataclass(frozen=True, eq=False)
+class Hand:
+    """A hand of a sample, image camera (OpenCV), metres."""
+
+    joints_m: NDArray[np.floating]
+    """(J, 3)."""
+    vertices_m: NDArray[np.floating] | None = None
+    """(V, 3); None: the joints alone are known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What is shown of one sample."""
+
+    index: int
+    """Row of its split."""
+    name: str
+    """Of its frame, as files have it."""
+    text: str
+    """Its scores in words."""
+    hands: Mapping[str, Hand]
+    """By what they are called: `truth`, then predictions."""
+    rgb: NDArray[np.uint8] | None = None
+    """(H, W, 3) the crop; None: no picture is at hand."""
+    depth: NDArray[np.float32] | None = None
+    """(H, W) the network's depth input; None without depth."""
+    depth_valid: NDArray[np.bool_] | None = None
+    """(H, W) where it was measured."""
+    intrinsics_crop_px: NDArray[np.float64] | None = None
+    """(3, 3) K of the crop."""
+    rot_crop_from_img: NDArray[np.float64] | None = None
+    """(3, 3) image camera -> crop camera."""
+    others: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """Pictures to show in place of a crop, by title."""
+    faces: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    """(F, 3) of a right hand's mesh."""
+
+    @cached_property
+    def pictures(self) -> dict[str, NDArray[np.uint8]]:
+        """The crop, its depth, and the crop with each hand drawn over it; by title, all of one size, RGB."""
+        if self.rgb is None or self.intrinsics_crop_px is None or self.rot_crop_from_img is None:
+            return dict(self.others)
+        scale = _PICTURE_PX / self.rgb.shape[0]
+        shown = {"crop": resized(self.rgb, scale)}
+        if self.depth is not None and self.depth_valid is not None:
+            coloured = depth_picture(self.depth, self.depth_valid, near=-1.0, far=1.0)
+            title = "depth: near red, far violet, grey unknown"
+            shown[title] = resized(coloured, scale)
+        # Pixel p of the crop is drawn at (p + 0.5) * scale - 0.5.
+        k_px = self.intrinsics_crop_px * np.array([[scale], [scale], [1.0]])
+        k_px[:2, 2] += (scale - 1) / 2
+        for name, hand in self.hands.items():
+            picture = shown["crop"].copy()
+            if hand.vertices_m is not None:
+                vertices = hand.vertices_m @ self.rot_crop_from_img.T
+                tint = COLOURS.get(name, COLOURS["RGB-D"])
+                draw_meshes(picture, k_px, vertices[None], [self.faces], [tint], opacity=_OPACITY, finer=1)
+            seen = hand.joints_m.astype(np.float64) @ self.rot_crop_from_img.T @ k_px.T
+            with np.errstate(divide="ignore", invalid="ignore"):
+                joints_px = np.where(seen[:, 2:] > 0, seen[:, :2] / seen[:, 2:], np.nan)
+            shown[name] = draw_skeleton(picture, joints_px)
+        return shown
+
+
+def sample_json(sample: Sample) -> dict[str, Json]:
+    """A sample as a page keeps it.
+
+    Returns:
+        `index`, `name`, `text`; `pictures`: title and JPEG (base64); `hands`: `name`, `colour`, `joints_mm`
+        (J, 3) image camera, and `mesh`: (V, 3) little-endian int16 in base64, vertex minus wrist, in steps of
+        1 / `steps_per_mm` mm, or None. A hand that is not finite is left out.
+    """
+    return {
+        "index": sample.index,
+        "name": sample.name,
+        "text": sample.text,
+        "pictures": [
+            {"title": title, "jpeg": base64.b64encode(encoded(picture, ".jpg", _QUALITY)).decode()}
+            for title, picture in sample.pictures.items()
+        ],
+        "hands": [
+            {
+                "name": name,
+                "colour": "rgb({}, {}, {})".format(*COLOURS.get(name, COLOURS["RGB-D"])),
+                "joints_mm": np.round(hand.joints_m.astype(np.float64) * 1000.0, 3).tolist(),
+                "mesh": None if hand.vertices_m is None else _steps(hand),
+                "steps_per_mm": STEPS_PER_MM,
+            }
+            for name, hand in sample.hands.items()
+            if np.isfinite(hand.joints_m).all()
+        ],
+    }
+
+
+def _steps(hand: Hand) -> str:
+    """Vertices minus the wrist as text."""
+    assert hand.vertices_m is not None
+    offsets_mm = (hand.vertices_m.astype(np.float64) - hand.joints_m[0].astype(np.float64)) * 1000.0
+    steps = np.nan_to_num(offsets_mm * STEPS_PER_MM).round().clip(-32767, 32767)
+    return base64.b64encode(steps.astype("<i2").tobytes()).decode()
