@@ -68,6 +68,11 @@ def test_result_line_says_what_the_files_hold(folders: Folders, capsys: pytest.C
         (row,) = [line.split()[-2:] for line in lines if line.startswith(title)]
         assert [float(text) for text in row] == pytest.approx([base[key] for key in keys], abs=5e-4), title
     assert f"Page of the held-out motions: {folders[1] / 'val' / 'report.html'}" in lines
+    seen, unseen = ((folder / "val" / "report.html").read_text(encoding="utf-8") for folder in folders[:0:-1])
+    said = "it may have seen these samples"
+    assert (said in seen, said in unseen) == (True, False), (
+        "whoever reads a score must know what the log warns of"
+    )
 
 
 @pytest.mark.parametrize(

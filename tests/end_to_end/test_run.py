@@ -6,14 +6,19 @@ import json
 import re
 import socket
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dataloader.ho3d_dataset import HO3DDataset
+from src.errors import DataError
+from src.pages.page import Page
 from tests.end_to_end.conftest import Embedded, command
 
 Trained = tuple[Embedded, subprocess.CompletedProcess[str], Path]
@@ -114,6 +119,43 @@ def test_run_folder_is_complete(trained: Trained) -> None:
     assert {"Val/MPJPE", "Train/loss"} <= set(events.Tags()["scalars"])
     assert set(events.Tags()["images"]) == {"Val/worst", "Val/median", "Val/best", "Val/spread"}
     assert (run / "val" / "report.html").stat().st_size > 10_000
+
+
+def no_picture() -> None:
+    """Pictures that were read for the score cannot be read for the page."""
+
+    def refuse(self: HO3DDataset, index: int) -> NoReturn:
+        raise DataError(f"picture {index} is gone")
+
+    HO3DDataset.__getitem__ = refuse  # type: ignore[method-assign]
+
+
+def no_page() -> None:
+    """Whatever is drawn fails."""
+
+    def fail(self: Page) -> NoReturn:
+        raise RuntimeError("no page today")
+
+    Page.html = fail  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("plant", "warnings"), [(no_picture, 0), (no_page, 1)])
+def test_a_page_that_cannot_be_made_ends_no_run(
+    trained: Trained, plant: Callable[[], None], warnings: int
+) -> None:
+    """A page decorates: without its pictures it says why, and without it the score is there all the same."""
+    embedded, _, run = trained
+    name = plant.__name__
+    arguments = ("--evaluate", str(run / "checkpoints" / "best.pt"), f"name={name}")
+    done = embedded.main(*arguments, ranks=2, plant=plant)
+    assert done.returncode == 0, done.stderr
+    assert "  Evaluated on 16 samples from all 2 CPU ranks" in done.stdout.splitlines()
+    assert done.stdout.count("WARNING: the validation's page: RuntimeError: no page today") == warnings
+    folder = embedded.newest(name) / "val"
+    assert (folder / "report.html").is_file() == (not warnings)
+    assert f"Per-sample results: {folder / 'per_sample.npz'}" in done.stdout
+    if not warnings:
+        assert "No picture: picture " in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_same_checkpoint_scores_the_same_at_any_number_of_ranks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,17 @@ def lines(folder: Path) -> list[dict[str, float]]:
     """Lines of scalars.jsonl without the clock."""
     rows = [json.loads(line) for line in (folder / "scalars.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "minutes"} for row in rows]
+
+
+def test_what_decorates_is_done_beside_the_run_in_its_order(tmp_path: Path) -> None:
+    """A page may not hold up a training, nor be lost at its end; two pages at once would mix their files."""
+    recorder, done, go = Recorder(tmp_path, ALONE), [], threading.Event()
+    recorder.later(lambda: (go.wait(60), done.append("first")))
+    assert done == []
+    go.set()
+    recorder.later(lambda: done.append("second"))
+    recorder.close()
+    assert done == ["first", "second"]
 
 
 def test_scalars_of_a_step(tmp_path: Path) -> None:
