@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from src.evaluation.statistics import Rows
 from src.pages.figures import histogram, plot
 from src.pages.page import Block, Json, Page, Section
-from src.pages.samples import Sample, sample_json
+from src.pages.samples import Sample, corners, sample_json
 
 _POINTS = 3000
 """Frames of the scatter plot at most; of more, every second, third ... is drawn."""
@@ -51,9 +51,7 @@ class Comparison:
             table = {"header": header, "rows": list(map(list, rows)), "sortable": True} if rows else None
             blocks.append(Block(f"Frames that became {kind} in B", words, table, samples=list(places)))
         sections.append(Section("Frames that changed most", blocks))
-        faces = next((sample.faces for own in self.samples.values() for sample in own), None)
-        corners = [] if faces is None else faces.ravel().tolist()
-        return Page("B compared with A", self.facts, self.answers, sections, samples, corners)
+        return Page("B compared with A", self.facts, self.answers, sections, samples, corners(self.samples))
 
     def _all(self) -> list[Block]:
         """How the differences are distributed, and each frame in A and B."""

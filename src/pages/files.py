@@ -84,5 +84,5 @@ def of_prediction(folder: Path, overlay: Callable[[str], NDArray[np.uint8] | Non
     arrays: dict[str, NDArray[Any]] = read_npz(path)
     try:
         return Predicted(arrays, overlay).page()
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"{path} is no file of a prediction ({type(error).__name__}: {error})") from error

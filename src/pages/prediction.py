@@ -43,9 +43,8 @@ class Predicted:
         settings = json.loads(str(self.arrays["settings"]))
         distance = np.linalg.norm(self.arrays["joints_m"][:, 0].astype(np.float64), axis=-1)
         empty = self.arrays["frames_without_hand"].tolist()
-        facts = [
-            (name, str(settings[name])) for name in _FACTS if settings.get(name) not in (None, False, "False")
-        ]
+        said = {name: str(settings[name]) for name in _FACTS if name in settings}
+        facts = [(name, value) for name, value in said.items() if value != "False"]
         answers = [f"Hands: {len(frames)}. Frames: {len({*frames, *empty})}."]
         if empty:
             answers.append(f"No hand was found in {len(empty)} frames.")
@@ -104,23 +103,13 @@ class Predicted:
         for k in range(min(_ROWS, len(distance_m))):
             side = "left" if self.arrays["left"][k] else "right"
             box = [round(float(v)) for v in self.arrays["box_px"][k]]
-            wrist = self.arrays["joints_m"][k][OPENPOSE21.index("wrist")]
-            place = [round(float(v), 4) for v in wrist]
+            place = self.arrays["joints_m"][k][OPENPOSE21.index("wrist")].astype(float).tolist()
             rows.append([
                 k + 1, str(self.arrays["frame"][k]), side, float(self.arrays["score"][k]),
                 float(distance_m[k]), *place, f"{box[2] - box[0]} x {box[3] - box[1]}",
             ])  # fmt: skip
-        header = [
-            "number",
-            "frame",
-            "hand",
-            "score of the box",
-            "distance, m",
-            "wrist x, m",
-            "y, m",
-            "z, m",
-            "box, pixels",
-        ]
+        header = ["number", "frame", "hand", "score of the box", "distance, m"]
+        header += ["wrist x, m", "y, m", "z, m", "box, pixels"]
         words = ["Camera of the picture: x right, y down, z forward.", *_left(len(distance_m))]
         return Block(words=words, table={"header": header, "rows": rows, "sortable": True})
 

@@ -6,7 +6,7 @@ Legend: J 21 joints (`OPENPOSE21`), V vertices, H W crop.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -96,6 +96,12 @@ class Sample:
                 joints_px = np.where(seen[:, 2:] > 0, seen[:, :2] / seen[:, 2:], np.nan)
             shown[name] = draw_skeleton(picture, joints_px)
         return shown
+
+
+def corners(samples: Mapping[str, Sequence[Sample]]) -> list[int]:
+    """(3 F,) vertex numbers of the meshes of some samples; of those without a picture there is none."""
+    faces = (sample.faces.ravel().tolist() for own in samples.values() for sample in own)
+    return max(faces, key=len, default=[])
 
 
 def sample_json(sample: Sample) -> dict[str, Json]:

@@ -28,7 +28,7 @@ from src.pages.chosen import NEIGHBOURS
 from src.pages.curves import curve_blocks
 from src.pages.figures import drawn_hand, histogram, parts, shares
 from src.pages.page import Block, Json, Page, Section
-from src.pages.samples import Sample, sample_json
+from src.pages.samples import Sample, corners, sample_json
 
 OVER_EPOCHS = "Over the epochs"
 """Title of the section with the curves."""
@@ -111,8 +111,7 @@ class Validation:
             sections.append(Section("Look at samples", blocks))
         words = {"header": ["word", "meaning"], "rows": [list(row) for row in _WORDS], "sortable": False}
         sections.append(Section("Words", [Block(table=words)]))
-        faces = next((sample.faces for own in self.chosen.values() for sample in own), np.zeros(0, np.int64))
-        return Page(self.title, self.facts, said, sections, samples, faces.ravel().tolist())
+        return Page(self.title, self.facts, said, sections, samples, corners(self.chosen))
 
     def _scores(self) -> list[Block]:
         """Summary, counts, other scores, boxes, official scores."""
