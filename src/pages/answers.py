@@ -57,9 +57,9 @@ def answers(
     for metric, column in ((1, "MPJPE"), (2, "PA-MPJPE")):
         worst, numbers = max(rows.by_sequence().items(), key=lambda item: item[1][metric])
         said.append(f"The worst sequence by {column} ({name}): {worst}, {numbers[metric]:.3f} mm.")
-    said.append("In brackets: the 95 % interval over sequences. Sure: it does not hold 0.")
+    said.append("In brackets: the 95 % interval over sequences. Sure: 0 is outside of it; not sure: inside.")
     if (count := len(np.unique(rows.sequences))) < FEW_GROUPS:
-        said[-1] += f" With {count} sequences, fewer than {FEW_GROUPS}, nothing is sure."
+        said[-1] += f" Likely: outside, but {count} sequences are too few."
     return said
 
 
@@ -87,8 +87,9 @@ def gain(interval: Interval | None) -> str:
     if not interval.exists:
         return f"{text} mm (one sequence: not sure)"
     ends = (interval.low, interval.high) if interval.mean >= 0.0 else (-interval.high, -interval.low)
-    sure = ends[0] > 0.0 and interval.groups >= FEW_GROUPS
-    return f"{text} mm [{ends[0]:.3f}, {ends[1]:.3f}] ({'sure' if sure else 'not sure'})"
+    few = interval.groups < FEW_GROUPS
+    sure = "not sure" if ends[0] <= 0.0 else "likely" if few else "sure"
+    return f"{text} mm [{ends[0]:.3f}, {ends[1]:.3f}] ({sure})"
 
 
 def _refinement(name: str, rows: Scored, means: Mapping[str, Json]) -> list[str]:
@@ -97,7 +98,10 @@ def _refinement(name: str, rows: Scored, means: Mapping[str, Json]) -> list[str]
     if any(value is None for value in before):
         return []
     after = rows.mpjpe_mm.mean(), rows.pa_mpjpe_mm.mean()
-    changes = [f"{then:.3f} to {now:.3f} mm" for then, now in zip(before, after, strict=True)]
+    changes = [
+        f"{then:.3f} to {now:.3f} mm ({'better' if now < then else 'worse'})"
+        for then, now in zip(before, after, strict=True)
+    ]
     return [f"Refinement ({name}) takes MPJPE from {changes[0]} and PA-MPJPE from {changes[1]}."]
 
 

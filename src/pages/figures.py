@@ -30,7 +30,7 @@ def plot(data: Sequence[Json], x: str, y: str, **layout: Json) -> dict[str, Json
         "data": list(data),
         "layout": {
             "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
-            "legend": {"orientation": "h", "y": -0.25, "yanchor": "top"},
+            "legend": {"orientation": "h", "y": -0.32, "yanchor": "top"},
             "hovermode": "x unified",
             "xaxis": {"title": {"text": x}},
             "yaxis": {"title": {"text": y}, "rangemode": "tozero"},

@@ -15,7 +15,7 @@ for (const scroll of document.querySelectorAll(".scroll")) {
 // Tables: by number where both cells are one, nan last; else by text.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.firstChild.addEventListener("click", () => {
+  heads.forEach((head, column) => head.addEventListener("click", () => {
     const first = table.tBodies[0].rows[0]?.cells[column].classList.contains("number") ? -1 : 1;
     const way = head.ariaSort ? (head.ariaSort === "descending" ? 1 : -1) : first;
     heads.forEach((other) => other.removeAttribute("aria-sort"));
