@@ -15,18 +15,19 @@ from src.tools import compare, predict
 from tests.browser.conftest import Open
 from tests.end_to_end.conftest import Embedded
 
+SHOWN = "validation.pictures=8"
 SCORE = re.compile(r"MPJPE: ([\d.]+) mm, PA-MPJPE: ([\d.]+) mm")
 
 
 @pytest.fixture(scope="module")
 def pages(chromium: object, embedded: Embedded) -> dict[str, Path]:
     """Pages of a training, of two evaluations, of a comparison and of a prediction."""
-    done = embedded.main("name=shown", "training.num_epochs=1", "training.max_steps_per_epoch=2")
+    done = embedded.main("name=shown", "training.num_epochs=1", "training.max_steps_per_epoch=2", SHOWN)
     assert done.returncode == 0, done.stderr
     found = {"run": embedded.newest("shown") / "val" / REPORT}
     checkpoint = str(embedded.newest("shown") / "checkpoints" / "last.pt")
     for name, more in (("val", ()), ("official", ("validation.split=evaluation",))):
-        done = embedded.main(f"name={name}", "--evaluate", checkpoint, *more)
+        done = embedded.main(f"name={name}", "--evaluate", checkpoint, SHOWN, *more)
         assert done.returncode == 0, done.stderr
         found[name] = embedded.newest(name) / "val" / REPORT
         assert f"Report: {found[name]}" in done.stdout.splitlines()

@@ -51,6 +51,7 @@ class Embedded:
             "model.image_size=[64, 64]",
             "training.batch_size=4",
             "validation.batch_size=4",
+            "validation.pictures=0",  # drawing takes seconds
             *more,
         ]
         last = {text.partition("=")[0]: text for text in settings if _is_setting(text)}

@@ -59,6 +59,7 @@ def block(lines: list[str], patterns: list[str]) -> bool:
 def trained(embedded: Embedded) -> Trained:
     """Two epochs on two ranks with the loss traced."""
     settings = ("name=trained", "training.batch_size=2", "logging.every=2", "augmentation.calm_share=0.5")
+    settings += ("validation.pictures=8",)
     done = embedded.torchrun(2, *settings, env={"UTNET_DEBUG_LOSS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     return embedded, done, embedded.newest("trained")
@@ -146,7 +147,7 @@ def test_a_page_that_cannot_be_made_ends_no_run(
     """A page decorates: without its pictures it says why, and without it the score is there all the same."""
     embedded, _, run = trained
     name = plant.__name__
-    arguments = ("--evaluate", str(run / "checkpoints" / "best.pt"), f"name={name}")
+    arguments = ("--evaluate", str(run / "checkpoints" / "best.pt"), f"name={name}", "validation.pictures=8")
     done = embedded.main(*arguments, ranks=2, plant=plant)
     assert done.returncode == 0, done.stderr
     assert "  Evaluated on 16 samples from all 2 CPU ranks" in done.stdout.splitlines()
