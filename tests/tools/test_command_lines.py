@@ -63,7 +63,7 @@ def test_every_tool_looks_where_it_writes_before_it_works(
 ) -> None:
     """Minutes of pictures or predictions were made first, and then there was no place for them."""
     (tmp_path / "folder" / "x").mkdir(parents=True)
-    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "folder.html").mkdir()
     (tmp_path / "file").touch()
     monkeypatch.setattr("src.runtime.log.configure", lambda **_: None)
     asked: list[tuple[Callable[[list[str]], int], list[str], str, str, str]] = [
@@ -80,7 +80,7 @@ def test_every_tool_looks_where_it_writes_before_it_works(
         (
             compare.main,
             ["a.npz", "b.npz", "--out"],
-            "folder.png",
+            "folder.html",
             "src.tools.compare.read_column",
             "is a folder",
         ),
@@ -104,7 +104,7 @@ def test_every_tool_looks_where_it_writes_before_it_works(
         assert error.count("\n") == 1
         assert str(tmp_path / out) in error
         assert said in error
-    assert {p.name for p in tmp_path.rglob("*")} == {"folder", "x", "folder.png", "file"}
+    assert {p.name for p in tmp_path.rglob("*")} == {"folder", "x", "folder.html", "file"}
 
 
 @pytest.mark.parametrize(
