@@ -28,7 +28,7 @@ from dataloader.crop.augment import epoch_notes
 from src.build import Run, Scoring, build_evaluation, build_run
 from src.config_file import config_to_yaml
 from src.errors import ConfigError, DataError, UTNetError
-from src.evaluation.evaluator import CheckedResult, EvaluationShard, evaluate
+from src.evaluation.evaluator import MODALITY_NAMES, CheckedResult, EvaluationShard, evaluate
 from src.geometry.in_view import joints_in_view
 from src.losses.loss import HandLoss
 from src.runtime import log
@@ -49,7 +49,7 @@ from src.training.checkpoints.settings import DEFAULT_CONFIG, Settings, command_
 from src.training.kept_hands import KeptHands
 from src.training.recorder import Recorder
 from src.training.run_folder import open_run_folder
-from src.training.validation import MODALITY_NAMES, Outcome, is_best, report, require_finite
+from src.training.validation import Outcome, is_best, report, require_finite
 
 _log = log.get_logger("train")
 

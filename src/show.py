@@ -6,9 +6,9 @@ What fails while a page is made is one warning, and the run goes on without it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from dataloader.ho3d_dataset import HO3DDataset
 from src.build import Scoring
 from src.errors import UTNetError
-from src.evaluation.evaluator import CheckedResult
+from src.evaluation.evaluator import MODALITY_NAMES
 from src.hand.mano import ManoLayer
 from src.pages.chosen import choose
 from src.pages.files import REPORT
 from src.pages.page import KEPT
-from src.pages.samples import TRUTH, Hand, Sample
+from src.pages.samples import Crop, Hand, Sample
 from src.pages.validation import Validation
 from src.render.pictures import captioned, grid, picture_from_network
 from src.runtime.outlet import optional
 from src.schema import HandSample, Shown
 from src.training.kept_hands import KeptHands, meshes_of
 from src.training.recorder import Recorder, read_scalars
-from src.training.validation import MODALITY_NAMES, Outcome
+from src.training.validation import Outcome
 
 _MEANS = {
     "mpvpe_mm": "MPVPE, mm",
@@ -81,8 +81,9 @@ def show(
         folder, path = recorder.run_dir / "val", None
         samples: dict[str, list[Sample]] = {}
         with optional("the validation's page"):
-            drawn = _Drawn(scoring, outcome, hands)
-            samples = {kind: [drawn.sample(row) for row in rows] for kind, rows in chosen.items()}
+            samples = {
+                kind: [_sample(scoring, outcome, hands, row) for row in rows] for kind, rows in chosen.items()
+            }
             page = _validation(scoring, outcome, samples, facts, curves).page()
             page.keep(folder / KEPT)
             page.write(folder / REPORT)
@@ -112,38 +113,38 @@ def _choose(scoring: Scoring, outcome: Outcome | None) -> dict[str, list[int]]:
     return {kind: usable[own].tolist() for kind, own in chosen.items()}
 
 
-class _Drawn:
-    """Makes `Sample`s: crops of the data set, its labels, and kept predictions."""
-
-    def __init__(
-        self, scoring: Scoring, outcome: Outcome, kept: Mapping[Shown, Mapping[int, NDArray[np.float32]]]
-    ) -> None:
-        self._dataset = scoring.dataset
-        self._hand = scoring.hand
-        self._outcome = outcome
-        self._kept = kept
-        self._faces = scoring.hand.faces.cpu().numpy()
-
-    def sample(self, row: int) -> Sample:
-        """One sample with its hands; where its picture cannot be read any more, with its scores alone."""
-        named = {MODALITY_NAMES[shown]: result for shown, result in self._outcome.results.items()}
-        text = "; ".join(f"{name} {_scores(result, row)}" for name, result in named.items()) + "."
-        frame = self._outcome.frames[row]
-        try:
-            item = self._dataset[row]
-        except (UTNetError, OSError) as error:
-            return Sample(row, frame, f"{text} No picture: {error}", {})
-        to_image = torch.as_tensor(item.rot_crop_from_img)  # points are rows: times R is R^-1
-        hands = {TRUTH: truth_of(self._dataset, row, item, self._hand)}
-        for shown, result in self._outcome.results.items():
-            assert result.rows is not None
-            _, vertices = meshes_of(self._kept[shown][row][None], self._hand)
-            joints = result.rows.pred_joints_cam_m[row]
-            hands[MODALITY_NAMES[shown]] = Hand(joints, (vertices[0] @ to_image).numpy())
-        return Sample(row, frame, text, hands, **crop_of(item), faces=self._faces)
+def _sample(
+    scoring: Scoring, outcome: Outcome, kept: Mapping[Shown, Mapping[int, NDArray[np.float32]]], row: int
+) -> Sample:
+    """One sample with what was predicted of it."""
+    hands, said = {}, []
+    for shown, result in outcome.results.items():
+        rows, name = result.rows, MODALITY_NAMES[shown]
+        assert rows is not None
+        hands[name] = Hand(rows.pred_joints_cam_m[row], meshes_of(kept[shown][row][None], scoring.hand)[0])
+        said.append(f"{name} {rows.mpjpe_mm[row]:.3f} mm, aligned {rows.pa_mpjpe_mm[row]:.3f} mm")
+    sample = Sample(row, outcome.frames[row], "; ".join(said) + ".", hands)
+    return with_picture(sample, scoring.dataset, scoring.hand)
 
 
-def truth_of(dataset: HO3DDataset, row: int, item: HandSample, hand: ManoLayer) -> Hand:
+def with_picture(sample: Sample, dataset: HO3DDataset, hand: ManoLayer) -> Sample:
+    """A sample with its crop and its truth; where the picture cannot be read, its text says so."""
+    try:
+        item = dataset[sample.index]
+    except (UTNetError, OSError) as error:
+        return replace(sample, text=f"{sample.text} No picture: {error}")
+    hands = {"truth": _truth(dataset, sample.index, item, hand), **sample.hands}
+    crop = Crop(
+        picture_from_network(np.asarray(item.rgb)),
+        np.asarray(item.depth)[0],
+        np.asarray(item.depth_valid)[0] > 0,
+        np.asarray(item.intrinsics_crop_px, np.float64),
+        np.asarray(item.rot_crop_from_img, np.float64),
+    )
+    return replace(sample, hands=hands, crop=crop, faces=hand.faces.cpu().numpy())
+
+
+def _truth(dataset: HO3DDataset, row: int, item: HandSample, hand: ManoLayer) -> Hand:
     """What a sample is labelled with, image camera; the published mesh where there is one."""
     to_image = torch.as_tensor(item.rot_crop_from_img)
     joints = (torch.as_tensor(item.joints_cam_m) @ to_image).numpy()
@@ -155,24 +156,6 @@ def truth_of(dataset: HO3DDataset, row: int, item: HandSample, hand: ManoLayer) 
     names = ("global_orient", "hand_pose", "betas", "translation_m")
     parts = {name: torch.as_tensor(getattr(item, name))[None].to(hand.faces.device) for name in names}
     return Hand(joints, (hand(**parts).vertices_m[0].cpu() @ to_image).numpy())
-
-
-def crop_of(item: HandSample) -> dict[str, Any]:
-    """The crop of a sample as `Sample` takes it."""
-    view: dict[str, Any] = {
-        name: np.asarray(getattr(item, name), np.float64)
-        for name in ("intrinsics_crop_px", "rot_crop_from_img")
-    }
-    view["rgb"] = picture_from_network(np.asarray(item.rgb))
-    if bool(item.depth_present):
-        view |= {"depth": np.asarray(item.depth)[0], "depth_valid": np.asarray(item.depth_valid)[0] > 0}
-    return view
-
-
-def _scores(result: CheckedResult, row: int) -> str:
-    rows = result.rows
-    assert rows is not None
-    return f"{rows.mpjpe_mm[row]:.3f} mm, aligned {rows.pa_mpjpe_mm[row]:.3f} mm"
 
 
 def _validation(

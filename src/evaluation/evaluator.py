@@ -27,12 +27,17 @@ from src.hand.joints import OPENPOSE21
 from src.runtime.files.disk import atomic_write, read_npz
 from src.runtime.outlet import Guard
 from src.runtime.ranks.link import Link
-from src.schema import EvalResult
+from src.schema import EvalResult, Shown
 
 __all__ = [
-    "CheckedResult", "EvaluationShard", "SampleRows", "evaluate", "read_per_sample", "write_per_sample",
+    "FILE_ENDS", "MODALITY_NAMES", "CheckedResult", "EvaluationShard", "SampleRows", "evaluate",
+    "read_per_sample", "write_per_sample",
 ]  # fmt: skip
 
+MODALITY_NAMES: Mapping[Shown, str] = {"rgbd": "RGB-D", "rgb": "RGB-only"}
+"""What reports and pages call the two ways of showing a sample."""
+FILE_ENDS: Mapping[Shown, str] = {"rgbd": "", "rgb": "_rgb"}
+"""What the name of a per-sample file ends in."""
 _FIRST_INDICES = 10
 
 UNITS: Mapping[str, str] = {

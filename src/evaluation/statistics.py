@@ -12,7 +12,7 @@ the drawn sequences is one replicate.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,15 +142,35 @@ def bootstrap_mean(
         return Interval(centre, math.nan, math.nan, len(sizes))
     # Deviations from the mean: an offset of 100 m would eat the digits of the sums.
     sums = np.bincount(member, weights=numbers - centre)
+    low, high = bootstrap_groups(lambda times: times @ sums / (times @ sizes), len(sizes), seed=seed)
+    return Interval(centre, centre + low, centre + high, len(sizes))
+
+
+def bootstrap_groups(
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], groups: int, *, seed: int
+) -> tuple[float, float]:
+    """Percentile interval of any statistic of sequences, at the level `LEVEL`.
+
+    Args:
+        statistic: of (R, G) how often each sequence is there, to (R,).
+        groups: G, at least two.
+        seed: as `bootstrap_mean`.
+    """
+
+    def of_drawn(drawn: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+        """(R, G) numbers of the sequences that were drawn."""
+        places = drawn + groups * np.arange(len(drawn))[:, None]
+        times = np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        return statistic(times.astype(np.float64))
+
     interval = bootstrap(
-        (sums, sizes),
-        lambda s, n, axis: s.sum(axis) / n.sum(axis),
+        (np.arange(groups),),
+        of_drawn,
         n_resamples=REPLICATES,
-        batch=max(1, _CELLS // len(sizes)),
+        batch=max(1, _CELLS // groups),
         confidence_level=LEVEL,
         method="percentile",
-        paired=True,
         vectorized=True,
         rng=stream(seed, "bootstrap"),
     ).confidence_interval
-    return Interval(centre, centre + float(interval.low), centre + float(interval.high), len(sizes))
+    return float(interval.low), float(interval.high)

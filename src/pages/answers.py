@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.evaluation.scored import NOT_WRIST, WRIST, JointErrors, Scored
-from src.evaluation.statistics import FEW_GROUPS, LEVEL, REPLICATES, Interval, Rows, bootstrap_mean
+from src.evaluation.statistics import FEW_GROUPS, Interval, Rows, bootstrap_groups, bootstrap_mean
 from src.geometry.in_view import HIDDEN, IN_VIEW
 from src.hand.joints import OPENPOSE21
 from src.pages.page import Json
-from src.runtime.seed import stream
 
 
 def answers(
@@ -162,8 +161,4 @@ def hidden_cost(joints: JointErrors, sequences: NDArray[np.str_]) -> Interval | 
     centre = float(cost(np.ones((1, len(names))))[0])
     if len(names) < 2:
         return Interval(centre, math.nan, math.nan, len(names))
-    draws = stream(0, "hidden joints").multinomial(
-        len(names), np.full(len(names), 1 / len(names)), REPLICATES
-    )
-    low, high = np.quantile(cost(draws.astype(np.float64)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(centre, float(low), float(high), len(names))
+    return Interval(centre, *bootstrap_groups(cost, len(names), seed=0), len(names))

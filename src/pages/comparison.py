@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from src.evaluation.statistics import Rows
-from src.pages.figures import histogram, plot
+from src.pages.figures import colour, histogram, plot
 from src.pages.page import Block, Json, Page, Section
 from src.pages.samples import Sample, corners, sample_json
 
@@ -59,12 +59,12 @@ class Comparison:
         points = {
             "type": "scattergl" if len(self.a) > 1000 else "scatter", "mode": "markers", "name": "frames",
             "x": self.a[::step].tolist(), "y": self.b[::step].tolist(),
-            "marker": {"size": 6, "color": "#14969f", "opacity": 0.6},
+            "marker": {"size": 6, "color": colour("B"), "opacity": 0.6},
         }  # fmt: skip
         top = float(max(self.a.max(), self.b.max()))
         equal = {
             "type": "scatter", "mode": "lines", "name": "A = B", "x": [0.0, top], "y": [0.0, top],
-            "line": {"color": "#7a8590", "dash": "dot"},
+            "line": {"color": colour("A = B"), "dash": "dot"},
         }  # fmt: skip
         each = plot([points, equal], "A", "B", hovermode="closest")
         differences = histogram({"B - A": self.b - self.a}, "B - A")

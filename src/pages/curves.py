@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from src.pages.figures import LINES, line, plot
+from src.pages.figures import colour, line, plot
 from src.pages.page import Block, Json
 
 _POINTS = 400
@@ -47,13 +47,13 @@ def curve_blocks(scalars: Sequence[Mapping[str, Json]]) -> list[Block]:
             x, values = (np.array([part[own].mean() for own in cut]) for part in (x, values))
         return x.tolist(), [None if np.isnan(value) else float(value) for value in values]
 
-    losses = [line("training", *points("Train/loss"), "#7a8590")]
+    losses = [line("training", *points("Train/loss"), colour("training"))]
     losses += [
-        line(f"validation, {name}", *points(key), LINES[name]) | {"mode": "lines+markers"}
+        line(f"validation, {name}", *points(key), colour(name)) | {"mode": "lines+markers"}
         for key, name in (("Val/loss", "RGB-D"), ("Val/RGB-only/loss", "RGB-only"))
     ]
     scores = [
-        line(f"{name} {metric}", *points(key), LINES[name], dash=dash) | {"mode": "lines+markers"}
+        line(f"{name} {metric}", *points(key), colour(name), dash=dash) | {"mode": "lines+markers"}
         for key, (name, dash, metric) in _SCORES.items()
     ]
     axis = {"title": {"text": "epochs"}, "rangemode": "tozero"} | ({"dtick": 1} if epochs[-1] <= _FEW else {})

@@ -10,9 +10,16 @@ from numpy.typing import NDArray
 from src.hand.joints import FINGERS, OPENPOSE21, OPENPOSE_BONES
 from src.pages.page import Json
 
-LINES: Mapping[str, str] = {"RGB-D": "#2d73c8", "RGB-only": "#eb8c28", "A": "#8c50b4", "B": "#14969f"}
-"""What belongs to a result is drawn in."""
-_GREY = "#7a8590"
+_TINTS: Mapping[str, tuple[int, int, int]] = {
+    "truth": (70, 170, 90),
+    "RGB-D": (45, 115, 200),
+    "RGB-only": (235, 140, 40),
+    "A": (140, 80, 180),
+    "B": (20, 150, 160),
+    "right hand": (45, 115, 200),
+    "left hand": (235, 140, 40),
+}
+_GREY = (122, 133, 144)
 _HEAT = ((0.0, "#fffbe6"), (0.5, "#fdc37a"), (1.0, "#ef6a3a"))
 """Colours of errors, light enough for black letters."""
 _KNUCKLE = dict(zip(FINGERS, ((-1.3, 1.5), (-1.15, 3.9), (-0.1, 4.1), (0.95, 3.9), (1.9, 3.4)), strict=True))
@@ -22,6 +29,16 @@ _ALONG = dict(
 )
 """Which way the fingers point."""
 _LENGTH = dict(zip(FINGERS, (1.0, 1.05, 1.15, 1.05, 0.85), strict=True))
+
+
+def tint(name: str) -> tuple[int, int, int]:
+    """RGB of all that belongs to a result, in figures, pictures and 3D; grey for what has none of its own."""
+    return _TINTS.get(name, _GREY)
+
+
+def colour(name: str) -> str:
+    """The same as text."""
+    return "rgb({}, {}, {})".format(*tint(name))
 
 
 def plot(data: Sequence[Json], x: str, y: str, **layout: Json) -> dict[str, Json]:
@@ -40,10 +57,10 @@ def plot(data: Sequence[Json], x: str, y: str, **layout: Json) -> dict[str, Json
 
 
 def line(
-    name: str, x: Sequence[float], y: Sequence[float | None], colour: str, **more: Json
+    name: str, x: Sequence[float], y: Sequence[float | None], shade: str, **more: Json
 ) -> dict[str, Json]:
     """A curve."""
-    style = {"color": colour, "dash": more.pop("dash", "solid"), "width": 2}
+    style = {"color": shade, "dash": more.pop("dash", "solid"), "width": 2}
     return {
         "type": "scatter", "mode": "lines", "name": name, "x": list(x), "y": list(y), "line": style, **more,
     }  # fmt: skip
@@ -52,7 +69,7 @@ def line(
 def shares(curves: Mapping[str, NDArray[np.float64]], thresholds_mm: NDArray[np.float64]) -> dict[str, Json]:
     """Share of correct joints over thresholds; a name that ends in `aligned` is dashed."""
     data = [
-        line(name, thresholds_mm.tolist(), values.tolist(), LINES.get(name.partition(",")[0], _GREY),
+        line(name, thresholds_mm.tolist(), values.tolist(), colour(name.partition(",")[0]),
              dash="dot" if name.endswith("aligned") else "solid")
         for name, values in curves.items()
     ]  # fmt: skip
@@ -66,7 +83,7 @@ def parts(means: Mapping[str, Sequence[tuple[float, float, int, float]]], x: str
     for name, rows in means.items():
         said = [f"{low:.3g} to {high:.3g}, n={count}" for low, high, count, _ in rows]
         middle = [(low + high) / 2 for low, high, _, _ in rows]
-        drawn = line(name, middle, [error for *_, error in rows], LINES.get(name, _GREY), text=said)
+        drawn = line(name, middle, [error for *_, error in rows], colour(name), text=said)
         data.append(drawn | {"mode": "lines+markers", "hovertemplate": "%{y:.3f} mm (%{text})"})
     return plot(data, x, "MPJPE, mm", hovermode="closest")
 
@@ -127,6 +144,6 @@ def histogram(columns: Mapping[str, NDArray[np.float64]], x: str) -> dict[str, J
         counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)
         data.append({
             "type": "bar", "name": name, "x": ((edges[1:] + edges[:-1]) / 2).tolist(), "y": counts.tolist(),
-            "marker": {"color": LINES.get(name, _GREY)}, "opacity": 0.7,
+            "marker": {"color": colour(name)}, "opacity": 0.7,
         })  # fmt: skip
     return plot(data, x, "samples", barmode="overlay")

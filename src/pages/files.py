@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.errors import ConfigError, DataError
-from src.evaluation.evaluator import read_per_sample
+from src.evaluation.evaluator import FILE_ENDS, MODALITY_NAMES, read_per_sample
 from src.evaluation.scored import Scored
 from src.pages.curves import curve_blocks
 from src.pages.page import Json, Page, Section
@@ -53,12 +53,13 @@ def of_per_sample(path: Path, scalars: Sequence[Mapping[str, Json]]) -> Page:
     Raises:
         DataError: it is no such file, or the two are of other frames.
     """
-    shown = "RGB-only" if path.stem.endswith("_rgb") else "RGB-D"
+    with_depth, without = MODALITY_NAMES["rgbd"], MODALITY_NAMES["rgb"]
+    shown = without if path.stem.endswith(FILE_ENDS["rgb"]) else with_depth
     arrays = {shown: read_per_sample(path)}
-    first, hidden = arrays[shown], path.with_name(f"{path.stem}_rgb.npz")
-    if shown == "RGB-D" and hidden.is_file():
-        arrays["RGB-only"] = read_per_sample(hidden)
-        if arrays["RGB-only"]["frame"].tolist() != first["frame"].tolist():
+    first, hidden = arrays[shown], path.with_name(f"{path.stem}{FILE_ENDS['rgb']}.npz")
+    if shown == with_depth and hidden.is_file():
+        arrays[without] = read_per_sample(hidden)
+        if arrays[without]["frame"].tolist() != first["frame"].tolist():
             raise DataError(f"{hidden} is of other frames than {path}: move it away")
     facts = [("File", str(path)), ("Split", f"{first['split']} (split {str(first['split_hash'])[:12]})")]
     return Validation(

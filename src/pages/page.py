@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Page:
     """As `src.pages.samples.sample_json` makes them."""
     faces: Sequence[int] = ()
     """(3 F,) vertex numbers of the meshes of `samples`."""
-    version: int = field(default=VERSION)
+    version: int = VERSION
 
     def keep(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
@@ -103,9 +103,9 @@ class Page:
 
     def write(self, path: Path) -> None:
         """Write the HTML file, whole or not at all."""
-        text = self.html()
+        content = self.html().encode()
         with atomic_write(path) as file:
-            file.write(text.encode())
+            file.write(content)
 
     def html(self) -> str:
         """The HTML file."""
@@ -116,7 +116,7 @@ class Page:
             "samples": [{k: v for k, v in sample.items() if k != "pictures"} for sample in page["samples"]],
             "faces": page["faces"],
         }
-        text = (
+        return (
             _environment()
             .get_template("page.html")
             .render(
@@ -127,7 +127,6 @@ class Page:
                 plotly=get_plotlyjs(),
             )
         )
-        return text
 
 
 def plain(value: Json) -> Json:

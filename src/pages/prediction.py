@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from src.hand.joints import OPENPOSE21
 from src.pages.chosen import spread
-from src.pages.figures import line, plot
+from src.pages.figures import colour, line, plot
 from src.pages.page import Block, Json, Page, Section
 from src.pages.samples import Hand, Sample, sample_json
 
@@ -86,10 +86,10 @@ class Predicted:
         """Distance and score over the frames."""
         order = np.arange(0, len(distance_m), max(1, len(distance_m) // _ROWS))
         data = []
-        for left, name, colour in ((False, "right hands", "#2d73c8"), (True, "left hands", "#eb8c28")):
+        for left, name in ((False, "right hand"), (True, "left hand")):
             own = order[self.arrays["left"][order] == left]
             if len(own):
-                curve = line(name, (own + 1).tolist(), distance_m[own].tolist(), colour)
+                curve = line(name, (own + 1).tolist(), distance_m[own].tolist(), colour(name))
                 data.append(curve | {"mode": "markers"})
         return Block(
             "Distance of the wrist from the camera",

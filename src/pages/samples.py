@@ -13,19 +13,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from src.pages.figures import colour, tint
 from src.pages.page import Json
 from src.render.overlay import depth_picture, draw_meshes
 from src.render.pictures import draw_skeleton, encoded, resized
 
 TRUTH = "truth"
-COLOURS: Mapping[str, tuple[int, int, int]] = {
-    TRUTH: (70, 170, 90),
-    "RGB-D": (45, 115, 200),
-    "RGB-only": (235, 140, 40),
-    "A": (140, 80, 180),
-    "B": (20, 150, 160),
-}
-"""What each hand is drawn in; others are drawn as RGB-D."""
 STEPS_PER_MM = 20
 """Vertices are kept as whole numbers of this part of a millimetre."""
 _QUALITY = 80
@@ -45,6 +38,22 @@ class Hand:
 
 
 @dataclass(frozen=True, eq=False)
+class Crop:
+    """What the network saw of a sample."""
+
+    rgb: NDArray[np.uint8]
+    """(H, W, 3)."""
+    depth: NDArray[np.float32]
+    """(H, W) the network's depth input."""
+    depth_valid: NDArray[np.bool_]
+    """(H, W) where it was measured; nowhere: without depth."""
+    intrinsics_crop_px: NDArray[np.float64]
+    """(3, 3) K of the crop."""
+    rot_crop_from_img: NDArray[np.float64]
+    """(3, 3) image camera -> crop camera."""
+
+
+@dataclass(frozen=True, eq=False)
 class Sample:
     """What is shown of one sample."""
 
@@ -56,16 +65,8 @@ class Sample:
     """Its scores in words."""
     hands: Mapping[str, Hand]
     """By what they are called: `truth`, then predictions."""
-    rgb: NDArray[np.uint8] | None = None
-    """(H, W, 3) the crop; None: no picture is at hand."""
-    depth: NDArray[np.float32] | None = None
-    """(H, W) the network's depth input; None without depth."""
-    depth_valid: NDArray[np.bool_] | None = None
-    """(H, W) where it was measured."""
-    intrinsics_crop_px: NDArray[np.float64] | None = None
-    """(3, 3) K of the crop."""
-    rot_crop_from_img: NDArray[np.float64] | None = None
-    """(3, 3) image camera -> crop camera."""
+    crop: Crop | None = None
+    """None: no picture is at hand."""
     others: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     """Pictures to show in place of a crop, by title."""
     faces: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
@@ -74,24 +75,23 @@ class Sample:
     @cached_property
     def pictures(self) -> dict[str, NDArray[np.uint8]]:
         """The crop, its depth, and the crop with each hand drawn over it; by title, all of one size, RGB."""
-        if self.rgb is None or self.intrinsics_crop_px is None or self.rot_crop_from_img is None:
+        if self.crop is None:
             return dict(self.others)
-        scale = _PICTURE_PX / self.rgb.shape[0]
-        shown = {"crop": resized(self.rgb, scale)}
-        if self.depth is not None and self.depth_valid is not None:
-            coloured = depth_picture(self.depth, self.depth_valid, near=-1.0, far=1.0)
-            title = "depth: near red, far violet, grey unknown"
-            shown[title] = resized(coloured, scale)
+        crop, turn = self.crop, self.crop.rot_crop_from_img.T
+        scale = _PICTURE_PX / crop.rgb.shape[0]
+        shown = {"crop": resized(crop.rgb, scale)}
+        if crop.depth_valid.any():
+            coloured = depth_picture(crop.depth, crop.depth_valid, near=-1.0, far=1.0)
+            shown["depth: near red, far violet, grey unknown"] = resized(coloured, scale)
         # Pixel p of the crop is drawn at (p + 0.5) * scale - 0.5.
-        k_px = self.intrinsics_crop_px * np.array([[scale], [scale], [1.0]])
+        k_px = crop.intrinsics_crop_px * np.array([[scale], [scale], [1.0]])
         k_px[:2, 2] += (scale - 1) / 2
         for name, hand in self.hands.items():
             picture = shown["crop"].copy()
             if hand.vertices_m is not None:
-                vertices = hand.vertices_m @ self.rot_crop_from_img.T
-                tint = COLOURS.get(name, COLOURS["RGB-D"])
-                draw_meshes(picture, k_px, vertices[None], [self.faces], [tint], opacity=_OPACITY, finer=1)
-            seen = hand.joints_m.astype(np.float64) @ self.rot_crop_from_img.T @ k_px.T
+                vertices = (hand.vertices_m @ turn)[None]
+                draw_meshes(picture, k_px, vertices, [self.faces], [tint(name)], opacity=_OPACITY, finer=1)
+            seen = hand.joints_m.astype(np.float64) @ turn @ k_px.T
             with np.errstate(divide="ignore", invalid="ignore"):
                 joints_px = np.where(seen[:, 2:] > 0, seen[:, :2] / seen[:, 2:], np.nan)
             shown[name] = draw_skeleton(picture, joints_px)
@@ -123,7 +123,7 @@ def sample_json(sample: Sample) -> dict[str, Json]:
         "hands": [
             {
                 "name": name,
-                "colour": "rgb({}, {}, {})".format(*COLOURS.get(name, COLOURS["RGB-D"])),
+                "colour": colour(name),
                 "joints_mm": np.round(hand.joints_m.astype(np.float64) * 1000.0, 3).tolist(),
                 "mesh": None if hand.vertices_m is None else _steps(hand),
                 "steps_per_mm": STEPS_PER_MM,

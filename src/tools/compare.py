@@ -31,10 +31,10 @@ from src.hand.mano import ManoLayer
 from src.pages.chosen import apart
 from src.pages.comparison import Comparison
 from src.pages.files import page_place
-from src.pages.samples import TRUTH, Hand, Sample
+from src.pages.samples import Hand, Sample
 from src.runtime.command_line import exit_status, make_parser
 from src.runtime.outlet import optional
-from src.show import crop_of, truth_of
+from src.show import with_picture
 
 MESH_METRICS = ("mpvpe_mm", "pa_mpvpe_mm", *MESH_SCORES)
 """Metrics of meshes: their labels can be missing where those of the joints are there."""
@@ -170,17 +170,8 @@ def samples_of(
             at = [places[frame] for places in rows]
             hands = {n: Hand(f.joints_m[k]) for n, f, k in zip("AB", (a, b), at, strict=True)}
             text = f"A {old:.3f}, B {new:.3f}, B - A {difference:+.3f}."
-            if dataset is None or hand is None:
-                own.append(Sample(at[1], frame, text, hands))
-                continue
-            try:
-                item = dataset[at[1]]
-            except (UTNetError, OSError) as error:
-                own.append(Sample(at[1], frame, f"{text} No picture: {error}", hands))
-                continue
-            hands = {TRUTH: truth_of(dataset, at[1], item, hand), **hands}
-            faces = hand.faces.numpy()
-            own.append(Sample(at[1], frame, text, hands, **crop_of(item), faces=faces))
+            sample = Sample(at[1], frame, text, hands)
+            own.append(sample if dataset is None or hand is None else with_picture(sample, dataset, hand))
     return shown, reason
 
 

@@ -10,7 +10,7 @@ is, and ends with the line RESULT. Exit status 2 with one line for input that do
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from dataloader.build import build_dataset
 from src.config_file import load_config
 from src.errors import DataError
 from src.evaluation.baselines.scores import NAMES
-from src.evaluation.evaluator import read_per_sample
+from src.evaluation.evaluator import FILE_ENDS, MODALITY_NAMES, read_per_sample
 from src.evaluation.scored import sequence_of
 from src.hand.mano import ManoLayer
 from src.pages.files import REPORT
@@ -29,8 +29,6 @@ from src.runtime.command_line import exit_status, make_parser
 from src.schema import Shown
 from src.training.recorder import read_scalars
 
-_FILES: Mapping[Shown, str] = {"rgbd": "per_sample.npz", "rgb": "per_sample_rgb.npz"}
-_NAMES: Mapping[Shown, str] = {"rgbd": "RGB-D", "rgb": "RGB-only"}
 _METRICS = ("mpjpe_mm", "pa_mpjpe_mm")
 _COARSE = ("coarse_mpjpe_mm", "coarse_pa_mpjpe_mm")
 
@@ -50,7 +48,7 @@ def summarise(run: Path, held_out: Path, random: Path) -> None:
     """Print the table and RESULT."""
     config = load_config(run / "config.yaml")
     dataset = build_dataset(config, "val", ManoLayer.from_file(config.mano.model_path), show_progress=False)
-    rows = {shown: _rows(held_out, shown) for shown in _FILES}
+    rows = {shown: _rows(held_out, shown) for shown in FILE_ENDS}
     split, count = rows["rgbd"]["split_hash"], len(rows["rgbd"]["frame"])
     if (str(split), count) != (dataset.frames.split.id, len(dataset)):
         raise DataError(
@@ -58,16 +56,18 @@ def summarise(run: Path, held_out: Path, random: Path) -> None:
             f"with {len(dataset):,}. Evaluate the run's own split."
         )
     base = _baselines(held_out)
-    seen = {shown: _trained_on(_rows(random, shown), set(rows[shown]["frame"].tolist())) for shown in _FILES}
+    seen = {
+        shown: _trained_on(_rows(random, shown), set(rows[shown]["frame"].tolist())) for shown in FILE_ENDS
+    }
     if (minutes := _last_scalars(run).get("minutes")) is None:
         raise DataError(f"{run / 'scalars.jsonl'}: no scalars of a run. Give the folder of a training.")
-    score = {(shown, m): float(rows[shown][m].mean()) for shown in _FILES for m in _METRICS}
+    score = {(shown, m): float(rows[shown][m].mean()) for shown in FILE_ENDS for m in _METRICS}
     print(dataset.frames.describe())
     print(f"{'mm':<44}{'MPJPE':>10}{'PA-MPJPE':>10}")
-    for shown, name in _NAMES.items():
+    for shown, name in MODALITY_NAMES.items():
         _line(f"{name}, held-out motions", *(score[shown, m] for m in _METRICS))
         _line(f"{name}, before refinement", *(float(np.nanmean(rows[shown][m])) for m in _COARSE))
-    for shown, name in _NAMES.items():
+    for shown, name in MODALITY_NAMES.items():
         _line(f"{name}, random frames of training motions", *(float(seen[shown][m].mean()) for m in _METRICS))
     _line("zero pose", base["zero_mpjpe_mm"], base["zero_pa_mm"])
     _line("mean pose", base["mean_pose_mpjpe_mm"], base["mean_pose_pa_mm"])
@@ -90,7 +90,7 @@ def _line(what: str, mpjpe: float, pa: float) -> None:
 
 def _rows(folder: Path, shown: Shown) -> dict[str, Any]:
     """Columns of a per-sample file."""
-    path = folder / "val" / _FILES[shown]
+    path = folder / "val" / f"per_sample{FILE_ENDS[shown]}.npz"
     rows = read_per_sample(path)
     if missing := {*_METRICS, *_COARSE} - rows.keys():
         raise DataError(f"{path} has no {min(missing)}. Give a folder of --evaluate on val.")

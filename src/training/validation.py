@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from src.errors import TrainingError
 from src.evaluation.baselines.scores import BaselineRows
-from src.evaluation.evaluator import CheckedResult, write_per_sample
+from src.evaluation.evaluator import FILE_ENDS, MODALITY_NAMES, CheckedResult, write_per_sample
 from src.evaluation.official import MESH_SCORES, official_joint_rows
 from src.evaluation.report import (
     beside_labels,
@@ -31,10 +31,6 @@ from src.schema import Shown
 from src.training.checkpoints.checkpoint import Progress
 
 _log = get_logger("validation")
-
-MODALITY_NAMES: Mapping[Shown, str] = {"rgbd": "RGB-D", "rgb": "RGB-only"}
-"""What reports call the two ways of showing a sample."""
-_SUFFIX: Mapping[Shown, str] = {"rgbd": "", "rgb": "_rgb"}
 
 
 def is_best(results: Mapping[Shown, CheckedResult], position: Progress) -> bool:
@@ -172,10 +168,10 @@ class Outcome:
         """
         paths: dict[Shown, Path] = {}
         for modality, result in self.results.items():
-            paths[modality] = folder / f"{stem}{_SUFFIX[modality]}.npz"
+            paths[modality] = folder / f"{stem}{FILE_ENDS[modality]}.npz"
             write_per_sample(paths[modality], result, self.frames, split=self.split)
         for modality, result in self.boxed.items():
-            path = folder / f"{stem}_boxes{_SUFFIX[modality]}.npz"
+            path = folder / f"{stem}_boxes{FILE_ENDS[modality]}.npz"
             write_per_sample(path, result, self.frames, split=self.split)
         return paths
 

@@ -37,8 +37,9 @@ class Opened:
             self.tab.wait_for_function(wait)
         assert self.errors == []
         assert [url for url in self.requests if not url.startswith(("data:", "blob:"))] == []
-        figures = self.tab.locator(".figure").count()
-        assert self.tab.locator(".figure .main-svg").count() >= figures
+        assert self.tab.evaluate(
+            "[...document.querySelectorAll('.figure')].every((f) => f.querySelector('.main-svg'))"
+        )
         assert self.tab.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
 
     def turn(self, place: int = 0) -> tuple[dict[str, float], dict[str, float]]:

@@ -11,7 +11,7 @@ from src.evaluation.evaluator import CheckedResult
 from src.evaluation.scored import Scored
 from src.evaluation.seeded import Samples
 from src.geometry.in_view import HIDDEN, IN_VIEW
-from src.pages.samples import TRUTH, Hand, Sample
+from src.pages.samples import Crop, Hand, Sample
 from src.pages.validation import Validation
 from src.runtime.seed import stream
 from tests.evaluation.ranks import score_alone
@@ -42,20 +42,18 @@ def sample(
     joints = random.normal(0.0, 0.03, (21, 3)) + np.array([0.0, 0.0, 0.5])
     vertices = random.normal(0.0, 0.03, (50, 3)) + np.array([0.0, 0.0, 0.5])
     faces = random.integers(0, 50, (60, 3))
-    shown = {TRUTH: Hand(joints, vertices)}
+    shown = {"truth": Hand(joints, vertices)}
     for k, title in enumerate(hands, 1):
         move = np.array([0.01 * k, 0.0, 0.0])
         shown[title] = Hand(joints + move, vertices + move)
-    seen = {
-        "depth": random.normal(0.0, 0.5, (SIDE, SIDE)).astype(np.float32),
-        "depth_valid": random.uniform(size=(SIDE, SIDE)) > 0.1,
-    }
-    return Sample(
-        row, name, f"row {row}.", shown,
+    crop = Crop(
         rgb=random.integers(0, 255, (SIDE, SIDE, 3), np.uint8),
+        depth=random.normal(0.0, 0.5, (SIDE, SIDE)).astype(np.float32),
+        depth_valid=(random.uniform(size=(SIDE, SIDE)) > 0.1) & depth,
         intrinsics_crop_px=np.array([[60.0, 0, SIDE / 2], [0, 60.0, SIDE / 2], [0, 0, 1]]),
-        rot_crop_from_img=np.eye(3), faces=faces, **(seen if depth else {}),
-    )  # fmt: skip
+        rot_crop_from_img=np.eye(3),
+    )
+    return Sample(row, name, f"row {row}.", shown, crop, faces=faces)
 
 
 def validation(

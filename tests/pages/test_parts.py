@@ -203,7 +203,8 @@ def test_the_skeleton_lies_where_the_hand_is_in_the_enlarged_crop() -> None:
     shown = sample(1, "a/0001")
     joints = np.zeros((21, 3)) + np.array([0.05, -0.03, 0.5])
     only = {"truth": dataclasses.replace(shown.hands["truth"], joints_m=joints, vertices_m=None)}
-    made = dataclasses.replace(shown, hands=only, rgb=np.zeros((32, 32, 3), np.uint8))
+    crop = dataclasses.replace(shown.crop, rgb=np.zeros((32, 32, 3), np.uint8))
+    made = dataclasses.replace(shown, hands=only, crop=crop)
     drawn = made.pictures["truth"]
     assert drawn.shape == (256, 256, 3)
     rows, columns = np.nonzero(drawn[..., 0] > 100)
