@@ -98,7 +98,7 @@ def test_recomputed_activations_give_the_same_gradient() -> None:
         torch.manual_seed(0)
         net = ViT(dataclasses.replace(PRESETS["tiny"], recompute=recompute), 0.5).train()
         x = torch.randn(4, 9, 192, requires_grad=True)
-        net(x).square().sum().backward()
+        net(x)[..., :96].square().sum().backward()  # a norm ends it: squares of all channels are constant
         grads.append([x.grad, net.blocks[1].attn.qkv.weight.grad])
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)
     assert grads[0][1].abs().max() > 0
