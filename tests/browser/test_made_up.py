@@ -28,6 +28,13 @@ def test_names_from_files_are_text(opened: Open) -> None:
     assert found.tab.locator("#viewer h3").text_content() == f"{HOSTILE[0]}/0000"
     found.tab.locator("#viewer button").click()
     found.judge()
+    url = "'https://example.org/names.png'"
+    for asked in (f"new Image().src = {url}", f"fetch({url}).catch(() => null)"):
+        refused = "addEventListener('securitypolicyviolation', (event) => done(event.blockedURI))"
+        answer = found.tab.evaluate(
+            f"new Promise((done) => {{ {refused}; setTimeout(() => done('asked'), 10000); {asked} }})"
+        )
+        assert f"'{answer}'" == url, f"{asked}: whatever runs in a page may tell nobody of it"
 
 
 @pytest.mark.parametrize(("count", "sequences"), [(8332, 1), (8332, 500), (1, 1)])

@@ -25,6 +25,7 @@ from dataloader.ho3d_dataset import HO3DDataset
 from src.config import RunConfig
 from src.config_file import load_config
 from src.evaluation.metrics import mpjpe_mm, pa_mpjpe_mm
+from src.geometry.in_view import HIDDEN, IN_VIEW, UNKNOWN
 from src.hand.mano import ManoLayer
 from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch, LossTerms, Prediction
@@ -287,6 +288,33 @@ def test_the_per_sample_file_holds_predictions_in_the_pictures_camera(run: Count
     np.testing.assert_allclose(rows["pa_mpjpe_mm"], pa_mpjpe_mm(joints, labels), rtol=1e-4)
     away = np.linalg.norm(joints[:, 0] - labels[:, 0], axis=-1)
     assert np.median(away) < 0.15, "an untrained wrist still stands near the hand, in the picture's camera"
+
+
+def test_the_page_takes_errors_apart_by_what_the_frames_are(run: Counted) -> None:
+    """Longer sides of boxes, joints hidden in the depth picture: of other frames or another side, a page
+    explains an error by what did not cause it. Scored without depth, the same joints are hidden.
+    """
+    content = json.loads((run.folder / "val" / "page.json").read_text(encoding="utf-8"))
+    blocks = {section["title"]: section["blocks"] for section in content["sections"]}
+    rows, blind = run.rows("epoch_0002"), run.rows("epoch_0002_rgb")
+    labels = run.sets[1].frames.labels()
+    sides = np.ptp(labels.box_px.reshape(-1, 2, 2), axis=1).max(axis=1)
+    order = np.argsort(sides).reshape(8, 2)
+    curves = blocks["Distance and size"][1]["figure"]["data"]
+    for curve, own in zip(curves, (rows, blind), strict=True):
+        assert curve["x"] == pytest.approx(sides[order].mean(axis=1).tolist(), rel=1e-5)
+        assert curve["y"] == pytest.approx(own["mpjpe_mm"][order].mean(axis=1).tolist(), rel=1e-6)
+    codes = {"in view": IN_VIEW, "hidden": HIDDEN, "not known": UNKNOWN}
+    (table,) = (block["table"] for block in blocks["In view or hidden"])
+    found = {kind: numbers for part, kind, *numbers in table["rows"] if part == "all but the wrist"}
+    assert found.keys() == codes.keys()
+    for kind, (count, *errors) in found.items():
+        mask = rows["joints_in_view"][:, 1:] == codes[kind]
+        assert count == mask.sum() > 0, kind
+        for error, own in zip(errors, (rows, blind), strict=True):
+            joints = own["pred_joints_cam_m"] - labels.joints_cam_m
+            gaps = 1000 * np.linalg.norm(joints[:, 1:] - joints[:, :1], axis=-1)
+            assert error == pytest.approx(gaps[mask].mean(), rel=1e-4), kind
 
 
 def test_baselines_are_those_of_this_very_split(run: Counted) -> None:

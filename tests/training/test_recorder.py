@@ -66,11 +66,12 @@ def lines(folder: Path) -> list[dict[str, float]]:
 
 def test_what_decorates_is_done_beside_the_run_in_its_order(tmp_path: Path) -> None:
     """A page may not hold up a training, nor be lost at its end; two pages at once would mix their files."""
-    recorder, done, go = Recorder(tmp_path, ALONE), [], threading.Event()
-    recorder.later(lambda: (go.wait(60), done.append("first")))
+    recorder, done, go = Recorder(tmp_path, ALONE), [], [threading.Event(), threading.Event()]
+    recorder.later(lambda: (go[0].wait(60), done.append("first")))
     assert done == []
-    go.set()
-    recorder.later(lambda: done.append("second"))
+    go[0].set()
+    recorder.later(lambda: (go[1].wait(60), done.append("second")))
+    threading.Timer(0.1, go[1].set).start()
     recorder.close()
     assert done == ["first", "second"]
 
