@@ -13,7 +13,7 @@ import numpy as np
 from src.errors import CollectError, DataError
 from src.evaluation.collect import MESH_USABLE
 from src.evaluation.evaluator import CheckedResult
-from src.evaluation.scored import FINGER_JOINTS, NOT_WRIST, Scored
+from src.evaluation.scored import FINGER_JOINTS, NOT_WRIST, Scored, flipped_text
 from src.evaluation.statistics import mean
 from src.geometry.in_view import HIDDEN, IN_VIEW
 from src.hand.joints import FINGERS
@@ -125,7 +125,7 @@ def _baseline_text(baselines: Mapping[str, float]) -> str:
 
 
 def summary_lines(scored: Mapping[str, Scored]) -> list[str]:
-    """Three to nine short lines for the log: intervals, joints in view, worst finger, worst sequence.
+    """Short lines for the log: intervals, palms turned over, joints in view, worst finger, worst sequence.
 
     Args:
         scored: name of a modality (`RGB-D`, `RGB-only`) -> its rows, all of one split. The first is taken
@@ -139,6 +139,8 @@ def summary_lines(scored: Mapping[str, Scored]) -> list[str]:
             broken.append(f"  Non-finite predictions ({name}): {rows.nonfinite}; means with them are nan")
     name, rows = next(iter(scored.items()))
     lines += broken
+    if (flipped := flipped_text(scored)) is not None:
+        lines.append(f"  {flipped}")
     if rows.joints is not None:
         (count, seen), (others, hidden) = (rows.joints.of_view(kind, NOT_WRIST) for kind in (IN_VIEW, HIDDEN))
         if count and others:

@@ -19,7 +19,7 @@ from torch import Tensor
 from src.errors import DataError
 from src.evaluation.evaluator import CheckedResult
 from src.evaluation.statistics import Rows, bootstrap_mean, chunks, mean
-from src.geometry.procrustes import fit_similarity
+from src.geometry.procrustes import fit_rotation, fit_similarity
 from src.hand.joints import FINGERS, OPENPOSE21
 
 WRIST = OPENPOSE21.index("wrist")
@@ -29,6 +29,9 @@ NOT_WRIST = tuple(j for j in range(len(OPENPOSE21)) if j != WRIST)
 """The joints that have a wrist-relative error."""
 THRESHOLDS_MM = np.arange(51.0)
 """Where the share of correct joints (PCK) is taken: 0 to 50 mm."""
+FLIPPED_DEG = 90.0
+"""A palm that is turned further is taken for the back of the hand, or fingers for the arm."""
+_PALM = [WRIST, *(joints[0] for joints in FINGER_JOINTS.values())]
 _MM_PER_M = 1000.0
 
 
@@ -44,6 +47,13 @@ class JointErrors:
     """(n, J) see `src.geometry.in_view`."""
     distance_m: NDArray[np.float64]
     """(n,) of the labelled wrist from the camera, metres."""
+    turned_deg: NDArray[np.float64]
+    """(n,) rotation between the predicted and the labelled palm (wrist and knuckles), 0-180."""
+
+    @property
+    def flipped(self) -> int:
+        """Hands that are seen the wrong way round, palm for back: turned by more than `FLIPPED_DEG`."""
+        return int(np.count_nonzero(self.turned_deg > FLIPPED_DEG))
 
     def of(self, joints: Sequence[int]) -> tuple[float, float]:
         """Mean error of some joints, wrist-relative and aligned; nan if one is not finite."""
@@ -109,15 +119,18 @@ class Scored:
             raise DataError(f"got {len(frames)} frame names for {len(rows.usable)} samples")
         usable = rows.usable
         target_m = rows.target_joints_cam_m[usable]
-        relative, aligned = [], []
+        relative, aligned, turned = [], [], []
         for pred, target in chunks(rows.pred_joints_cam_m[usable], target_m):
-            relative.append(_lengths_mm((pred - pred[:, WRIST, None]) - (target - target[:, WRIST, None])))
+            hands = [points - points[:, WRIST, None] for points in (pred, target)]
+            relative.append(_lengths_mm(hands[0] - hands[1]))
+            turned.append(_angles_deg(fit_rotation(*(hand[:, _PALM] for hand in hands))))
             aligned.append(_lengths_mm(fit_similarity(pred, target).apply(pred) - target))
         errors = JointErrors(
             relative_mm=np.concatenate(relative),
             aligned_mm=np.concatenate(aligned),
             in_view=rows.in_view[usable],
             distance_m=np.linalg.norm(target_m[:, WRIST].astype(np.float64), axis=-1),
+            turned_deg=np.concatenate(turned),
         )
         nonfinite = int(np.count_nonzero(rows.broken))
         sequences = _sequences(frames)[usable]
@@ -202,6 +215,22 @@ def means_over(
         for own in parts
         if own.any()
     ]
+
+
+def _angles_deg(rotations: Tensor) -> NDArray[np.float64]:
+    """(n, 3, 3) -> (n,) angles, 0-180."""
+    cosine = (rotations.diagonal(dim1=-2, dim2=-1).sum(dim=-1) - 1.0) / 2.0
+    return np.asarray(cosine.clamp(-1.0, 1.0).acos().rad2deg().double().numpy())
+
+
+def flipped_text(scored: Mapping[str, Scored]) -> str | None:
+    """How many hands of each modality are seen the wrong way round; None where no truth is at hand."""
+    counts = [
+        f"{name} {joints.flipped} of {len(joints.turned_deg)} ({joints.flipped / len(joints.turned_deg):.2%})"
+        for name, rows in scored.items()
+        if (joints := rows.joints) is not None and len(joints.turned_deg)
+    ]
+    return f"Palms turned by more than {FLIPPED_DEG:g} degrees: {', '.join(counts)}" if counts else None
 
 
 def _lengths_mm(offsets_m: Tensor) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from src.evaluation.scored import NOT_WRIST, WRIST, JointErrors, Scored
+from src.evaluation.scored import NOT_WRIST, WRIST, JointErrors, Scored, flipped_text
 from src.evaluation.statistics import FEW_GROUPS, Interval, Rows, bootstrap_groups, bootstrap_mean
 from src.geometry.in_view import HIDDEN, IN_VIEW
 from src.hand.joints import OPENPOSE21
@@ -53,6 +53,8 @@ def answers(
     said += _refinement(name, rows, means.get(name, {}))
     if rows.joints is not None:
         said += [_worst_joints(name, rows, rows.joints), *_views(name, rows, rows.joints)]
+    if (flipped := flipped_text(scored)) is not None:
+        said.append(f"{flipped}: palm is taken for back.")
     for metric, column in ((1, "MPJPE"), (2, "PA-MPJPE")):
         worst, numbers = max(rows.by_sequence().items(), key=lambda item: item[1][metric])
         said.append(f"The worst sequence by {column} ({name}): {worst}, {numbers[metric]:.3f} mm.")

@@ -98,7 +98,7 @@ def test_shares_of_correct_joints_count_what_is_there() -> None:
     """At a threshold a joint counts; the wrist, always right, would flatter; nan never counts."""
     relative = np.full((1, 21), 10.0)
     relative[0, 0], relative[0, 1], relative[0, 2] = 0.0, 10.001, np.nan
-    errors = JointErrors(relative, relative, np.ones((1, 21), np.int8), np.ones(1))
+    errors = JointErrors(relative, relative, np.ones((1, 21), np.int8), np.ones(1), np.ones(1))
     shares = errors.share_within(aligned=False)
     assert shares[THRESHOLDS_MM == 9.0] == 0.0
     assert shares[THRESHOLDS_MM == 10.0] == pytest.approx(18 / 20)
@@ -150,7 +150,7 @@ def test_being_hidden_is_not_mixed_up_with_being_a_tip(cost_mm: float, sure: str
     errors = 10.0 + 20.0 * tip + random.normal(0.0, 0.5, (400, 21)) + cost_mm * hidden
     view = np.where(hidden, HIDDEN, IN_VIEW).astype(np.int8)
     rows = validation(400, [f"train/S{k:02d}" for k in range(20)]).scored["RGB-D"]
-    made = dataclasses.replace(rows, joints=JointErrors(errors, errors, view, np.ones(400)))
+    made = dataclasses.replace(rows, joints=JointErrors(errors, errors, view, np.ones(400), np.ones(400)))
     (said,) = [text for text in answers({"RGB-D": made}, {}, {}) if text.startswith("Joints in view")]
     raw, own = said.split(" When ")
     numbers = [float(number) for number in re.findall(r"([\d.]+) mm", raw)]
