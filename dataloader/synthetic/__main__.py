@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+from dataloader.synthetic.domains import DOMAINS
 from dataloader.synthetic.hand.standin import build_standin
 from dataloader.synthetic.writer import Parameters, look_first, write_tree
 from src.errors import UTNetError
@@ -61,8 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--held-out-frames", type=int, default=1, help="frames of each of those")
     add("--seed", type=int, default=0, help="the same seed gives the same files")
     add("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
-    add("--annotations-only", action="store_true", help="one grey picture per folder, shared by hard links")
+    grey = "one grey picture per folder, shared by hard links; train: in training sequences alone"
+    add("--annotations-only", nargs="?", const=True, default=False, choices=["train"], help=grey)
     add("--cameras", type=int, default=3, help="folders that show the same motion")
+    add("--domain", choices=list(DOMAINS), default="table", help="HO3D's world, or the one that people bring")
     add("--hand", type=Path, default=None, help="hand model in MANO's format; default: the stand-in")
     return parser
 

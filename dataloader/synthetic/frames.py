@@ -27,7 +27,8 @@ Split = Literal["train", "evaluation"]
 GL_FROM_CV = np.diag([1.0, -1.0, -1.0])
 """OpenGL camera from OpenCV camera; its own inverse."""
 
-_JPEG_QUALITY = 92
+JPEG_QUALITY = 92
+"""Of pictures like HO3D's."""
 
 
 def place_in_camera(points_m: Array, motion: Motion, camera: Camera) -> Array:
@@ -112,9 +113,9 @@ def encode_depth(depth_m: Image) -> NDArray[np.uint8]:
     return out
 
 
-def write_rgb(path: Path, rgb: NDArray[np.uint8]) -> None:
+def write_rgb(path: Path, rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> None:
     """Write an RGB picture (H, W, 3) as jpg."""
-    _write(path, rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    _write(path, rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 
 def write_depth(path: Path, depth_m: Image) -> None:

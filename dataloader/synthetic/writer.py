@@ -19,13 +19,14 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 
 from dataloader.synthetic.common import Array
+from dataloader.synthetic.domains import DOMAINS
 from dataloader.synthetic.found import HELD_OUT_NAME, RECORD_NAME, is_there
 from dataloader.synthetic.frames import (
     GL_FROM_CV,
@@ -35,11 +36,9 @@ from dataloader.synthetic.frames import (
     write_depth,
     write_rgb,
 )
-from dataloader.synthetic.motion.motion import make_motion
 from dataloader.synthetic.motion.objects import KINDS
 from dataloader.synthetic.motion.rig import Rig
-from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, cameras_around
-from dataloader.synthetic.scene.stage import Stage
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH
 from src.errors import ConfigError, DataError
 from src.hand.mano_assets import HandAsset
 from src.runtime.files import safe_pickle
@@ -92,12 +91,15 @@ class Parameters:
     """>= 0."""
     cameras: int = 3
     """Folders that show the same motion, 1-10."""
-    annotations_only: bool = False
-    """All pictures of a folder are one grey picture."""
+    annotations_only: bool | Literal["train"] = False
+    """All pictures of a folder are one grey picture; `train`: in training sequences alone, for a tree
+    on which networks are only scored."""
     held_out_sequences: int = 0
     """More folders under train/, >= 0, of motions of their own, for a fixed validation split."""
     held_out_frames: int = 1
     """Frames of each of those, >= 1."""
+    domain: str = "table"
+    """A name of `DOMAINS`."""
 
     def __post_init__(self) -> None:
         """Check the ranges, all at once."""
@@ -109,6 +111,10 @@ class Parameters:
             for name, (low, high) in bounds.items()
             if not low <= getattr(self, name) <= high
         ]
+        if self.annotations_only not in (False, True, "train"):
+            wrong.append(f"--annotations-only: got {self.annotations_only}, want it alone, or train")
+        if self.domain not in DOMAINS:
+            wrong.append(f"--domain: got {self.domain}, want one of {', '.join(DOMAINS)}")
         if wrong:
             raise ConfigError("; ".join(wrong))
 
@@ -125,11 +131,19 @@ class Parameters:
         folders = sum(part.sequences for part in self.parts())
         frames = sum(part.sequences * part.frames for part in self.parts())
         small = frames + 4 * folders + 8  # annotations, folders, and what stands at the top
-        pictures, each = 2 * frames, _PICTURE_BYTES
-        if self.annotations_only:
-            pictures, each = 2 * folders, _SMALL_BYTES
+        pictures = room = 0
+        for part in self.parts():
+            count = 2 * part.sequences * (1 if self.is_grey(part) else part.frames)
+            pictures += count
+            room += count * (_SMALL_BYTES if self.is_grey(part) else _PICTURE_BYTES)
         truth = self.evaluation_sequences * self.frames * _TRUTH_BYTES
-        return small * _SMALL_BYTES + pictures * each + truth, small + pictures
+        return small * _SMALL_BYTES + room + truth, small + pictures
+
+    def is_grey(self, part: _Part) -> bool:
+        """Whether the pictures of this part are not drawn."""
+        return self.annotations_only is True or (
+            self.annotations_only == "train" and part.split == "train" and not part.held_out
+        )
 
 
 def look_first(out: Path, parameters: Parameters, asset: HandAsset | None = None) -> Path | None:
@@ -234,12 +248,13 @@ def _do_motion(
 ) -> list[_View]:
     """Write the folders that show one motion: its number, its part, and how many of its cameras."""
     number, (part, shown) = job
-    seed, rig = parameters.seed, Rig(asset)
-    motion = make_motion(rig, seed, number, part.frames)
+    seed, rig, domain = parameters.seed, Rig(asset), DOMAINS[parameters.domain]
+    motion = domain.motion(rig, seed, number, part.frames)
     vertices, joints = rig.decode(motion.hand_pose, motion.betas)
-    cameras = cameras_around(seed, number, parameters.cameras, motion.target_m)
+    cameras = domain.cameras(seed, motion, parameters.cameras)
     serials = [camera.serial for camera in cameras]
     frame_ids = motion.frame_ids.tolist()
+    stages = domain.stages(rig, motion, cameras[:shown], seed)
     views = []
     for digit, camera in enumerate(cameras[:shown]):
         # Subject, object, number of the motion, camera.
@@ -252,13 +267,13 @@ def _do_motion(
         metas = annotate(motion, camera, serials, joints_cam, part.split)
         for frame, meta in zip(frame_ids, metas, strict=True):
             (folder / "meta" / f"{frame:04d}.pkl").write_bytes(safe_pickle.dumps(meta))
-        if parameters.annotations_only:
+        if parameters.is_grey(part):
             _link_pictures(folder, frame_ids)
         else:
-            stage = Stage(rig, motion, camera, seed, digit)
+            stage = next(stages)
             for row, frame in enumerate(frame_ids):
                 rgb, depth_m = stage.draw(row, vertices_cam[row])
-                write_rgb(folder / "rgb" / f"{frame:04d}.jpg", rgb)
+                write_rgb(folder / "rgb" / f"{frame:04d}.jpg", rgb, stage.jpeg_quality)
                 write_depth(folder / "depth" / f"{frame:04d}.png", depth_m)
         scored = len(frame_ids) if part.split == "evaluation" else 0
         truth = joints_cam[:scored] @ GL_FROM_CV, vertices_cam[:scored] @ GL_FROM_CV

@@ -24,11 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from dataloader.crop.prepare import normalise_depth, normalise_rgb
+from dataloader.synthetic.domains import DOMAINS
 from dataloader.synthetic.frames import place_in_camera
-from dataloader.synthetic.motion.motion import make_motion
 from dataloader.synthetic.motion.rig import Rig
-from dataloader.synthetic.scene.cameras import cameras_around
-from dataloader.synthetic.scene.stage import Stage
 from src.errors import AssetError, ConfigError, plain_text
 from src.hand.mano_assets import HandAsset
 from src.predict.crops import raw_crops
@@ -187,12 +185,12 @@ def trial_crops(asset: HandAsset, facts: Facts) -> dict[str, Tensor]:
     Returns:
         2 `TRIALS` crops, in turn with depth and without.
     """
-    rig, asked = Rig(asset), []
+    rig, domain, asked = Rig(asset), DOMAINS["table"], []
     for number in range(TRIALS // 4):
-        motion = make_motion(rig, 0, number, 4)
-        camera = cameras_around(0, number, 1, motion.target_m)[0]
+        motion = domain.motion(rig, 0, number, 4)
+        camera = domain.cameras(0, motion, 1)[0]
         vertices, joints = rig.decode(motion.hand_pose, motion.betas)
-        stage = Stage(rig, motion, camera, 0, 0)
+        (stage,) = domain.stages(rig, motion, [camera], 0)
         pixels = place_in_camera(joints, motion, camera) @ camera.intrinsics_px.T
         pixels = pixels[..., :2] / pixels[..., 2:]
         for row, mesh in enumerate(place_in_camera(vertices, motion, camera)):

@@ -1,10 +1,11 @@
 """What a run has learned on motions it has never seen, beside what predictors that see nothing score.
 
-    python -m src.tools.learned --run RUN --held-out EVALUATION --random EVALUATION
+    python -m src.tools.learned --run RUN --held-out EVALUATION --random EVALUATION [--other EVALUATION]
 
-RUN is the folder of the training, the two others are folders of `train.py --evaluate`: of the held-out
-motions, and of random frames of the whole list. Prints a table, says where the page of the held-out motions
-is, and ends with the line RESULT. Exit status 2 with one line for input that does not fit.
+RUN is the folder of the training, the others are folders of `train.py --evaluate`: of the held-out motions,
+of random frames of the whole list, and of held-out motions of another data set. Prints a table, says where
+the page of the held-out motions is, and ends with the line RESULT, and one more for the other data set. Exit
+status 2 with one line for input that does not fit.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dataloader.build import build_dataset
+from src.config import RunConfig
 from src.config_file import load_config
 from src.errors import DataError
 from src.evaluation.baselines.scores import NAMES
@@ -39,13 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="run folder of the training")
     parser.add_argument("--held-out", type=Path, required=True, help="run folder of --evaluate on val")
     parser.add_argument("--random", type=Path, required=True, help="run folder of --evaluate by frame")
+    parser.add_argument("--other", type=Path, help="run folder of --evaluate on another data set")
     arguments = parser.parse_args(argv)
     log.configure()
-    return exit_status(lambda: summarise(arguments.run, arguments.held_out, arguments.random))
+    return exit_status(
+        lambda: summarise(arguments.run, arguments.held_out, arguments.random, arguments.other)
+    )
 
 
-def summarise(run: Path, held_out: Path, random: Path) -> None:
-    """Print the table and RESULT."""
+def summarise(run: Path, held_out: Path, random: Path, other: Path | None) -> None:
+    """Print the table and RESULT, also of another data set."""
     config = load_config(run / "config.yaml")
     dataset = build_dataset(config, "val", ManoLayer.from_file(config.mano.model_path), show_progress=False)
     rows = {shown: _rows(held_out, shown) for shown in FILE_ENDS}
@@ -55,32 +60,56 @@ def summarise(run: Path, held_out: Path, random: Path) -> None:
             f"{held_out}: its split is {split} with {count:,} frames, the run's is {dataset.frames.split.id} "
             f"with {len(dataset):,}. Evaluate the run's own split."
         )
-    base = _baselines(held_out)
+    base, away = _baselines(held_out), None if other is None else _elsewhere(other, config)
     seen = {
         shown: _trained_on(_rows(random, shown), set(rows[shown]["frame"].tolist())) for shown in FILE_ENDS
     }
     if (minutes := _last_scalars(run).get("minutes")) is None:
         raise DataError(f"{run / 'scalars.jsonl'}: no scalars of a run. Give the folder of a training.")
-    score = {(shown, m): float(rows[shown][m].mean()) for shown in FILE_ENDS for m in _METRICS}
     print(dataset.frames.describe())
     print(f"{'mm':<44}{'MPJPE':>10}{'PA-MPJPE':>10}")
     for shown, name in MODALITY_NAMES.items():
-        _line(f"{name}, held-out motions", *(score[shown, m] for m in _METRICS))
+        _line(f"{name}, held-out motions", *_means(rows[shown]))
         _line(f"{name}, before refinement", *(float(np.nanmean(rows[shown][m])) for m in _COARSE))
     for shown, name in MODALITY_NAMES.items():
-        _line(f"{name}, random frames of training motions", *(float(seen[shown][m].mean()) for m in _METRICS))
+        _line(f"{name}, random frames of training motions", *_means(seen[shown]))
     _line("zero pose", base["zero_mpjpe_mm"], base["zero_pa_mm"])
     _line("mean pose", base["mean_pose_mpjpe_mm"], base["mean_pose_pa_mm"])
     _line("nearest training pose (knows the truth)", float("nan"), base["nearest_pose_pa_mm"])
     if (page := held_out / "val" / REPORT).is_file():
         print(f"Page of the held-out motions: {page}")
-    print(
-        f"RESULT split={config.split.by} rgbd_mpjpe={score['rgbd', 'mpjpe_mm']:.3f} "
-        f"rgbd_pa={score['rgbd', 'pa_mpjpe_mm']:.3f} rgb_mpjpe={score['rgb', 'mpjpe_mm']:.3f} "
-        f"rgb_pa={score['rgb', 'pa_mpjpe_mm']:.3f} zero_pa={base['zero_pa_mm']:.3f} "
+    print(_result(f"split={config.split.by}", rows, base, minutes))
+    if away is not None:
+        print(_result(*away, minutes))
+
+
+def _elsewhere(folder: Path, config: RunConfig) -> tuple[str, dict[Shown, dict[str, Any]], dict[str, float]]:
+    """Which data and split, rows and baselines of another data set than the run's."""
+    scored = load_config(folder / "config.yaml")
+    root = scored.dataset.root_dir
+    if root == config.dataset.root_dir:
+        raise DataError(f"--other {folder}: it is of {root}, the data set of the training")
+    where = f"data={root.name} split={scored.split.by}"
+    return where, {shown: _rows(folder, shown) for shown in FILE_ENDS}, _baselines(folder)
+
+
+def _result(where: str, rows: dict[Shown, dict[str, Any]], base: dict[str, float], minutes: float) -> str:
+    """The line for scripts, which says first what was scored."""
+    scores = [
+        f"{shown}_{name}={value:.3f}"
+        for shown in FILE_ENDS
+        for name, value in zip(("mpjpe", "pa"), _means(rows[shown]), strict=True)
+    ]
+    return (
+        f"RESULT {where} {' '.join(scores)} zero_pa={base['zero_pa_mm']:.3f} "
         f"mean_pose_mpjpe={base['mean_pose_mpjpe_mm']:.3f} mean_pose_pa={base['mean_pose_pa_mm']:.3f} "
         f"nearest_pa={base['nearest_pose_pa_mm']:.3f} minutes={minutes:.1f}"
     )
+
+
+def _means(rows: dict[str, Any]) -> list[float]:
+    """MPJPE and PA-MPJPE of some rows."""
+    return [float(rows[metric].mean()) for metric in _METRICS]
 
 
 def _line(what: str, mpjpe: float, pa: float) -> None:

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataloader.synthetic.found import HELD_OUT_NAME
+from dataloader.synthetic.writer import Parameters, write_tree
+from src.hand.mano_assets import load_hand_asset
 from src.tools import learned
 from tests.end_to_end.conftest import Embedded
 
-Folders = tuple[Path, Path, Path]
+Folders = tuple[Path, Path, Path, Path]
 RESULT = (
     r"RESULT split=sequence rgbd_mpjpe=(\S+) rgbd_pa=(\S+) rgb_mpjpe=(\S+) rgb_pa=(\S+) zero_pa=(\S+) "
     r"mean_pose_mpjpe=(\S+) mean_pose_pa=(\S+) nearest_pa=(\S+) minutes=(\S+)"
@@ -27,19 +30,27 @@ def folders(embedded: Embedded) -> Folders:
     assert done.returncode == 0, done.stderr
     run = embedded.newest("taught")
     checkpoint = str(run / "checkpoints" / "last.pt")
-    for name, by in (("held-out", "sequence"), ("random", "frame")):
-        done = embedded.main(f"name={name}", f"split.by={by}", "--evaluate", checkpoint)
+    elsewhere = embedded.runs / "elsewhere"
+    tree = Parameters(6, 2, 0, cameras=2, held_out_sequences=2, domain="wide", annotations_only="train")
+    assert write_tree(elsewhere, tree, load_hand_asset(embedded.hand))
+    for name, *settings in (
+        ("held-out",), ("random", "split.by=frame"), ("other", f"dataset.root_dir={elsewhere}",
+        f"split.held_out_list={HELD_OUT_NAME}"),
+    ):  # fmt: skip
+        done = embedded.main(f"name={name}", *settings, "--evaluate", checkpoint)
         assert done.returncode == 0, done.stderr
-    return run, embedded.newest("held-out"), embedded.newest("random")
+    held_out, random, other = map(embedded.newest, ("held-out", "random", "other"))
+    return run, held_out, random, other
 
 
-def arguments(run: Path, held_out: Path, random: Path) -> list[str]:
-    return ["--run", str(run), "--held-out", str(held_out), "--random", str(random)]
+def arguments(run: Path, held_out: Path, random: Path, other: Path | None = None) -> list[str]:
+    named = ["--run", str(run), "--held-out", str(held_out), "--random", str(random)]
+    return named if other is None else [*named, "--other", str(other)]
 
 
 def test_result_line_says_what_the_files_hold(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
     """Scripts read this line; frames of held-out motions among the random ones would hide a gap."""
-    assert learned.main(arguments(*folders)) == 0
+    assert learned.main(arguments(*folders[:3])) == 0
     lines = capsys.readouterr().out.splitlines()
     found = re.fullmatch(RESULT, lines[-1])
     assert found, lines[-1]
@@ -68,11 +79,31 @@ def test_result_line_says_what_the_files_hold(folders: Folders, capsys: pytest.C
         (row,) = [line.split()[-2:] for line in lines if line.startswith(title)]
         assert [float(text) for text in row] == pytest.approx([base[key] for key in keys], abs=5e-4), title
     assert f"Page of the held-out motions: {folders[1] / 'val' / 'report.html'}" in lines
-    seen, unseen = ((folder / "val" / "report.html").read_text(encoding="utf-8") for folder in folders[:0:-1])
+    seen, unseen = (
+        (folder / "val" / "report.html").read_text(encoding="utf-8") for folder in folders[2:0:-1]
+    )
     said = "it may have seen these samples"
     assert (said in seen, said in unseen) == (True, False), (
         "whoever reads a score must know what the log warns of"
     )
+
+
+def test_a_second_line_says_what_the_weights_are_worth_elsewhere(
+    folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network that is better on its own data alone is no better; the first line stays what it was."""
+    assert learned.main(arguments(*folders[:3])) == 0
+    alone = capsys.readouterr().out.splitlines()
+    assert learned.main(arguments(*folders)) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines == alone
+    found = re.fullmatch(RESULT.replace("RESULT ", "RESULT data=elsewhere "), last)
+    assert found, last
+    for k, name in enumerate(("per_sample.npz", "per_sample_rgb.npz")):
+        with np.load(folders[3] / "val" / name) as rows:
+            means = [rows[metric].mean() for metric in ("mpjpe_mm", "pa_mpjpe_mm")]
+        assert [float(text) for text in found.groups()[2 * k : 2 * k + 2]] == pytest.approx(means, abs=5e-4)
+    assert found.group(9) == re.fullmatch(RESULT, alone[-1]).group(9), "minutes of the one training"
 
 
 @pytest.mark.parametrize(
@@ -81,17 +112,19 @@ def test_result_line_says_what_the_files_hold(folders: Folders, capsys: pytest.C
         ("held-out is random", "its split is"),
         ("random is held-out", "no frame of a training motion"),
         ("held-out is the training", "val/per_sample.npz is not a per-sample file"),
+        ("other is held-out", "the data set of the training"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(
     folders: Folders, swap: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The score of the wrong split looks like a very good run."""
-    run, held_out, random = folders
+    run, held_out, random, _ = folders
     mixed = {
         "held-out is random": (run, random, random),
         "random is held-out": (run, held_out, held_out),
         "held-out is the training": (run, run, random),
+        "other is held-out": (run, held_out, random, held_out),
     }[swap]
     assert learned.main(arguments(*mixed)) == 2
     error = capsys.readouterr().err
@@ -104,7 +137,7 @@ def test_a_score_that_is_not_finite_is_no_result(
     folders: Folders, tmp_path: Path, metric: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`rgbd_mpjpe=nan` with status 0 went into tables as if it had been measured."""
-    run, held_out, random = folders
+    run, held_out, random, _ = folders
     broken = tmp_path / "held-out"
     shutil.copytree(held_out, broken)
     path = broken / "val" / "per_sample_rgb.npz"

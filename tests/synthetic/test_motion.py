@@ -10,19 +10,22 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from dataloader.synthetic.common import LONG_FINGERS, Array
+from dataloader.synthetic.domains import DOMAINS
 from dataloader.synthetic.frames import annotate, place_in_camera
-from dataloader.synthetic.motion.motion import Motion, make_motion
+from dataloader.synthetic.motion.motion import Motion
 from dataloader.synthetic.motion.pose import DOF, GESTURES, LIMITS_DEG, local_rotations, posture
 from dataloader.synthetic.motion.rig import Rig
-from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera, cameras_around
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
 from src.hand.joints import HO3D21
 from tests.synthetic.conftest import pixels_of
+
+TABLE = DOMAINS["table"]
 
 
 @pytest.fixture(scope="module")
 def motions(rig: Rig) -> list[Motion]:
     """Forty motions at a table."""
-    return [make_motion(rig, 0, k, 6) for k in range(40)]
+    return [TABLE.motion(rig, 0, k, 6) for k in range(40)]
 
 
 def in_world(rig: Rig, motion: Motion) -> tuple[Array, Array]:
@@ -72,7 +75,7 @@ def test_each_angle_moves_its_fingertip_the_way_it_says(rig: Rig) -> None:
 def test_smooth(rig: Rig) -> None:
     """Frame to frame the hand moves as at 15-30 pictures a second, also through changes of grip."""
     for number in range(4):
-        motion = make_motion(rig, 2, number, 200)
+        motion = TABLE.motion(rig, 2, number, 200)
         joints, neighbours = in_world(rig, motion)[1], np.diff(motion.frame_ids) == 1
         step = np.linalg.norm(np.diff(joints, axis=0)[neighbours], axis=-1)
         assert step.max() < 0.045
@@ -97,7 +100,7 @@ def test_spread_of_views_at_a_table(rig: Rig, motions: list[Motion]) -> None:
     turns, wrists, arms, inside = [], [], [], []
     for motion in motions:
         joints = in_world(rig, motion)[1]
-        for camera in cameras_around(0, motion.number, 3, motion.target_m):
+        for camera in TABLE.cameras(0, motion, 3):
             turns.append(camera.rotation @ motion.wrist_rotation)
             wrist = camera.to_camera(motion.wrist_m)
             elbow = camera.to_camera(motion.wrist_m + 0.05 * motion.elbow_direction)
@@ -122,7 +125,7 @@ def test_evaluation_boxes_hold_the_hand_up_to_the_border(rig: Rig, motions: list
     Here the hand's middle stands on a border.
     """
     motion = motions[0]
-    camera = cameras_around(0, motion.number, 1, motion.target_m)[0]
+    camera = TABLE.cameras(0, motion, 1)[0]
     for place in ([WIDTH, 240], [0, 240], [320, HEIGHT], [320, 0]):
         k = camera.intrinsics_px.copy()
         k[:2, 2] += place - pixels_of(annotated(rig, motion, camera)[0], k).mean((0, 1))
@@ -139,7 +142,7 @@ def test_evaluation_boxes_hold_the_hand_up_to_the_border(rig: Rig, motions: list
 def test_the_objects_labels_put_it_where_it_is_drawn(rig: Rig, motions: list[Motion]) -> None:
     """HO3D's objRot and objTrans are OpenGL's as the hand is: in other axes, hand and object stand apart."""
     for motion in motions[:6]:
-        camera = cameras_around(0, motion.number, 3, motion.target_m)[1]
+        camera = TABLE.cameras(0, motion, 3)[1]
         content = annotated(rig, motion, camera)[1][4]
         world = motion.held.corners_m @ motion.object_rotation[4].T + motion.object_m[4]
         found = content["objCorners3D"] * [1.0, -1.0, -1.0]

@@ -28,9 +28,6 @@ from dataloader.synthetic.motion.pose import DOF, gesture_path, limit, local_rot
 from dataloader.synthetic.motion.rig import Anatomy, Rig
 from src.runtime.seed import stream
 
-_GESTURE_SHARE = 0.4
-"""Share of motions without contact."""
-
 _SEGMENT_FRAMES = 80
 """Frames between two grips."""
 
@@ -39,6 +36,29 @@ _TRANSITION_FRAMES = 12.0
 
 _EXCURSION_M = 0.065
 """The hand stays within this distance of the point that the cameras look at, along each axis."""
+
+
+_TURN_WITHIN_DEG = np.array([9.0, 9.0, 15.0])
+"""Standard deviation of yaw, pitch and roll of the forearm within a motion."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What the motions of a domain are drawn from. Angles are yaw, pitch and roll of the forearm, degrees."""
+
+    gestures: float
+    """Share of motions without contact."""
+    free_gestures: float
+    """Share of their key postures whose fingers bend each on its own."""
+    height_m: tuple[float, float]
+    """Of the hand above the table."""
+    turn_mean_deg: tuple[float, float, float]
+    turn_between_deg: tuple[float, float, float]
+    """Standard deviation between motions."""
+    turn_low_deg: tuple[float, float, float]
+    turn_high_deg: tuple[float, float, float]
+    object_size: tuple[float, float]
+    """Factors on what is held, drawn uniformly in their logarithm."""
 
 
 @dataclass(frozen=True)
@@ -71,29 +91,30 @@ class Motion:
     """(3,) where the cameras look."""
 
 
-def make_motion(rig: Rig, seed: int, number: int, frames: int) -> Motion:
+def make_motion(rig: Rig, habits: Habits, seed: int, number: int, frames: int) -> Motion:
     """Draw motion `number` of the data set `seed`."""
     rng = stream(seed, "motion", number)
     ids = _frame_ids(rng, frames)
     times = ids.astype(np.float64)
     betas = rng.normal(size=10).clip(-2, 2)
     anatomy = rig.anatomy(betas)
-    held = draw_object(rng)
-    target = np.array([0.0, 0.0, rng.uniform(0.17, 0.30)])
-    rotation, elbow = _wrist_path(rng, times, anatomy)
+    size = np.exp(stream(seed, "object size", number).uniform(*np.log(habits.object_size)))
+    held = draw_object(rng, float(size))
+    target = np.array([0.0, 0.0, rng.uniform(*habits.height_m)])
+    rotation, elbow = _wrist_path(rng, times, anatomy, habits)
     middle = 0.55 * anatomy.joints_m[4] + 0.45 * anatomy.joints_m[5] - 0.012 * anatomy.dorsal
     path = target + _EXCURSION_M * np.tanh(smooth_noise(rng, times, 3, 24.0) * 0.55)
     wrist = path - rotation @ (middle - anatomy.joints_m[0])
 
     grasp = None
-    if rng.random() >= _GESTURE_SHARE:
+    if rng.random() >= habits.gestures:
         grasp = _grasping(rng, times, held, betas, anatomy, rig)
     if grasp is not None:
         angles, rotation_in_hand, offset = grasp
         object_rotation = rotation @ rotation_in_hand
         object_m = wrist + np.einsum("nab,nb->na", rotation, offset - anatomy.joints_m[0])
     else:
-        angles = clear_thumb(gesture_path(rng, times), anatomy)
+        angles = clear_thumb(gesture_path(rng, times, habits.free_gestures), anatomy)
         object_rotation, object_m = _on_the_table(rng, held, len(times))
     return Motion(
         number=number,
@@ -118,7 +139,9 @@ def _frame_ids(rng: np.random.Generator, frames: int) -> Index:
     return np.asarray(np.cumsum(steps) - steps[0])
 
 
-def _wrist_path(rng: np.random.Generator, times: Array, anatomy: Anatomy) -> tuple[Array, Array]:
+def _wrist_path(
+    rng: np.random.Generator, times: Array, anatomy: Anatomy, habits: Habits
+) -> tuple[Array, Array]:
     """Rotations (N, 3, 3) of the hand and directions (N, 3) to the elbow."""
     rest = np.stack([anatomy.distal, anatomy.dorsal, anatomy.radial])
     world = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [-1.0, 0.0, 0.0]])
@@ -126,9 +149,10 @@ def _wrist_path(rng: np.random.Generator, times: Array, anatomy: Anatomy) -> tup
     bend = np.stack([14.0 * rng.normal() + 11.0 * smooth_noise(rng, times, 1, 22.0)[:, 0],
                      5.0 * rng.normal() + 4.0 * smooth_noise(rng, times, 1, 22.0)[:, 0]], 1)  # fmt: skip
     wrist = Rotation.from_euler("xz", bend.clip([-60, -20], [55, 25]), degrees=True)
-    mean, between, within = np.array([[20.0, 4.0, 50.0], [20.0, 16.0, 30.0], [9.0, 9.0, 15.0]])
-    angles = mean + between * rng.normal(size=3) + within * smooth_noise(rng, times, 3, 24.0)
-    forearm = Rotation.from_euler("ZXY", angles.clip([-50, -22, -45], [95, 60, 165]), degrees=True)
+    mean, between = np.array(habits.turn_mean_deg), np.array(habits.turn_between_deg)
+    angles = mean + between * rng.normal(size=3) + _TURN_WITHIN_DEG * smooth_noise(rng, times, 3, 24.0)
+    angles = angles.clip(habits.turn_low_deg, habits.turn_high_deg)
+    forearm = Rotation.from_euler("ZXY", angles, degrees=True)
     hand = forearm * wrist
     return hand.as_matrix() @ flat_forward, -forearm.as_matrix()[:, :, 1]
 

@@ -92,8 +92,8 @@ class HeldObject:
         return vertices, _grid_faces(9, 10), np.full((len(vertices), 2), 0.3)
 
 
-def draw_object(rng: np.random.Generator) -> HeldObject:
-    """A random object that one hand can hold."""
+def draw_object(rng: np.random.Generator, size: float = 1.0) -> HeldObject:
+    """A random object that one hand can hold, made larger by a factor."""
     kind = list(KINDS)[rng.integers(len(KINDS))]
     if kind == "box":
         half = rng.uniform([0.012, 0.020, 0.045], [0.034, 0.042, 0.095])
@@ -103,7 +103,7 @@ def draw_object(rng: np.random.Generator) -> HeldObject:
         low, high = [0.010, 0.05, 0.034, 0.042, 0.024, 0.07], [0.036, 0.10, 0.042, 0.052, 0.036, 0.11]
         radius, length = rng.uniform(low, high).reshape(3, 2)[list(_OUTLINES).index(kind)]
         half = np.array([radius, radius, length])
-    return HeldObject(kind, half)
+    return HeldObject(kind, size * half)
 
 
 def _box_distance(outside: Array) -> Array:

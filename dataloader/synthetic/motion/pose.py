@@ -88,6 +88,11 @@ def random_gesture(rng: np.random.Generator) -> Array:
     return limit(angles + vary(rng, 9.0))
 
 
+def free_gesture(rng: np.random.Generator) -> Array:
+    """(21,) each finger bent and spread on its own, anywhere within the limits."""
+    return limit(rng.uniform(*LIMITS_DEG.T) + vary(rng, 4.0))
+
+
 def vary(rng: np.random.Generator, bending_deg: float) -> Array:
     """(21,) degrees of random change: 3 in abduction, `bending_deg` in all other angles."""
     return rng.normal(size=len(DOF)) * [3.0 if name.endswith("abd") else bending_deg for name in DOF]
@@ -140,13 +145,17 @@ def smooth_noise(rng: np.random.Generator, times: Array, columns: int, period: f
     return np.asarray(CubicSpline(knots * period, values)(times))
 
 
-def gesture_path(rng: np.random.Generator, times: Array) -> Array:
+def gesture_path(rng: np.random.Generator, times: Array, free: float) -> Array:
     """(N, 21) angles in degrees: key postures reached one after the other, held or passed, with a little
-    tremor."""
-    knots, moments = [random_gesture(rng)], [-rng.uniform(0, 12)]
+    tremor; a share `free` of them are free gestures."""
+
+    def gesture() -> Array:
+        return free_gesture(rng) if free and rng.random() < free else random_gesture(rng)
+
+    knots, moments = [gesture()], [-rng.uniform(0, 12)]
     while moments[-1] < times.max():
         hold = rng.random() < 0.25
-        knots.append(limit(knots[-1] + rng.normal(size=len(DOF)) * 2.0) if hold else random_gesture(rng))
+        knots.append(limit(knots[-1] + rng.normal(size=len(DOF)) * 2.0) if hold else gesture())
         moments.append(moments[-1] + rng.uniform(9, 20))
     # Monotone between the knots, so that a limit kept at the knots is kept everywhere.
     path = PchipInterpolator(np.array(moments), np.stack(knots))(times)

@@ -115,7 +115,8 @@ def segment_distance(points: Array, start: Array, end: Array) -> Array:
 
 def _boundary(faces: Index) -> Index:
     """Vertices of the one boundary loop, in order, starting at the smallest number."""
-    directed = {(int(a), int(b)) for f in faces for a, b in zip(f, np.roll(f, -1), strict=True)}
+    edges = np.stack([faces, np.roll(faces, -1, axis=1)], axis=-1).reshape(-1, 2)
+    directed = set(map(tuple, edges.tolist()))
     following = {a: b for a, b in directed if (b, a) not in directed}
     loop = [min(following)]
     while following[loop[-1]] != loop[0]:

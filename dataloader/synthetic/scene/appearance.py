@@ -12,13 +12,15 @@ import cv2
 import numpy as np
 
 from dataloader.synthetic.common import Array, Image, unit
+from dataloader.synthetic.motion.motion import Motion
 from dataloader.synthetic.motion.rig import Anatomy
 from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
 from src.hand.joints import FINGERS, MANO16
+from src.runtime.seed import stream
 
 Window = tuple[slice, slice]
 
-_ATLAS_PX_PER_M = 1600.0
+ATLAS_PX_PER_M = 1600.0
 _ATLAS_MARGIN_M = 0.03
 _ATLAS_ARM_M = 0.34
 """The atlas goes on behind the wrist for the forearm."""
@@ -45,7 +47,7 @@ class SkinAtlas:
         """(P, 3) colours at rest coordinates (P, 2), mixed by how far the skin looks to the back (P,) in [0,
         1]."""
         offset = proximal_radial_m - self.origin_m.astype(np.float32)
-        cell = (offset * np.float32(_ATLAS_PX_PER_M)).astype(np.int32)
+        cell = (offset * np.float32(ATLAS_PX_PER_M)).astype(np.int32)
         row = cell[:, 0].clip(0, self.back.shape[0] - 1)
         column = cell[:, 1].clip(0, self.back.shape[1] - 1)
         share = backness[:, None]
@@ -121,11 +123,33 @@ def surroundings(rng: np.random.Generator, camera: Camera) -> tuple[Image, Image
     return np.asarray(soft, np.float32), depth
 
 
+@dataclass(frozen=True)
+class Person:
+    """Who is filmed, with what they hold."""
+
+    atlas: SkinAtlas
+    sleeve_from_m: float | None
+    """Where the sleeve begins behind the wrist; None: none."""
+    cloth: Image
+    """(96, 96, 3) of the sleeve."""
+    held: Image
+    """(128, 256, 3) of the object."""
+
+    @classmethod
+    def of(cls, seed: int, motion: Motion) -> Person:
+        """The person of a motion of the data set `seed`."""
+        rng = stream(seed, "person", motion.number)
+        atlas = skin_atlas(rng, motion.anatomy)
+        sleeve_from_m = float(rng.uniform(0.02, 0.11)) if rng.random() < 0.6 else None
+        cloth = texture(rng, 96, 96) * (1 + 0.2 * noise(rng, 96, 96, cells=24, octaves=1, channels=1))
+        return cls(atlas, sleeve_from_m, cloth, texture(rng, 128, 256))
+
+
 def skin_atlas(rng: np.random.Generator, anatomy: Anatomy) -> SkinAtlas:
     """Skin of one person: tone, mottling, knuckles, creases, nails."""
     plane = rest_coordinates(anatomy.vertices_m, anatomy)
     low = plane.min(0) - _ATLAS_MARGIN_M
-    size = ((plane.max(0) + np.array([_ATLAS_ARM_M, _ATLAS_MARGIN_M]) - low) * _ATLAS_PX_PER_M).astype(int)
+    size = ((plane.max(0) + np.array([_ATLAS_ARM_M, _ATLAS_MARGIN_M]) - low) * ATLAS_PX_PER_M).astype(int)
     tone = rng.uniform(0, len(_SKIN_TONES) - 1.001)
     i = int(tone)
     colour = _SKIN_TONES[i] * (1 - tone + i) + _SKIN_TONES[i + 1] * (tone - i)
@@ -138,7 +162,7 @@ def skin_atlas(rng: np.random.Generator, anatomy: Anatomy) -> SkinAtlas:
     palm = palm_colour * (1 + 0.8 * mottle + pores)
     places_m = dict(zip(MANO16, anatomy.joints_m, strict=True))
     places_m |= {f"{finger}_4": tip for finger, tip in anatomy.tips_m.items()}
-    places = {name: (rest_coordinates(p, anatomy) - low) * _ATLAS_PX_PER_M for name, p in places_m.items()}
+    places = {name: (rest_coordinates(p, anatomy) - low) * ATLAS_PX_PER_M for name, p in places_m.items()}
     for finger in FINGERS:
         _draw_finger(rng, [places[f"{finger}_{k}"] for k in (1, 2, 3, 4)], back, palm, finger, colour)
     _draw_palm_lines(rng, places, palm)
@@ -154,24 +178,24 @@ def _draw_finger(
         if k:
             _glow(back, points[k], 0.008, _f32([0.90, 0.84, 0.84]))
             for shift in (-0.0022, 0.0, 0.0022):
-                place = points[k] + along * (shift + rng.normal() * 0.0003) * _ATLAS_PX_PER_M
+                place = points[k] + along * (shift + rng.normal() * 0.0003) * ATLAS_PX_PER_M
                 _stroke(back, place, along, 0.0055, 0.86, bow=rng.normal() * 0.2 + shift * 150)
         elif finger != "thumb":
             _glow(back, points[0], 0.010, _f32([0.97, 0.90, 0.90]))
         if finger != "thumb" or k:
             shift = 0.010 if k == 0 else 0.0
             for more, half, factor in ((0.0, 0.009, 0.80), (0.002, 0.008, 0.87)):
-                place = points[k] + along * (shift + more) * _ATLAS_PX_PER_M
+                place = points[k] + along * (shift + more) * ATLAS_PX_PER_M
                 _stroke(palm, place, along, half, factor, bow=0.1)
-    _glow(palm, points[3] - along * 0.008 * _ATLAS_PX_PER_M, 0.008, _f32([1.07, 0.96, 0.97]))
+    _glow(palm, points[3] - along * 0.008 * ATLAS_PX_PER_M, 0.008, _f32([1.07, 0.96, 0.97]))
     inwards = 0.0062 if finger != "thumb" else 0.0080
-    _draw_nail(back, points[3] - along * inwards * _ATLAS_PX_PER_M, along, finger, colour)
+    _draw_nail(back, points[3] - along * inwards * ATLAS_PX_PER_M, along, finger, colour)
 
 
 def _draw_nail(back: Image, centre: Array, along: Array, finger: str, colour: Image) -> None:
     """A lighter rounded plate with a pale rim and a thin dark fold around it."""
     long_m, wide_m = {"thumb": (0.0072, 0.0052), "pinky": (0.0048, 0.0036)}.get(finger, (0.0058, 0.0045))
-    u, v, box = _local(back, centre, along, 0.014)
+    u, v, box = local_metres(back, centre, along, 0.014)
     inside = (np.abs(u) / long_m) ** 2.6 + (np.abs(v) / wide_m) ** 2.6
     plate = np.clip(1.6 - 1.6 * inside, 0, 1)[..., None]
     fold = np.exp(-(((inside - 1.15) / 0.22) ** 2))[..., None]
@@ -206,26 +230,26 @@ def _f32(values: list[float]) -> Image:
     return np.array(values, np.float32)
 
 
-def _local(image: Image, centre: Array, along: Array, reach_m: float) -> tuple[Array, Array, Window]:
+def local_metres(image: Image, centre: Array, along: Array, reach_m: float) -> tuple[Array, Array, Window]:
     """Metres along and across a direction around `centre`, and the window of the atlas that they cover."""
-    reach = int(reach_m * _ATLAS_PX_PER_M)
+    reach = int(reach_m * ATLAS_PX_PER_M)
     low = np.maximum(np.round(centre).astype(int) - reach, 0)
     high = np.minimum(np.round(centre).astype(int) + reach + 1, image.shape[:2])
     rr, cc = np.mgrid[low[0] : high[0], low[1] : high[1]]
-    d = (np.stack([rr, cc], -1) - centre) / _ATLAS_PX_PER_M
+    d = (np.stack([rr, cc], -1) - centre) / ATLAS_PX_PER_M
     return d @ along, d @ np.array([-along[1], along[0]]), (slice(low[0], high[0]), slice(low[1], high[1]))
 
 
 def _glow(image: Image, centre: Array, radius_m: float, factor: Image) -> None:
     """Tint a soft round spot."""
-    u, v, box = _local(image, centre, np.array([1.0, 0.0]), 2.5 * radius_m)
+    u, v, box = local_metres(image, centre, np.array([1.0, 0.0]), 2.5 * radius_m)
     share = np.exp(-(u**2 + v**2) / radius_m**2)[..., None]
     image[box] *= (1 + share * (factor - 1)).astype(np.float32)
 
 
 def _stroke(image: Image, centre: Array, along: Array, half_m: float, factor: float, *, bow: float) -> None:
     """Darken a short line across a finger, bowed along it."""
-    u, v, box = _local(image, centre, along, half_m + 0.003)
+    u, v, box = local_metres(image, centre, along, half_m + 0.003)
     line = np.exp(-(((u - bow * v * v / half_m) / 0.0006) ** 2)) * np.clip(2 - 2 * np.abs(v) / half_m, 0, 1)
     image[box] *= (1 - line * (1 - np.float32(factor))).astype(np.float32)[..., None]
 

@@ -14,15 +14,13 @@ from dataloader.synthetic.common import Array, Image, Index, smooth_step, unit
 from dataloader.synthetic.motion.motion import Motion
 from dataloader.synthetic.motion.rig import Anatomy, Rig
 from dataloader.synthetic.scene.appearance import (
+    Person,
     Window,
-    noise,
     rest_coordinates,
-    skin_atlas,
     surroundings,
-    texture,
 )
 from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
-from dataloader.synthetic.scene.depth_sensor import DepthSensor
+from dataloader.synthetic.scene.look import Look
 from src.hand.joints import MANO16
 from src.render.rasterizer import Fragments, rasterize
 from src.runtime.seed import stream
@@ -41,23 +39,20 @@ _SLEEVE_WIDER = np.full(_SLEEVE_RINGS, 0.16)
 class Stage:
     """One camera's view of one motion: draws its frames."""
 
-    def __init__(self, rig: Rig, motion: Motion, camera: Camera, seed: int, digit: int) -> None:
-        """Draw the looks.
-
-        The person is the same for all cameras of a motion, the room and its light are not.
-        """
-        self._rig, self._motion, self._camera = rig, motion, camera
-        self._seed, self._digit = seed, digit
+    def __init__(
+        self, rig: Rig, motion: Motion, person: Person, camera: Camera, look: Look, seed: int, digit: int
+    ) -> None:
+        """Draw the looks of the room and its light; the person is the same for all cameras of a motion."""
+        self._rig, self._motion, self._camera, self._look = rig, motion, camera, look
+        self._seed, self._digit, self.jpeg_quality = seed, digit, look.jpeg_quality
         rng = stream(seed, "stage", motion.number, digit)
-        person = stream(seed, "person", motion.number)
-        self._atlas = skin_atlas(person, motion.anatomy)
+        self._atlas, self._sleeve_from_m = person.atlas, person.sleeve_from_m
+        self._textures = {_SLEEVE: person.cloth, _OBJECT: person.held}
         self._draw_light(rng)
-        self._sleeve_from_m = float(person.uniform(0.02, 0.11)) if person.random() < 0.6 else None
-        cloth = texture(person, 96, 96) * (1 + 0.2 * noise(person, 96, 96, cells=24, octaves=1, channels=1))
-        self._textures = {_SLEEVE: cloth, _OBJECT: texture(person, 128, 256)}
         room, self._room_depth = surroundings(rng, camera)
+        look.furnish(room, self._room_depth)
         self._room = (room * self._tone).clip(0, 255).astype(np.uint8)
-        self._sensor = DepthSensor(rng, float(camera.intrinsics_px[0, 0]))
+        self._sensor = look.sensor(rng)
         self._build_mesh()
 
     def _draw_light(self, rng: np.random.Generator) -> None:
@@ -201,7 +196,7 @@ class Stage:
         rgb[box] = cv2.GaussianBlur(rgb[box], (0, 0), self._blur)
         a, b = rng.integers(0, 64, 2)
         grain = self._grain[a : a + HEIGHT, b : b + WIDTH]
-        return np.asarray(cv2.add(rgb, grain, dtype=cv2.CV_8U), np.uint8)
+        return self._look.lens(rng, np.asarray(cv2.add(rgb, grain, dtype=cv2.CV_8U), np.uint8))
 
 
 def _carry(loop: Array, start: Array, elbow: Array, distances: Array, wider: Array) -> Array:
@@ -213,19 +208,24 @@ def _carry(loop: Array, start: Array, elbow: Array, distances: Array, wider: Arr
     direction = (1 - share)[:, None] * start + share[:, None] * elbow
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     path = np.concatenate([np.zeros((1, 3)), np.cumsum(direction[:-1] * np.diff(fine)[:, None], axis=0)])
-    rings = []
-    for distance, extra in zip(distances, wider, strict=True):
-        at = np.array([np.interp(distance, fine, path[:, i]) for i in range(3)])
-        towards = np.array([np.interp(distance, fine, direction[:, i]) for i in range(3)])
-        grown = 1.0 + 0.42 * smooth_step(distance / 0.20) + extra
-        rings.append(centre + at + ((loop - centre) @ _smallest_rotation(start, unit(towards)).T) * grown)
+    at, towards = (
+        np.stack([np.interp(distances, fine, curve[:, i]) for i in range(3)], axis=1)
+        for curve in (path, direction)
+    )
+    grown = 1.0 + 0.42 * smooth_step(distances / 0.20) + wider
+    turns = [_smallest_rotation(start, unit(way)) for way in towards]
+    rings = [
+        centre + place + ((loop - centre) @ turn.T) * size
+        for place, turn, size in zip(at, turns, grown, strict=True)
+    ]
     return np.concatenate(rings)
 
 
 def _smallest_rotation(source: Array, target: Array) -> Array:
     """(3, 3) rotation that takes one unit vector to another less than a half turn away."""
-    v = np.cross(source, target)
-    skew = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+    (ax, ay, az), (bx, by, bz) = source.tolist(), target.tolist()
+    x, y, z = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    skew = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.asarray(np.eye(3) + skew + skew @ skew / max(1.0 + float(source @ target), 1e-6))
 
 

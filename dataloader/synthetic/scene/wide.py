@@ -1,0 +1,91 @@
+"""What people bring: worn things, rooms, lenses and depth sensors of the domain `wide`."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dataloader.synthetic.common import Image
+from dataloader.synthetic.motion.motion import Motion
+from dataloader.synthetic.scene.any_sensor import AnySensor
+from dataloader.synthetic.scene.appearance import Person
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
+from dataloader.synthetic.scene.depth_sensor import DepthSensor
+from dataloader.synthetic.scene.furniture import furnish
+from dataloader.synthetic.scene.look import Look
+from dataloader.synthetic.scene.worn import dress
+from src.runtime.seed import stream
+
+_BEHIND_HAND_M = 0.22
+"""Furniture stands so far behind the point that the camera looks at: the hand and its way fit in front."""
+
+_STREAK = 0.35
+"""Share of cameras whose shutter stays open long enough for a hand to smear."""
+
+
+def dressed(seed: int, motion: Motion) -> Person:
+    """The person of a motion with what they wear on their hand."""
+    person = Person.of(seed, motion)
+    dress(stream(seed, "worn", motion.number), person.atlas, motion.anatomy)
+    return person
+
+
+class WideLook(Look):
+    """One camera's view of one motion, as in the world that people bring."""
+
+    def __init__(self, seed: int, motion: Motion, camera: Camera, digit: int) -> None:
+        super().__init__(seed, motion, camera, digit)
+        self._room = stream(seed, "room", motion.number, digit)
+        device = stream(seed, "lens", motion.number, digit)
+        self.jpeg_quality = int(device.integers(45, 96))
+        self._response = _response(device)
+        self._coarser = float(device.uniform(1.0, 2.2)) if device.random() < 0.6 else 1.0
+        self._streak_px = int(device.integers(3, 12)) if device.random() < _STREAK else 0
+        self._grain: NDArray[np.int16] | None = None
+        if device.random() < 0.5:
+            grain = device.standard_normal((HEIGHT + 64, WIDTH + 64, 3), np.float32)
+            grain *= np.float32(device.uniform(1.0, 9.0))
+            self._grain = grain.round().clip(-60, 60).astype(np.int16)
+
+    def furnish(self, rgb: Image, depth_m: Image) -> None:
+        """Things at any depth behind the hand."""
+        nearest = float(self._camera.to_camera(self._motion.target_m)[2]) + _BEHIND_HAND_M
+        furnish(self._room, rgb, depth_m, nearest)
+
+    def sensor(self, rng: np.random.Generator) -> DepthSensor:
+        """Stereo or time of flight."""
+        return AnySensor(rng, float(self._camera.intrinsics_px[0, 0]))
+
+    def lens(self, rng: np.random.Generator, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Smeared, coarser, in this camera's colours, with its grain."""
+        image: cv2.typing.MatLike = rgb
+        if self._streak_px:
+            image = cv2.filter2D(image, -1, _streak(rng.uniform(0, np.pi), rng.uniform(1.0, self._streak_px)))
+        if self._coarser > 1.0:
+            fewer = (round(WIDTH / self._coarser), round(HEIGHT / self._coarser))
+            image = cv2.resize(cv2.resize(image, fewer, interpolation=cv2.INTER_LINEAR), (WIDTH, HEIGHT))
+        image = cv2.LUT(image, self._response)
+        if self._grain is not None:
+            a, b = rng.integers(0, 64, 2)
+            image = cv2.add(image, self._grain[a : a + HEIGHT, b : b + WIDTH], dtype=cv2.CV_8U)
+        return np.asarray(image, np.uint8)
+
+
+def _response(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """(256, 1, 3) what a camera makes of each value: exposure, white balance, contrast."""
+    warm, green = rng.normal(size=2) * [0.14, 0.05]
+    gain = np.exp(rng.uniform(np.log(0.7), np.log(1.6)) + np.array([warm, green, -warm]))
+    light = (np.arange(256) / 255)[:, None] * gain
+    curve = light ** rng.uniform(0.7, 1.2)
+    black = rng.uniform(0, 18) if rng.random() < 0.5 else 0.0
+    return np.asarray((black + (255 - black) * curve).round().clip(0, 255).astype(np.uint8)[:, None])
+
+
+def _streak(angle: float, length_px: float) -> Image:
+    """(11, 11) kernel of a straight smear."""
+    kernel = np.zeros((11, 11), np.float32)
+    half = length_px / 2 * np.array([np.cos(angle), np.sin(angle)])
+    ends = [tuple(int(v) for v in np.round((5 + way * half) * 16)) for way in (-1, 1)]
+    cv2.line(kernel, ends[0], ends[1], 1.0, 1, cv2.LINE_AA, 4)
+    return np.asarray(kernel / kernel.sum())

@@ -1,0 +1,210 @@
+"""The world that people bring is wide where it says so, and the table beside it stays what it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from dataloader.synthetic.domains import DOMAINS
+from dataloader.synthetic.frames import place_in_camera
+from dataloader.synthetic.motion.rig import Rig
+from dataloader.synthetic.scene.any_sensor import AnySensor
+from dataloader.synthetic.scene.appearance import ATLAS_PX_PER_M, Person, rest_coordinates
+from dataloader.synthetic.scene.cameras import DISTANCE_M, FOCAL_PX, HEIGHT, WIDTH
+from dataloader.synthetic.scene.wide import WideLook, dressed
+from dataloader.synthetic.writer import Parameters, write_tree
+from src.errors import ConfigError
+from src.hand.joints import MANO16
+from src.hand.mano_assets import HandAsset
+from src.schema import DEPTH_UNIT_M
+from tests.synthetic.conftest import pixels_of
+from tests.synthetic.test_tree import FLIP, decoded, frames
+
+WIDE = DOMAINS["wide"]
+
+
+def test_the_table_is_what_it_was(rig: Rig) -> None:
+    """Scores of years are of these hands and pictures: one more draw from a stream makes them others."""
+    table = DOMAINS["table"]
+    motion = table.motion(rig, 0, 0, 6)
+    (camera,) = table.cameras(0, motion, 1)
+    vertices, joints = (
+        place_in_camera(p, motion, camera) for p in rig.decode(motion.hand_pose, motion.betas)
+    )
+    want = [[-0.066961, -0.007574, 0.495081], [-0.020041, 0.059605, 0.587364]]
+    np.testing.assert_allclose(joints[3, [0, 20]], want, atol=2e-6)
+    np.testing.assert_allclose(camera.intrinsics_px[0], [611.3069, 0.0, 327.7828], atol=1e-4)
+    (stage,) = table.stages(rig, motion, [camera], 0)
+    rgb, depth_m = stage.draw(2, vertices[2])
+    np.testing.assert_allclose(rgb.mean((0, 1)), [89.574, 104.72, 81.456], atol=0.05)
+    assert [depth_m.mean(), (depth_m == 0).mean()] == pytest.approx([1.21189, 0.013076], rel=2e-3)
+    assert stage.jpeg_quality == 92
+
+
+def test_spread_of_cameras_and_hands(rig: Rig) -> None:
+    """Cameras, distances and turns that a network never saw are those on which it fails. No camera sees the
+    hand through the forearm or stands in the table, and hands stay in their pictures.
+    """
+    turns, away, along, inside, sizes = [], [], [], [], []
+    for number in range(60):
+        motion = WIDE.motion(rig, 0, number, 6)
+        joints = rig.decode(motion.hand_pose, motion.betas)[1]
+        cameras = WIDE.cameras(0, motion, 2)
+        assert len({camera.serial for camera in cameras}) == 2
+        for camera in cameras:
+            place = camera.centre_m - motion.target_m
+            away.append([np.linalg.norm(place), np.degrees(np.arcsin(place[2] / np.linalg.norm(place))),
+                         camera.intrinsics_px[0, 0], camera.centre_m[2]])  # fmt: skip
+            along.append(place @ motion.elbow_direction.mean(axis=0) / np.linalg.norm(place))
+            pixels = pixels_of(place_in_camera(joints, motion, camera), camera.intrinsics_px)
+            inside.append(((pixels >= 0) & (pixels < [WIDTH, HEIGHT])).all(axis=-1).mean())
+            sizes.append(np.ptp(pixels, axis=1).max(axis=-1).mean())
+            turns.append(camera.rotation @ motion.wrist_rotation)
+    distance, elevation, focal, height = np.array(away).T
+    assert distance.min() > 0.9 * DISTANCE_M[0]
+    assert distance.max() < 1.3 * DISTANCE_M[1]
+    assert np.percentile(distance, 10) < 0.35 < 0.9 < np.percentile(distance, 90)
+    assert elevation.min() < -30
+    assert elevation.max() > 65
+    assert FOCAL_PX[0] <= focal.min() < 420
+    assert 850 < focal.max() <= FOCAL_PX[1]
+    assert height.min() >= 0.05
+    assert max(along) < 0.95
+    assert np.mean(inside) > 0.99
+    assert min(sizes) < 60 < 250 < max(sizes)
+    rotations = Rotation.from_matrix(np.concatenate(turns))
+    assert np.degrees((rotations.mean().inv() * rotations).magnitude()).mean() > 85
+
+
+@pytest.fixture(scope="module")
+def wide_tree(asset: HandAsset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight views of four motions; what is held out is drawn, what is trained on is not; and all drawn."""
+    root = tmp_path_factory.mktemp("wide")
+    size = {"sequences": 8, "frames": 2, "evaluation_sequences": 0, "cameras": 2, "domain": "wide"}
+    assert write_tree(root / "drawn", Parameters(**size), asset)
+    held_out = Parameters(**size, held_out_sequences=2, held_out_frames=2, annotations_only="train")
+    assert write_tree(root / "scored", held_out, asset)
+    return root
+
+
+def test_wide_pictures_show_the_hand_where_the_labels_put_it(wide_tree: Path, asset: HandAsset) -> None:
+    """Depth beside the colours, bent edges and holes are the sensor's; the hand is still the labelled one."""
+    tree, empty = wide_tree / "drawn", []
+    for sequence, frame, meta in frames(tree, "train"):
+        bgr = cv2.imread(str(tree / "train" / sequence / "depth" / f"{frame}.png"))
+        depth = (bgr[..., 2].astype(np.float64) + 256.0 * bgr[..., 1]) * DEPTH_UNIT_M
+        empty.append((depth == 0).mean())
+        points = decoded(meta, asset)[0] * FLIP
+        column, row = pixels_of(points, meta["camMat"]).round().astype(int).T
+        there = (column >= 0) & (column < WIDTH) & (row >= 0) & (row < HEIGHT)
+        gap = depth[row[there], column[there]] - points[there, 2]
+        near = np.abs(gap[depth[row[there], column[there]] > 0]) < 0.012
+        assert near.mean() > 0.2, f"{sequence}/{frame}: hardly a vertex of the hand is where it is labelled"
+    assert 0.03 < np.mean(empty) < 0.15
+
+
+def test_a_tree_to_be_scored_draws_what_is_held_out_alone(wide_tree: Path) -> None:
+    """Scores on another world need its held-out pictures, and of the rest labels for the baselines. They are
+    the pictures of the whole tree, whatever was left out.
+    """
+    scored = wide_tree / "scored"
+    held_out = (scored / "held_out.txt").read_text().split()
+    assert len(held_out) == 2
+    for folder in (scored / "train").iterdir():
+        files = {path.stat().st_ino for path in (folder / "rgb").iterdir()}
+        assert len(files) == (2 if folder.name in held_out else 1), folder.name
+        whole = wide_tree / "drawn" / "train" / folder.name / "meta"
+        for path in (folder / "meta").iterdir():
+            assert folder.name in held_out or path.read_bytes() == (whole / path.name).read_bytes()
+    record = json.loads((scored / "synthetic.json").read_text())["parameters"]
+    assert (record["annotations_only"], record["domain"]) == ("train", "wide")
+    for wrong, said in (({"domain": "far"}, "--domain: got far"), ({"annotations_only": "val"}, "got val")):
+        with pytest.raises(ConfigError, match=said):
+            Parameters(2, 1, 0, **wrong)
+
+
+def test_all_cameras_see_one_person(rig: Rig) -> None:
+    """A hand that is dressed otherwise for each camera is two hands; a dress that nobody wears is none."""
+    motions = [WIDE.motion(rig, 4, number, 1) for number in range(12)]
+    changed = []
+    for motion in motions:
+        bare, worn, again = Person.of(4, motion), dressed(4, motion), dressed(4, motion)
+        assert np.array_equal(worn.atlas.back, again.atlas.back)
+        changed.append((worn.atlas.back != bare.atlas.back).any(axis=-1).mean())
+        assert np.array_equal(worn.cloth, bare.cloth)
+    assert min(changed) < 0.01 < max(changed)
+    first = np.argmax(changed)
+    stages = WIDE.stages(rig, motions[first], WIDE.cameras(4, motions[first], 2), 4)
+    assert len({id(stage._atlas) for stage in stages}) == 1
+
+
+def test_what_is_worn_on_a_finger_is_on_that_finger(rig: Rig) -> None:
+    """Painted beside it, tape teaches that fingers are somewhere else."""
+    for number in range(40):
+        motion = WIDE.motion(rig, 5, number, 1)
+        bare, worn = Person.of(5, motion).atlas, dressed(5, motion).atlas
+        changed = np.argwhere((worn.palm != bare.palm).any(axis=-1))
+        if not 0 < len(changed) < 0.02 * bare.palm[..., 0].size:
+            continue  # nobody, or a glove or a band
+        anatomy = motion.anatomy
+        bones = []
+        for name in MANO16[1:]:
+            finger, k = name.split("_")
+            here = MANO16.index(name)
+            end = anatomy.tips_m[finger] if k == "3" else anatomy.joints_m[here + 1]
+            bones.append(np.linspace(anatomy.joints_m[here], end, 20))
+        places = (rest_coordinates(np.concatenate(bones), anatomy) - bare.origin_m) * ATLAS_PX_PER_M
+        gap = np.linalg.norm(changed[:, None] - places[None], axis=-1).min(axis=1) / ATLAS_PX_PER_M
+        assert gap.max() < 0.014
+        return
+    pytest.fail("nobody wears tape or a ring")
+
+
+def test_sensors_differ_and_are_right_where_nothing_is_in_the_way() -> None:
+    """One kind of error is learned by heart. Beside the colours means moved, not mirrored or scaled."""
+    kinds, steps = set(), set()
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        sensor = AnySensor(rng, 600.0)
+        clean = np.full((HEIGHT, WIDTH), 1.1, np.float32)
+        clean[160:320, 240:400] = 0.5
+        measured = sensor.measure(rng, clean, np.ones_like(clean))
+        there = measured > 0
+        assert 0.8 < there.mean() < 0.99
+        kinds.add(sensor._of_flight)
+        step = float(sensor._step_m)
+        steps.add(step)
+        np.testing.assert_allclose(measured / step, np.rint(measured / step), atol=2e-2)
+        dx, dy = sensor._shift_px
+        inner = measured[200 + dy : 280 + dy, 280 + dx : 360 + dx]
+        assert abs(np.median(inner[inner > 0]) - 0.5) < 0.012
+        rows, columns = np.nonzero(np.abs(measured - 0.5) < 0.05)
+        middle = [rows.min() + rows.max(), columns.min() + columns.max()]
+        assert np.abs(np.array(middle) / 2 - [239.5 + dy, 319.5 + dx]).max() <= 1.5
+        between = ((measured > 0.56) & (measured < 1.0)).sum()
+        assert (between > 100) == sensor._of_flight, "flying pixels"
+    assert kinds == {True, False}
+    assert len(steps) >= 3
+
+
+def test_lenses_keep_the_picture_where_it_is(rig: Rig) -> None:
+    """Colours, smear and fewer pixels are a camera's; a picture that moves takes the hand from its label."""
+    motion = WIDE.motion(rig, 0, 0, 1)
+    (camera,) = WIDE.cameras(0, motion, 1)
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    cv2.circle(picture, (300, 200), 30, (180, 180, 180), -1)
+    made = []
+    for digit in range(12):
+        look = WideLook(7, motion, camera, digit)
+        shown = look.lens(np.random.default_rng(digit), picture).astype(np.float64).mean(axis=-1)
+        light = np.maximum(shown - np.median(shown) - 40.0, 0.0)
+        rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+        centre = [(light * axis).sum() / light.sum() for axis in (columns, rows)]
+        assert centre == pytest.approx([300, 200], abs=0.7)
+        made.append((round(shown.max()), look.jpeg_quality))
+    assert len(set(made)) == 12
