@@ -18,6 +18,7 @@ DEMO_EVALUATION_SEQUENCES ?= 6
 SEED ?= 0
 DOMAIN ?= wide
 OTHER := $(if $(filter wide,$(DOMAIN)),table,wide)
+$(if $(filter table wide,$(DOMAIN)),,$(error DOMAIN=$(DOMAIN): want wide or table))
 LEARN := data/learn/$(DOMAIN)-seed$(SEED)
 LEARN_OTHER := data/learn/$(OTHER)-seed$(SEED)-held-out
 # 10,000 frames to train on, and 1,600 of 80 motions that are held out.
@@ -27,7 +28,7 @@ LEARN_wide := --domain wide --cameras 2 --held-out-sequences 160 --held-out-fram
 LEARN_RANKS := 2
 LEARN_SETTINGS ?=
 
-.PHONY: setup demo demo-data learn learn-data detector test lint bench clean
+.PHONY: setup demo demo-data learn learn-data learn-other detector test lint bench clean
 
 setup: $(VENV)/.ready
 
@@ -61,19 +62,23 @@ demo: demo-data
 learn-data: setup
 	$(BIN)/python -m dataloader.synthetic.hand --out data/learn/STANDIN_RIGHT.pkl
 	$(BIN)/python -m dataloader.synthetic --out $(LEARN) $(LEARN_TREE) $(LEARN_$(DOMAIN))
+
+learn-other: learn-data
 	$(BIN)/python -m dataloader.synthetic --out $(LEARN_OTHER) $(LEARN_TREE) $(LEARN_$(OTHER)) --annotations-only train
 
 # Two ranks on any machine, so that the global batch is the same; the cores are shared out between them.
-learn: learn-data
+learn: learn-data learn-other
 	@set -e; threads=$$($(BIN)/python -c 'import os; print(max(1, len(os.sched_getaffinity(0)) // $(LEARN_RANKS)))'); \
 	export OMP_NUM_THREADS=$$threads; \
 	run="$(BIN)/torchrun --standalone --nproc_per_node=$(LEARN_RANKS) train.py --config config/learn.yaml \
-		seed=$(SEED) dataset.root_dir=$(LEARN) runtime.threads=$$threads $(LEARN_SETTINGS)"; \
-	$$run name=learn-$(SEED); \
+		seed=$(SEED) runtime.threads=$$threads $(LEARN_SETTINGS)"; \
+	data=dataset.root_dir=$(LEARN); \
+	$$run $$data name=learn-$(SEED); \
 	trained=$$(ls -d runs/*-learn-$(SEED) | tail -n 1); \
-	$$run name=learn-$(SEED)-held-out --evaluate $$trained/checkpoints/last.pt; \
-	$$run name=learn-$(SEED)-random split.by=frame split.held_out_list=null --evaluate $$trained/checkpoints/last.pt; \
-	$$run name=learn-$(SEED)-other dataset.root_dir=$(LEARN_OTHER) --evaluate $$trained/checkpoints/last.pt; \
+	score="--evaluate $$trained/checkpoints/last.pt"; \
+	$$run $$data name=learn-$(SEED)-held-out $$score; \
+	$$run $$data name=learn-$(SEED)-random split.by=frame split.held_out_list=null $$score; \
+	$$run dataset.root_dir=$(LEARN_OTHER) name=learn-$(SEED)-other $$score; \
 	$(BIN)/python -m src.tools.learned --run $$trained \
 		--held-out $$(ls -d runs/*-learn-$(SEED)-held-out | tail -n 1) \
 		--random $$(ls -d runs/*-learn-$(SEED)-random | tail -n 1) \

@@ -6,7 +6,7 @@ import argparse
 import importlib
 
 NAMES = ("collection", "data_path", "startup", "train_step")
-LONG = ("ablation",)
+LONG = ("ablation", "peers")
 """Take an hour or more and run only when named."""
 
 

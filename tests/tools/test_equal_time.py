@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ablation
-from benchmarks.ablation import CONFIG, EPOCHS, FULL, finished, steps_of_arms
+from benchmarks import equal_time
+from benchmarks.ablation import ARMS
+from benchmarks.equal_time import CONFIG, EPOCHS, finished, steps_of_arms, train_arm
 from src.config_file import config_to_yaml, load_config
 
-SECONDS = {FULL: 1.0, "cheap": 0.8, "dear": 1.25}
+SECONDS = {"full": 1.0, "cheap": 0.8, "dear": 1.25}
 
 
 def test_a_cheaper_step_is_taken_more_often() -> None:
     """Arms with equal steps would call a part worthless for what it costs, or worth what it does not cost."""
     steps = steps_of_arms(SECONDS, samples=EPOCHS * 32 * 100, batch=32, there=125)
-    assert steps == {FULL: 100, "cheap": 125, "dear": 80}
+    assert steps == {"full": 100, "cheap": 125, "dear": 80}
     assert all(steps[name] * SECONDS[name] == pytest.approx(100) for name in steps)
 
 
@@ -80,7 +81,7 @@ def test_an_arm_is_trained_once_for_each_code(
     """Files that differ from their commit may be another network; a run that is not found is hours lost."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config").symlink_to(Path(__file__).resolve().parents[2] / "config")
-    monkeypatch.setattr(ablation, "commit", lambda: now)
+    monkeypatch.setattr(equal_time, "commit", lambda: now)
     trained = []
 
     def train(command: list[str], **_: object) -> None:
@@ -91,8 +92,8 @@ def test_an_arm_is_trained_once_for_each_code(
             Path("runs"), f"2026010{len(trained)}-000000-{label}", *settings, pa_mm=len(trained), code=before
         )
 
-    monkeypatch.setattr(ablation.subprocess, "run", train)
-    arm = "no modality sampling"
-    assert ablation._train(arm, ("seed=3",), 9).rgbd_pa == 1
-    assert ablation._train(arm, ("seed=3",), 9).rgbd_pa == (1 if kept else 2)
-    assert trained == ["ablation-3-9-no-modality-sampling"] * (1 if kept else 2)
+    monkeypatch.setattr(equal_time.subprocess, "run", train)
+    arm, name = ARMS["no modality sampling"], "ablation-3-9-no-modality-sampling"
+    assert train_arm(arm, name, ("seed=3",), 9).rgbd_pa == 1
+    assert train_arm(arm, name, ("seed=3",), 9).rgbd_pa == (1 if kept else 2)
+    assert trained == [name] * (1 if kept else 2)
