@@ -94,7 +94,7 @@ def wide_tree(asset: HandAsset, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_wide_pictures_show_the_hand_where_the_labels_put_it(wide_tree: Path, asset: HandAsset) -> None:
     """Depth beside the colours, bent edges and holes are the sensor's; the hand is still the labelled one."""
-    tree, empty = wide_tree / "drawn", []
+    tree, empty, shares = wide_tree / "drawn", [], []
     for sequence, frame, meta in frames(tree, "train"):
         bgr = cv2.imread(str(tree / "train" / sequence / "depth" / f"{frame}.png"))
         depth = (bgr[..., 2].astype(np.float64) + 256.0 * bgr[..., 1]) * DEPTH_UNIT_M
@@ -104,7 +104,9 @@ def test_wide_pictures_show_the_hand_where_the_labels_put_it(wide_tree: Path, as
         there = (column >= 0) & (column < WIDTH) & (row >= 0) & (row < HEIGHT)
         gap = depth[row[there], column[there]] - points[there, 2]
         near = np.abs(gap[depth[row[there], column[there]] > 0]) < 0.012
-        assert near.mean() > 0.2, f"{sequence}/{frame}: hardly a vertex of the hand is where it is labelled"
+        shares.append(near.mean())
+        assert near.mean() > 0.1, f"{sequence}/{frame}: hardly a vertex of the hand is where it is labelled"
+    assert np.mean(shares) > 0.3
     assert 0.03 < np.mean(empty) < 0.15
 
 
@@ -205,6 +207,6 @@ def test_lenses_keep_the_picture_where_it_is(rig: Rig) -> None:
         light = np.maximum(shown - np.median(shown) - 40.0, 0.0)
         rows, columns = np.mgrid[:HEIGHT, :WIDTH]
         centre = [(light * axis).sum() / light.sum() for axis in (columns, rows)]
-        assert centre == pytest.approx([300, 200], abs=0.7)
+        assert centre == pytest.approx([300, 200], abs=1.0)
         made.append((round(shown.max()), look.jpeg_quality))
     assert len(set(made)) == 12

@@ -11,7 +11,7 @@ import numpy as np
 
 from dataloader.synthetic.common import Image
 from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH
-from dataloader.synthetic.scene.depth_sensor import DepthSensor, noise_sigma_m
+from dataloader.synthetic.scene.depth_sensor import DepthSensor, noise_sigma_m, shadow
 
 _STEPS_M = (0.000125, 0.00025, 0.0005, 0.001)
 _JUMP_M = 0.015
@@ -29,7 +29,8 @@ class AnySensor(DepthSensor):
         self._of_flight = rng.random() < 0.5
         self._step_m = np.float32(_STEPS_M[rng.integers(len(_STEPS_M))])
         self._edge_px = int(rng.integers(1, 4))
-        self._holes = rng.uniform(0.02, 0.12)
+        self._holes = rng.uniform(0.005, 0.08)
+        self._ragged, self._way = rng.uniform(-1.5, 1.5), int(rng.choice([-1, 1]))
         self._louder = np.float32(rng.uniform(0.5, 2.5))
         self._shift_px = rng.integers(-_MOST_SHIFT_PX, _MOST_SHIFT_PX + 1, 2)
         bias = cv2.resize(rng.standard_normal((5, 7), np.float32), (WIDTH, HEIGHT))
@@ -62,7 +63,11 @@ class AnySensor(DepthSensor):
         blobs = cv2.resize(rng.random((24, 32), np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
         weak = np.asarray(blobs, np.float32) + np.float32(0.05) * pattern
         lost = weak > float(np.quantile(weak[::8, ::8], 1.0 - self._holes))
-        return np.asarray(lost | self.unseen(clean_m, cosine, pattern, both_imagers=not self._of_flight))
+        lost |= self.unseen(clean_m, cosine, pattern, self._ragged)
+        if not self._of_flight:  # the second imager stands on either side
+            way = slice(None, None, self._way)
+            lost |= shadow(clean_m[:, way], self._focal_px)[:, way]
+        return np.asarray(lost)
 
     def _beside(self, measured_m: Image) -> Image:
         """The picture moved by whole pixels; nothing is known of what moves in."""

@@ -79,21 +79,20 @@ class DepthSensor:
         noisy = clean_m + pattern * noise_sigma_m(clean_m, cosine)
         measured: Image = np.round(noisy / np.float32(STEP_M)) * np.float32(STEP_M)
         weak = cv2.resize(rng.random((30, 40), np.float32), (WIDTH, HEIGHT)) > 0.99
-        measured[weak | self.unseen(clean_m, cosine, pattern)] = 0.0
+        measured[shadow(clean_m, self._focal_px) | weak | self.unseen(clean_m, cosine, pattern)] = 0.0
         return measured
 
-    def unseen(
-        self, clean_m: Image, cosine: Image, pattern: Image, *, both_imagers: bool = True
-    ) -> NDArray[np.bool_]:
-        """(480, 640) where the shape of the scene lets nothing come back; arguments as of `measure`.
+    def unseen(self, clean_m: Image, cosine: Image, pattern: Image, ragged: float = 1.0) -> NDArray[np.bool_]:
+        """(480, 640) where the shape of the scene lets nothing come back, but for the second imager's shadow.
 
         Args:
-            pattern: (480, 640) noise of unit variance: ragged silhouettes.
-            both_imagers: the shadow of a second imager too.
+            clean_m: as of `measure`.
+            cosine: as of `measure`.
+            pattern: (480, 640) noise of unit variance.
+            ragged: silhouettes return nothing where the pattern is above it.
         """
         jump = np.zeros(clean_m.shape, np.uint8)
         jump[:, 1:] = np.abs(clean_m[:, 1:] - clean_m[:, :-1]) > _JUMP_M
         jump[1:] |= (np.abs(clean_m[1:] - clean_m[:-1]) > _JUMP_M).view(np.uint8)
-        ragged = (cv2.dilate(jump, np.ones((3, 3), np.uint8)) > 0) & (pattern > 1.0)
-        lost = ragged | (cosine < GRAZING_COSINE)
-        return lost | shadow(clean_m, self._focal_px) if both_imagers else lost
+        edges = (cv2.dilate(jump, np.ones((3, 3), np.uint8)) > 0) & (pattern > ragged)
+        return edges | (cosine < GRAZING_COSINE)

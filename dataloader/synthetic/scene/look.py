@@ -30,6 +30,9 @@ class Look:
         """What measures depth."""
         return DepthSensor(rng, float(self._camera.intrinsics_px[0, 0]))
 
+    def align(self, rgb: NDArray[np.uint8], depth_m: Image) -> None:
+        """Change the picture (in place) by how it was laid on the measured depth (480, 640)."""
+
     def lens(self, rng: np.random.Generator, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """What the camera makes of a frame (480, 640, 3) RGB that is sharp and well lit."""
         return rgb

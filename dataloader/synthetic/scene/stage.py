@@ -129,7 +129,9 @@ class Stage:
         rgb = self._room.copy()
         rgb.reshape(-1, 3)[seen.pixel] = colour.clip(0, 255)
         rgb = self._lens(rng, rgb, box)
-        return rgb, self._sensor.measure(rng, depth, cosine)
+        measured = self._sensor.measure(rng, depth, cosine)
+        self._look.align(rgb, measured)
+        return rgb, measured
 
     def _arm(self, row: int, hand: Array) -> list[Array]:
         """Rings of the forearm and the sleeve: the wrist's edge carried along a curve towards the elbow."""

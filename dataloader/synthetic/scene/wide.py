@@ -23,6 +23,9 @@ _BEHIND_HAND_M = 0.22
 _STREAK = 0.35
 """Share of cameras whose shutter stays open long enough for a hand to smear."""
 
+_CARRIED = 0.2
+"""Share of pictures that are aligned to the depth camera instead of the other way round."""
+
 
 def dressed(seed: int, motion: Motion) -> Person:
     """The person of a motion with what they wear on their hand."""
@@ -41,6 +44,7 @@ class WideLook(Look):
         self.jpeg_quality = int(device.integers(45, 96))
         self._response = _response(device)
         self._coarser = float(device.uniform(1.0, 2.2)) if device.random() < 0.6 else 1.0
+        self._carried = device.random() < _CARRIED
         self._streak_px = int(device.integers(3, 12)) if device.random() < _STREAK else 0
         self._grain: NDArray[np.int16] | None = None
         if device.random() < 0.5:
@@ -56,6 +60,11 @@ class WideLook(Look):
     def sensor(self, rng: np.random.Generator) -> DepthSensor:
         """Stereo or time of flight."""
         return AnySensor(rng, float(self._camera.intrinsics_px[0, 0]))
+
+    def align(self, rgb: NDArray[np.uint8], depth_m: Image) -> None:
+        """Colours that were carried into the depth camera are black where it measured nothing."""
+        if self._carried:
+            rgb[depth_m == 0.0] = 0
 
     def lens(self, rng: np.random.Generator, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Smeared, coarser, in this camera's colours, with its grain."""
