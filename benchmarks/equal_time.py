@@ -26,10 +26,14 @@ from dataloader.build import build_dataset
 from dataloader.crop.prepare import prepare
 from src.config import ModelConfig, RunConfig
 from src.config_file import config_to_yaml, load_config
+from src.evaluation.evaluator import FILE_ENDS, MODALITY_NAMES, read_per_sample
+from src.evaluation.scored import Scored
 from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
+from src.pages.answers import gain, rows_interval
 from src.runtime.ranks.distributed import DistContext
+from src.schema import Shown
 from src.training.checkpoints.checkpoint import commit
 from src.training.setup import backbone_dtype
 from src.training.step import TrainStep
@@ -39,6 +43,7 @@ RANKS = 2
 EPOCHS = 5
 TIMED_ROUNDS = 12
 TIMEOUT_S = 3 * 3600
+METRICS = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE"}
 SAMPLES_HELP = f"that the first network sees; the cheapest arm may see the data {EPOCHS} times at most"
 
 Network = Callable[[ModelConfig, ManoLayer], nn.Module]
@@ -55,16 +60,8 @@ class Arm:
     """What torchrun starts: train.py, or a module that calls it with the network."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """Means over the held-out frames, mm."""
-
-    rgbd_mpjpe: float
-    rgbd_pa: float
-    rgb_mpjpe: float
-    rgb_pa: float
-    minutes: float
-    """Of training, without validation."""
+Rows = dict[Shown, Scored]
+"""What the held-out frames of one data set scored."""
 
 
 def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence[str]) -> None:
@@ -75,6 +72,7 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     parser.add_argument("--samples", type=int, default=36_000, help=SAMPLES_HELP)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=None, help="default: data/learn/wide-seed<seed>")
+    parser.add_argument("--other", type=Path, default=None, help="data set that is scored as well")
     arguments = parser.parse_args(argv)
     data = arguments.data or Path(f"data/learn/wide-seed{arguments.seed}")
     shared = (f"seed={arguments.seed}", f"dataset.root_dir={data}")
@@ -91,27 +89,30 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
         steps = steps_of_arms(seconds, arguments.samples, batch, _epoch_steps(shared, batch))
     except ValueError as error:
         parser.error(str(error))
-    scores: dict[str, Score] = {}
+    scores: dict[Path, dict[str, Rows]] = {}
     for name in names:
         label = f"{title}-{arguments.seed}-{steps[name]}-" + name.replace(" ", "-").replace(",", "")
-        scores[name] = train_arm(arms[name], label, shared, steps[name])
-        print(f"{name}: {scores[name]}", flush=True)
-    rows = []
-    for name, score in scores.items():
-        best = scores[first]
-        rows += [
-            Row(
-                f"{name}, {kind} PA {pa:.2f}, MPJPE {mpjpe:.2f}",
-                f"{first}: PA {reference:.2f}",
-                reference / pa,
-                "mm",
-            )
-            for kind, pa, mpjpe, reference in (
-                ("RGB-D", score.rgbd_pa, score.rgbd_mpjpe, best.rgbd_pa),
-                ("RGB-only", score.rgb_pa, score.rgb_mpjpe, best.rgb_pa),
-            )
-        ]
-    report(title, rows)
+        folder = train_arm(arms[name], label, shared, steps[name])
+        scores.setdefault(data, {})[name] = rows_of(folder, f"epoch_{EPOCHS - 1:04d}")
+        if arguments.other is not None:
+            scored = score_arm(arms[name], f"{label}-other", folder, arguments.other)
+            scores.setdefault(arguments.other, {})[name] = rows_of(scored, "per_sample")
+    report(title, [row for where, rows in scores.items() for row in against_first(where.name, rows)])
+
+
+def against_first(where: str, scores: Mapping[str, Rows]) -> list[Row]:
+    """Each arm beside the first: scores, and the first one's lead with its interval over sequences."""
+    table, reference = [], next(iter(scores.values()))
+    for name, rows in scores.items():
+        for shown, own in rows.items():
+            first = reference[shown]
+            for metric in ("mpjpe_mm", "pa_mpjpe_mm"):
+                mine, base = getattr(own, metric), getattr(first, metric)
+                lead = gain(rows_interval(mine - base, first.sequences))
+                text = f"{where}, {MODALITY_NAMES[shown]}, {METRICS[metric]}: {name} {mine.mean():.2f}"
+                against = f"first {base.mean():.2f}, {lead}"
+                table.append(Row(text, against, float(base.mean() / mine.mean()), "mm"))
+    return table
 
 
 def steps_of_arms(seconds: Mapping[str, float], samples: int, batch: int, there: int) -> dict[str, int]:
@@ -160,8 +161,8 @@ def _epoch_steps(shared: tuple[str, ...], batch: int) -> int:
     return len(build_dataset(config, "train", hand, show_progress=False)) // batch
 
 
-def train_arm(arm: Arm, label: str, shared: tuple[str, ...], steps: int) -> Score:
-    """Train an arm in two processes, `steps` an epoch, unless its run is there, and read its scores."""
+def train_arm(arm: Arm, label: str, shared: tuple[str, ...], steps: int) -> Path:
+    """Train an arm, `steps` an epoch, unless its run is there; the run's folder."""
     overrides = [
         *shared,
         *arm.settings,
@@ -175,17 +176,37 @@ def train_arm(arm: Arm, label: str, shared: tuple[str, ...], steps: int) -> Scor
     changed = now == "unknown" or now.endswith("+")
     found = None if changed else finished(wanted, now)
     if found is None:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = [*torchrun, f"--nproc_per_node={RANKS}", *arm.program, "--config", str(CONFIG), *overrides]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, timeout=TIMEOUT_S, env=environment)
+        _start(arm, "--config", str(CONFIG), *overrides)
         found = finished(wanted)
     assert found is not None, f"{label}: the run ended without its last validation"
+    print(f"{label}: {found}", flush=True)
     return found
 
 
-def finished(arm: RunConfig, code: str | None = None, runs: Path = Path("runs")) -> Score | None:
-    """Scores of the newest finished run of this name and of these settings to the last key.
+def score_arm(arm: Arm, label: str, trained: Path, data: Path) -> Path:
+    """Score an arm's last weights on the held-out frames of another data set; the folder of the scores."""
+    checkpoint = str(trained / "checkpoints" / "last.pt")
+    _start(arm, "--evaluate", checkpoint, f"name={label}", f"dataset.root_dir={data}")
+    return max(Path("runs").glob(f"*-{label}"))
+
+
+def _start(arm: Arm, *arguments: str) -> None:
+    """Run train.py, or what stands for it, in `RANKS` processes of one thread."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*torchrun, *arm.program, *arguments], check=True, timeout=TIMEOUT_S, env=environment)
+
+
+def rows_of(folder: Path, stem: str) -> Rows:
+    """What a run's per-sample files say."""
+    return {
+        shown: Scored.of_file(read_per_sample(folder / "val" / f"{stem}{end}.npz"))
+        for shown, end in FILE_ENDS.items()
+    }
+
+
+def finished(arm: RunConfig, code: str | None = None, runs: Path = Path("runs")) -> Path | None:
+    """The newest finished run of this name and of these settings to the last key.
 
     A run from before the recipe or the network changed has the same name: its scores would stand beside those
     of another one.
@@ -205,9 +226,7 @@ def finished(arm: RunConfig, code: str | None = None, runs: Path = Path("runs"))
             continue
         rows = [json.loads(line) for line in scalars.read_text(encoding="utf-8").splitlines()]
         last = {name: value for row in rows for name, value in row.items()}
-        trained = [row["minutes"] for row in rows if "Train/epoch_loss" in row]
-        if len(trained) == EPOCHS and "Val/RGB-only/PA-MPJPE" in last:
-            print(f"{arm.name}: scores of {folder}", flush=True)
-            names = ("Val/MPJPE", "Val/PA-MPJPE", "Val/RGB-only/MPJPE", "Val/RGB-only/PA-MPJPE")
-            return Score(*(last[name] for name in names), trained[-1])
+        trained = sum("Train/epoch_loss" in row for row in rows)
+        if trained == EPOCHS and "Val/RGB-only/PA-MPJPE" in last:
+            return folder
     return None

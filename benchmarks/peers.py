@@ -1,6 +1,6 @@
 """UTNet beside what a user would pick instead: same data, loader, augmentation, schedule, minutes, machine.
 
-    python -m benchmarks.peers [--arms "ResNet-18, MANO" ...] [--samples 36000] [--seed 0] [--data DIR]
+    python -m benchmarks.peers [--arms "ResNet-18, MANO" ...] [--samples N] [--data DIR] [--other DIR]
 
 All are trained from scratch by train.py, as `benchmarks/equal_time.py` says; the peers with AdamW at 1e-3. A
 peer that sees depth has it as a fourth channel and never loses it: its rival is UTNet with depth. A peer

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import equal_time
 from benchmarks.ablation import ARMS
-from benchmarks.equal_time import CONFIG, EPOCHS, finished, steps_of_arms, train_arm
+from benchmarks.equal_time import CONFIG, EPOCHS, against_first, finished, steps_of_arms, train_arm
 from src.config_file import config_to_yaml, load_config
+from src.evaluation.scored import Scored
 
 SECONDS = {"full": 1.0, "cheap": 0.8, "dear": 1.25}
 
@@ -30,18 +32,14 @@ def test_more_than_the_data_give_is_refused() -> None:
     assert max(steps_of_arms(SECONDS, few, batch=32, there=124).values()) <= 124
 
 
-def write_run(
-    runs: Path, folder: str, *settings: str, epochs: int = EPOCHS, pa_mm: float = 10.0, code: str = "aaaa"
-) -> None:
+def write_run(runs: Path, folder: str, *settings: str, epochs: int = EPOCHS, code: str = "aaaa") -> None:
     """A run folder as train.py leaves it, as far as the ablation reads it."""
     (runs / folder).mkdir(parents=True)
     config = load_config(CONFIG, settings)
     (runs / folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     (runs / folder / "meta.json").write_text(json.dumps({"commit": code}), encoding="utf-8")
     rows = [{"minutes": float(k + 1), "Train/epoch_loss": 1.0} for k in range(epochs)]
-    scores = {"Val/MPJPE": 20.0, "Val/PA-MPJPE": pa_mm}
-    scores |= {"Val/RGB-only/MPJPE": 30.0, "Val/RGB-only/PA-MPJPE": 12.0}
-    lines = "\n".join(map(json.dumps, [*rows, {"minutes": float(epochs), **scores}]))
+    lines = "\n".join(map(json.dumps, [*rows, {"minutes": float(epochs), "Val/RGB-only/PA-MPJPE": 12.0}]))
     (runs / folder / "scalars.jsonl").write_text(lines, encoding="utf-8")
 
 
@@ -50,20 +48,18 @@ def test_a_run_of_another_recipe_or_another_code_is_not_taken_for_this_one(tmp_p
     name, label = "name=ablation-0-9-full", "-ablation-0-9-full"
     arm = load_config(CONFIG, (name,))
     assert finished(arm, "aaaa", tmp_path) is None
-    write_run(tmp_path, "20260101-000000" + label, name, pa_mm=9.0)
-    write_run(tmp_path, "20260102-000000" + label, name, pa_mm=10.0)
-    write_run(tmp_path, "20260103-000000" + label, name, "dataset.p_drop_depth=0.9", pa_mm=7.0)
-    write_run(tmp_path, "20260104-000000" + label, name, epochs=EPOCHS - 1, pa_mm=8.0)
-    write_run(tmp_path, "20260105-000000" + label, name, code="bbbb", pa_mm=6.0)
+    write_run(tmp_path, "20260101-000000" + label, name)
+    write_run(tmp_path, "20260102-000000" + label, name)
+    write_run(tmp_path, "20260103-000000" + label, name, "dataset.p_drop_depth=0.9")
+    write_run(tmp_path, "20260104-000000" + label, name, epochs=EPOCHS - 1)
+    write_run(tmp_path, "20260105-000000" + label, name, code="bbbb")
     write_run(tmp_path, "20260106-000000" + label, name)
     (tmp_path / ("20260106-000000" + label) / "scalars.jsonl").unlink()
     (tmp_path / ("20260107-000000" + label)).mkdir()
-    found = finished(arm, "aaaa", tmp_path)
+    found, newest = finished(arm, "aaaa", tmp_path), finished(arm, None, tmp_path)
     assert found is not None
-    assert (found.rgbd_pa, found.rgb_mpjpe, found.minutes) == (10.0, 30.0, EPOCHS)
-    newest = finished(arm, None, tmp_path)
     assert newest is not None
-    assert newest.rgbd_pa == 6.0
+    assert (found.name[:8], newest.name[:8]) == ("20260102", "20260105")
 
 
 @pytest.mark.parametrize(
@@ -88,12 +84,28 @@ def test_an_arm_is_trained_once_for_each_code(
         settings = command[command.index(str(CONFIG)) + 1 :]
         label = next(s for s in settings if s.startswith("name=")).removeprefix("name=")
         trained.append(label)
-        write_run(
-            Path("runs"), f"2026010{len(trained)}-000000-{label}", *settings, pa_mm=len(trained), code=before
-        )
+        write_run(Path("runs"), f"2026010{len(trained)}-000000-{label}", *settings, code=before)
 
     monkeypatch.setattr(equal_time.subprocess, "run", train)
     arm, name = ARMS["no modality sampling"], "ablation-3-9-no-modality-sampling"
-    assert train_arm(arm, name, ("seed=3",), 9).rgbd_pa == 1
-    assert train_arm(arm, name, ("seed=3",), 9).rgbd_pa == (1 if kept else 2)
+    assert train_arm(arm, name, ("seed=3",), 9).name[:8] == "20260101"
+    assert train_arm(arm, name, ("seed=3",), 9).name[:8] == ("20260101" if kept else "20260102")
     assert trained == [name] * (1 if kept else 2)
+
+
+def test_leads_are_paired_and_have_their_sign(tmp_path: Path) -> None:
+    """A peer that is worse by 2 mm on every frame: the first is better by 2, whatever the frames' spread."""
+    errors = np.linspace(5.0, 80.0, 40)
+    sequences = np.array([f"train/S{k // 4}" for k in range(40)])
+    rows = [
+        {
+            shown: Scored(np.ones(40, bool), sequences, errors + more, errors / 2, 0, None)
+            for shown in ("rgbd", "rgb")
+        }
+        for more in (0.0, 2.0)
+    ]
+    table = against_first("wide", {"ours": rows[0], "theirs": rows[1]})
+    assert len(table) == 8
+    (worse,) = [row for row in table if row.what == "wide, RGB-D, MPJPE: theirs 44.50"]
+    assert worse.reference == "first 42.50, lower by 2.000 mm [2.000, 2.000] (sure)"
+    assert worse.ratio == pytest.approx(42.5 / 44.5)
