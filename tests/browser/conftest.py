@@ -58,9 +58,12 @@ class Opened:
         return before, self.tab.evaluate(eye)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The browser; skipped with what is missing."""
+    """The browser; skipped with what is missing.
+
+    It ends with its module: processes that later tests start would inherit the pipe whose end ends it.
+    """
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="pip install --group browser: no playwright"
     )
