@@ -89,7 +89,7 @@ class Palms(NamedTuple):
     """(P,) 0 to 1."""
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """What the landmark net says of a square, hand or not."""
 
     square: Square
@@ -147,22 +147,22 @@ class HandDetector:
 
     def _look(self, rgb: NDArray[np.uint8], squares: list[Square]) -> HandBox | None:
         """The hand in the best of some squares, looked at again in the square around its points."""
-        seen = max((self._points(rgb, square) for square in squares), key=lambda seen: seen.score)
+        seen = max((self.landmarks(rgb, square) for square in squares), key=lambda seen: seen.score)
         if seen.score < LEAST_HAND:
             return None
-        again = self._points(rgb, square_of_points(seen.points_px, seen.square.angle))
+        again = self.landmarks(rgb, square_of_points(seen.points_px, seen.square.angle))
         if again.score >= LEAST_HAND:
             seen = again
         (x0, y0), (x1, y1) = seen.points_px.min(0).tolist(), seen.points_px.max(0).tolist()
         return HandBox((x0, y0, x1, y1), self._is_left(rgb, seen.square), seen.score)
 
-    def _points(self, rgb: NDArray[np.uint8], square: Square) -> _Seen:
+    def landmarks(self, rgb: NDArray[np.uint8], square: Square) -> Seen:
         """What the landmark net sees in a square."""
         raw, score, *_ = self._hand(_warp(rgb, square, HAND_PX))
         unit = raw.reshape(21, 3)[:, :2].astype(np.float64) / HAND_PX - 0.5
         c, s = math.cos(square.angle), math.sin(square.angle)
         points = unit * square.side @ np.array([[c, s], [-s, c]]) + [square.x, square.y]
-        return _Seen(square, points, float(score.item()))
+        return Seen(square, points, float(score.item()))
 
     def _is_left(self, rgb: NDArray[np.uint8], square: Square) -> bool:
         """Which hand is in a square. The net leans to the right hand: its mirror image is asked too."""
