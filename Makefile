@@ -78,7 +78,7 @@ learn: learn-data learn-other
 	score="--evaluate $$trained/checkpoints/last.pt"; \
 	$$run $$data name=learn-$(SEED)-held-out $$score; \
 	$$run $$data name=learn-$(SEED)-random split.by=frame split.held_out_list=null $$score; \
-	$$run dataset.root_dir=$(LEARN_OTHER) name=learn-$(SEED)-other $$score; \
+	$$run dataset.root_dir=$(LEARN_OTHER) dataset.cache=off name=learn-$(SEED)-other $$score; \
 	$(BIN)/python -m src.tools.learned --run $$trained \
 		--held-out $$(ls -d runs/*-learn-$(SEED)-held-out | tail -n 1) \
 		--random $$(ls -d runs/*-learn-$(SEED)-random | tail -n 1) \
