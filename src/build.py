@@ -112,14 +112,18 @@ def build_evaluation(config: RunConfig, context: DistContext, path: Path) -> Jud
     context.together("loading the weights", lambda: ckpt.load_weights(model, state, path))
     train_set, val_set = build_splits(config, context, hand)
     ckpt.log_changes(state["config"], config, ("dataset", "split", "model"))
-    warnings = []
-    if state["split_hash"] != train_set.frames.split.id:
-        warnings.append(
-            "the checkpoint was trained on another training split: it may have seen these samples"
-        )
+    warnings, trained_on = [], Path(state["config"]["dataset"]["root_dir"])
+    same_split, same_data = (
+        state["split_hash"] == train_set.frames.split.id,
+        trained_on == config.dataset.root_dir,
+    )
+    if not same_split:
+        another = "another training split" if same_data else f"another data set ({trained_on})"
+        warnings.append(f"the checkpoint was trained on {another}: it may have seen these samples")
         _log.warning(f"WARNING: {warnings[0]}")
-    labels = train_set.frames.index.labels_sha256
-    warnings.append(ckpt.log_labels(state["progress"].get("labels_hash", ""), labels, path))
+    if same_split or same_data:  # labels of other frames are others
+        labels = train_set.frames.index.labels_sha256
+        warnings.append(ckpt.log_labels(state["progress"].get("labels_hash", ""), labels, path))
     _log.info(f"Evaluating {ckpt.named(state, path)}")
     scoring = build_scoring(config, context, train_set, val_set, hand)
     return Judged(hand, model, loss, state, scoring, [text for text in warnings if text])

@@ -103,6 +103,9 @@ def test_a_second_line_says_what_the_weights_are_worth_elsewhere(
         with np.load(folders[3] / "val" / name) as rows:
             means = [rows[metric].mean() for metric in ("mpjpe_mm", "pa_mpjpe_mm")]
         assert [float(text) for text in found.groups()[2 * k : 2 * k + 2]] == pytest.approx(means, abs=5e-4)
+    log = (folders[3] / "log.txt").read_text(encoding="utf-8")
+    assert "WARNING: the checkpoint was trained on another data set (" in log
+    assert "have changed since" not in log, "labels of other frames are others"
     assert found.group(9) == re.fullmatch(RESULT, alone[-1]).group(9), "minutes of the one training"
 
 
