@@ -80,7 +80,12 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     if arguments.samples < batch * EPOCHS:
         parser.error(f"--samples {arguments.samples}: want at least {batch * EPOCHS}, a step in each epoch")
     if arguments.data is None:
-        make = ["make", "learn-data", f"SEED={arguments.seed}"]  # finds whole data if they are there
+        make = [
+            "make",
+            "learn-data",
+            f"SEED={arguments.seed}",
+            "DOMAIN=wide",
+        ]  # finds whole data if they are there
         subprocess.run(make, check=True, timeout=TIMEOUT_S)
     names = list(dict.fromkeys([first, *arguments.arms]))
     torch.set_num_threads(1)

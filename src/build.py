@@ -113,10 +113,8 @@ def build_evaluation(config: RunConfig, context: DistContext, path: Path) -> Jud
     train_set, val_set = build_splits(config, context, hand)
     ckpt.log_changes(state["config"], config, ("dataset", "split", "model"))
     warnings, trained_on = [], Path(state["config"]["dataset"]["root_dir"])
-    same_split, same_data = (
-        state["split_hash"] == train_set.frames.split.id,
-        trained_on == config.dataset.root_dir,
-    )
+    same_split = state["split_hash"] == train_set.frames.split.id
+    same_data = trained_on == config.dataset.root_dir
     if not same_split:
         another = "another training split" if same_data else f"another data set ({trained_on})"
         warnings.append(f"the checkpoint was trained on {another}: it may have seen these samples")

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from dataloader.synthetic.common import Image
-from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH
+from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, any_part
 from dataloader.synthetic.scene.depth_sensor import DepthSensor, noise_sigma_m, shadow
 
 _STEPS_M = (0.000125, 0.00025, 0.0005, 0.001)
@@ -43,8 +43,7 @@ class AnySensor(DepthSensor):
         else:
             # Matching windows carry the nearer surface over its edge.
             seen = np.asarray(cv2.erode(clean_m, np.ones((2 * self._edge_px - 1,) * 2, np.uint8)), np.float32)
-        a, b = rng.integers(0, 64, 2)
-        pattern = self._pattern[a : a + HEIGHT, b : b + WIDTH]
+        pattern: Image = any_part(rng, self._pattern)
         seen = seen + self._louder * pattern * noise_sigma_m(clean_m, cosine) + self._bias_m
         measured: Image = np.round(seen / self._step_m) * self._step_m
         measured[self._lost(rng, clean_m, cosine, pattern)] = 0.0

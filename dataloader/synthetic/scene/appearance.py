@@ -60,6 +60,11 @@ def rest_coordinates(points_m: Array, anatomy: Anatomy) -> Array:
     return np.stack([-(points_m @ anatomy.distal), points_m @ anatomy.radial], -1)
 
 
+def place_on_atlas(point_m: Array, anatomy: Anatomy, origin_m: Array) -> Array:
+    """(2,) row and column, in pixels of an atlas with that origin, of a point (3,) of the flat hand."""
+    return np.asarray((rest_coordinates(point_m, anatomy) - origin_m) * ATLAS_PX_PER_M)
+
+
 def noise(
     rng: np.random.Generator, height: int, width: int, *, cells: int, octaves: int, channels: int = 3
 ) -> Image:
@@ -162,7 +167,7 @@ def skin_atlas(rng: np.random.Generator, anatomy: Anatomy) -> SkinAtlas:
     palm = palm_colour * (1 + 0.8 * mottle + pores)
     places_m = dict(zip(MANO16, anatomy.joints_m, strict=True))
     places_m |= {f"{finger}_4": tip for finger, tip in anatomy.tips_m.items()}
-    places = {name: (rest_coordinates(p, anatomy) - low) * ATLAS_PX_PER_M for name, p in places_m.items()}
+    places = {name: place_on_atlas(p, anatomy, low) for name, p in places_m.items()}
     for finger in FINGERS:
         _draw_finger(rng, [places[f"{finger}_{k}"] for k in (1, 2, 3, 4)], back, palm, finger, colour)
     _draw_palm_lines(rng, places, palm)

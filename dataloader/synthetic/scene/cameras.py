@@ -8,8 +8,10 @@ forward).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dataloader.synthetic.common import Array, rotation_about, unit
 from dataloader.synthetic.motion.motion import Motion
@@ -17,6 +19,9 @@ from src.runtime.seed import stream
 
 WIDTH, HEIGHT = 640, 480
 """Pixels of a HO3D picture."""
+
+MORE_PX = 64
+"""A field of noise is wider and higher than a picture by this: each frame looks at another part of it."""
 
 AZIMUTH_DEG = 72.0
 """Cameras stand within this angle of the person's back: forearms enter from the lower and side borders."""
@@ -145,3 +150,9 @@ def _device(seed: int, digit: int) -> tuple[str, Array]:
     row_y = [0.0, focal * rng.uniform(0.998, 1.002), 240.0 + rng.uniform(-10, 10)]
     k = np.array([row_x, row_y, [0.0, 0.0, 1.0]])
     return f"8400{rng.integers(10**7, 10**8)}", k
+
+
+def any_part(rng: np.random.Generator, field: NDArray[Any]) -> NDArray[Any]:
+    """(480, 640, ...) of a field (480 + MORE_PX, 640 + MORE_PX, ...)."""
+    a, b = rng.integers(0, MORE_PX, 2)
+    return field[a : a + HEIGHT, b : b + WIDTH]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.synthetic.common import Image
-from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH
+from dataloader.synthetic.scene.cameras import HEIGHT, MORE_PX, WIDTH, any_part
 
 BASELINE_M = 0.05
 """Distance of the two imagers."""
@@ -58,7 +58,9 @@ class DepthSensor:
 
     def __init__(self, rng: np.random.Generator, focal_px: float) -> None:
         """A device with a pattern of its own; `focal_px` is of the picture's camera."""
-        pattern = cv2.GaussianBlur(rng.standard_normal((HEIGHT + 64, WIDTH + 64), np.float32), (0, 0), 1.4)
+        pattern = cv2.GaussianBlur(
+            rng.standard_normal((HEIGHT + MORE_PX, WIDTH + MORE_PX), np.float32), (0, 0), 1.4
+        )
         # Unit variance, alike among neighbours; each frame looks at another window of it.
         self._pattern = pattern / pattern.std()
         self._focal_px = focal_px
@@ -74,10 +76,9 @@ class DepthSensor:
         Returns:
             (480, 640) metres in whole steps, 0 where nothing came back.
         """
-        a, b = rng.integers(0, 64, 2)
-        pattern = self._pattern[a : a + HEIGHT, b : b + WIDTH]
+        pattern: Image = any_part(rng, self._pattern)
         noisy = clean_m + pattern * noise_sigma_m(clean_m, cosine)
-        measured: Image = np.round(noisy / np.float32(STEP_M)) * np.float32(STEP_M)
+        measured: Image = np.asarray(np.round(noisy / np.float32(STEP_M)) * np.float32(STEP_M), np.float32)
         weak = cv2.resize(rng.random((30, 40), np.float32), (WIDTH, HEIGHT)) > 0.99
         measured[shadow(clean_m, self._focal_px) | weak | self.unseen(clean_m, cosine, pattern)] = 0.0
         return measured

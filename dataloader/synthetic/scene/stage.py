@@ -19,7 +19,7 @@ from dataloader.synthetic.scene.appearance import (
     rest_coordinates,
     surroundings,
 )
-from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
+from dataloader.synthetic.scene.cameras import HEIGHT, MORE_PX, WIDTH, Camera, any_part
 from dataloader.synthetic.scene.look import Look
 from src.hand.joints import MANO16
 from src.render.rasterizer import Fragments, rasterize
@@ -58,7 +58,7 @@ class Stage:
     def _draw_light(self, rng: np.random.Generator) -> None:
         """Random light of the room, tone and grain of the camera."""
         light = rng.normal(size=3) * [0.8, 0.4, 0.4] + [0.0, -0.8, -0.7]
-        size = (HEIGHT + 64, WIDTH + 64, 1)
+        size = (HEIGHT + MORE_PX, WIDTH + MORE_PX, 1)
         grain = rng.standard_normal(size, np.float32) * np.float32(rng.uniform(1.2, 4.5))
         tint = 1.0 + rng.normal(size=3) * 0.05
         self._light = (light / np.linalg.norm(light)).astype(np.float32)
@@ -196,9 +196,8 @@ class Stage:
     def _lens(self, rng: np.random.Generator, rgb: NDArray[np.uint8], box: Window) -> NDArray[np.uint8]:
         """Soft edges around what was drawn, and sensor grain."""
         rgb[box] = cv2.GaussianBlur(rgb[box], (0, 0), self._blur)
-        a, b = rng.integers(0, 64, 2)
-        grain = self._grain[a : a + HEIGHT, b : b + WIDTH]
-        return self._look.lens(rng, np.asarray(cv2.add(rgb, grain, dtype=cv2.CV_8U), np.uint8))
+        grainy = cv2.add(rgb, any_part(rng, self._grain), dtype=cv2.CV_8U)
+        return self._look.lens(rng, np.asarray(grainy, np.uint8))
 
 
 def _carry(loop: Array, start: Array, elbow: Array, distances: Array, wider: Array) -> Array:

@@ -10,7 +10,7 @@ from dataloader.synthetic.common import Image
 from dataloader.synthetic.motion.motion import Motion
 from dataloader.synthetic.scene.any_sensor import AnySensor
 from dataloader.synthetic.scene.appearance import Person
-from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
+from dataloader.synthetic.scene.cameras import HEIGHT, MORE_PX, WIDTH, Camera, any_part
 from dataloader.synthetic.scene.depth_sensor import DepthSensor
 from dataloader.synthetic.scene.furniture import furnish
 from dataloader.synthetic.scene.look import Look
@@ -48,7 +48,7 @@ class WideLook(Look):
         self._streak_px = int(device.integers(3, 12)) if device.random() < _STREAK else 0
         self._grain: NDArray[np.int16] | None = None
         if device.random() < 0.5:
-            grain = device.standard_normal((HEIGHT + 64, WIDTH + 64, 3), np.float32)
+            grain = device.standard_normal((HEIGHT + MORE_PX, WIDTH + MORE_PX, 3), np.float32)
             grain *= np.float32(device.uniform(1.0, 9.0))
             self._grain = grain.round().clip(-60, 60).astype(np.int16)
 
@@ -76,8 +76,7 @@ class WideLook(Look):
             image = cv2.resize(cv2.resize(image, fewer, interpolation=cv2.INTER_LINEAR), (WIDTH, HEIGHT))
         image = cv2.LUT(image, self._response)
         if self._grain is not None:
-            a, b = rng.integers(0, 64, 2)
-            image = cv2.add(image, self._grain[a : a + HEIGHT, b : b + WIDTH], dtype=cv2.CV_8U)
+            image = cv2.add(image, any_part(rng, self._grain), dtype=cv2.CV_8U)
         return np.asarray(image, np.uint8)
 
 

@@ -13,7 +13,7 @@ from dataloader.synthetic.scene.appearance import (
     SkinAtlas,
     local_metres,
     noise,
-    rest_coordinates,
+    place_on_atlas,
     texture,
 )
 from src.hand.joints import FINGERS, MANO16
@@ -34,7 +34,7 @@ def dress(rng: np.random.Generator, atlas: SkinAtlas, anatomy: Anatomy) -> None:
     for finger in FINGERS:
         first = MANO16.index(f"{finger}_1")
         chain = [*anatomy.joints_m[first : first + 3], anatomy.tips_m[finger]]
-        places = [_place(atlas, point, anatomy) for point in chain]
+        places = [place_on_atlas(point, anatomy, atlas.origin_m) for point in chain]
         if finger != "thumb" and rng.random() < _RING:
             metal = _METALS[rng.integers(len(_METALS))]
             _strip(atlas, places[0], places[1], rng.uniform(0.35, 0.7), rng.uniform(0.002, 0.006), metal)
@@ -56,7 +56,8 @@ def _glove(rng: np.random.Generator, atlas: SkinAtlas) -> None:
 
 def _band(rng: np.random.Generator, atlas: SkinAtlas, anatomy: Anatomy) -> None:
     """A strap round the wrist, on one in two people with a dial on its back."""
-    start = _place(atlas, anatomy.joints_m[0] - rng.uniform(0.012, 0.05) * anatomy.distal, anatomy)
+    behind_m = anatomy.joints_m[0] - rng.uniform(0.012, 0.05) * anatomy.distal
+    start = place_on_atlas(behind_m, anatomy, atlas.origin_m)
     rows = max(2, int(rng.uniform(0.006, 0.026) * ATLAS_PX_PER_M))
     window = slice(max(0, int(start[0]) - rows // 2), int(start[0]) + rows // 2 + 1)
     strap = texture(rng, rows * 2 + 2, atlas.back.shape[1])
@@ -68,11 +69,6 @@ def _band(rng: np.random.Generator, atlas: SkinAtlas, anatomy: Anatomy) -> None:
         away = np.hypot(along, across) if rng.random() < 0.6 else np.maximum(np.abs(along), np.abs(across))
         atlas.back[box][away < radius] = _METALS[rng.integers(len(_METALS))]
         atlas.back[box][away < 0.82 * radius] = rng.uniform(0, 255, 3)
-
-
-def _place(atlas: SkinAtlas, point_m: Array, anatomy: Anatomy) -> Array:
-    """(2,) row and column of a point (3,) of the rest hand."""
-    return np.asarray((rest_coordinates(point_m, anatomy) - atlas.origin_m) * ATLAS_PX_PER_M)
 
 
 def _strip(
