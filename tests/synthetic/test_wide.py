@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from dataloader.synthetic.common import LONG_FINGERS
 from dataloader.synthetic.domains import DOMAINS
 from dataloader.synthetic.frames import place_in_camera
+from dataloader.synthetic.motion.pose import DOF, free_gesture
 from dataloader.synthetic.motion.rig import Rig
+from dataloader.synthetic.scene import worn
 from dataloader.synthetic.scene.any_sensor import AnySensor
-from dataloader.synthetic.scene.appearance import ATLAS_PX_PER_M, Person, rest_coordinates
+from dataloader.synthetic.scene.appearance import ATLAS_PX_PER_M, Person, place_on_atlas, rest_coordinates
 from dataloader.synthetic.scene.cameras import DISTANCE_M, FOCAL_PX, HEIGHT, WIDTH
 from dataloader.synthetic.scene.wide import WideLook, dressed
 from dataloader.synthetic.writer import Parameters, write_tree
@@ -79,6 +83,25 @@ def test_spread_of_cameras_and_hands(rig: Rig) -> None:
     assert min(sizes) < 60 < 250 < max(sizes)
     rotations = Rotation.from_matrix(np.concatenate(turns))
     assert np.degrees((rotations.mean().inv() * rotations).magnitude()).mean() > 85
+    low = dataclasses.replace(motion, target_m=np.array([0.0, 0.0, 0.06]))
+    assert min(WIDE.cameras(0, low, 10), key=lambda c: c.centre_m[2]).centre_m[2] >= 0.05, "above the table"
+
+
+def test_habits_are_those_of_the_domain(rig: Rig) -> None:
+    """Fingers that bend each on its own and things of other sizes: left out, nobody sees it in a picture."""
+    numbers = [n for n in range(12) if not np.ptp(WIDE.motion(rig, 0, n, 2).object_m, axis=0).any()]
+    for field, value in (("free_gestures", 0.0), ("object_size", (1.0, 1.0))):
+        other = dataclasses.replace(WIDE, habits=dataclasses.replace(WIDE.habits, **{field: value}))
+        pairs = [(WIDE.motion(rig, 0, n, 2), other.motion(rig, 0, n, 2)) for n in numbers]
+        if field == "object_size":
+            factors = [ours.held.half_m[0] / theirs.held.half_m[0] for ours, theirs in pairs]
+            assert 0.45 <= min(factors) < 0.9 < max(factors) <= 1.2
+        else:
+            assert sum(not np.allclose(a.angles_deg, b.angles_deg) for a, b in pairs) > len(pairs) // 2
+    rng = np.random.default_rng(0)
+    free = np.array([free_gesture(rng) for _ in range(300)])
+    bends = free[:, [DOF.index(f"{finger}_pip") for finger in LONG_FINGERS]]
+    assert np.abs(np.corrcoef(bends.T) - np.eye(4)).max() < 0.3, "each on its own"
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +192,7 @@ def test_what_is_worn_on_a_finger_is_on_that_finger(rig: Rig) -> None:
 
 def test_sensors_differ_and_are_right_where_nothing_is_in_the_way() -> None:
     """One kind of error is learned by heart. Beside the colours means moved, not mirrored or scaled."""
-    kinds, steps = set(), set()
+    kinds, steps, sides, noises, tilts = set(), set(), set(), [], []
     for seed in range(12):
         rng = np.random.default_rng(seed)
         sensor = AnySensor(rng, 600.0)
@@ -190,8 +213,101 @@ def test_sensors_differ_and_are_right_where_nothing_is_in_the_way() -> None:
         assert np.abs(np.array(middle) / 2 - [239.5 + dy, 319.5 + dx]).max() <= 1.5
         between = ((measured > 0.56) & (measured < 1.0)).sum()
         assert (between > 100) == sensor._of_flight, "flying pixels"
+        noises.append((inner[inner > 0] - np.median(inner[inner > 0])).std())
+        quarters = [part[part > 1.0] for part in np.array_split(measured[:150], 8, axis=1)]
+        tilts.append(np.ptp([np.median(part) for part in quarters]))
+        if not sensor._of_flight:
+            assert np.ptp(rows) + 1 == 160 + 2 * (sensor._edge_px - 1), "matching windows carry the edge out"
+            lost = [(measured[200:280, x - 4 : x + 4] == 0).mean() for x in (232 + dx, 408 + dx)]
+            sides.add(int(np.argmax(lost)))
+            assert max(lost) > 0.8 > 0.5 > min(lost), "the shadow of the second imager"
+    assert sides == {0, 1}
+    assert max(noises) > 2 * min(noises)
+    assert max(tilts) > 0.002
     assert kinds == {True, False}
     assert len(steps) >= 3
+
+
+@pytest.mark.parametrize("what", ["worn", "_GLOVE", "_BAND", "_RING", "_TAPE"])
+def test_each_thing_is_worn_where_it_belongs(rig: Rig, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is never drawn, or covers another part, is a world less wide than it says."""
+    for name in ("_GLOVE", "_BAND", "_RING", "_TAPE"):
+        monkeypatch.setattr(worn, name, float(name == what))
+    motion = WIDE.motion(rig, 6, 0, 1)
+    anatomy, bare = motion.anatomy, Person.of(6, motion).atlas
+    atlas = dressed(6, motion).atlas
+    changed = (atlas.palm != bare.palm).any(axis=-1)
+    wrist = place_on_atlas(anatomy.joints_m[0], anatomy, bare.origin_m)[0]
+    knuckles = [anatomy.joints_m[MANO16.index(f"{finger}_1")] for finger in LONG_FINGERS]
+    first = max(place_on_atlas(k, anatomy, bare.origin_m)[0] for k in knuckles)
+    rows = np.flatnonzero(changed.any(axis=1))
+    if what == "worn":
+        assert not changed.any()
+    elif what == "_GLOVE":
+        assert changed.mean() > 0.95
+    elif what == "_BAND":
+        assert rows.min() > wrist
+        assert changed[rows].mean() > 0.95
+    else:
+        assert 0 < rows.max() < (first if what == "_RING" else wrist)
+        assert changed.mean() < 0.1
+
+
+def test_rooms_are_behind_the_hand(rig: Rig) -> None:
+    """A slab in front of a hand hides what is labelled; none at all is the table's bare wall."""
+    nearer = []
+    for number in range(6):
+        motion = WIDE.motion(rig, 1, number, 1)
+        (camera,) = WIDE.cameras(1, motion, 1)
+        rgb = np.full((HEIGHT, WIDTH, 3), 128, np.float32)
+        depth = np.full((HEIGHT, WIDTH), 9.0, np.float32)
+        WideLook(1, motion, camera, 0).furnish(rgb, depth)
+        hand = camera.to_camera(motion.target_m)[2]
+        assert depth.min() >= hand + 0.2
+        assert depth.max() <= hand + 2.8
+        assert (rgb != 128).any()
+        nearer.append((depth < depth.max() - 0.01).mean())
+    assert max(nearer) > 0.05
+
+
+def test_what_a_lens_does_is_done(rig: Rig) -> None:
+    """Smear, coarser pixels, grain and colours, each on some cameras and not on all."""
+    motion = WIDE.motion(rig, 0, 0, 1)
+    (camera,) = WIDE.cameras(0, motion, 1)
+    picture = np.random.default_rng(0).integers(60, 190, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    looks = [WideLook(8, motion, camera, digit) for digit in range(40)]
+    kinds = [(look._streak_px > 0, look._coarser > 1.0, look._grain is not None) for look in looks]
+    curves = {look._response.tobytes() for look in looks}
+    assert len(curves) == 40
+    plain = next(look for look, kind in zip(looks, kinds, strict=True) if not any(kind))
+    told = cv2.LUT(picture, plain._response)
+    assert np.array_equal(plain.lens(np.random.default_rng(0), picture), told)
+    assert not np.array_equal(told, picture)
+    for k in range(3):
+        alone = tuple(place == k for place in range(3))
+        look = looks[kinds.index(alone)]
+        shown, clear = look.lens(np.random.default_rng(0), picture), cv2.LUT(picture, look._response)
+        gone = shown.astype(np.float64) - clear
+        assert np.abs(gone).mean() > 0.5
+        # What smears a picture of noise takes of it; grain knows nothing of the picture.
+        along = (gone * (clear - clear.mean())).mean() / clear.std() / gone.std()
+        assert abs(along) < 0.3 if k == 2 else along < -0.4
+    holes = np.ones((HEIGHT, WIDTH), np.float32)
+    holes[100:200] = 0.0
+    carried = []
+    for look in looks:
+        shown = picture.copy()
+        look.align(shown, holes)
+        carried.append(not shown[100:200].any())
+        assert np.array_equal(shown[200:], picture[200:])
+        assert carried[-1] or np.array_equal(shown, picture)
+    assert 0.05 < np.mean(carried) < 0.45
+    (stage,) = WIDE.stages(rig, motion, [camera], 0)
+    stage._look._carried = True
+    rgb, depth = stage.draw(
+        0, place_in_camera(rig.decode(motion.hand_pose, motion.betas)[0], motion, camera)[0]
+    )
+    assert not rgb[depth == 0.0].any()
 
 
 def test_lenses_keep_the_picture_where_it_is(rig: Rig) -> None:
