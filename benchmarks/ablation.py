@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.equal_time import Arm, compare
+from src.runtime.command_line import exit_status
 
 ARMS = {
     "full": Arm(),
@@ -33,4 +34,4 @@ def main(argv: Sequence[str] = ()) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -80,13 +80,8 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     if arguments.samples < batch * EPOCHS:
         parser.error(f"--samples {arguments.samples}: want at least {batch * EPOCHS}, a step in each epoch")
     if arguments.data is None:
-        make = [
-            "make",
-            "learn-data",
-            f"SEED={arguments.seed}",
-            "DOMAIN=wide",
-        ]  # finds whole data if they are there
-        subprocess.run(make, check=True, timeout=TIMEOUT_S)
+        make = f"make learn-data DOMAIN=wide SEED={arguments.seed}"  # finds whole data if they are there
+        subprocess.run(make.split(), check=True, timeout=TIMEOUT_S)
     names = list(dict.fromkeys([first, *arguments.arms]))
     torch.set_num_threads(1)
     seconds = interleaved({name: _step(arms[name], shared) for name in names}, TIMED_ROUNDS)

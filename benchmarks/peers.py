@@ -28,10 +28,12 @@ from torch import Tensor, nn
 import train
 from benchmarks.equal_time import Arm, Network, compare
 from src.config import ModelConfig
+from src.errors import ConfigError
 from src.geometry.camera import project, unproject
 from src.geometry.rotation import rotation_from_6d, rotation_from_aa, sixd_from_rotation
 from src.hand.mano import ManoLayer
 from src.models.heads import HandDecoder, HandState
+from src.runtime.command_line import exit_status
 from src.schema import HandEstimate, NetworkInput, Prediction
 from src.training import setup
 
@@ -192,10 +194,12 @@ ARMS = {"UTNet": Arm()} | {name: _arm(name, network) for name, network in NETWOR
 def main(argv: Sequence[str] = ()) -> None:
     """Train UTNet and its peers and compare them; with --as, be train.py with another network."""
     if argv[:1] == ["--as"]:
+        if argv[1] not in NETWORKS:
+            raise ConfigError(f"--as: got {argv[1]}, want one of {'; '.join(NETWORKS)}")
         setup.UTNet = NETWORKS[argv[1]]
         sys.exit(train.main(argv[2:]))
     compare("peers", __doc__, ARMS, argv)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -22,6 +22,7 @@ from benchmarks.common import Row, report
 from src.errors import DataError
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.predict.boxes.detect import HandDetector, square_of_points, squares_of_box
+from src.runtime.command_line import exit_status
 from src.runtime.files import safe_pickle
 
 _ORDER = list(permutation(HO3D21, OPENPOSE21))
@@ -44,7 +45,10 @@ def main(argv: Sequence[str] = ()) -> None:
 
 def error_of(tree: Path, frames: int, net: HandDetector) -> float:
     """Median error of the net's points over some frames of `train.txt`, as a share of the box's side."""
-    lines = (tree / "train.txt").read_text(encoding="ascii").split()
+    listed = tree / "train.txt"
+    if not listed.is_file():
+        raise DataError(f"{tree} is no data set in HO3D's files: it has no train.txt")
+    lines = listed.read_text(encoding="ascii").split()
     chosen = np.random.default_rng(0).permutation(len(lines))[:frames]
     errors = []
     for line in (lines[k] for k in sorted(chosen)):
@@ -67,4 +71,4 @@ def error_of(tree: Path, frames: int, net: HandDetector) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -18,7 +18,6 @@ from src.pages.page import Json
 from src.render.overlay import depth_picture, draw_meshes
 from src.render.pictures import draw_skeleton, encoded, resized
 
-TRUTH = "truth"
 STEPS_PER_MM = 20
 """Vertices are kept as whole numbers of this part of a millimetre."""
 _QUALITY = 80

@@ -213,7 +213,10 @@ def test_sensors_differ_and_are_right_where_nothing_is_in_the_way() -> None:
         assert np.abs(np.array(middle) / 2 - [239.5 + dy, 319.5 + dx]).max() <= 1.5
         between = ((measured > 0.56) & (measured < 1.0)).sum()
         assert (between > 100) == sensor._of_flight, "flying pixels"
-        noises.append((inner[inner > 0] - np.median(inner[inner > 0])).std())
+        wall = measured[:150]
+        both = (wall[:, 8:] > 1.0) & (wall[:, :-8] > 1.0)
+        change = (wall[:, 8:] - wall[:, :-8])[both]
+        noises.append(np.sqrt(change.var() - step**2 / 6) / float(sensor._louder))
         quarters = [part[part > 1.0] for part in np.array_split(measured[:150], 8, axis=1)]
         tilts.append(np.ptp([np.median(part) for part in quarters]))
         if not sensor._of_flight:
@@ -222,7 +225,7 @@ def test_sensors_differ_and_are_right_where_nothing_is_in_the_way() -> None:
             sides.add(int(np.argmax(lost)))
             assert max(lost) > 0.8 > 0.5 > min(lost), "the shadow of the second imager"
     assert sides == {0, 1}
-    assert max(noises) > 2 * min(noises)
+    assert noises == pytest.approx([2**0.5 * 0.0016 * 1.1**2] * 12, rel=0.05)
     assert max(tilts) > 0.002
     assert kinds == {True, False}
     assert len(steps) >= 3

@@ -106,14 +106,12 @@ def _anywhere(rng: np.random.Generator, motion: Motion) -> Camera:
     high = max(low, _WEARER_MOST_M) if worn else DISTANCE_M[1]
     distance = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     lowest = max(-1.0, (_ABOVE_TABLE_M - motion.target_m[2]) / distance)
-    elbow = motion.elbow_direction.mean(axis=0)
-    for _ in range(50):
+    direction = elbow = unit(motion.elbow_direction.mean(axis=0))
+    while direction @ elbow >= _BEHIND_FOREARM:
         azimuth = np.radians(rng.normal() * 30.0 if worn else rng.uniform(-180.0, 180.0))
         up = np.sin(np.radians(rng.uniform(15.0, 80.0))) if worn else rng.uniform(lowest, 1.0)
         flat = np.sqrt(1.0 - up * up)
         direction = np.array([np.sin(azimuth) * flat, -np.cos(azimuth) * flat, up])
-        if direction @ elbow < _BEHIND_FOREARM:
-            break
     forward = -direction
     steep = np.abs(forward[2]) > 0.99
     upright = _upright(forward, np.array([0.0, 1.0, 0.0] if steep else [0.0, 0.0, 1.0]))
