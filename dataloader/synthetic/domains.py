@@ -4,6 +4,7 @@
 |---|---|---|
 | cameras | behind the person, 0.54-0.80 m, focal length 605-625 px | any side and elevation above the table, a third worn on the head, 0.25-1.2 m, 380-950 px |
 | hand | right, over a table, two in five without contact | any orientation, up to 0.9 m above it, three in five without contact, fingers that bend each on its own |
+| time | every frame of 30 a second | every 16th, the forearm turns three times as far |
 | worn | sleeves | and watches, bands, rings, tape, gloves |
 | pictures | one clean camera | exposure, white balance, smear, coarser pixels, grain, JPEG of 45-95 |
 | depth | stereo, steps of 1 mm | and time of flight, steps of 0.125-1 mm, 3-15 % holes, up to 3 px beside the colours |
@@ -54,9 +55,11 @@ DOMAINS = {
             height_m=(0.17, 0.30),
             turn_mean_deg=(20.0, 4.0, 50.0),
             turn_between_deg=(20.0, 16.0, 30.0),
+            turn_within_deg=(9.0, 9.0, 15.0),
             turn_low_deg=(-50.0, -22.0, -45.0),
             turn_high_deg=(95.0, 60.0, 165.0),
             object_size=(1.0, 1.0),
+            pace=1,
         ),
         cameras_around,
         Person.of,
@@ -66,12 +69,14 @@ DOMAINS = {
         Habits(
             gestures=0.6,
             free_gestures=0.5,
-            height_m=(0.14, 0.9),
+            height_m=(0.19, 0.9),
             turn_mean_deg=(10.0, 10.0, 50.0),
             turn_between_deg=(60.0, 35.0, 80.0),
+            turn_within_deg=(27.0, 27.0, 45.0),
             turn_low_deg=(-180.0, -75.0, -180.0),
             turn_high_deg=(180.0, 85.0, 230.0),
             object_size=(0.45, 1.2),
+            pace=16,
         ),
         cameras_anywhere,
         dressed,

@@ -38,10 +38,6 @@ _EXCURSION_M = 0.065
 """The hand stays within this distance of the point that the cameras look at, along each axis."""
 
 
-_TURN_WITHIN_DEG = np.array([9.0, 9.0, 15.0])
-"""Standard deviation of yaw, pitch and roll of the forearm within a motion."""
-
-
 @dataclass(frozen=True)
 class Habits:
     """What the motions of a domain are drawn from. Angles are yaw, pitch and roll of the forearm, degrees."""
@@ -55,10 +51,14 @@ class Habits:
     turn_mean_deg: tuple[float, float, float]
     turn_between_deg: tuple[float, float, float]
     """Standard deviation between motions."""
+    turn_within_deg: tuple[float, float, float]
+    """Standard deviation within a motion."""
     turn_low_deg: tuple[float, float, float]
     turn_high_deg: tuple[float, float, float]
     object_size: tuple[float, float]
     """Factors on what is held, drawn uniformly in their logarithm."""
+    pace: int
+    """Every how many frames of the motion one is written; what lies between is never drawn."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Motion:
 def make_motion(rig: Rig, habits: Habits, seed: int, number: int, frames: int) -> Motion:
     """Draw motion `number` of the data set `seed`."""
     rng = stream(seed, "motion", number)
-    ids = _frame_ids(rng, frames)
+    ids = _frame_ids(rng, frames) * habits.pace
     times = ids.astype(np.float64)
     betas = rng.normal(size=10).clip(-2, 2)
     anatomy = rig.anatomy(betas)
@@ -149,8 +149,10 @@ def _wrist_path(
     bend = np.stack([14.0 * rng.normal() + 11.0 * smooth_noise(rng, times, 1, 22.0)[:, 0],
                      5.0 * rng.normal() + 4.0 * smooth_noise(rng, times, 1, 22.0)[:, 0]], 1)  # fmt: skip
     wrist = Rotation.from_euler("xz", bend.clip([-60, -20], [55, 25]), degrees=True)
-    mean, between = np.array(habits.turn_mean_deg), np.array(habits.turn_between_deg)
-    angles = mean + between * rng.normal(size=3) + _TURN_WITHIN_DEG * smooth_noise(rng, times, 3, 24.0)
+    mean, between, within = (
+        np.array(turns) for turns in (habits.turn_mean_deg, habits.turn_between_deg, habits.turn_within_deg)
+    )
+    angles = mean + between * rng.normal(size=3) + within * smooth_noise(rng, times, 3, 24.0)
     angles = angles.clip(habits.turn_low_deg, habits.turn_high_deg)
     forearm = Rotation.from_euler("ZXY", angles, degrees=True)
     hand = forearm * wrist

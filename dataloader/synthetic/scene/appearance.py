@@ -101,8 +101,13 @@ def texture(rng: np.random.Generator, height: int, width: int) -> Image:
     return np.asarray(image.clip(0, 255), np.float32)
 
 
-def surroundings(rng: np.random.Generator, camera: Camera) -> tuple[Image, Image]:
+def surroundings(rng: np.random.Generator, camera: Camera, farther_m: float) -> tuple[Image, Image]:
     """A table under the hand, a wall behind it and some clutter that stands on the table.
+
+    Args:
+        rng: of this room.
+        camera: which sees it.
+        farther_m: wall and clutter stand farther away by this.
 
     Returns:
         (480, 640, 3) RGB and (480, 640) z in metres.
@@ -111,7 +116,7 @@ def surroundings(rng: np.random.Generator, camera: Camera) -> tuple[Image, Image
     k = camera.intrinsics_px
     rays = np.stack([(xx - k[0, 2]) / k[0, 0], (yy - k[1, 2]) / k[1, 1], np.ones_like(xx)], -1)
     world = rays @ camera.rotation
-    wall_z = rng.uniform(1.15, 1.8) + (xx - WIDTH / 2) * rng.normal() * 2e-4
+    wall_z = rng.uniform(1.15, 1.8) + farther_m + (xx - WIDTH / 2) * rng.normal() * 2e-4
     with np.errstate(divide="ignore"):
         table_z = np.where(world[..., 2] < -1e-3, -camera.centre_m[2] / world[..., 2], np.inf)
     on_table = table_z < wall_z
@@ -123,7 +128,7 @@ def surroundings(rng: np.random.Generator, camera: Camera) -> tuple[Image, Image
     wall = wall * np.float32(rng.uniform(0.5, 1.0))
     rgb = np.where(on_table[..., None], table[cell[..., 1], cell[..., 0]], wall)
     for _ in range(rng.integers(1, 5)):
-        _stand_clutter(rng, rgb, depth)
+        _stand_clutter(rng, rgb, depth, 0.95 + farther_m)
     soft = cv2.GaussianBlur(rgb.astype(np.float32), (0, 0), rng.uniform(0.5, 1.5))
     return np.asarray(soft, np.float32), depth
 
@@ -278,13 +283,13 @@ def _print_shapes(rng: np.random.Generator, image: Image) -> Image:
     return image
 
 
-def _stand_clutter(rng: np.random.Generator, rgb: Image, depth_m: Image) -> None:
-    """Paint an upright box whose foot stands on what is there, well behind the hand."""
+def _stand_clutter(rng: np.random.Generator, rgb: Image, depth_m: Image, nearest_m: float) -> None:
+    """Paint an upright box whose foot stands on what is there, `nearest_m` away or farther."""
     x, y = int(rng.integers(0, WIDTH - 60)), int(rng.integers(0, HEIGHT - 60))
     w, h = int(rng.integers(40, 170)), int(rng.integers(40, 170))
     window = (slice(y, min(y + h, HEIGHT)), slice(x, min(x + w, WIDTH)))
     foot = depth_m[window][-1].min()
-    if foot < 0.95:
+    if foot < nearest_m:
         return
     rgb[window] = texture(rng, 64, 64)[:1, :1] + texture(rng, *depth_m[window].shape) * 0.3
     depth_m[window] = np.minimum(depth_m[window], foot)

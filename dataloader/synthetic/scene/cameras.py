@@ -60,7 +60,8 @@ _HAND_REACH_M = 0.13
 
 _ABOVE_TABLE_M = 0.05
 _BEHIND_FOREARM = 0.87
-"""No camera stands so near to the forearm's direction (cosine) that it sees the hand through the arm."""
+"""No camera stands so near to the forearm's direction (cosine) in any frame that it sees the hand through the
+arm."""
 
 
 def cameras_around(seed: int, motion: Motion, count: int) -> list[Camera]:
@@ -101,17 +102,18 @@ def cameras_anywhere(seed: int, motion: Motion, count: int) -> list[Camera]:
 def _anywhere(rng: np.random.Generator, motion: Motion) -> Camera:
     """One such camera."""
     focal = float(np.exp(rng.uniform(*np.log(FOCAL_PX))))
-    worn = rng.random() < _WEARER_SHARE
-    low = max(DISTANCE_M[0], _HAND_REACH_M * 2 * focal / HEIGHT)
-    high = max(low, _WEARER_MOST_M) if worn else DISTANCE_M[1]
-    distance = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    lowest = max(-1.0, (_ABOVE_TABLE_M - motion.target_m[2]) / distance)
-    direction = elbow = unit(motion.elbow_direction.mean(axis=0))
-    while direction @ elbow >= _BEHIND_FOREARM:
+    while True:
+        worn = rng.random() < _WEARER_SHARE
+        low = max(DISTANCE_M[0], _HAND_REACH_M * 2 * focal / HEIGHT)
+        high = max(low, _WEARER_MOST_M) if worn else DISTANCE_M[1]
+        distance = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        lowest = max(-1.0, (_ABOVE_TABLE_M - motion.target_m[2]) / distance)
         azimuth = np.radians(rng.normal() * 30.0 if worn else rng.uniform(-180.0, 180.0))
         up = np.sin(np.radians(rng.uniform(15.0, 80.0))) if worn else rng.uniform(lowest, 1.0)
         flat = np.sqrt(1.0 - up * up)
         direction = np.array([np.sin(azimuth) * flat, -np.cos(azimuth) * flat, up])
+        if (motion.elbow_direction @ direction).max() < _BEHIND_FOREARM:
+            break
     forward = -direction
     steep = np.abs(forward[2]) > 0.99
     upright = _upright(forward, np.array([0.0, 1.0, 0.0] if steep else [0.0, 0.0, 1.0]))

@@ -19,6 +19,8 @@ class Look:
     """One camera's view of one motion: a table and a wall, a clean lens, a stereo sensor."""
 
     jpeg_quality = JPEG_QUALITY
+    farther_m = 0.0
+    """By how much walls and clutter stand farther away than in HO3D's rooms."""
 
     def __init__(self, seed: int, motion: Motion, camera: Camera, digit: int) -> None:
         self._motion, self._camera = motion, camera

@@ -49,7 +49,7 @@ class Stage:
         self._atlas, self._sleeve_from_m = person.atlas, person.sleeve_from_m
         self._textures = {_SLEEVE: person.cloth, _OBJECT: person.held}
         self._draw_light(rng)
-        room, self._room_depth = surroundings(rng, camera)
+        room, self._room_depth = surroundings(rng, camera, look.farther_m)
         look.furnish(room, self._room_depth)
         self._room = (room * self._tone).clip(0, 255).astype(np.uint8)
         self._sensor = look.sensor(rng)

@@ -17,8 +17,11 @@ from dataloader.synthetic.scene.look import Look
 from dataloader.synthetic.scene.worn import dress
 from src.runtime.seed import stream
 
-_BEHIND_HAND_M = 0.22
-"""Furniture stands so far behind the point that the camera looks at: the hand and its way fit in front."""
+_REACH_M = 0.2
+"""No part of a hand is farther from its wrist; walls and furniture stand behind it."""
+
+_NEAREST_WALL_M = 0.95
+"""Nothing of HO3D's room that stands upright is nearer to the camera."""
 
 _STREAK = 0.35
 """Share of cameras whose shutter stays open long enough for a hand to smear."""
@@ -40,6 +43,8 @@ class WideLook(Look):
     def __init__(self, seed: int, motion: Motion, camera: Camera, digit: int) -> None:
         super().__init__(seed, motion, camera, digit)
         self._room = stream(seed, "room", motion.number, digit)
+        self._behind_m = float(camera.to_camera(motion.wrist_m)[:, 2].max()) + _REACH_M
+        self.farther_m = max(self._behind_m - _NEAREST_WALL_M, 0.0)
         device = stream(seed, "lens", motion.number, digit)
         self.jpeg_quality = int(device.integers(45, 96))
         self._response = _response(device)
@@ -54,8 +59,7 @@ class WideLook(Look):
 
     def furnish(self, rgb: Image, depth_m: Image) -> None:
         """Things at any depth behind the hand."""
-        nearest = float(self._camera.to_camera(self._motion.target_m)[2]) + _BEHIND_HAND_M
-        furnish(self._room, rgb, depth_m, nearest)
+        furnish(self._room, rgb, depth_m, self._behind_m)
 
     def sensor(self, rng: np.random.Generator) -> DepthSensor:
         """Stereo or time of flight."""
