@@ -330,3 +330,45 @@ def test_lenses_keep_the_picture_where_it_is(rig: Rig) -> None:
         assert centre == pytest.approx([300, 200], abs=1.0)
         made.append((round(shown.max()), look.jpeg_quality))
     assert len(set(made)) == 12
+
+
+def test_each_camera_compresses_its_own_pictures(wide_tree: Path) -> None:
+    """One quality for all is one camera's noise, known by heart."""
+    tables = set()
+    for folder in (wide_tree / "drawn" / "train").iterdir():
+        of_folder = set()
+        for path in (folder / "rgb").iterdir():
+            content = path.read_bytes()
+            start = content.index(b"\xff\xdb")
+            of_folder.add(content[start : start + 69])
+        assert len(of_folder) == 1, folder.name
+        tables |= of_folder
+    assert len(tables) > 4
+
+
+def test_a_look_has_the_last_word_on_its_picture(rig: Rig) -> None:
+    """Colours that were never laid on the measured depth are in register with it, as no real camera's are."""
+
+    class Blank(WideLook):
+        def align(self, rgb: np.ndarray, depth_m: np.ndarray) -> None:
+            rgb[:], depth_m[:] = 7, 1.5
+
+    blank = dataclasses.replace(WIDE, look=Blank)
+    motion = blank.motion(rig, 0, 0, 1)
+    (camera,) = blank.cameras(0, motion, 1)
+    (stage,) = blank.stages(rig, motion, (camera,), 0)
+    vertices = place_in_camera(rig.decode(motion.hand_pose, motion.betas)[0], motion, camera)
+    rgb, depth_m = stage.draw(0, vertices[0])
+    assert (rgb == 7).all()
+    assert (depth_m == 1.5).all()
+
+
+def test_what_is_left_undrawn_is_what_nobody_scores() -> None:
+    """Grey pictures of held-out or official frames would be scored as pictures; each part of the training
+    list is counted as what it takes on the disk.
+    """
+    tree = Parameters(4, 50, 2, cameras=2, held_out_sequences=2, held_out_frames=3, annotations_only="train")
+    assert [tree.is_grey(part) for part in tree.parts()] == [True, False, False]
+    drawn = dataclasses.replace(tree, annotations_only=False)
+    # Colour and depth of 4 x 50 frames, but for one pair in each of the 4 folders.
+    assert drawn.room()[1] - tree.room()[1] == 2 * 4 * 49
