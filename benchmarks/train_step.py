@@ -154,7 +154,7 @@ def _first_loss(step: TrainStep, batch: HandBatch) -> float:
 def _row(config: RunConfig, where: torch.device) -> Row:
     """Both steps in one arithmetic."""
     data = build_dataset(config, "train", show_progress=False)
-    batch = prepare(data.batch([SampleKey(i) for i in range(BATCH)]).to(where))
+    batch = prepare(data.batch([SampleKey(i) for i in range(BATCH)]).pack(shared=False).unpack(where))
     ours, theirs = _ours(config, where), _of_libraries(config, where)
     precision = str(ours.model.backbone_dtype).removeprefix("torch.")
     a, b = _first_loss(ours, batch), _first_loss(theirs, batch)
