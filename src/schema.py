@@ -36,6 +36,12 @@ DEPTH_RANGE_M = 0.15
 DEPTH_CLIP = 1.5
 """Depth input is clipped to [-DEPTH_CLIP, DEPTH_CLIP]."""
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""RGB mean that pretrained backbones expect, values in [0, 1]."""
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""RGB standard deviation likewise."""
+
 _ALIGN = 64
 """Bytes at whose multiples the fields of a packed record begin; every dtype may be viewed there."""
 

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from src.geometry.camera import project
-from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, DEPTH_UNIT_M, CropView, HandBatch, RawBatch
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""RGB mean that pretrained backbones expect, values in [0, 1]."""
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""RGB standard deviation likewise."""
+from src.schema import (
+    DEPTH_CLIP,
+    DEPTH_RANGE_M,
+    DEPTH_UNIT_M,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CropView,
+    HandBatch,
+    RawBatch,
+)
 
 
 def prepare(raw: RawBatch) -> HandBatch:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from src.errors import ShapeError
 from src.hand.joints import FINGERS, OPENPOSE21, OPENPOSE_BONES
 from src.runtime.files.disk import atomic_write
+from src.schema import IMAGENET_MEAN, IMAGENET_STD
 
 _FINGER_RGB = dict(
     zip(FINGERS, ((230, 60, 60), (235, 160, 30), (60, 190, 70), (50, 140, 240), (190, 80, 220)), strict=True)
@@ -24,13 +25,13 @@ _PART_BITS = 3
 """Lines are placed to an eighth of a pixel."""
 _FAR_PX = 1 << 20
 """Farther away, a joint is drawn here: OpenCV wants numbers of 32 bits."""
-_IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-_IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def picture_from_network(rgb: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(3, H, W) ImageNet-normalised network input -> (H, W, 3) uint8 RGB."""
-    picture = rgb.transpose(1, 2, 0) * _IMAGENET_STD + _IMAGENET_MEAN
+    picture = rgb.transpose(1, 2, 0) * np.array(IMAGENET_STD, np.float32) + np.array(
+        IMAGENET_MEAN, np.float32
+    )
     return np.ascontiguousarray((picture * 255).round().clip(0, 255).astype(np.uint8))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from src.geometry.camera import project
-from src.schema import DEPTH_CLIP, DEPTH_RANGE_M
+from src.schema import DEPTH_CLIP, DEPTH_RANGE_M, IMAGENET_MEAN, IMAGENET_STD
 from src.training.diagnosis.labels import AXES, DATA, LOADER
 from src.training.diagnosis.samples import Samples, mirrors, reversed_axes, rolls, turned, under
 from src.training.diagnosis.table import Seen
@@ -55,8 +55,8 @@ def joints_inside_the_crop(s: Samples) -> Seen:
 @DATA.row("BGR", above=-0.03, why=": skin is redder than blue", where=f"{_DECODE} (read_rgb)")
 def rgb_order(s: Samples) -> Seen | None:
     """Skin of every tone: healthy 0.12 to 0.34, channels exchanged -0.12 to -0.34, random texture about 0."""
-    red, inside = under(s.batch.rgb[:, :1] * 0.229 + 0.485, s.batch.joints_unit)  # ImageNet's scale
-    blue, _ = under(s.batch.rgb[:, 2:] * 0.225 + 0.406, s.batch.joints_unit)
+    red, inside = under(s.batch.rgb[:, :1] * IMAGENET_STD[0] + IMAGENET_MEAN[0], s.batch.joints_unit)
+    blue, _ = under(s.batch.rgb[:, 2:] * IMAGENET_STD[2] + IMAGENET_MEAN[2], s.batch.joints_unit)
     redness = (red - blue) / (red + blue + 0.05).clamp_min(0.05) * inside
     mean = float((redness.sum(dim=1) / inside.sum(dim=1).clamp_min(1)).mean())
     seen = Seen(mean, f"(R - B) / (R + B) under the joints {mean:+.3f}")
