@@ -52,7 +52,7 @@ def build_dataset(
     augmenter = None
     if split == "train" and config.augmentation.enabled:
         calm = calm_from(config.augmentation, config.training.num_epochs)
-        augmenter = Augmenter(config.augmentation, config.seed, calm)
+        augmenter = Augmenter(config.augmentation, config.seed, calm, config.model.second_look)
     return HO3DDataset(
         frames,
         config.model.image_size,

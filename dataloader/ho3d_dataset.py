@@ -35,6 +35,7 @@ from dataloader.ho3d.frames import SplitFrames
 from dataloader.ho3d.labels import Labels, in_crop_camera
 from dataloader.pictures.decode import PictureFrame
 from src.errors import ConfigError, DataError
+from src.hand.upright import MIDDLE_KNUCKLE, WRIST, upright_roll
 from src.schema import HandSample, RawBatch
 
 
@@ -118,8 +119,7 @@ class HO3DDataset:
         labels, (height, width) = self._labels(samples), self.image_size
         rgb = np.empty((len(keys), height, width, 3), np.uint8)
         depth = np.zeros((len(keys), height, width), np.uint16)
-        k_img = labels.intrinsics_img_px.astype(np.float64)
-        crops = [self._crop(key, k_img[i], labels.box_px[i], rgb[i], depth[i]) for i, key in enumerate(keys)]
+        crops = [self._crop(key, labels, i, rgb[i], depth[i]) for i, key in enumerate(keys)]
         cameras = [crop.camera for crop in crops]
         arrays = {
             "sample_index": samples,
@@ -146,16 +146,19 @@ class HO3DDataset:
     def _crop(
         self,
         key: SampleKey,
-        k_img: NDArray[np.float64],
-        box_px: NDArray[np.float64],
+        labels: Labels,
+        place: int,
         rgb: NDArray[np.uint8],
         depth: NDArray[np.uint16],
     ) -> _Crop:
-        """Write one sample's pixels into `rgb` and `depth`, zeros; depth that is not shown is not read."""
+        """Write the pixels of the sample at this place of the labels into `rgb` and `depth`, zeros.
+
+        Depth that is not shown is not read.
+        """
         change = UNCHANGED if self.augmenter is None else self.augmenter.draw(key.epoch, key.index)
         shown = show_depth(self.modality, self.p_drop_depth, self.seed, key.epoch, key.index)
         frame = self._open(key.index)
-        camera = self._camera(key.index, k_img, box_px, change, frame.size)
+        camera = self._camera(key.index, labels, place, change, frame.size)
         cut_rgb(frame, camera, rgb, change)
         z_ref = None
         if shown:
@@ -183,8 +186,8 @@ class HO3DDataset:
     def _camera(
         self,
         sample: int,
-        k_img: NDArray[np.float64],
-        box_px: NDArray[np.float64],
+        labels: Labels,
+        place: int,
         change: Augmentation,
         picture_size: tuple[int, int],
     ) -> CropCamera:
@@ -193,8 +196,14 @@ class HO3DDataset:
         Raises:
             DataError: it shows nothing of the picture either, which the index would have refused.
         """
+        k_img, box_px = labels.intrinsics_img_px[place].astype(np.float64), labels.box_px[place]
         for moved in (change, UNCHANGED):
             camera = crop_camera(k_img, box_px, self.image_size, self.box_scale, moved)
+            if moved.upright and labels.joints_conf[place, [WRIST, MIDDLE_KNUCKLE]].all():
+                # The camera drawn, turned on by what the hand stands askew in it but for the roll drawn.
+                hand = torch.from_numpy(camera.rot_crop_from_img @ labels.joints_cam_m[place].T).T[None]
+                more = dataclasses.replace(moved, roll_rad=2 * moved.roll_rad + float(upright_roll(hand)))
+                camera = crop_camera(k_img, box_px, self.image_size, self.box_scale, more)
             share = covered_share(camera, picture_size)
             if share >= MIN_OVERLAP:
                 return camera

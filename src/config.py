@@ -114,6 +114,9 @@ class ModelConfig:
     """Drop probability of the last block's residual branches, rising linearly from 0 at the first."""
     refine_iterations: int = _number(1, ge=0, le=4)
     """Passes of the mesh refinement, with shared weights; 0 leaves it out."""
+    second_look: bool = False
+    """What is predicted is seen in the crop turned upright by a first prediction, for twice the time; most
+    training crops are upright."""
     pretrained: Path | None = None
     """Backbone weights (torchvision ViT, timm ViT, ViTPose or UTNet), a local file; null: from scratch."""
 

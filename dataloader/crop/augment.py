@@ -7,6 +7,7 @@ sample_index): the same for any number of workers or ranks, and whether or not d
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass, field
@@ -78,7 +79,15 @@ class Augmentation:
     """Shapes in which depth is removed."""
     noise_seed: int | None = None
     """Where the numbers of the noise on depth begin in a table of them; None: no noise."""
+    upright: bool = False
+    """The turn comes on top of the one after which the labelled hand points up."""
 
+
+UPRIGHT_SHARE = 0.7
+"""Of the training crops of a network that looks twice; its first looks see the others."""
+
+UPRIGHT_DEG = 20.0
+"""Standard deviation of their roll, about what a first look errs by."""
 
 UNCHANGED = Augmentation()
 """What validation sees."""
@@ -108,11 +117,17 @@ class Augmenter:
     """The run's seed."""
     calm_from: int
     """First epoch that is calm."""
+    second_look: bool = False
+    """Most crops are upright, for a network that looks twice (`model.second_look`)."""
 
     def draw(self, epoch: int, sample_index: int) -> Augmentation:
         """The augmentation of one sample in one epoch; see `draw`."""
         strength = 1.0 if epoch < self.calm_from else CALM_STRENGTH
-        return draw(self.config, self.seed, epoch, sample_index, strength)
+        change = draw(self.config, self.seed, epoch, sample_index, strength)
+        rng = stream(self.seed, "upright", epoch, sample_index)
+        if not self.second_look or rng.random() >= UPRIGHT_SHARE:
+            return change
+        return dataclasses.replace(change, upright=True, roll_rad=math.radians(UPRIGHT_DEG * rng.normal()))
 
 
 def draw(

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from src.config import ModelConfig
 from src.hand.mano import ManoLayer
+from src.hand.upright import upright_roll
 from src.models.gcn import MeshRefiner
 from src.models.heads import CoarseHead, HandDecoder, RestSkeleton
 from src.models.readout import DenseReadout
+from src.models.second_look import turned, turned_back
 from src.models.tokens import NUM_POSE_QUERIES, TokenEmbedding
 from src.models.upsample import FeaturePyramid
 from src.models.vertex_sampling import sample_points
@@ -47,6 +49,7 @@ class UTNet(nn.Module):
         sizes, size = PRESETS[config.preset], config.image_size
         self.backbone_dtype = torch.float32
         self.refine_iterations = config.refine_iterations
+        self.second_look = config.second_look
         self.embed = TokenEmbedding(sizes, size)
         self.vit = ViT(sizes, config.drop_path)
         rest = RestSkeleton(mano)
@@ -58,7 +61,7 @@ class UTNet(nn.Module):
         self.decoder = HandDecoder(mano, size)
 
     def forward(self, batch: NetworkInput) -> Prediction:
-        """Estimate the hand of each crop.
+        """Estimate the hand of each crop; with `model.second_look` from the turned crop, but while training.
 
         Args:
             batch: crops of the configured size.
@@ -69,6 +72,15 @@ class UTNet(nn.Module):
         Raises:
             ShapeError: crops of another size.
         """
+        first = self._look(batch)
+        if self.training or not self.second_look:
+            return first
+        roll = upright_roll(first.hand.joints_root_m)
+        height, width = batch.rgb.shape[-2:]
+        return turned_back(self._look(turned(batch, roll)), roll, (height, width))
+
+    def _look(self, batch: NetworkInput) -> Prediction:
+        """Estimate the hand of each crop as it is."""
         device = batch.rgb.device.type
         low = self.backbone_dtype != torch.float32
         with torch.autocast(device, dtype=self.backbone_dtype if low else None, enabled=low):

@@ -150,7 +150,7 @@ class Plain(nn.Module):
 def test_the_whole_network_can_be_exported() -> None:
     """Traced with the plain operators that other runtimes have: no sparse product, no decomposition."""
     with mock.patch.dict(PRESETS, tiny=dataclasses.replace(PRESETS["tiny"], depth=1, graph_layers=1)):
-        net = Plain(build(dataclasses.replace(TINY, image_size=(32, 32))).eval())
+        net = Plain(build(dataclasses.replace(TINY, image_size=(32, 32), second_look=True)).eval())
     nn.init.normal_(net.net.refiner.whole_out.weight, std=0.05)
     fields = tuple(vars(make_batch(2, 32, 32, noise=True)).values())
     program = torch.export.export(net, fields)

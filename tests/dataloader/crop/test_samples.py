@@ -11,11 +11,13 @@ from torch.nn import functional as F
 
 from dataloader.batches.samplers import SampleKey
 from dataloader.crop import cut
+from dataloader.crop.augment import UNCHANGED
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d_dataset import HO3DDataset
 from dataloader.pictures import decode
 from src.geometry.camera import project
 from src.hand.mano import ManoLayer
+from src.hand.upright import upright_roll
 from src.schema import HandBatch
 from tests.dataloader.posed import write_posed_hands
 from tests.dataloader.tree import dataset_of, run_config
@@ -67,3 +69,40 @@ def test_joints_project_where_the_picture_goes(dataset: HO3DDataset, draws: Hand
     inside = (draws.joints_unit.abs() <= 0.5).all(-1).float()
     assert float(inside.mean()) > 0.97
     assert float(inside.mean(1).min()) > 0.7
+
+
+def test_a_network_that_looks_twice_is_taught_upright_hands(
+    dataset: HO3DDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second look is at upright hands and its first at any: most crops are the one, the others the other,
+    and labels turn with them. A hand without a labelled knuckle has no direction.
+    """
+    monkeypatch.setattr(decode, "read_rgb", lambda path: np.zeros((480, 640, 3), np.uint8))
+    monkeypatch.setattr(cut, "warp_rgb", lambda *_: None)
+    assert dataset.augmenter is not None
+    twice = dataclasses.replace(dataset.augmenter, second_look=True)
+    small = dataclasses.replace(dataset, modality="rgb", image_size=(16, 16), augmenter=twice)
+    keys = [SampleKey(i % len(dataset), i // len(dataset)) for i in range(DRAWS)]
+    draws = prepare(small.batch(keys))
+    askew = torch.rad2deg(upright_roll(draws.joints_root_m))
+    askew = (askew + 180) % 360 - 180
+    drawn = [twice.draw(key.epoch, key.index) for key in keys]
+    upright = torch.tensor([change.upright for change in drawn])
+    assert 0.65 < float(upright.float().mean()) < 0.75
+    wanted = torch.rad2deg(torch.tensor([change.roll_rad for change in drawn]))
+    # A crop that would lose the hand is not turned at all.
+    turned = (askew + wanted).abs() < 0.1
+    assert turned[upright].float().mean() > 0.95
+    assert 17 < float(askew[upright & turned].std()) < 23
+    assert float(askew[~upright].std()) > 60
+    joints = torch.from_numpy(dataset.frames.labels().joints_cam_m)[draws.sample_index]
+    rotation = draws.rot_crop_from_img
+    assert torch.allclose(joints @ rotation.mT, draws.joints_cam_m, atol=1e-5)
+    unlabelled = dataclasses.replace(
+        dataset.frames.labels(), joints_conf=np.zeros((len(dataset), 21), np.float32)
+    )
+    change = dataclasses.replace(UNCHANGED, upright=True, roll_rad=0.2)
+    plain = small._camera(0, unlabelled, 0, dataclasses.replace(change, upright=False), (480, 640))
+    assert np.array_equal(
+        small._camera(0, unlabelled, 0, change, (480, 640)).crop_from_img, plain.crop_from_img
+    )
