@@ -143,8 +143,6 @@ class LossConfig:
     """Projected joints, L1 in fractions of the crop over 0.1; weighs the voted places too."""
     rotations: float = _number(0.5, ge=0.0)
     """Wrist and local rotation matrices, mean squared difference of elements."""
-    root: float = _number(0.15, ge=0.0)
-    """Wrist position along the axis relative to its depth, L1 over 0.1."""
     heatmap: float = _number(2.0, ge=0.0)
     """Votes of joints inside the crop: divergence from a Gaussian of one cell, over log of the cells."""
 

@@ -39,6 +39,9 @@ DEPTH_SHARE = 0.1
 BETAS, PRIOR = 0.02, 0.005
 """Weights of shape and prior: both are squares of standard deviations, and a hint beside what is seen."""
 
+ROOT = 0.15
+"""Weight of the wrist's depth, which no score reads but `joints_2d` needs."""
+
 COARSE = 0.5
 """Factor on all terms of the hand before refinement: it is a step on the way to the one that is scored."""
 
@@ -77,7 +80,7 @@ class HandLoss(nn.Module):
             "rotations": config.rotations,
             "betas": BETAS,
             "prior": PRIOR,
-            "root": config.root,
+            "root": ROOT,
         }
         coarse = {f"coarse_{name}": COARSE * weight for name, weight in of_hand.items()}
         votes = {"votes_3d": config.joints_3d, "votes_2d": config.joints_2d, "heatmap": config.heatmap}

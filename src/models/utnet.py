@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from src.config import ModelConfig
 from src.hand.mano import ManoLayer
-from src.hand.upright import upright_roll
+from src.hand.upright import turned, turned_back, upright_roll
 from src.models.gcn import MeshRefiner
 from src.models.heads import CoarseHead, HandDecoder, RestSkeleton
 from src.models.readout import DenseReadout
-from src.models.second_look import turned, turned_back
 from src.models.tokens import NUM_POSE_QUERIES, TokenEmbedding
 from src.models.upsample import FeaturePyramid
 from src.models.vertex_sampling import sample_points

@@ -222,7 +222,7 @@ def test_a_chain_of_bases_has_an_end(tmp_path: Path) -> None:
             "model: is a section: set its keys, as in model.KEY=VALUE",
         ),
         (["dataset="], "dataset: is a section"),
-        (["loss=null", "loss.root=0"], "loss: is a section"),
+        (["loss=null", "loss.joints_2d=0"], "loss: is a section"),
         (["seed=2026-99-99"], "seed: must be a whole number, got '2026-99-99'"),
         (["seed=[2026"], "seed: '[2026' is not a YAML value"),
     ],

@@ -61,7 +61,7 @@ BLIND = shown(lambda b: dataclasses.replace(b.without_depth(), rgb=torch.zeros_l
         ("FAIL  dead depth branch", shown(HandBatch.without_depth), ""),
         ("FAIL  dead RGB branch", DARK, ""),
         ("FAIL  output scale", in_millimetres, ""),
-        ("WARN  loss dominated by one term", None, "loss.root=30"),  # a weight meant for another unit
+        ("WARN  loss dominated by one term", None, "loss.heatmap=40"),  # a weight meant for another unit
         ("WARN  loss far too large", loss_times(2016), ""),  # a sum where a mean belongs
         ("FAIL  loss far too large", loss_times(1e6), ""),
         ("WARN  every step clipped", None, "training.clip_grad_norm=0.001"),

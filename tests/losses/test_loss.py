@@ -142,8 +142,9 @@ def test_each_term_weighs_what_the_configuration_says() -> None:
     )
     terms = loss(wrong, batch)
     assert dict(terms.weights) == {
-        "joints_3d": 2.0, "joints_canonical": 3.0, "betas": 0.02, "prior": 0.005,
+        "joints_3d": 2.0, "joints_canonical": 3.0, "betas": 0.02, "prior": 0.005, "root": 0.15,
         "coarse_joints_3d": 1.0, "coarse_joints_canonical": 1.5, "coarse_betas": 0.01, "coarse_prior": 0.0025,
+        "coarse_root": 0.075,
         "votes_3d": 2.0, "heatmap": 17.0,
     }  # fmt: skip
     values = {name: float(value) for name, value in terms.values.items()}
@@ -213,7 +214,7 @@ def test_terms_left_out_leave_no_parameter_out() -> None:
     net = build(ModelConfig(preset="tiny", image_size=(64, 64)))
     batch = make_batch(2, 64, 64, noise=True)
     terms = HandLoss(NOTHING, hand_model())(net(batch), batch)
-    assert {name.removeprefix("coarse_") for name in terms.values} == {"betas", "prior"}
+    assert {name.removeprefix("coarse_") for name in terms.values} == {"betas", "prior", "root"}
     terms.total.backward()
     assert [key for key, p in net.named_parameters() if p.grad is None] == []
 

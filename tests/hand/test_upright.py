@@ -13,8 +13,7 @@ from src.config import ModelConfig
 from src.geometry.camera import project
 from src.geometry.rotation import rotation_about_z
 from src.hand.joints import OPENPOSE21
-from src.hand.upright import upright_roll
-from src.models.second_look import turned, turned_back
+from src.hand.upright import turned, turned_back, upright_roll
 from src.schema import HandBatch, HandEstimate, NetworkInput, Prediction
 from tests.models.scene import build, make_batch
 
