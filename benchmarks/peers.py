@@ -177,7 +177,13 @@ NETWORKS: dict[str, Network] = {
     for name, kind in KINDS.items()
     for end, depth in ((", depth", True), ("", False))
 }
-_TRAINING = ("optimizer.name=adamw", "optimizer.lr=1e-3", "optimizer.weight_decay=0.05", "loss.heatmap=0")
+_TRAINING = (
+    "optimizer.name=adamw",
+    "optimizer.lr=1e-3",
+    "optimizer.weight_decay=0.05",
+    "loss.heatmap=0",
+    "model.second_look=false",
+)
 _JOINTS = ("loss.joints_canonical=0", "loss.vertices=0", "loss.rotations=0")
 
 
