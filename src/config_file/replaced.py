@@ -36,7 +36,7 @@ REPLACED = {
         TRAINING_ONLY,
         "is gone: with turned scenes a run scored to a hundredth of a millimetre what it did without",
     ),
-    "loss.root": Replaced(TRAINING_ONLY, "is gone: the wrist's depth always counts 0.15"),
+    "loss.root": Replaced(0.15, "is gone: the wrist's depth always counts 0.15"),
     "augmentation.view_from_epoch": Replaced(TRAINING_ONLY, "is gone, with augmentation.view_deg"),
     "augmentation.shift": Replaced(TRAINING_ONLY, "is gone: crops move by up to a fifth of the box's side"),
     "augmentation.scale": Replaced(
