@@ -197,13 +197,14 @@ class HO3DDataset:
             DataError: it shows nothing of the picture either, which the index would have refused.
         """
         k_img, box_px = labels.intrinsics_img_px[place].astype(np.float64), labels.box_px[place]
+        if change.upright and labels.joints_conf[place, [WRIST, MIDDLE_KNUCKLE]].all():
+            level = dataclasses.replace(change, roll_rad=0.0)
+            seen_from = crop_camera(k_img, box_px, self.image_size, self.box_scale, level).rot_crop_from_img
+            hand = torch.from_numpy(labels.joints_cam_m[place] @ seen_from.T)
+            roll = change.roll_rad + float(upright_roll(hand[None]))
+            change = dataclasses.replace(change, roll_rad=roll)
         for moved in (change, UNCHANGED):
             camera = crop_camera(k_img, box_px, self.image_size, self.box_scale, moved)
-            if moved.upright and labels.joints_conf[place, [WRIST, MIDDLE_KNUCKLE]].all():
-                # The camera drawn, turned on by what the hand stands askew in it but for the roll drawn.
-                hand = torch.from_numpy(camera.rot_crop_from_img @ labels.joints_cam_m[place].T).T[None]
-                more = dataclasses.replace(moved, roll_rad=2 * moved.roll_rad + float(upright_roll(hand)))
-                camera = crop_camera(k_img, box_px, self.image_size, self.box_scale, more)
             share = covered_share(camera, picture_size)
             if share >= MIN_OVERLAP:
                 return camera

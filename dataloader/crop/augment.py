@@ -124,8 +124,10 @@ class Augmenter:
         """The augmentation of one sample in one epoch; see `draw`."""
         strength = 1.0 if epoch < self.calm_from else CALM_STRENGTH
         change = draw(self.config, self.seed, epoch, sample_index, strength)
+        if not self.second_look:
+            return change
         rng = stream(self.seed, "upright", epoch, sample_index)
-        if not self.second_look or rng.random() >= UPRIGHT_SHARE:
+        if rng.random() >= UPRIGHT_SHARE:
             return change
         return dataclasses.replace(change, upright=True, roll_rad=math.radians(UPRIGHT_DEG * rng.normal()))
 

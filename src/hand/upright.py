@@ -13,7 +13,6 @@ Legend: B batch, J joints, V vertices, H W crop, h w votes.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
@@ -59,7 +58,15 @@ def turned(batch: NetworkInput, roll_rad: Tensor) -> NetworkInput:
     places = _places((height, width), (height, width), roll_rad)
     depth = F.grid_sample(depth, places, mode="nearest", align_corners=False)
     rgb = F.grid_sample(batch.rgb - black, places, align_corners=False) + black
-    return dataclasses.replace(batch, rgb=rgb, depth=depth[:, :1], depth_valid=depth[:, 1:])
+    return NetworkInput(
+        intrinsics_crop_px=batch.intrinsics_crop_px,
+        rot_crop_from_img=rotation_about_z(roll_rad) @ batch.rot_crop_from_img,
+        z_ref_m=batch.z_ref_m,
+        depth_present=batch.depth_present,
+        rgb=rgb,
+        depth=depth[:, :1],
+        depth_valid=depth[:, 1:],
+    )
 
 
 def turned_back(prediction: Prediction, roll_rad: Tensor, size: tuple[int, int]) -> Prediction:

@@ -79,6 +79,8 @@ def test_pictures_turn_as_the_camera_does(batch: HandBatch) -> None:
             nearest = seen.depth_valid[k, 0, round(y), round(x)]
             assert float(nearest) == float(before[0] < SIZE[1] / 2)
     assert torch.equal(seen.depth, 0.5 * seen.depth_valid), "depth is never mixed"
+    in_image = seen.to_image_camera(joints) - batch.to_image_camera(batch.joints_cam_m)
+    assert in_image.abs().max() < 1e-6, "of the rolled camera"
     corner = turned(batch, torch.full((4,), math.pi / 4)).rgb[:, :, 0, 0]
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     assert torch.allclose(corner * std + mean, torch.zeros(3), atol=1e-5), "black beyond the picture"

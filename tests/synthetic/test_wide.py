@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from dataloader.synthetic.common import LONG_FINGERS
+from dataloader.synthetic.common import LONG_FINGERS, unit
 from dataloader.synthetic.domains import DOMAINS
 from dataloader.synthetic.frames import place_in_camera
 from dataloader.synthetic.motion.pose import DOF, free_gesture
@@ -83,6 +83,9 @@ def test_spread_of_cameras_and_hands(rig: Rig) -> None:
     assert min(sizes) < 60 < 250 < max(sizes)
     rotations = Rotation.from_matrix(np.concatenate(turns))
     assert np.degrees((rotations.mean().inv() * rotations).magnitude()).mean() > 85
+    long = WIDE.motion(rig, 0, 0, 400)
+    towards = [unit(camera.centre_m - long.target_m) for camera in WIDE.cameras(0, long, 10)]
+    assert (long.elbow_direction @ np.array(towards).T).max() < 0.95, "in any frame"
     low = dataclasses.replace(motion, target_m=np.array([0.0, 0.0, 0.06]))
     assert min(WIDE.cameras(0, low, 10), key=lambda c: c.centre_m[2]).centre_m[2] >= 0.05, "above the table"
 

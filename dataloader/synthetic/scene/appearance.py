@@ -20,6 +20,9 @@ from src.runtime.seed import stream
 
 Window = tuple[slice, slice]
 
+NEAREST_UPRIGHT_M = 0.95
+"""Nothing of HO3D's rooms that stands upright is nearer to the camera."""
+
 ATLAS_PX_PER_M = 1600.0
 _ATLAS_MARGIN_M = 0.03
 _ATLAS_ARM_M = 0.34
@@ -128,7 +131,7 @@ def surroundings(rng: np.random.Generator, camera: Camera, farther_m: float) -> 
     wall = wall * np.float32(rng.uniform(0.5, 1.0))
     rgb = np.where(on_table[..., None], table[cell[..., 1], cell[..., 0]], wall)
     for _ in range(rng.integers(1, 5)):
-        _stand_clutter(rng, rgb, depth, 0.95 + farther_m)
+        _stand_clutter(rng, rgb, depth, NEAREST_UPRIGHT_M + farther_m)
     soft = cv2.GaussianBlur(rgb.astype(np.float32), (0, 0), rng.uniform(0.5, 1.5))
     return np.asarray(soft, np.float32), depth
 

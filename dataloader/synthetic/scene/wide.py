@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dataloader.synthetic.common import Image
 from dataloader.synthetic.motion.motion import Motion
 from dataloader.synthetic.scene.any_sensor import AnySensor
-from dataloader.synthetic.scene.appearance import Person
+from dataloader.synthetic.scene.appearance import NEAREST_UPRIGHT_M, Person
 from dataloader.synthetic.scene.cameras import HEIGHT, MORE_PX, WIDTH, Camera, any_part
 from dataloader.synthetic.scene.depth_sensor import DepthSensor
 from dataloader.synthetic.scene.furniture import furnish
@@ -19,9 +19,6 @@ from src.runtime.seed import stream
 
 _REACH_M = 0.2
 """No part of a hand is farther from its wrist; walls and furniture stand behind it."""
-
-_NEAREST_WALL_M = 0.95
-"""Nothing of HO3D's room that stands upright is nearer to the camera."""
 
 _STREAK = 0.35
 """Share of cameras whose shutter stays open long enough for a hand to smear."""
@@ -44,7 +41,7 @@ class WideLook(Look):
         super().__init__(seed, motion, camera, digit)
         self._room = stream(seed, "room", motion.number, digit)
         self._behind_m = float(camera.to_camera(motion.wrist_m)[:, 2].max()) + _REACH_M
-        self.farther_m = max(self._behind_m - _NEAREST_WALL_M, 0.0)
+        self.farther_m = max(self._behind_m - NEAREST_UPRIGHT_M, 0.0)
         device = stream(seed, "lens", motion.number, digit)
         self.jpeg_quality = int(device.integers(45, 96))
         self._response = _response(device)
