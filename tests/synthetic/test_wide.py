@@ -101,10 +101,26 @@ def test_habits_are_those_of_the_domain(rig: Rig) -> None:
             assert 0.45 <= min(factors) < 0.9 < max(factors) <= 1.2
         else:
             assert sum(not np.allclose(a.angles_deg, b.angles_deg) for a, b in pairs) > len(pairs) // 2
+    poses, turns, fingers = {}, {}, {}
+    for name, domain in DOMAINS.items():
+        motions = [domain.motion(rig, 2, n, 10) for n in range(16)]
+        poses[name] = {int(step) for motion in motions for step in np.diff(motion.frame_ids)}
+        turns[name] = np.mean([_spread_deg(motion.wrist_rotation) for motion in motions])
+        fingers[name] = np.mean([motion.angles_deg.std(axis=0).mean() for motion in motions])
+    assert min(poses["table"]) == 1
+    assert min(poses["wide"]) == 16
+    assert turns["wide"] > 25 > 8 > turns["table"]
+    assert fingers["wide"] > 1.5 * fingers["table"], "frames of a third of a second are one pose"
     rng = np.random.default_rng(0)
     free = np.array([free_gesture(rng) for _ in range(300)])
     bends = free[:, [DOF.index(f"{finger}_pip") for finger in LONG_FINGERS]]
     assert np.abs(np.corrcoef(bends.T) - np.eye(4)).max() < 0.3, "each on its own"
+
+
+def _spread_deg(rotations: np.ndarray) -> float:
+    """Mean angle of (N, 3, 3) from their mean."""
+    turns = Rotation.from_matrix(rotations)
+    return float(np.degrees((turns.mean().inv() * turns).magnitude()).mean())
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +81,7 @@ def test_a_network_that_looks_twice_is_taught_upright_hands(
     monkeypatch.setattr(decode, "read_rgb", lambda path: np.zeros((480, 640, 3), np.uint8))
     monkeypatch.setattr(cut, "warp_rgb", lambda *_: None)
     assert dataset.augmenter is not None
+    assert not dataset.augmenter.second_look
     twice = dataclasses.replace(dataset.augmenter, second_look=True)
     small = dataclasses.replace(dataset, modality="rgb", image_size=(16, 16), augmenter=twice)
     keys = [SampleKey(i % len(dataset), i // len(dataset)) for i in range(DRAWS)]
@@ -106,3 +108,14 @@ def test_a_network_that_looks_twice_is_taught_upright_hands(
     assert np.array_equal(
         small._camera(0, unlabelled, 0, change, (480, 640)).crop_from_img, plain.crop_from_img
     )
+
+
+def test_the_configuration_decides_who_is_taught_upright_hands(standin: ManoLayer, tmp_path: Path) -> None:
+    """Upright crops that nobody asked for, or that a network that looks twice never sees."""
+    write_posed_hands(tmp_path, standin, 20)
+    for asked in (True, False):
+        config = run_config(tmp_path, split={"val_percent": 10}, model={"second_look": asked})
+        augmenter = dataset_of(config, "train", standin).augmenter
+        assert augmenter is not None
+        assert augmenter.second_look == asked
+        assert dataset_of(config, "val", standin).augmenter is None
