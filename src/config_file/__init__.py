@@ -358,7 +358,7 @@ def _check_relations(config: RunConfig, leaves: Mapping[str, _Leaf], faults: _Fa
     check("model.image_size", not any(side % 16 for side in size), multiples)
     wholes = f"names whole sequences, but split.by is {by}: set it to sequence"
     check("split.held_out_list", config.split.held_out_list is None or by == "sequence", wholes)
-    taught = "looks at hands turned upright, as training crops are turned: set augmentation.enabled to true"
+    taught = "turns hands upright, as augmentation turns training crops: enable that, or set this to false"
     check("model.second_look", not config.model.second_look or config.augmentation.enabled, taught)
     plain = name and not name.startswith(".") and all(c.isalnum() or c in "-_." for c in name)
     check("name", bool(plain), f"must be letters, digits, '-', '_' or '.', got {name!r}")

@@ -225,7 +225,7 @@ def test_a_chain_of_bases_has_an_end(tmp_path: Path) -> None:
         (["loss=null", "loss.joints_2d=0"], "loss: is a section"),
         (
             ["model.second_look=true", "augmentation.enabled=false"],
-            "model.second_look: looks at hands turned",
+            "model.second_look: turns hands upright",
         ),
         (["seed=2026-99-99"], "seed: must be a whole number, got '2026-99-99'"),
         (["seed=[2026"], "seed: '[2026' is not a YAML value"),
