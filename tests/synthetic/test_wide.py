@@ -18,7 +18,13 @@ from dataloader.synthetic.motion.pose import DOF, free_gesture
 from dataloader.synthetic.motion.rig import Rig
 from dataloader.synthetic.scene import worn
 from dataloader.synthetic.scene.any_sensor import AnySensor
-from dataloader.synthetic.scene.appearance import ATLAS_PX_PER_M, Person, place_on_atlas, rest_coordinates
+from dataloader.synthetic.scene.appearance import (
+    ATLAS_PX_PER_M,
+    Person,
+    place_on_atlas,
+    rest_coordinates,
+    surroundings,
+)
 from dataloader.synthetic.scene.cameras import DISTANCE_M, FOCAL_PX, HEIGHT, WIDTH
 from dataloader.synthetic.scene.wide import WideLook, dressed
 from dataloader.synthetic.writer import Parameters, write_tree
@@ -278,19 +284,31 @@ def test_each_thing_is_worn_where_it_belongs(rig: Rig, what: str, monkeypatch: p
 def test_rooms_are_behind_the_hand(rig: Rig) -> None:
     """A wall or a slab in front of a hand hides what is labelled; nothing behind it is the table's bare
     wall."""
-    nearer = []
-    for number in range(12):
+    nearer, far = [], 0
+    for number in range(60):
         motion = WIDE.motion(rig, 1, number, 6)
         (camera,) = WIDE.cameras(1, motion, 1)
+        away = camera.to_camera(motion.wrist_m)[:, 2].max()
+        if number >= 6 and away < 1.15:  # farther than the nearest of HO3D's walls
+            continue
+        far += away >= 1.15
         (stage,) = WIDE.stages(rig, motion, (camera,), 1)
         room = stage._room_depth
         hand = place_in_camera(rig.decode(motion.hand_pose, motion.betas)[0], motion, camera)
+        assert WideLook(1, motion, camera, 0)._behind_m > hand[..., 2].max()
         column, row = np.moveaxis(pixels_of(hand, camera.intrinsics_px).round().astype(int), -1, 0)
         seen = (column >= 0) & (column < WIDTH) & (row >= 0) & (row < HEIGHT)
         assert seen.mean() > 0.8
         assert (hand[..., 2][seen] < room[row[seen], column[seen]]).all(), number
         nearer.append((room < room.max() - 0.01).mean())
     assert max(nearer) > 0.05
+    assert far >= 4
+    level = dataclasses.replace(camera, rotation=np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]))
+    level = dataclasses.replace(level, centre_m=np.array([0.0, 0.0, 0.15]))
+    above = [
+        surroundings(np.random.default_rng(k), level, 0.6)[1][: HEIGHT // 2 - 20].min() for k in range(40)
+    ]
+    assert 1.55 <= min(above) < 1.75, "things on the table, and the wall"
 
 
 def test_what_a_lens_does_is_done(rig: Rig) -> None:
