@@ -24,6 +24,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 ADAMW_RMS = 0.2
 """Root mean square of AdamW's usual steps in units of the rate (Liu et al. 2025)."""
+_LOW_SIDE = 128
+"""Matrices with a shorter side stay in float32: copying them to bfloat16 takes longer than the products."""
 _TINY = 1e-7
 
 
@@ -142,11 +144,13 @@ def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
 
     Args:
         matrix: (R, C).
-        dtype: of the arithmetic.
+        dtype: of the arithmetic of large matrices; float32 for those with a side below _LOW_SIDE.
 
     Returns:
-        (R, C) of `dtype`; zeros for zeros.
+        (R, C) of that type; zeros for zeros.
     """
+    if min(matrix.shape) < _LOW_SIDE:
+        dtype = torch.float32
     a, b, c = COEFFICIENTS
     high = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if high else matrix).to(dtype)
