@@ -43,14 +43,15 @@ def test_draws_fill_their_ranges_and_calm_ones_a_quarter_of_them() -> None:
     for epoch, strength in ((7, 1.0), (8, CALM_STRENGTH)):
         changes = [augmenter.draw(epoch, i) for i in range(1500)]
         sides = np.log([c.scale for c in changes]) - (low + high) / 2
-        for values, bound in (
-            ([c.roll_rad for c in changes], strength * np.pi),
-            (sides, (high - low) / 2),
-            ([v for c in changes for v in c.shift], MAX_SHIFT),
+        for values, bound, usual in (
+            ([c.roll_rad for c in changes], strength * np.pi, 1 / 2),
+            (sides, (high - low) / 2, 1 / 8),
+            ([v for c in changes for v in c.shift], MAX_SHIFT, 1 / 8),
         ):
             assert 0.98 * bound < np.max(values) <= bound * (1 + 1e-12)
             assert -0.98 * bound > np.min(values) >= -bound * (1 + 1e-12)
             assert abs(np.mean(values)) < 0.1 * bound
+            assert np.median(np.abs(values)) / bound == pytest.approx(usual, abs=0.05), "most boxes are near"
         # 1500 draws: three standard errors of a share are below 0.04
         for kind, share in (("occluders", CONFIG.p_occluder), ("holes", P_HOLES)):
             found = np.mean([bool(getattr(c, kind)) for c in changes])
