@@ -19,7 +19,7 @@ ARMS = {
     "full": Arm(),
     "no depth": Arm(("dataset.p_drop_depth=1",)),
     "no modality sampling": Arm(("dataset.p_drop_depth=0",)),
-    "no refinement": Arm(("model.refine_iterations=0",)),
+    "refinement": Arm(("model.refine_iterations=1",)),
     "no second look": Arm(("model.second_look=false",)),
     "AdamW instead of Muon, rate 8e-4": Arm(("optimizer.name=adamw", "optimizer.lr=8e-4")),
     "no canonical joints in the loss": Arm(("loss.joints_canonical=0",)),

@@ -40,7 +40,7 @@ from src.training.step import TrainStep
 
 CONFIG = Path("config/learn.yaml")
 RANKS = 2
-EPOCHS = 5
+EPOCHS = 6
 TIMED_ROUNDS = 12
 TIMEOUT_S = 3 * 3600
 METRICS = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE"}

@@ -147,7 +147,12 @@ def build_scoring(
         dataset=val_set,
         hand=hand,
         loaders={as_: build_eval_loader(config, val_set, rank, world, device, as_) for as_ in shown},
-        meshes=MeshScorer(hand, val_set.frames, official=config.validation.split == "evaluation"),
+        meshes=MeshScorer(
+            hand,
+            val_set.frames,
+            official=config.validation.split == "evaluation",
+            refined=config.model.refine_iterations > 0,
+        ),
         baselines=context.together("scoring the baselines", baselines),
     )
     if (boxes := config.validation.boxes) == "labels":

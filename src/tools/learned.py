@@ -70,7 +70,8 @@ def summarise(run: Path, held_out: Path, random: Path, other: Path | None) -> No
     print(f"{'mm':<44}{'MPJPE':>10}{'PA-MPJPE':>10}")
     for shown, name in MODALITY_NAMES.items():
         _line(f"{name}, held-out motions", *_means(rows[shown]))
-        _line(f"{name}, before refinement", *(float(np.nanmean(rows[shown][m])) for m in _COARSE))
+        if _COARSE[0] in rows[shown]:
+            _line(f"{name}, before refinement", *(float(np.nanmean(rows[shown][m])) for m in _COARSE))
     for shown, name in MODALITY_NAMES.items():
         _line(f"{name}, random frames of training motions", *_means(seen[shown]))
     _line("zero pose", base["zero_mpjpe_mm"], base["zero_pa_mm"])
@@ -121,7 +122,7 @@ def _rows(folder: Path, shown: Shown) -> dict[str, Any]:
     """Columns of a per-sample file."""
     path = folder / "val" / f"per_sample{FILE_ENDS[shown]}.npz"
     rows = read_per_sample(path)
-    if missing := {*_METRICS, *_COARSE} - rows.keys():
+    if missing := set(_METRICS) - rows.keys():
         raise DataError(f"{path} has no {min(missing)}. Give a folder of --evaluate on val.")
     for metric in _METRICS:
         if (bad := np.flatnonzero(~np.isfinite(rows[metric]))).size:

@@ -21,7 +21,8 @@ from src.evaluation.submission import points_to_official
 from src.hand.mano import ManoLayer
 from src.schema import HandBatch, Prediction
 
-_OWN_NAMES = ("mpvpe_mm", "pa_mpvpe_mm", "coarse_mpjpe_mm", "coarse_pa_mpjpe_mm")
+_MESH_NAMES = ("mpvpe_mm", "pa_mpvpe_mm")
+_COARSE_NAMES = ("coarse_mpjpe_mm", "coarse_pa_mpjpe_mm")
 
 
 class PublishedTruth(Protocol):
@@ -37,12 +38,21 @@ class PublishedTruth(Protocol):
 class MeshScorer:
     """Scores meshes against the published ground truth where there is one, else against decoded labels."""
 
-    def __init__(self, hand: ManoLayer, truth: PublishedTruth, *, official: bool) -> None:
-        """Args: `hand` decodes labels, on the device of the batches; `official`: the split is HO3D's own."""
+    def __init__(
+        self, hand: ManoLayer, truth: PublishedTruth, *, official: bool, refined: bool = True
+    ) -> None:
+        """Choose the columns.
+
+        Args:
+            hand: decodes labels, on the device of the batches.
+            truth: knows the published meshes, if there are any.
+            official: the split is HO3D's own.
+            refined: the network refines; else nothing is said of a hand before.
+        """
         self._hand = hand
         self._truth = truth
         self._official = official
-        self.columns: tuple[str, ...] = (MESH_USABLE, *_OWN_NAMES)
+        self.columns: tuple[str, ...] = (MESH_USABLE, *_MESH_NAMES, *(_COARSE_NAMES if refined else ()))
         if official:
             published = truth.truth_vertices(np.empty(0, np.int64)) is not None
             self.columns = (*self.columns, *MESH_SCORES) if published else ()

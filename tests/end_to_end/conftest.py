@@ -49,6 +49,7 @@ class Embedded:
             f"logging.runs_dir={self.runs}",
             "dataset.num_workers=0",
             "model.image_size=[64, 64]",
+            "model.refine_iterations=1",  # all parts of the network
             "training.batch_size=4",
             "validation.batch_size=4",
             "validation.pictures=0",  # drawing takes seconds

@@ -25,7 +25,7 @@ def test_a_cheaper_step_is_taken_more_often() -> None:
 def test_more_than_the_data_give_is_refused() -> None:
     """An epoch that ends with the data would quietly give the cheapest arm less time than the others."""
     with pytest.raises(
-        ValueError, match="'cheap' needs 125 steps in each of 5 epochs, the data give 124"
+        ValueError, match="'cheap' needs 125 steps in each of 6 epochs, the data give 124"
     ) as no:
         steps_of_arms(SECONDS, samples=EPOCHS * 32 * 100, batch=32, there=124)
     few = int(str(no.value).rsplit(" ", 1)[1])

@@ -24,7 +24,7 @@ NAMES = ("Train/loss", "Train/grad_norm", "Val/loss", "Val/MPJPE", "Val/PA-MPJPE
 _DATA = ("--sequences", "4", "--frames", "6", "--cameras", "1", "--evaluation-sequences", "1", "--seed", "0")
 _SETTINGS = (
     "optimizer.lr=5e-4", "training.num_epochs=5", "training.batch_size=4", "training.precision=fp32",
-    "model.image_size=[64, 64]",
+    "model.image_size=[64, 64]", "model.refine_iterations=1",
     "validation.batch_size=4", "validation.every_epochs=5", "validation.pictures=0", "dataset.num_workers=0",
     "logging.every=1", "runtime.threads=1",
 )  # fmt: skip

@@ -115,6 +115,12 @@ def test_no_mesh_score_is_made_up(batch: HandBatch) -> None:
     judge = scorer(batch, official=True, vertices=False)
     assert judge.columns == ()
     assert judge(batch, answer(labelled(batch))) == {}
+    plain = MeshScorer(hand_model(), SimpleNamespace(), official=False, refined=False)  # type: ignore[arg-type]
+    scores = plain(batch, answer(labelled(batch)))
+    assert tuple(scores) == plain.columns
+    assert not [name for name in scores if "coarse" in name], (
+        "a network that refines nothing has no hand before"
+    )
 
 
 def test_kept_hands_are_those_that_were_predicted() -> None:
