@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--annotations-only", nargs="?", const=True, default=False, choices=["train"], help=grey)
     add("--cameras", type=int, default=3, help="folders that show the same motion")
     add("--domain", choices=list(DOMAINS), default="table", help="HO3D's world, or the one that people bring")
+    add("--pace", type=int, help="every how many frames of a training motion one is written")
     add("--hand", type=Path, default=None, help="hand model in MANO's format; default: the stand-in")
     return parser
 

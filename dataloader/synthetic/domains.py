@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,9 +37,10 @@ class Domain:
     look: Callable[[int, Motion, Camera, int], Look]
     """Of (seed, motion, camera, its number)."""
 
-    def motion(self, rig: Rig, seed: int, number: int, frames: int) -> Motion:
-        """Motion `number` of the data set `seed`."""
-        return make_motion(rig, self.habits, seed, number, frames)
+    def motion(self, rig: Rig, seed: int, number: int, frames: int, pace: int | None = None) -> Motion:
+        """Motion `number` of the data set `seed`; `pace` as in `Habits`, None: theirs."""
+        habits = self.habits if pace is None else dataclasses.replace(self.habits, pace=pace)
+        return make_motion(rig, habits, seed, number, frames)
 
     def stages(self, rig: Rig, motion: Motion, cameras: Sequence[Camera], seed: int) -> Iterator[Stage]:
         """What draws the frames of a motion's cameras, one after the other."""

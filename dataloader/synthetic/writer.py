@@ -100,6 +100,9 @@ class Parameters:
     """Frames of each of those, >= 1."""
     domain: str = "table"
     """A name of `DOMAINS`."""
+    pace: int | None = None
+    """Every how many frames of a training motion one is written, 1-1000; None: as the domain has it, which
+    motions held out and evaluated keep."""
 
     def __post_init__(self) -> None:
         """Check the ranges, all at once."""
@@ -111,6 +114,8 @@ class Parameters:
             for name, (low, high) in bounds.items()
             if not low <= getattr(self, name) <= high
         ]
+        if self.pace is not None and not 1 <= self.pace <= 1000:
+            wrong.append(f"--pace: got {self.pace}, want 1..1000, or leave it out")
         if self.annotations_only not in (False, True, "train"):
             wrong.append(f"--annotations-only: got {self.annotations_only}, want it alone, or train")
         if self.domain not in DOMAINS:
@@ -166,10 +171,11 @@ def look_first(out: Path, parameters: Parameters, asset: HandAsset | None = None
 
 def _wanted(parameters: Parameters, asset: HandAsset | None) -> dict[str, Any]:
     """What the record of a tree says of how it was made."""
+    given = {name: value for name, value in dataclasses.asdict(parameters).items() if value is not None}
     return {
         "generator": "dataloader.synthetic",
         "generator_version": GENERATOR_VERSION,
-        "parameters": dataclasses.asdict(parameters),
+        "parameters": given,
     } | ({} if asset is None else {"hand": asset.fingerprint})
 
 
@@ -249,7 +255,8 @@ def _do_motion(
     """Write the folders that show one motion: its number, its part, and how many of its cameras."""
     number, (part, shown) = job
     seed, rig, domain = parameters.seed, Rig(asset), DOMAINS[parameters.domain]
-    motion = domain.motion(rig, seed, number, part.frames)
+    taught = part.split == "train" and not part.held_out
+    motion = domain.motion(rig, seed, number, part.frames, parameters.pace if taught else None)
     vertices, joints = rig.decode(motion.hand_pose, motion.betas)
     cameras = domain.cameras(seed, motion, parameters.cameras)
     serials = [camera.serial for camera in cameras]
