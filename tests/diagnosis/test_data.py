@@ -5,6 +5,7 @@ a consequence named first sends its reader to the wrong file.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from itertools import islice
 from types import SimpleNamespace
@@ -127,6 +128,31 @@ def test_named(cause: str, change: Change, clinic: Clinic) -> None:
     """A run that cannot learn must say which file to mend, within its first three batches."""
     found = check_data([planted(b, change) for b in clinic.batches("dataset.p_drop_depth=0")], clinic.hand)
     assert names(found)[:1] == [cause], [f.line() for f in found]
+
+
+def frayed(b: HandBatch) -> dict[str, Any]:
+    """A sensor that sees past two joints of each hand, as wide's do at edges and beside the colours."""
+    depth, behind = b.depth.clone(), (b.joints_cam_m[..., 2] + 0.05 - b.z_ref_m[:, None]) / DEPTH_RANGE_M
+    height, width = depth.shape[-2:]
+    place = ((b.joints_unit + 0.5) * torch.tensor([width, height])).round().long()
+    for i in range(b.size):
+        for joint in (4, 20):
+            x, y = place[i, joint].tolist()
+            depth[i, 0, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = behind[i, joint]
+    return {"depth": depth}
+
+
+def test_a_sensor_that_frays_is_not_a_wrong_label(clinic: Clinic) -> None:
+    """One look in twenty at sound frames of the wide world was a FAIL, which ends runs whose doctor may stop
+    them.
+    """
+    batches = [planted(b, frayed) for b in clinic.batches("dataset.p_drop_depth=0")]
+    found = check_data(batches, clinic.hand)
+    (share,) = (
+        float(re.findall(r"sees through ([0-9.]+)%", f.seen)[0]) for f in found if "through" in f.seen
+    )
+    assert 8.0 < share < 13.0, "the test is about what lies between"
+    assert names(found) == []
 
 
 @pytest.mark.parametrize("signs", [(1, 1, -1), (-1, 1, -1)])
