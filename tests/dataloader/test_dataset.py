@@ -311,8 +311,8 @@ def test_a_hand_at_the_edge_never_ends_an_epoch(tmp_path: Path, monkeypatch: pyt
     edge = dataclasses.replace(frame, joints={name: joint + shift for name, joint in frame.joints.items()})
     write_tree(tmp_path, {"MC1": 4})
     write_meta(tmp_path / "train/MC1/meta/0001.pkl", train_meta(edge))
-    monkeypatch.setattr(augment, "MAX_SHIFT", 0.5)
-    monkeypatch.setattr(augment, "SIDES", (0.4, 1.6))
+    monkeypatch.setattr(augment, "MAX_SHIFT", 0.8)
+    monkeypatch.setattr(augment, "SIDES", (0.2, 1.6))
     config = run_config(tmp_path, split={"val_percent": 25}, dataset={"box_scale": 1.0})
     sides = [dataset_of(config, split) for split in ("train", "val")]
     dataset, i = next(
