@@ -267,7 +267,9 @@ def _read(path: Path, faults: _Faults, asked_by: str) -> dict[str, _Leaf]:
         entries = read_entries(content.decode("utf-8-sig"))
     except (OSError, ValueError, YamlError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        remedy = f"It is the {asked_by}" if asked_by else "Give an existing YAML file with --config"
+        remedy = (
+            f"It is the {asked_by}" if asked_by else "Name a file of config/, or a run folder's config.yaml"
+        )
         if isinstance(error, UnicodeDecodeError):
             reason = f"is not UTF-8 text (byte {error.start:,}): save it as UTF-8"
         elif isinstance(error, OSError | ValueError):

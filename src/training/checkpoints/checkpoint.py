@@ -285,21 +285,31 @@ def commit() -> str:
 
 
 def _load_model(model: torch.nn.Module, state: Mapping[str, Any], path: Path) -> None:
-    try:
-        model.load_state_dict(state["model"], strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:400]
+    """Put the weights as they were trained, not averaged, into a model.
+
+    Raises:
+        AssetError: names or shapes differ from the model's.
+    """
+    if odd := _other_weights(model.state_dict(), state["model"]):
+        settings = ", ".join(f"model.{name}={value}" for name, value in state["config"]["model"].items())
         raise AssetError(
-            f"checkpoint {path} is of another network than the model section builds; it was written by code "
-            f"{state['commit'][:12]}, this is {commit()[:12]}: {reason}"
-        ) from None
+            f"checkpoint {path} is of another network than the model section builds: {len(odd)} weights are "
+            f"on one side alone or of another shape (first: {odd[0]}). Trained with {settings} by code "
+            f"{state['commit'][:12]}, this is {commit()[:12]}. Leave out --config and model.* settings: "
+            "without them those of the checkpoint hold"
+        )
+    model.load_state_dict(state["model"], strict=True)
+
+
+def _other_weights(wanted: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names that only one side has, or that differ in shape."""
+    shapes = ({name: value.shape for name, value in side.items()} for side in (wanted, kept))
+    return sorted({name for name, _ in set.symmetric_difference(*(set(side.items()) for side in shapes))})
 
 
 def _require_average(model: torch.nn.Module, state: Mapping[str, Any], path: Path) -> None:
     """AssetError: the averaged weights have other names or shapes than the model's."""
-    shapes = {name: value.shape for name, value in model.named_parameters()}
-    kept = {name: value.shape for name, value in state["ema"]["average"].items()}
-    if odd := sorted(dict(shapes.items() ^ kept.items())):
+    if odd := _other_weights(dict(model.named_parameters()), state["ema"]["average"]):
         raise AssetError(f"checkpoint {path}: its averaged weights are not the model's, e.g. {odd[0]}")
 
 
