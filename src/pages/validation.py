@@ -109,7 +109,9 @@ class Validation:
                 blocks.append(Block(_KINDS[kind], [_APART] if not blocks else (), samples=list(places)))
         if blocks:
             sections.append(Section("Look at samples", blocks))
-        words = {"header": ["word", "meaning"], "rows": [list(row) for row in _WORDS], "sortable": False}
+        text = repr((said, sections))
+        rows: list[Json] = [list(row) for row in _WORDS if row[0].partition(",")[0] in text]
+        words = {"header": ["word", "meaning"], "rows": rows, "sortable": False}
         sections.append(Section("Words", [Block(table=words)]))
         return Page(self.title, self.facts, said, sections, samples, corners(self.chosen))
 

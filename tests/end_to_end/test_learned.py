@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dataloader.synthetic.found import HELD_OUT_NAME
 from dataloader.synthetic.writer import Parameters, write_tree
+from src.evaluation.evaluator import read_per_sample
 from src.hand.mano_assets import load_hand_asset
 from src.tools import learned
 from tests.end_to_end.conftest import Embedded
@@ -107,6 +109,22 @@ def test_a_second_line_says_what_the_weights_are_worth_elsewhere(
     assert "WARNING: the checkpoint was trained on another data set (" in log
     assert "have changed since" not in log, "labels of other frames are others"
     assert found.group(9) == re.fullmatch(RESULT, alone[-1]).group(9), "minutes of the one training"
+
+
+def test_a_run_without_refinement_has_no_row_of_it(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make learn` itself refines nothing; half an hour of training must not end in an error."""
+    assert learned.main(arguments(*folders[:3])) == 0
+    refined = capsys.readouterr().out.splitlines()
+
+    def unrefined(path: Path) -> dict[str, Any]:
+        return {name: rows for name, rows in read_per_sample(path).items() if not name.startswith("coarse_")}
+
+    monkeypatch.setattr(learned, "read_per_sample", unrefined)
+    assert learned.main(arguments(*folders[:3])) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [line for line in refined if "before refinement" not in line] != refined
 
 
 @pytest.mark.parametrize(

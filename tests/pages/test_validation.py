@@ -87,6 +87,9 @@ def test_the_summary_has_every_predictor_with_its_interval_over_the_scored_rows(
     assert table[difference][0] == interval((blind.rows.mpjpe_mm - result.rows.mpjpe_mm)[kept], own)
     assert table["zero pose"][0] == interval(baseline[kept], own)
     assert table["nearest training pose"][1].startswith("5.500 [")
+    words = set(cells(page, "Words"))
+    assert {"zero pose", "nearest training pose", "interval"} < words
+    assert not {"mean pose", "before refinement"} & words, "explained, and nowhere on the page"
 
 
 def test_joints_and_fingers_average_to_the_metric():
