@@ -54,7 +54,8 @@ def _differences(record: Any, wanted: dict[str, Any]) -> list[str]:
     if not isinstance(record, dict) or not isinstance(record.get("parameters"), dict):
         return ["its record is not ours"]
     # What a record does not name yet, its tree was made without; older ones name what there was once.
-    once = {"domain": "table", "orientations": "table", "version": "v3", "pace": None}
+    once: dict[str, str | None] = {"domain": "table", "orientations": "table", "version": "v3"}
+    once |= dict.fromkeys(("pace", "held_out_cameras"))
     got = {"held_out_sequences": 0, "held_out_frames": 1, **once, **record, **record["parameters"]}
     flat = {**once, **wanted, **wanted["parameters"]}
     del flat["parameters"]

@@ -64,6 +64,7 @@ class _Part(NamedTuple):
     split: Split
     sequences: int
     frames: int
+    cameras: int
     held_out: bool
 
 
@@ -98,6 +99,8 @@ class Parameters:
     """More folders under train/, >= 0, of motions of their own, for a fixed validation split."""
     held_out_frames: int = 1
     """Frames of each of those, >= 1."""
+    held_out_cameras: int | None = None
+    """Of each motion held out, 1-10; None: `cameras`."""
     domain: str = "table"
     """A name of `DOMAINS`."""
     pace: int | None = None
@@ -108,14 +111,12 @@ class Parameters:
         """Check the ranges, all at once."""
         bounds = {"sequences": (1, 10**6), "frames": (1, 10**6), "evaluation_sequences": (0, 10**6),
                   "seed": (0, 2**63 - 1), "cameras": (1, 10), "held_out_sequences": (0, 10**6),
-                  "held_out_frames": (1, 10**6)}  # fmt: skip
+                  "held_out_frames": (1, 10**6), "held_out_cameras": (1, 10), "pace": (1, 1000)}  # fmt: skip
         wrong = [
-            f"--{name.replace('_', '-')}: got {getattr(self, name)}, want {low}..{high}"
+            f"--{name.replace('_', '-')}: got {got}, want {low}..{high}"
             for name, (low, high) in bounds.items()
-            if not low <= getattr(self, name) <= high
+            if (got := getattr(self, name)) is not None and not low <= got <= high
         ]
-        if self.pace is not None and not 1 <= self.pace <= 1000:
-            wrong.append(f"--pace: got {self.pace}, want 1..1000, or leave it out")
         if self.annotations_only not in (False, True, "train"):
             wrong.append(f"--annotations-only: got {self.annotations_only}, want it alone, or train")
         if self.domain not in DOMAINS:
@@ -125,10 +126,11 @@ class Parameters:
 
     def parts(self) -> tuple[_Part, ...]:
         """All folders; motions are numbered through in this order."""
+        held_out, cameras = self.held_out_cameras or self.cameras, self.cameras
         return (
-            _Part("train", self.sequences, self.frames, False),
-            _Part("evaluation", self.evaluation_sequences, self.frames, False),
-            _Part("train", self.held_out_sequences, self.held_out_frames, True),
+            _Part("train", self.sequences, self.frames, cameras, held_out=False),
+            _Part("evaluation", self.evaluation_sequences, self.frames, cameras, held_out=False),
+            _Part("train", self.held_out_sequences, self.held_out_frames, held_out, held_out=True),
         )
 
     def room(self) -> tuple[int, int]:
@@ -216,11 +218,10 @@ def write_tree(out: Path, parameters: Parameters, asset: HandAsset, *, workers: 
 
 def _work(root: Path, parameters: Parameters, asset: HandAsset, workers: int) -> Iterator[_View]:
     """Do all motions, in this process or in several, and hand over their views in order."""
-    parts, cameras = parameters.parts(), parameters.cameras
     shown = [
-        (part, min(cameras, part.sequences - first))
-        for part in parts
-        for first in range(0, part.sequences, cameras)
+        (part, min(part.cameras, part.sequences - first))
+        for part in parameters.parts()
+        for first in range(0, part.sequences, part.cameras)
     ]
     jobs = list(enumerate(shown))
     do = functools.partial(_do_motion, root, parameters, asset)
@@ -258,7 +259,7 @@ def _do_motion(
     taught = part.split == "train" and not part.held_out
     motion = domain.motion(rig, seed, number, part.frames, parameters.pace if taught else None)
     vertices, joints = rig.decode(motion.hand_pose, motion.betas)
-    cameras = domain.cameras(seed, motion, parameters.cameras)
+    cameras = domain.cameras(seed, motion, part.cameras)
     serials = [camera.serial for camera in cameras]
     frame_ids = motion.frame_ids.tolist()
     stages = domain.stages(rig, motion, cameras[:shown], seed)

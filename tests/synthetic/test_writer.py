@@ -183,3 +183,20 @@ def test_pace_spreads_the_frames_of_training_motions_alone(tmp_path: Path, asset
     for (sequence, usual_id), (same, spread_id) in zip(ids["usual"], ids["spread"], strict=True):
         factor = 1 if sequence == held_out else 16
         assert (same, int(spread_id)) == (sequence, factor * int(usual_id))
+
+
+def test_motions_held_out_keep_their_camera_when_training_has_more(tmp_path: Path, asset: HandAsset) -> None:
+    """A second camera of each training motion: scores stay comparable only if the held-out views stay."""
+    one = Parameters(2, 1, 0, cameras=1, held_out_sequences=2, held_out_frames=2)
+    two = dataclasses.replace(one, sequences=4, cameras=2, held_out_cameras=1)
+    for name, parameters in {"one": one, "two": two}.items():
+        write_tree(tmp_path / name, parameters, asset)
+    before, after = content(tmp_path / "one"), content(tmp_path / "two")
+    held_out = after["held_out.txt"].decode().split()
+    kept = [name for name in before if any(sequence in name for sequence in held_out)]
+    assert len(kept) == 2 * 2 * 3
+    assert [name for name in ["held_out.txt", *kept] if before[name] != after[name]] == []
+    trained = {line.split("/")[0] for line in after["train.txt"].decode().split()} - set(held_out)
+    assert (len(trained), len({name[:-1] for name in trained})) == (4, 2)
+    with pytest.raises(DataError, match="held_out_cameras is 1, want None"):
+        write_tree(tmp_path / "two", dataclasses.replace(two, held_out_cameras=None), asset)
