@@ -121,7 +121,7 @@ class ConvStem(nn.Module):
         at4 = self.stage4(self.rgb(rgb))
         at8 = self.stage8(at4)
         at16 = self.project(self.stage16(at8))
-        shown = 1.0 - hidden
+        shown = (1.0 - hidden).to(at4.dtype)  # float32 would carry both skips over into float32
         deep4 = self.depth4(self.depth(depth))
         deep8 = self.depth8(deep4)
         deep16 = self.depth16(deep8)

@@ -12,7 +12,7 @@ from torch import Tensor
 from src.config import ModelConfig
 from src.geometry.camera import project
 from src.models.tokens import TokenEmbedding, grid_of, map_to_tokens, sincos_positions, tokens_to_map
-from src.models.upsample import double
+from src.models.upsample import doubling_matrix
 from src.models.vertex_sampling import gather_map, sample_map, sample_points
 from src.schema import DEPTH_RANGE_M, HandBatch
 from tests.models.scene import build, hand_model, make_batch, with_presence
@@ -157,7 +157,7 @@ def test_a_map_of_coordinates_returns_the_projection(size: tuple[int, int]) -> N
 def test_upsampling_keeps_coordinates() -> None:
     """A pyramid that shifts by half an element moves every sample by up to 8 pixels."""
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
-    fine = double(coordinate_map(128, 96, 16))
+    fine = doubling_matrix(8) @ coordinate_map(128, 96, 16) @ doubling_matrix(6).T
     torch.testing.assert_close(fine[inner], coordinate_map(128, 96, 8)[inner])
 
 
