@@ -40,11 +40,9 @@ from src.training.step import TrainStep
 
 CONFIG = Path("config/learn.yaml")
 RANKS = 2
-EPOCHS = 6
 TIMED_ROUNDS = 12
 TIMEOUT_S = 3 * 3600
 METRICS = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE"}
-SAMPLES_HELP = f"that the first network sees; the cheapest arm may see the data {EPOCHS} times at most"
 
 Network = Callable[[ModelConfig, ManoLayer], nn.Module]
 
@@ -69,16 +67,17 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     first = next(iter(arms))
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{title}", description=doc)
     parser.add_argument("--arms", nargs="*", choices=list(arms), default=list(arms), metavar="ARM")
-    parser.add_argument("--samples", type=int, default=36_000, help=SAMPLES_HELP)
+    parser.add_argument("--samples", type=int, default=36_000, help="that the first network sees")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=None, help="default: data/learn/wide-seed<seed>")
     parser.add_argument("--other", type=Path, default=None, help="data set that is scored as well")
     arguments = parser.parse_args(argv)
     data = arguments.data or Path(f"data/learn/wide-seed{arguments.seed}")
     shared = (f"seed={arguments.seed}", f"dataset.root_dir={data}")
-    batch = RANKS * load_config(CONFIG, shared).training.batch_size
-    if arguments.samples < batch * EPOCHS:
-        parser.error(f"--samples {arguments.samples}: want at least {batch * EPOCHS}, a step in each epoch")
+    training = load_config(CONFIG, shared).training
+    batch, epochs = RANKS * training.batch_size, training.num_epochs
+    if arguments.samples < batch * epochs:
+        parser.error(f"--samples {arguments.samples}: want at least {batch * epochs}, a step in each epoch")
     if arguments.data is None:
         make = f"make learn-data DOMAIN=wide SEED={arguments.seed}"  # finds whole data if they are there
         subprocess.run(make.split(), check=True, timeout=TIMEOUT_S)
@@ -86,14 +85,14 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     torch.set_num_threads(1)
     seconds = interleaved({name: _step(arms[name], shared) for name in names}, TIMED_ROUNDS)
     try:
-        steps = steps_of_arms(seconds, arguments.samples, batch, _epoch_steps(shared, batch))
+        steps = steps_of_arms(seconds, arguments.samples, batch, epochs, _epoch_steps(shared, batch))
     except ValueError as error:
         parser.error(str(error))
     scores: dict[Path, dict[str, Rows]] = {}
     for name in names:
         label = f"{title}-{arguments.seed}-{steps[name]}-" + name.replace(" ", "-").replace(",", "")
         folder = train_arm(arms[name], label, shared, steps[name])
-        scores.setdefault(data, {})[name] = rows_of(folder, f"epoch_{EPOCHS - 1:04d}")
+        scores.setdefault(data, {})[name] = rows_of(folder, f"epoch_{epochs - 1:04d}")
         if arguments.other is not None:
             scored = score_arm(arms[name], f"{label}-other", folder, arguments.other)
             scores.setdefault(arguments.other, {})[name] = rows_of(scored, "per_sample")
@@ -115,13 +114,16 @@ def against_first(where: str, scores: Mapping[str, Rows]) -> list[Row]:
     return table
 
 
-def steps_of_arms(seconds: Mapping[str, float], samples: int, batch: int, there: int) -> dict[str, int]:
-    """Steps of each arm in one of EPOCHS epochs, so that all train for the same time.
+def steps_of_arms(
+    seconds: Mapping[str, float], samples: int, batch: int, epochs: int, there: int
+) -> dict[str, int]:
+    """Steps of each arm in one of the epochs, so that all train for the same time.
 
     Args:
         seconds: of a step, by arm.
         samples: that the first network sees in all epochs.
         batch: samples of a step.
+        epochs: that every arm has.
         there: steps in one pass over the data.
 
     Raises:
@@ -129,12 +131,12 @@ def steps_of_arms(seconds: Mapping[str, float], samples: int, batch: int, there:
             time than the others.
     """
     first = next(iter(seconds.values()))
-    steps = {name: max(1, round(samples * first / s / (batch * EPOCHS))) for name, s in seconds.items()}
+    steps = {name: max(1, round(samples * first / s / (batch * epochs))) for name, s in seconds.items()}
     most = max(steps, key=steps.__getitem__)
     if steps[most] > there:
         few = samples * there * 95 // steps[most] // 100  # the next timing may find that step cheaper still
         raise ValueError(
-            f"--samples {samples}: '{most}' needs {steps[most]} steps in each of {EPOCHS} epochs, the data "
+            f"--samples {samples}: '{most}' needs {steps[most]} steps in each of {epochs} epochs, the data "
             f"give {there}. Take at most {few}"
         )
     return steps
@@ -167,9 +169,7 @@ def train_arm(arm: Arm, label: str, shared: tuple[str, ...], steps: int) -> Path
         *shared,
         *arm.settings,
         f"name={label}",
-        f"training.num_epochs={EPOCHS}",
         f"training.max_steps_per_epoch={steps}",
-        f"validation.every_epochs={EPOCHS}",
         "runtime.threads=1",
     ]
     wanted, now = load_config(CONFIG, overrides), commit()
@@ -227,6 +227,6 @@ def finished(arm: RunConfig, code: str | None = None, runs: Path = Path("runs"))
         rows = [json.loads(line) for line in scalars.read_text(encoding="utf-8").splitlines()]
         last = {name: value for row in rows for name, value in row.items()}
         trained = sum("Train/epoch_loss" in row for row in rows)
-        if trained == EPOCHS and "Val/RGB-only/PA-MPJPE" in last:
+        if trained == arm.training.num_epochs and "Val/RGB-only/PA-MPJPE" in last:
             return folder
     return None

@@ -8,16 +8,17 @@ import pytest
 
 from benchmarks import equal_time
 from benchmarks.ablation import ARMS
-from benchmarks.equal_time import CONFIG, EPOCHS, against_first, finished, steps_of_arms, train_arm
+from benchmarks.equal_time import CONFIG, against_first, finished, steps_of_arms, train_arm
 from src.config_file import config_to_yaml, load_config
 from src.evaluation.scored import Scored
 
+EPOCHS = load_config(CONFIG, ()).training.num_epochs
 SECONDS = {"full": 1.0, "cheap": 0.8, "dear": 1.25}
 
 
 def test_a_cheaper_step_is_taken_more_often() -> None:
     """Arms with equal steps would call a part worthless for what it costs, or worth what it does not cost."""
-    steps = steps_of_arms(SECONDS, samples=EPOCHS * 32 * 100, batch=32, there=125)
+    steps = steps_of_arms(SECONDS, samples=6 * 32 * 100, batch=32, epochs=6, there=125)
     assert steps == {"full": 100, "cheap": 125, "dear": 80}
     assert all(steps[name] * SECONDS[name] == pytest.approx(100) for name in steps)
 
@@ -27,9 +28,9 @@ def test_more_than_the_data_give_is_refused() -> None:
     with pytest.raises(
         ValueError, match="'cheap' needs 125 steps in each of 6 epochs, the data give 124"
     ) as no:
-        steps_of_arms(SECONDS, samples=EPOCHS * 32 * 100, batch=32, there=124)
+        steps_of_arms(SECONDS, samples=6 * 32 * 100, batch=32, epochs=6, there=124)
     few = int(str(no.value).rsplit(" ", 1)[1])
-    assert max(steps_of_arms(SECONDS, few, batch=32, there=124).values()) <= 124
+    assert max(steps_of_arms(SECONDS, few, batch=32, epochs=6, there=124).values()) <= 124
 
 
 def write_run(runs: Path, folder: str, *settings: str, epochs: int = EPOCHS, code: str = "aaaa") -> None:
