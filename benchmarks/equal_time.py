@@ -1,8 +1,8 @@
 """Networks trained for equal time on the same data by the same program: what ablation and peers share.
 
-Each arm is `config/learn.yaml` with other settings or another network, the same data, seed and ranks. An arm
-whose step is cheaper gets more steps: steps are timed side by side, in turns, before anything is trained. An
-arm that has finished at this commit with the very same settings, its number of steps among them, is kept in
+Each arm is `config/learn.yaml` with other settings or another network, the same data and seed. An arm whose
+step is cheaper gets more steps: steps are timed side by side, in turns, before anything is trained. An arm
+that has finished at this commit with the very same settings, its number of steps among them, is kept in
 runs/ and not trained again; with uncommitted changes none is.
 """
 
@@ -39,7 +39,7 @@ from src.training.setup import backbone_dtype
 from src.training.step import TrainStep
 
 CONFIG = Path("config/learn.yaml")
-RANKS = 2
+THREADS = min(8, len(os.sched_getaffinity(0)))
 TIMED_ROUNDS = 12
 TIMEOUT_S = 3 * 3600
 METRICS = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE"}
@@ -55,7 +55,7 @@ class Arm:
     """Beside those of `CONFIG`."""
     network: Network = UTNet
     program: tuple[str, ...] = ("train.py",)
-    """What torchrun starts: train.py, or a module that calls it with the network."""
+    """What Python starts: train.py, or a module that calls it with the network."""
 
 
 Rows = dict[Shown, Scored]
@@ -75,14 +75,14 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     data = arguments.data or Path(f"data/learn/wide-seed{arguments.seed}")
     shared = (f"seed={arguments.seed}", f"dataset.root_dir={data}")
     training = load_config(CONFIG, shared).training
-    batch, epochs = RANKS * training.batch_size, training.num_epochs
+    batch, epochs = training.batch_size, training.num_epochs
     if arguments.samples < batch * epochs:
         parser.error(f"--samples {arguments.samples}: want at least {batch * epochs}, a step in each epoch")
     if arguments.data is None:
         make = f"make learn-data DOMAIN=wide SEED={arguments.seed}"  # finds whole data if they are there
         subprocess.run(make.split(), check=True, timeout=TIMEOUT_S)
     names = list(dict.fromkeys([first, *arguments.arms]))
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     seconds = interleaved({name: _step(arms[name], shared) for name in names}, TIMED_ROUNDS)
     try:
         steps = steps_of_arms(seconds, arguments.samples, batch, epochs, _epoch_steps(shared, batch))
@@ -170,7 +170,7 @@ def train_arm(arm: Arm, label: str, shared: tuple[str, ...], steps: int) -> Path
         *arm.settings,
         f"name={label}",
         f"training.max_steps_per_epoch={steps}",
-        "runtime.threads=1",
+        f"runtime.threads={THREADS}",
     ]
     wanted, now = load_config(CONFIG, overrides), commit()
     changed = now == "unknown" or now.endswith("+")
@@ -191,10 +191,10 @@ def score_arm(arm: Arm, label: str, trained: Path, data: Path) -> Path:
 
 
 def _start(arm: Arm, *arguments: str) -> None:
-    """Run train.py, or what stands for it, in `RANKS` processes of one thread."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*torchrun, *arm.program, *arguments], check=True, timeout=TIMEOUT_S, env=environment)
+    """Run train.py, or what stands for it."""
+    command = [sys.executable, *arm.program, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
+    subprocess.run(command, check=True, timeout=TIMEOUT_S, env=environment)
 
 
 def rows_of(folder: Path, stem: str) -> Rows:

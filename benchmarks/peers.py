@@ -5,7 +5,7 @@
 All are trained from scratch by train.py, as `benchmarks/equal_time.py` says; the peers with AdamW at 1e-3. A
 peer that sees depth has it as a fourth channel and never loses it: its rival is UTNet with depth. A peer
 without depth is the rival of UTNet's RGB-only score. Norms are over groups: those over batches would differ
-from rank to rank and from the averaged weights.
+from the averaged weights.
 
 | peer | after |
 |---|---|
@@ -188,7 +188,7 @@ _JOINTS = ("loss.joints_canonical=0", "loss.vertices=0", "loss.rotations=0")
 
 
 def _arm(name: str, network: Network) -> Arm:
-    """A peer, its settings, and how torchrun starts it."""
+    """A peer, its settings, and how Python starts it."""
     settings = (*_TRAINING, f"dataset.p_drop_depth={0 if 'depth' in name else 1}")
     settings += _JOINTS if "heat maps" in name else ()
     return Arm(settings, network, ("-m", "benchmarks.peers", "--as", name))
