@@ -121,12 +121,14 @@ class ConvStem(nn.Module):
         at4 = self.stage4(self.rgb(rgb))
         at8 = self.stage8(at4)
         at16 = self.project(self.stage16(at8))
-        shown = (1.0 - hidden).to(at4.dtype)  # float32 would carry both skips over into float32
+        shown = 1.0 - hidden
         deep4 = self.depth4(self.depth(depth))
         deep8 = self.depth8(deep4)
         deep16 = self.depth16(deep8)
         tokens = at16 + shown * self.join16(deep16) + self.placeholder[:, None, None] * hidden
-        return tokens, (at8 + shown * self.join8(deep8), at4 + shown * self.join4(deep4))
+        # A mask in float32 would turn bf16 maps into float32.
+        skips = at8 + shown.to(at8) * self.join8(deep8), at4 + shown.to(at4) * self.join4(deep4)
+        return tokens, skips
 
 
 class PatchStem(nn.Module):

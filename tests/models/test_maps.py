@@ -12,7 +12,7 @@ from torch import Tensor
 from src.config import ModelConfig
 from src.geometry.camera import project
 from src.models.tokens import TokenEmbedding, grid_of, map_to_tokens, sincos_positions, tokens_to_map
-from src.models.upsample import doubling_matrix
+from src.models.upsample import Doubling
 from src.models.vertex_sampling import gather_map, sample_map, sample_points
 from src.schema import DEPTH_RANGE_M, HandBatch
 from tests.models.scene import build, hand_model, make_batch, with_presence
@@ -154,11 +154,16 @@ def test_a_map_of_coordinates_returns_the_projection(size: tuple[int, int]) -> N
     torch.testing.assert_close(sampled.place[..., :2][inside], shares[inside], atol=1e-5, rtol=0)
 
 
-def test_upsampling_keeps_coordinates() -> None:
-    """A pyramid that shifts by half an element moves every sample by up to 8 pixels."""
-    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
-    fine = doubling_matrix(8) @ coordinate_map(128, 96, 16) @ doubling_matrix(6).T
-    torch.testing.assert_close(fine[inner], coordinate_map(128, 96, 8)[inner])
+@pytest.mark.parametrize("size", [(8, 6), (1, 3), (4, 4)])
+def test_doubling_is_bilinear_to_the_edges(size: tuple[int, int]) -> None:
+    """A pyramid that shifts by half an element moves every sample by up to 8 pixels; edges that fade change
+    hands that leave the crop.
+    """
+    level = Doubling(size, inside=8, outside=8, skip=0).eval()
+    level.merge, level.finish = torch.nn.Identity(), torch.nn.Identity()
+    coarse = torch.randn(2, 8, *size, generator=torch.Generator().manual_seed(0))
+    want = torch.nn.functional.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(level(coarse), want)
 
 
 def test_deterministic_sampling_equals_grid_sample() -> None:
