@@ -32,6 +32,7 @@ from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.pages.answers import gain, rows_interval
+from src.runtime.machine import worker_count
 from src.runtime.ranks.distributed import DistContext
 from src.schema import Shown
 from src.training.checkpoints.checkpoint import commit
@@ -39,7 +40,7 @@ from src.training.setup import backbone_dtype
 from src.training.step import TrainStep
 
 CONFIG = Path("config/learn.yaml")
-THREADS = min(8, len(os.sched_getaffinity(0)))
+THREADS = worker_count()
 TIMED_ROUNDS = 12
 TIMEOUT_S = 3 * 3600
 METRICS = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE"}
@@ -67,7 +68,8 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     first = next(iter(arms))
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{title}", description=doc)
     parser.add_argument("--arms", nargs="*", choices=list(arms), default=list(arms), metavar="ARM")
-    parser.add_argument("--samples", type=int, default=36_000, help="that the first network sees")
+    help_text = "that the first network sees; cheaper ones see more, none in one epoch twice"
+    parser.add_argument("--samples", type=int, default=36_000, help=help_text)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=None, help="default: data/learn/wide-seed<seed>")
     parser.add_argument("--other", type=Path, default=None, help="data set that is scored as well")

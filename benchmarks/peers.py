@@ -4,8 +4,8 @@
 
 All are trained from scratch by train.py, as `benchmarks/equal_time.py` says; the peers with AdamW at 1e-3. A
 peer that sees depth has it as a fourth channel and never loses it: its rival is UTNet with depth. A peer
-without depth is the rival of UTNet's RGB-only score. Norms are over groups: those over batches would differ
-from the averaged weights.
+without depth is the rival of UTNet's RGB-only score. Norms are over groups: statistics of batches would not
+fit the averaged weights.
 
 | peer | after |
 |---|---|

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--evaluation-sequences", type=int, default=10, help="folders under evaluation/")
     add("--held-out-sequences", type=int, default=0, help="more folders under train/, named in held_out.txt")
     add("--held-out-frames", type=int, default=1, help="frames of each of those")
-    add("--held-out-cameras", type=int, help="folders that show the same one of these motions")
+    add("--held-out-cameras", type=int, help="as --cameras, of these motions; default: the same")
     add("--seed", type=int, default=0, help="the same seed gives the same files")
     add("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     grey = "one grey picture per folder, shared by hard links; train: in training sequences alone"

@@ -126,11 +126,11 @@ class Parameters:
 
     def parts(self) -> tuple[_Part, ...]:
         """All folders; motions are numbered through in this order."""
-        held_out, cameras = self.held_out_cameras or self.cameras, self.cameras
+        cameras, later = self.cameras, self.held_out_cameras or self.cameras
         return (
             _Part("train", self.sequences, self.frames, cameras, held_out=False),
             _Part("evaluation", self.evaluation_sequences, self.frames, cameras, held_out=False),
-            _Part("train", self.held_out_sequences, self.held_out_frames, held_out, held_out=True),
+            _Part("train", self.held_out_sequences, self.held_out_frames, later, held_out=True),
         )
 
     def room(self) -> tuple[int, int]:
@@ -174,6 +174,8 @@ def look_first(out: Path, parameters: Parameters, asset: HandAsset | None = None
 def _wanted(parameters: Parameters, asset: HandAsset | None) -> dict[str, Any]:
     """What the record of a tree says of how it was made."""
     given = {name: value for name, value in dataclasses.asdict(parameters).items() if value is not None}
+    if parameters.held_out_cameras == parameters.cameras:
+        del given["held_out_cameras"]  # as without it
     return {
         "generator": "dataloader.synthetic",
         "generator_version": GENERATOR_VERSION,

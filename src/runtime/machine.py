@@ -50,9 +50,9 @@ def full_float32() -> Iterator[None]:
 
 
 def worker_count() -> int:
-    """How many processes read a data set at once: one a core that this process may use, at most eight.
+    """How many processes read a data set at once, and how many threads `make learn` computes with.
 
-    More wait for the disk. What is read does not depend on it.
+    One a core that this process may use, at most eight: more wait for the disk, and for each other.
     """
     return min(len(os.sched_getaffinity(0)), 8)
 

@@ -191,6 +191,7 @@ def test_motions_held_out_keep_their_camera_when_training_has_more(tmp_path: Pat
     two = dataclasses.replace(one, sequences=4, cameras=2, held_out_cameras=1)
     for name, parameters in {"one": one, "two": two}.items():
         write_tree(tmp_path / name, parameters, asset)
+    assert not write_tree(tmp_path / "one", dataclasses.replace(one, held_out_cameras=1), asset)
     before, after = content(tmp_path / "one"), content(tmp_path / "two")
     held_out = after["held_out.txt"].decode().split()
     kept = [name for name in before if any(sequence in name for sequence in held_out)]

@@ -291,12 +291,12 @@ def _load_model(model: torch.nn.Module, state: Mapping[str, Any], path: Path) ->
         AssetError: names or shapes differ from the model's.
     """
     if odd := _other_weights(model.state_dict(), state["model"]):
-        settings = ", ".join(f"model.{name}={value}" for name, value in state["config"]["model"].items())
+        settings = ", ".join(f"{name}: {value}" for name, value in state["config"]["model"].items())
         raise AssetError(
             f"checkpoint {path} is of another network than the model section builds: {len(odd)} weights are "
-            f"on one side alone or of another shape (first: {odd[0]}). Trained with {settings} by code "
-            f"{state['commit'][:12]}, this is {commit()[:12]}. Leave out --config and model.* settings: "
-            "without them those of the checkpoint hold"
+            f"on one side alone or of another shape (first: {odd[0]}). Trained with model ({settings}) by "
+            f"code {state['commit'][:12]}, this is {commit()[:12]}. Leave out --config and model.* "
+            "settings, if any, so that those of the checkpoint hold; otherwise use that code"
         )
     model.load_state_dict(state["model"], strict=True)
 

@@ -187,7 +187,7 @@ UNFIT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another average": (lambda s: s["ema"].update(average={"x": torch.ones(2)}), "averaged weights are not"),
     "another network": (
         lambda s: _pop(s["model"], "inside.bias"),
-        r"another network.*first: inside\.bias.*model\.preset=.*by code \w{12}, this is \w{12}\. Leave out",
+        r"another network.*first: inside\.bias.*model \(preset: .*by code \w{12}, this is \w{12}\. Leave out",
     ),
     "infinite weight": (lambda s: _spoil(s["model"]["inside.weight"]), "not finite, first in model.inside"),
     "infinite average": (lambda s: _spoil(s["ema"]["average"]["inside.weight"]), "finite, first in ema"),
