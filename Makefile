@@ -29,12 +29,12 @@ LEARN_table := --domain table --sequences 2000 --cameras 2 --pace 16 \
 	--held-out-sequences 80 --held-out-frames 20 --held-out-cameras 1
 LEARN_wide := --domain wide --sequences 1000 --cameras 2 --held-out-sequences 160 --held-out-frames 10
 # What table shows is narrower, and so is what it is scored on: hands stand upright enough for one look, and
-# less augmentation scores better. Weights of wide lose on real frames with less of it.
+# less augmentation scores better (records/2026-11-30-more-views.md).
 LEARN_RECIPE_table := model.second_look=false dataset.p_drop_depth=0.15 \
 	augmentation.roll_deg=20 augmentation.colour=0.2 augmentation.p_occluder=0.15
 LEARN_SETTINGS ?=
 
-.PHONY: setup demo demo-data learn learn-data learn-other detector test lint bench clean
+.PHONY: setup demo demo-data learn learn-settings learn-data learn-other detector test lint bench clean
 
 setup: $(VENV)/.ready
 
@@ -65,6 +65,10 @@ demo: demo-data
 		echo "  predict new frames  $(BIN)/python -m src.tools.predict --checkpoint $$run/checkpoints/best.pt" \
 			"--rgb $(DATA)/HO3D_synthetic --boxes labels --meshes obj --out hands"
 
+# A slip in LEARN_SETTINGS is said now, and not after the data are made.
+learn-settings: setup
+	@$(BIN)/python train.py --config config/learn.yaml $(LEARN_RECIPE_$(DOMAIN)) $(LEARN_SETTINGS) --print-config > /dev/null
+
 learn-data: setup
 	$(BIN)/python -m dataloader.synthetic.hand --out data/learn/STANDIN_RIGHT.pkl
 	$(BIN)/python -m dataloader.synthetic --out $(LEARN) $(LEARN_TREE) $(LEARN_$(DOMAIN))
@@ -73,7 +77,7 @@ learn-other: learn-data
 	$(BIN)/python -m dataloader.synthetic --out $(LEARN_OTHER) $(LEARN_TREE) $(LEARN_$(OTHER)) --annotations-only train
 
 # One process: on two cores, two ranks wait for each other in each step, which takes a tenth of the time.
-learn: learn-data learn-other
+learn: learn-settings learn-data learn-other
 	@set -e; threads=$$($(BIN)/python -c 'from src.runtime.machine import worker_count; print(worker_count())'); \
 	export OMP_NUM_THREADS=$$threads; \
 	run="$(BIN)/python train.py --config config/learn.yaml \

@@ -200,9 +200,9 @@ ARMS = {"UTNet": Arm()} | {name: _arm(name, network) for name, network in NETWOR
 def main(argv: Sequence[str] = ()) -> None:
     """Train UTNet and its peers and compare them; with --as, be train.py with another network."""
     if argv[:1] == ["--as"]:
-        if argv[1] not in NETWORKS:
-            raise ConfigError(f"--as: got {argv[1]}, want one of {'; '.join(NETWORKS)}")
-        setup.UTNet = NETWORKS[argv[1]]
+        if (name := "".join(argv[1:2])) not in NETWORKS:
+            raise ConfigError(f"--as: got {name or 'nothing'}, want one of {'; '.join(NETWORKS)}")
+        setup.UTNet = NETWORKS[name]
         sys.exit(train.main(argv[2:]))
     compare("peers", __doc__, ARMS, argv)
 
