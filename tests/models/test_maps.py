@@ -71,6 +71,14 @@ def test_a_bright_patch_lights_its_own_place(patches: bool) -> None:
             assert (stride * row // 16, stride * column // 16) == (4, 0), (field, stride)
 
 
+@torch.no_grad()
+def test_maps_stay_in_the_arithmetic_of_the_backbone() -> None:
+    """One float32 mask turned both skips, and all that they were merged with, into float32."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        skips = embedding((64, 64))(make_batch(2, 64, 64, noise=True)).skips
+    assert [skip.dtype for skip in skips] == [torch.bfloat16] * 2
+
+
 @STEMS
 def test_depth_does_not_change_how_loud_the_picture_is(patches: bool) -> None:
     """With a norm over picture and depth together, learning both modalities cost a fifth of RGB-D's MPJPE."""

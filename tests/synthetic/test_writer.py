@@ -129,6 +129,7 @@ def test_command_line(
     out = str(tmp_path / "x")
     for arguments, said in (
         (["--out", out, "--pace", "0"], "--pace: got 0, want 1..1000"),
+        (["--out", out, "--held-out-cameras", "0"], "--held-out-cameras: got 0, want 1..10"),
         (["--out", str(tree), "--pace", "2"], "made otherwise.*pace is None, want 2"),
         (["--out", out, "--sequences", "0", "--cameras", "11"], "--sequences: got 0, want 1..1000000; --cam"),
         (["--out", out, "--cameras", "11"], "--cameras: got 11, want 1..10"),

@@ -81,8 +81,9 @@ def test_an_arm_is_trained_once_for_each_code(
     monkeypatch.setattr(equal_time, "commit", lambda: now)
     trained = []
 
-    def train(command: list[str], **_: object) -> None:
+    def train(command: list[str], env: dict[str, str], **_: object) -> None:
         settings = command[command.index(str(CONFIG)) + 1 :]
+        assert {"training.max_steps_per_epoch=9", f"runtime.threads={env['OMP_NUM_THREADS']}"} < {*settings}
         label = next(s for s in settings if s.startswith("name=")).removeprefix("name=")
         trained.append(label)
         write_run(Path("runs"), f"2026010{len(trained)}-000000-{label}", *settings, code=before)

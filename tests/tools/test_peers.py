@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from benchmarks.equal_time import CONFIG
-from benchmarks.peers import ARMS, NETWORKS
+from benchmarks.peers import ARMS, NETWORKS, main
 from src.config import ModelConfig
 from src.config_file import load_config
+from src.errors import ConfigError
 from src.geometry.camera import project
 from src.losses.loss import HandLoss
 from tests.models.scene import hand_model, make_batch
@@ -51,3 +52,10 @@ def test_heat_maps_are_read_where_they_are() -> None:
     torch.testing.assert_close(pixels, torch.tensor([12.5 / 16 * 64, 4.5 / 16 * 64]).expand(21, 2))
     depth = batch.z_ref_m + 0.5 * (8.5 / 32 - 0.5)
     torch.testing.assert_close(hand.joints_cam_m[0, :, 2], depth.expand(21))
+
+
+@pytest.mark.parametrize(("given", "got"), [((), "nothing"), (("ResNet",), "ResNet")])
+def test_a_peer_that_is_none_is_said(given: tuple[str, ...], got: str) -> None:
+    """A slip must not train UTNet in a peer's name."""
+    with pytest.raises(ConfigError, match=f"--as: got {got}, want one of ResNet-18, MANO, depth; "):
+        main(["--as", *given])
