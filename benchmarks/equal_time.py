@@ -1,16 +1,20 @@
 """Networks trained for equal time on the same data by the same program: what ablation and peers share.
 
 Each arm is `config/learn.yaml` with other settings or another network, the same data and seed. An arm whose
-step is cheaper gets more steps: steps are timed side by side, in turns, before anything is trained. An arm
-that has finished at this commit with the very same settings, its number of steps among them, is kept in
-runs/ and not trained again; with uncommitted changes none is.
+step is cheaper gets more steps, in more epochs where the data end: steps, with the making of their batch, are
+timed side by side, in turns, before anything is trained. All are validated at three points of their training.
+An arm that has finished at this commit with the very same settings, its number of steps among them, is kept
+in runs/ and not trained again; with uncommitted changes none is.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +46,8 @@ from src.training.step import TrainStep
 CONFIG = Path("config/learn.yaml")
 THREADS = worker_count()
 TIMED_ROUNDS = 12
+POINTS = 3
+"""Validations of an arm."""
 TIMEOUT_S = 3 * 3600
 METRICS = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE"}
 
@@ -59,6 +65,24 @@ class Arm:
     """What Python starts: train.py, or a module that calls it with the network."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How long an arm trains."""
+
+    epochs: int
+    steps: int
+    """In each of them."""
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What train.py is told."""
+        return (
+            f"training.num_epochs={self.epochs}",
+            f"training.max_steps_per_epoch={self.steps}",
+            f"validation.every_epochs={math.ceil(self.epochs / POINTS)}",
+        )
+
+
 Rows = dict[Shown, Scored]
 """What the held-out frames of one data set scored."""
 
@@ -68,7 +92,7 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     first = next(iter(arms))
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{title}", description=doc)
     parser.add_argument("--arms", nargs="*", choices=list(arms), default=list(arms), metavar="ARM")
-    help_text = "that the first network sees; cheaper ones see more, none in one epoch twice"
+    help_text = "that the first network sees; cheaper ones see more"
     parser.add_argument("--samples", type=int, default=36_000, help=help_text)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=None, help="default: data/learn/wide-seed<seed>")
@@ -86,15 +110,16 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     names = list(dict.fromkeys([first, *arguments.arms]))
     torch.set_num_threads(THREADS)
     seconds = interleaved({name: _step(arms[name], shared) for name in names}, TIMED_ROUNDS)
-    try:
-        steps = steps_of_arms(seconds, arguments.samples, batch, epochs, _epoch_steps(shared, batch))
-    except ValueError as error:
-        parser.error(str(error))
+    plans = plans_of_arms(seconds, arguments.samples, batch, epochs, _epoch_steps(shared, batch))
     scores: dict[Path, dict[str, Rows]] = {}
     for name in names:
-        label = f"{title}-{arguments.seed}-{steps[name]}-" + name.replace(" ", "-").replace(",", "")
-        folder = train_arm(arms[name], label, shared, steps[name])
-        scores.setdefault(data, {})[name] = rows_of(folder, f"epoch_{epochs - 1:04d}")
+        plan = plans[name]
+        words = re.findall(r"\w+", name)
+        label = "-".join([title, str(arguments.seed), f"{plan.epochs}x{plan.steps}", *words])
+        folder = train_arm(arms[name], label, shared, plan)
+        for line in curve(folder):
+            print(f"{name}: {line}", flush=True)
+        scores.setdefault(data, {})[name] = rows_of(folder, _last(plan.epochs))
         if arguments.other is not None:
             scored = score_arm(arms[name], f"{label}-other", folder, arguments.other)
             scores.setdefault(arguments.other, {})[name] = rows_of(scored, "per_sample")
@@ -116,36 +141,40 @@ def against_first(where: str, scores: Mapping[str, Rows]) -> list[Row]:
     return table
 
 
-def steps_of_arms(
+def plans_of_arms(
     seconds: Mapping[str, float], samples: int, batch: int, epochs: int, there: int
-) -> dict[str, int]:
-    """Steps of each arm in one of the epochs, so that all train for the same time.
+) -> dict[str, Plan]:
+    """Epochs and steps of each arm, so that all train for the same time.
 
     Args:
         seconds: of a step, by arm.
         samples: that the first network sees in all epochs.
         batch: samples of a step.
-        epochs: that every arm has.
+        epochs: that the first has, and every other whose steps find data enough in as many.
         there: steps in one pass over the data.
-
-    Raises:
-        ValueError: an arm needs more than the data give: its epochs would end early, and it would get less
-            time than the others.
     """
-    first = next(iter(seconds.values()))
-    steps = {name: max(1, round(samples * first / s / (batch * epochs))) for name, s in seconds.items()}
-    most = max(steps, key=steps.__getitem__)
-    if steps[most] > there:
-        few = samples * there * 95 // steps[most] // 100  # the next timing may find that step cheaper still
-        raise ValueError(
-            f"--samples {samples}: '{most}' needs {steps[most]} steps in each of {epochs} epochs, the data "
-            f"give {there}. Take at most {few}"
-        )
-    return steps
+    first, plans = next(iter(seconds.values())), {}
+    for name, own in seconds.items():
+        steps = samples * first / own / batch
+        passes = max(epochs, math.ceil(steps / there))
+        plans[name] = Plan(passes, max(1, round(steps / passes)))
+    return plans
+
+
+def curve(folder: Path) -> list[str]:
+    """A run's validations over its minutes, in words."""
+    lines, minutes = [], 0.0
+    for line in (folder / "scalars.jsonl").read_text(encoding="utf-8").splitlines():
+        minutes = (row := json.loads(line)).get("minutes", minutes)
+        for prefix, name in (("Val", "RGB-D"), ("Val/RGB-only", "RGB-only")):
+            if (pa := row.get(f"{prefix}/PA-MPJPE")) is not None:
+                mpjpe = row[f"{prefix}/MPJPE"]
+                lines.append(f"{minutes:.1f} minutes, {name}, MPJPE {mpjpe:.2f}, PA-MPJPE {pa:.2f} mm")
+    return lines
 
 
 def _step(arm: Arm, shared: tuple[str, ...]) -> Callable[[], object]:
-    """One training step of an arm on one batch of its data, in this process."""
+    """One training step of an arm, in this process, each time on the next batch of its data."""
     config = load_config(CONFIG, (*shared, *arm.settings))
     hand = ManoLayer.from_file(config.mano.model_path)
     data = build_dataset(config, "train", hand, show_progress=False)
@@ -154,8 +183,9 @@ def _step(arm: Arm, shared: tuple[str, ...]) -> Callable[[], object]:
     model.backbone_dtype = backbone_dtype(config, torch.device("cpu"))
     alone = DistContext(0, 1, 0, torch.device("cpu"), None)
     step = TrainStep(model, HandLoss(config.loss, hand), config, alone, total_steps=10 * TIMED_ROUNDS)
-    batch = prepare(data.batch([SampleKey(i) for i in range(config.training.batch_size)]))
-    return lambda: step([batch])
+    size = config.training.batch_size
+    rows = itertools.cycle(range(len(data)))
+    return lambda: step([prepare(data.batch([SampleKey(i) for i in itertools.islice(rows, size)]))])
 
 
 def _epoch_steps(shared: tuple[str, ...], batch: int) -> int:
@@ -165,15 +195,9 @@ def _epoch_steps(shared: tuple[str, ...], batch: int) -> int:
     return len(build_dataset(config, "train", hand, show_progress=False)) // batch
 
 
-def train_arm(arm: Arm, label: str, shared: tuple[str, ...], steps: int) -> Path:
-    """Train an arm, `steps` an epoch, unless its run is there; the run's folder."""
-    overrides = [
-        *shared,
-        *arm.settings,
-        f"name={label}",
-        f"training.max_steps_per_epoch={steps}",
-        f"runtime.threads={THREADS}",
-    ]
+def train_arm(arm: Arm, label: str, shared: tuple[str, ...], plan: Plan) -> Path:
+    """Train an arm as planned, unless its run is there; the run's folder."""
+    overrides = [*shared, *arm.settings, *plan.settings, f"name={label}", f"runtime.threads={THREADS}"]
     wanted, now = load_config(CONFIG, overrides), commit()
     changed = now == "unknown" or now.endswith("+")
     found = None if changed else finished(wanted, now)
@@ -201,10 +225,17 @@ def _start(arm: Arm, *arguments: str) -> None:
 
 def rows_of(folder: Path, stem: str) -> Rows:
     """What a run's per-sample files say."""
-    return {
-        shown: Scored.of_file(read_per_sample(folder / "val" / f"{stem}{end}.npz"))
-        for shown, end in FILE_ENDS.items()
-    }
+    return {shown: Scored.of_file(read_per_sample(_rows_file(folder, stem, shown))) for shown in FILE_ENDS}
+
+
+def _rows_file(folder: Path, stem: str, shown: Shown) -> Path:
+    """A run's per-sample file."""
+    return folder / "val" / f"{stem}{FILE_ENDS[shown]}.npz"
+
+
+def _last(epochs: int) -> str:
+    """Stem of the per-sample files of the last validation."""
+    return f"epoch_{epochs - 1:04d}"
 
 
 def finished(arm: RunConfig, code: str | None = None, runs: Path = Path("runs")) -> Path | None:
@@ -219,16 +250,12 @@ def finished(arm: RunConfig, code: str | None = None, runs: Path = Path("runs"))
         runs: folder of run folders.
     """
     for folder in sorted(runs.glob(f"*-{arm.name}"), reverse=True):
-        settings, meta, scalars = (folder / name for name in ("config.yaml", "meta.json", "scalars.jsonl"))
-        if not (settings.is_file() and meta.is_file() and scalars.is_file()):
+        settings, meta = folder / "config.yaml", folder / "meta.json"
+        validated = [_rows_file(folder, _last(arm.training.num_epochs), shown) for shown in FILE_ENDS]
+        if not all(path.is_file() for path in (settings, meta, *validated)):
             continue
         if settings.read_text(encoding="utf-8") != config_to_yaml(arm):
             continue
-        if code not in (None, json.loads(meta.read_text(encoding="utf-8"))["commit"]):
-            continue
-        rows = [json.loads(line) for line in scalars.read_text(encoding="utf-8").splitlines()]
-        last = {name: value for row in rows for name, value in row.items()}
-        trained = sum("Train/epoch_loss" in row for row in rows)
-        if trained == arm.training.num_epochs and "Val/RGB-only/PA-MPJPE" in last:
+        if code in (None, json.loads(meta.read_text(encoding="utf-8"))["commit"]):
             return folder
     return None

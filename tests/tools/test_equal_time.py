@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import equal_time
 from benchmarks.ablation import ARMS
-from benchmarks.equal_time import CONFIG, against_first, finished, steps_of_arms, train_arm
+from benchmarks.equal_time import CONFIG, Plan, against_first, curve, finished, plans_of_arms, train_arm
 from src.config_file import config_to_yaml, load_config
 from src.evaluation.scored import Scored
 
@@ -18,30 +18,40 @@ SECONDS = {"full": 1.0, "cheap": 0.8, "dear": 1.25}
 
 def test_a_cheaper_step_is_taken_more_often() -> None:
     """Arms with equal steps would call a part worthless for what it costs, or worth what it does not cost."""
-    steps = steps_of_arms(SECONDS, samples=6 * 32 * 100, batch=32, epochs=6, there=125)
-    assert steps == {"full": 100, "cheap": 125, "dear": 80}
-    assert all(steps[name] * SECONDS[name] == pytest.approx(100) for name in steps)
+    plans = plans_of_arms(SECONDS, samples=6 * 32 * 100, batch=32, epochs=6, there=125)
+    assert plans == {"full": Plan(6, 100), "cheap": Plan(6, 125), "dear": Plan(6, 80)}
+    assert all(plans[name].steps * SECONDS[name] == pytest.approx(100) for name in plans)
 
 
-def test_more_than_the_data_give_is_refused() -> None:
+def test_where_the_data_end_there_are_more_epochs() -> None:
     """An epoch that ends with the data would quietly give the cheapest arm less time than the others."""
-    with pytest.raises(
-        ValueError, match="'cheap' needs 125 steps in each of 6 epochs, the data give 124"
-    ) as no:
-        steps_of_arms(SECONDS, samples=6 * 32 * 100, batch=32, epochs=6, there=124)
-    few = int(str(no.value).rsplit(" ", 1)[1])
-    assert max(steps_of_arms(SECONDS, few, batch=32, epochs=6, there=124).values()) <= 124
+    plans = plans_of_arms(SECONDS, samples=6 * 32 * 100, batch=32, epochs=6, there=60)
+    assert plans == {"full": Plan(10, 60), "cheap": Plan(13, 58), "dear": Plan(8, 60)}
+    config = load_config(CONFIG, plans["cheap"].settings)
+    assert (config.training.num_epochs, config.training.max_steps_per_epoch) == (13, 58)
+    assert config.validation.every_epochs == 5, "three points: after 5, 10 and 13"
 
 
-def write_run(runs: Path, folder: str, *settings: str, epochs: int = EPOCHS, code: str = "aaaa") -> None:
+def test_a_curve_is_over_minutes(tmp_path: Path) -> None:
+    """Scores without their minutes compare no networks."""
+    rows = [{"minutes": 1.5}, {"minutes": 2.0, "Val/MPJPE": 30.0, "Val/PA-MPJPE": 12.0}]
+    rows += [{"Val/RGB-only/MPJPE": 40.0, "Val/RGB-only/PA-MPJPE": 13.0}, {"minutes": 3.0}]
+    (tmp_path / "scalars.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert curve(tmp_path) == [
+        "2.0 minutes, RGB-D, MPJPE 30.00, PA-MPJPE 12.00 mm",
+        "2.0 minutes, RGB-only, MPJPE 40.00, PA-MPJPE 13.00 mm",
+    ]
+
+
+def write_run(runs: Path, folder: str, *settings: str, last: int = EPOCHS, code: str = "aaaa") -> None:
     """A run folder as train.py leaves it, as far as the ablation reads it."""
     (runs / folder).mkdir(parents=True)
     config = load_config(CONFIG, settings)
     (runs / folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     (runs / folder / "meta.json").write_text(json.dumps({"commit": code}), encoding="utf-8")
-    rows = [{"minutes": float(k + 1), "Train/epoch_loss": 1.0} for k in range(epochs)]
-    lines = "\n".join(map(json.dumps, [*rows, {"minutes": float(epochs), "Val/RGB-only/PA-MPJPE": 12.0}]))
-    (runs / folder / "scalars.jsonl").write_text(lines, encoding="utf-8")
+    (runs / folder / "val").mkdir()
+    for end in ("", "_rgb"):
+        (runs / folder / "val" / f"epoch_{last - 1:04d}{end}.npz").touch()
 
 
 def test_a_run_of_another_recipe_or_another_code_is_not_taken_for_this_one(tmp_path: Path) -> None:
@@ -52,10 +62,10 @@ def test_a_run_of_another_recipe_or_another_code_is_not_taken_for_this_one(tmp_p
     write_run(tmp_path, "20260101-000000" + label, name)
     write_run(tmp_path, "20260102-000000" + label, name)
     write_run(tmp_path, "20260103-000000" + label, name, "dataset.p_drop_depth=0.9")
-    write_run(tmp_path, "20260104-000000" + label, name, epochs=EPOCHS - 1)
+    write_run(tmp_path, "20260104-000000" + label, name, last=EPOCHS - 1)
     write_run(tmp_path, "20260105-000000" + label, name, code="bbbb")
     write_run(tmp_path, "20260106-000000" + label, name)
-    (tmp_path / ("20260106-000000" + label) / "scalars.jsonl").unlink()
+    (tmp_path / ("20260106-000000" + label) / "val" / f"epoch_{EPOCHS - 1:04d}_rgb.npz").unlink()
     (tmp_path / ("20260107-000000" + label)).mkdir()
     found, newest = finished(arm, "aaaa", tmp_path), finished(arm, None, tmp_path)
     assert found is not None
@@ -83,15 +93,15 @@ def test_an_arm_is_trained_once_for_each_code(
 
     def train(command: list[str], env: dict[str, str], **_: object) -> None:
         settings = command[command.index(str(CONFIG)) + 1 :]
-        assert {"training.max_steps_per_epoch=9", f"runtime.threads={env['OMP_NUM_THREADS']}"} < {*settings}
+        assert {*Plan(4, 9).settings, f"runtime.threads={env['OMP_NUM_THREADS']}"} < {*settings}
         label = next(s for s in settings if s.startswith("name=")).removeprefix("name=")
         trained.append(label)
-        write_run(Path("runs"), f"2026010{len(trained)}-000000-{label}", *settings, code=before)
+        write_run(Path("runs"), f"2026010{len(trained)}-000000-{label}", *settings, last=4, code=before)
 
     monkeypatch.setattr(equal_time.subprocess, "run", train)
-    arm, name = ARMS["no modality sampling"], "ablation-3-9-no-modality-sampling"
-    assert train_arm(arm, name, ("seed=3",), 9).name[:8] == "20260101"
-    assert train_arm(arm, name, ("seed=3",), 9).name[:8] == ("20260101" if kept else "20260102")
+    arm, name = ARMS["no modality sampling"], "ablation-3-4x9-no-modality-sampling"
+    assert train_arm(arm, name, ("seed=3",), Plan(4, 9)).name[:8] == "20260101"
+    assert train_arm(arm, name, ("seed=3",), Plan(4, 9)).name[:8] == ("20260101" if kept else "20260102")
     assert trained == [name] * (1 if kept else 2)
 
 
