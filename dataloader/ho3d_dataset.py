@@ -28,8 +28,9 @@ from dataloader.crop.camera import (
     CropCamera,
     covered_share,
     crop_camera,
+    rolled,
 )
-from dataloader.crop.cut import cut_depth, cut_rgb, view_arrays
+from dataloader.crop.cut import cut_depth, cut_rgb, turn_pixels, view_arrays
 from dataloader.crop.prepare import prepare
 from dataloader.ho3d.frames import SplitFrames
 from dataloader.ho3d.labels import Labels, in_crop_camera
@@ -163,6 +164,13 @@ class HO3DDataset:
         z_ref = None
         if shown:
             depth[:], z_ref = cut_depth(frame, camera, change)
+        if change.upright_rad is not None and labels.joints_conf[place, [WRIST, MIDDLE_KNUCKLE]].all():
+            # A second look turns the crop of the first, blurred and with black corners: so does this.
+            hand = torch.from_numpy(labels.joints_cam_m[place] @ camera.rot_crop_from_img.T)
+            roll = change.upright_rad + float(upright_roll(hand[None]))
+            camera = rolled(camera, roll)
+            for pixels in (rgb, depth):
+                turn_pixels(pixels, roll)
         return _Crop(camera, change.colour_affine, z_ref, shown)
 
     def _open(self, sample: int) -> CachedFrame | PictureFrame:
@@ -197,12 +205,6 @@ class HO3DDataset:
             DataError: it shows nothing of the picture either, which the index would have refused.
         """
         k_img, box_px = labels.intrinsics_img_px[place].astype(np.float64), labels.box_px[place]
-        if change.upright and labels.joints_conf[place, [WRIST, MIDDLE_KNUCKLE]].all():
-            level = dataclasses.replace(change, roll_rad=0.0)
-            seen_from = crop_camera(k_img, box_px, self.image_size, self.box_scale, level).rot_crop_from_img
-            hand = torch.from_numpy(labels.joints_cam_m[place] @ seen_from.T)
-            roll = change.roll_rad + float(upright_roll(hand[None]))
-            change = dataclasses.replace(change, roll_rad=roll)
         for moved in (change, UNCHANGED):
             camera = crop_camera(k_img, box_px, self.image_size, self.box_scale, moved)
             share = covered_share(camera, picture_size)

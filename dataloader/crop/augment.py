@@ -80,15 +80,15 @@ class Augmentation:
     """Shapes in which depth is removed."""
     noise_seed: int | None = None
     """Where the numbers of the noise on depth begin in a table of them; None: no noise."""
-    upright: bool = False
-    """The turn comes on top of the one after which the labelled hand points up."""
+    upright_rad: float | None = None
+    """The finished crop is turned until the labelled hand points up, and so much farther; None: it is not."""
 
 
 UPRIGHT_SHARE = 0.7
 """Of the training crops of a network that looks twice; its first looks see the others."""
 
-UPRIGHT_DEG = 20.0
-"""Standard deviation of their roll, about what a first look errs by."""
+UPRIGHT_DEG = 30.0
+"""Farthest that they are turned from upright. As first looks err, most are near: cubes of uniform numbers."""
 
 UNCHANGED = Augmentation()
 """What validation sees."""
@@ -119,7 +119,7 @@ class Augmenter:
     calm_from: int
     """First epoch that is calm."""
     second_look: bool = False
-    """Most crops are upright, for a network that looks twice (`model.second_look`)."""
+    """Most crops are turned upright, for a network that looks twice (`model.second_look`)."""
 
     def draw(self, epoch: int, sample_index: int) -> Augmentation:
         """The augmentation of one sample in one epoch; see `draw`."""
@@ -130,7 +130,9 @@ class Augmenter:
         rng = stream(self.seed, "upright", epoch, sample_index)
         if rng.random() >= UPRIGHT_SHARE:
             return change
-        return dataclasses.replace(change, upright=True, roll_rad=math.radians(UPRIGHT_DEG * rng.normal()))
+        return dataclasses.replace(
+            change, roll_rad=0.0, upright_rad=math.radians(UPRIGHT_DEG) * rng.uniform(-1, 1) ** 3
+        )
 
 
 def draw(

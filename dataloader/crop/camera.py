@@ -11,6 +11,7 @@ sample is made.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -153,6 +154,17 @@ def crop_camera(
     intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
     homography = intrinsics @ rotation @ ray_from_px
     return CropCamera(size, intrinsics, rotation, homography / homography[2, 2], angle)
+
+
+def rolled(camera: CropCamera, roll_rad: float) -> CropCamera:
+    """A crop camera turned about its axis, x towards y; `cut.turn_pixels` turns what it shows."""
+    turn = _roll(roll_rad)
+    homography = camera.intrinsics_px @ turn @ inverse(camera.intrinsics_px) @ camera.crop_from_img
+    return dataclasses.replace(
+        camera,
+        rot_crop_from_img=turn @ camera.rot_crop_from_img,
+        crop_from_img=homography / homography[2, 2],
+    )
 
 
 def turn_to_axis(ray: Array) -> list[list[Any]]:

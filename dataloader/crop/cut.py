@@ -5,9 +5,11 @@ Legend: B crops, H W crop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,6 +55,19 @@ def cut_depth(
     window = footprint(camera, pixels.size)
     depth = disturb_depth(warp_depth(pixels.depth(window), camera, window), change)
     return depth, z_ref_from_depth(depth, camera)
+
+
+def turn_pixels(pixels: NDArray[Any], roll_rad: float) -> None:
+    """Turn an (H, W, 3) RGB or (H, W) depth crop as its rolled camera sees it, in place; 0 in the corners.
+
+    Colours are mixed and depths are not, as in `src.hand.upright.turned`.
+    """
+    height, width = pixels.shape[:2]
+    c, s = math.cos(roll_rad), math.sin(roll_rad)
+    x, y = width / 2, height / 2
+    turn = np.array([[c, -s, x - c * x + s * y], [s, c, y - s * x - c * y]])
+    flags = cv2.INTER_LINEAR if pixels.ndim == 3 else cv2.INTER_NEAREST
+    pixels[:] = cv2.warpAffine(pixels, turn, (width, height), flags=flags, borderValue=0)
 
 
 def view_arrays(

@@ -2,8 +2,9 @@
 
 Orientation takes most of what a network learns from scratch, and a third of it is the roll about the camera's
 axis, which a turned picture takes away: crop and intrinsics are those of the same camera, rolled. The weights
-of both looks are one set. Training gives one look at each crop, most of them upright within what a first look
-errs by (`dataloader/crop/augment.py`), the others turned at will, as first looks see them.
+of both looks are one set. Training gives one look at each crop: most are finished crops that were turned
+upright within what a first look errs by (`dataloader/crop/augment.py`), as second looks see them, the others
+turned at will, as first looks do.
 
 Other work normalises hands by their oriented bounding box (Ge et al. 2018, HandPointNet); here the network's
 own first answer says how to turn, so colour alone will do.
