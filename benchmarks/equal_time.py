@@ -212,7 +212,8 @@ def train_arm(arm: Arm, label: str, shared: tuple[str, ...], plan: Plan) -> Path
 def score_arm(arm: Arm, label: str, trained: Path, data: Path) -> Path:
     """Score an arm's last weights on the held-out frames of another data set; the folder of the scores."""
     checkpoint = str(trained / "checkpoints" / "last.pt")
-    _start(arm, "--evaluate", checkpoint, f"name={label}", f"dataset.root_dir={data}")
+    overrides = [f"name={label}", f"dataset.root_dir={data}", "dataset.cache=off"]
+    _start(arm, "--evaluate", checkpoint, *overrides)
     return max(Path("runs").glob(f"*-{label}"))
 
 
