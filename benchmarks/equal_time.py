@@ -1,8 +1,8 @@
 """Networks trained for equal time on the same data by the same program: what ablation and peers share.
 
 Each arm is `config/learn.yaml` with other settings or another network, the same data and seed. An arm whose
-step is cheaper gets more steps, in more epochs where the data end: steps, with the making of their batch, are
-timed side by side, in turns, before anything is trained. All are validated at three points of their training.
+step is cheaper gets more steps; where the data end, all get more epochs. Steps, with the making of their
+batch, are timed side by side, in turns, before anything is trained. All are validated at three points.
 An arm that has finished at this commit with the very same settings, its number of steps among them, is kept
 in runs/ and not trained again; with uncommitted changes none is.
 """
@@ -102,15 +102,16 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     shared = (f"seed={arguments.seed}", f"dataset.root_dir={data}")
     training = load_config(CONFIG, shared).training
     batch, epochs = training.batch_size, training.num_epochs
-    if arguments.samples < batch * epochs:
-        parser.error(f"--samples {arguments.samples}: want at least {batch * epochs}, a step in each epoch")
     if arguments.data is None:
         make = f"make learn-data DOMAIN=wide SEED={arguments.seed}"  # finds whole data if they are there
         subprocess.run(make.split(), check=True, timeout=TIMEOUT_S)
     names = list(dict.fromkeys([first, *arguments.arms]))
     torch.set_num_threads(THREADS)
     seconds = interleaved({name: _step(arms[name], shared) for name in names}, TIMED_ROUNDS)
-    plans = plans_of_arms(seconds, arguments.samples, batch, epochs, _epoch_steps(shared, batch))
+    try:
+        plans = plans_of_arms(seconds, arguments.samples, batch, epochs, _epoch_steps(shared, batch))
+    except ValueError as error:
+        parser.error(str(error))
     scores: dict[Path, dict[str, Rows]] = {}
     for name in names:
         plan = plans[name]
@@ -150,22 +151,32 @@ def plans_of_arms(
         seconds: of a step, by arm.
         samples: that the first network sees in all epochs.
         batch: samples of a step.
-        epochs: that the first has, and every other whose steps find data enough in as many.
+        epochs: that all have, if no arm's steps need more data.
         there: steps in one pass over the data.
+
+    Raises:
+        ValueError: an arm gets no step in an epoch, or the data give none.
     """
-    first, plans = next(iter(seconds.values())), {}
-    for name, own in seconds.items():
-        steps = samples * first / own / batch
-        passes = max(epochs, math.ceil(steps / there))
-        plans[name] = Plan(passes, max(1, round(steps / passes)))
+    first = next(iter(seconds.values()))
+    steps = {name: samples * first / own / batch for name, own in seconds.items()}
+    if there == 0:
+        raise ValueError(f"the data have fewer than {batch} training frames, a step's")
+    # One number for all: the last ones are calm, and scores are taken at the same share of the training.
+    epochs = max(epochs, math.ceil(max(steps.values()) / there))
+    plans = {name: Plan(epochs, round(own / epochs)) for name, own in steps.items()}
+    if idle := [name for name, plan in plans.items() if plan.steps == 0]:
+        raise ValueError(f"--samples {samples}: '{idle[0]}' has no step in one of {epochs} epochs. Take more")
     return plans
 
 
 def curve(folder: Path) -> list[str]:
-    """A run's validations over its minutes, in words."""
-    lines, minutes = [], 0.0
+    """A run's validations over its minutes of training, in words."""
+    lines, now, validating = [], 0.0, 0.0
     for line in (folder / "scalars.jsonl").read_text(encoding="utf-8").splitlines():
-        minutes = (row := json.loads(line)).get("minutes", minutes)
+        before, now = now, (row := json.loads(line)).get("minutes", now)
+        if any(name.startswith("Val/") for name in row):
+            validating += now - before
+        minutes = now - validating
         for prefix, name in (("Val", "RGB-D"), ("Val/RGB-only", "RGB-only")):
             if (pa := row.get(f"{prefix}/PA-MPJPE")) is not None:
                 mpjpe = row[f"{prefix}/MPJPE"]
@@ -174,7 +185,7 @@ def curve(folder: Path) -> list[str]:
 
 
 def _step(arm: Arm, shared: tuple[str, ...]) -> Callable[[], object]:
-    """One training step of an arm, in this process, each time on the next batch of its data."""
+    """One training step of an arm, in this process, each time on the next of some batches of its data."""
     config = load_config(CONFIG, (*shared, *arm.settings))
     hand = ManoLayer.from_file(config.mano.model_path)
     data = build_dataset(config, "train", hand, show_progress=False)
@@ -184,8 +195,12 @@ def _step(arm: Arm, shared: tuple[str, ...]) -> Callable[[], object]:
     alone = DistContext(0, 1, 0, torch.device("cpu"), None)
     step = TrainStep(model, HandLoss(config.loss, hand), config, alone, total_steps=10 * TIMED_ROUNDS)
     size = config.training.batch_size
-    rows = itertools.cycle(range(len(data)))
-    return lambda: step([prepare(data.batch([SampleKey(i) for i in itertools.islice(rows, size)]))])
+    starts = range(0, size * (TIMED_ROUNDS + 1), size)
+    batches = [[SampleKey(i % len(data)) for i in range(start, start + size)] for start in starts]
+    for keys in batches:  # from the disk now: whoever comes first would wait for it in all others' place
+        data.batch(keys)
+    turns = itertools.cycle(batches)
+    return lambda: step([prepare(data.batch(next(turns)))])
 
 
 def _epoch_steps(shared: tuple[str, ...], batch: int) -> int:

@@ -165,7 +165,7 @@ class HO3DDataset:
         if shown:
             depth[:], z_ref = cut_depth(frame, camera, change)
         if change.upright_rad is not None and labels.joints_conf[place, [WRIST, MIDDLE_KNUCKLE]].all():
-            # A second look turns the crop of the first, blurred and with black corners: so does this.
+            # A second look turns the crop of the first, blurred and with empty corners: so does this.
             hand = torch.from_numpy(labels.joints_cam_m[place] @ camera.rot_crop_from_img.T)
             roll = change.upright_rad + float(upright_roll(hand[None]))
             camera = rolled(camera, roll)

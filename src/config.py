@@ -213,7 +213,7 @@ class AugmentationConfig:
     leave with less than 2 % of the picture keeps its place.
     """
     roll_deg: float = _number(180.0, ge=0.0, le=180.0)
-    """Roll about the optical axis, uniform in +-roll_deg degrees."""
+    """Roll about the optical axis, uniform in +-roll_deg degrees; not of crops that are turned upright."""
     colour: float = _number(0.3, ge=0.0, lt=1.0)
     """Strength of brightness, contrast, saturation and white balance."""
     p_occluder: float = _number(0.3, ge=0.0, le=1.0)

@@ -38,7 +38,7 @@ P_HOLES = 0.5
 DEPTH_NOISE_M = 0.002
 """Standard deviation of the noise on each depth value, metres: a depth sensor's at arm's length."""
 CALM_STRENGTH = 0.25
-"""Factor on ranges and probabilities in calm epochs; the spread of boxes and the sensor's noise stay."""
+"""Factor on ranges and probabilities in calm epochs; the spread of boxes and turns and the noise stay."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _MAX_OCCLUDERS = 3

@@ -8,7 +8,16 @@ import pytest
 
 from benchmarks import equal_time
 from benchmarks.ablation import ARMS
-from benchmarks.equal_time import CONFIG, Plan, against_first, curve, finished, plans_of_arms, train_arm
+from benchmarks.equal_time import (
+    CONFIG,
+    Plan,
+    against_first,
+    curve,
+    finished,
+    plans_of_arms,
+    score_arm,
+    train_arm,
+)
 from src.config_file import config_to_yaml, load_config
 from src.evaluation.scored import Scored
 
@@ -26,20 +35,32 @@ def test_a_cheaper_step_is_taken_more_often() -> None:
 def test_where_the_data_end_there_are_more_epochs() -> None:
     """An epoch that ends with the data would quietly give the cheapest arm less time than the others."""
     plans = plans_of_arms(SECONDS, samples=6 * 32 * 100, batch=32, epochs=6, there=60)
-    assert plans == {"full": Plan(10, 60), "cheap": Plan(13, 58), "dear": Plan(8, 60)}
+    assert plans == {"full": Plan(13, 46), "cheap": Plan(13, 58), "dear": Plan(13, 37)}
     config = load_config(CONFIG, plans["cheap"].settings)
     assert (config.training.num_epochs, config.training.max_steps_per_epoch) == (13, 58)
     assert config.validation.every_epochs == 5, "three points: after 5, 10 and 13"
 
 
-def test_a_curve_is_over_minutes(tmp_path: Path) -> None:
-    """Scores without their minutes compare no networks."""
-    rows = [{"minutes": 1.5}, {"minutes": 2.0, "Val/MPJPE": 30.0, "Val/PA-MPJPE": 12.0}]
-    rows += [{"Val/RGB-only/MPJPE": 40.0, "Val/RGB-only/PA-MPJPE": 13.0}, {"minutes": 3.0}]
+@pytest.mark.parametrize(
+    ("samples", "there", "why"), [(200, 9, "'dear' has no step"), (999, 0, "fewer than")]
+)
+def test_an_arm_without_a_step_is_said(samples: int, there: int, why: str) -> None:
+    """One step that nobody has time for is four times the others' training."""
+    with pytest.raises(ValueError, match=why):
+        plans_of_arms(SECONDS | {"dear": 4.0}, samples, batch=32, epochs=6, there=there)
+
+
+def test_a_curve_is_over_minutes_of_training(tmp_path: Path) -> None:
+    """A network that looks twice validates longer: its scores would seem to come later."""
+    scores = {"Val/MPJPE": 30.0, "Val/PA-MPJPE": 12.0}
+    rows = [{"minutes": 2.0}, {"minutes": 2.4} | scores]
+    rows += [{"minutes": 3.0, "Val/RGB-only/MPJPE": 40.0, "Val/RGB-only/PA-MPJPE": 13.0}]
+    rows += [{"minutes": 5.0}, {"minutes": 6.0} | scores]
     (tmp_path / "scalars.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert curve(tmp_path) == [
         "2.0 minutes, RGB-D, MPJPE 30.00, PA-MPJPE 12.00 mm",
         "2.0 minutes, RGB-only, MPJPE 40.00, PA-MPJPE 13.00 mm",
+        "4.0 minutes, RGB-D, MPJPE 30.00, PA-MPJPE 12.00 mm",
     ]
 
 
@@ -103,6 +124,20 @@ def test_an_arm_is_trained_once_for_each_code(
     assert train_arm(arm, name, ("seed=3",), Plan(4, 9)).name[:8] == "20260101"
     assert train_arm(arm, name, ("seed=3",), Plan(4, 9)).name[:8] == ("20260101" if kept else "20260102")
     assert trained == [name] * (1 if kept else 2)
+
+
+def test_other_data_are_scored_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache holds the whole list, 17 GB, and a tenth of it is scored once."""
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+
+    def evaluate(command: list[str], **_: object) -> None:
+        asked.extend(command)
+        (tmp_path / "runs" / "20260101-000000-a-other").mkdir(parents=True)
+
+    monkeypatch.setattr(equal_time.subprocess, "run", evaluate)
+    assert score_arm(ARMS["full"], "a-other", Path("runs/a"), Path("data/b")).name.endswith("-a-other")
+    assert {"runs/a/checkpoints/last.pt", "dataset.root_dir=data/b", "dataset.cache=off"} < {*asked}
 
 
 def test_leads_are_paired_and_have_their_sign(tmp_path: Path) -> None:

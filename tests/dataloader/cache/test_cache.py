@@ -219,6 +219,13 @@ def test_a_cache_with_more_margin_is_used_again(tree: Tree, tmp_path: Path, enco
     assert encoded
 
 
+@pytest.mark.parametrize("roll_deg", [0.0, 20.0])
+def test_upright_crops_are_in_a_cache_of_little_roll(tree: Tree, tmp_path: Path, roll_deg: float) -> None:
+    """Cut from the picture upright, a hand that points aside reached beyond the cache and ended the run."""
+    sections = {"augmentation": {"roll_deg": roll_deg}, "model": {"second_look": True}}
+    assert not differing(cached(tree[0], "off", **sections), cached(tree[0], tmp_path, **sections), 20)
+
+
 def test_a_flipped_byte_is_an_error(tmp_path: Path) -> None:
     """A bad disk: sizes fit, pixels do not (lesson 27)."""
     root = tmp_path / "HO3D"

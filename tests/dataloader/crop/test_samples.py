@@ -19,7 +19,7 @@ from dataloader.pictures import decode
 from src.config import AugmentationConfig
 from src.geometry.camera import project
 from src.hand.mano import ManoLayer
-from src.hand.upright import turned, upright_roll
+from src.hand.upright import MIDDLE_KNUCKLE, turned, upright_roll
 from src.schema import HandBatch
 from tests.dataloader.posed import write_posed_hands
 from tests.dataloader.tree import dataset_of, run_config
@@ -95,6 +95,7 @@ def test_a_network_that_looks_twice_is_taught_upright_hands(
     farther = torch.rad2deg(torch.tensor([change.upright_rad or 0.0 for change in drawn]))
     off = (askew + farther + 180) % 360 - 180
     assert off[upright].abs().max() < 0.1
+    assert all(change.roll_rad == 0 for change in drawn if change.upright_rad is not None), "first looks are"
     assert 25 < float(askew[upright].abs().max()) < 30.1
     assert 2 < float(askew[upright].abs().median()) < 6
     assert float(askew[~upright].std()) > 60
@@ -104,7 +105,9 @@ def test_a_network_that_looks_twice_is_taught_upright_hands(
     moved = project(F.pad(project(joints, draws.intrinsics_img_px), (0, 1), value=1.0), draws.crop_from_img)
     assert (moved - draws.joints_crop_px).norm(dim=-1).max() < 0.5 * 16 / 256
     labels = small.frames.labels()
-    nobody = dataclasses.replace(labels, joints_conf=np.zeros((len(dataset), 21), np.float32))
+    conf = labels.joints_conf.copy()
+    conf[:, MIDDLE_KNUCKLE] = 0
+    nobody = dataclasses.replace(labels, joints_conf=conf)
     k = next(i for i, key in enumerate(keys) if key.epoch == 0 and upright[i])
     rgb, depth = np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint16)
     level = small._camera(k, labels, k, drawn[k], (480, 640))
@@ -115,7 +118,7 @@ def test_a_network_that_looks_twice_is_taught_upright_hands(
 
 def test_an_upright_crop_shows_what_a_second_look_shows(dataset: HO3DDataset) -> None:
     """A second look turns the crop of the first, corners and blur and all: a network that was taught with
-    pictures in its corners took black ones for something, and erred by half as much again.
+    pictures in its corners took black ones for something, and erred by up to 40 % more.
     """
     assert dataset.augmenter is not None
     quiet = dataclasses.replace(dataset.augmenter, config=AugmentationConfig(p_occluder=0.0, colour=0.0))
