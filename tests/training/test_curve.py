@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -38,9 +39,15 @@ _OTHERS = 0.005
 
 
 def file_here() -> Path:
-    """Where the curve of this torch and of what it uses of this processor is kept; Muon uses bf16, too."""
+    """Where the curve of this torch on this model of processor is kept; Muon uses bf16, too.
+
+    Two processors that can do the same add up in other orders: an AMD EPYC with AVX-512 and bf16 moved the
+    first loss of such another one's curve in the seventh digit. A file without a model serves for nearness.
+    """
     able = torch.backends.cpu.get_cpu_capability() + "-bf16" * has_bf16(torch.device("cpu"))
-    return FOLDER / f"torch-{torch.__version__}-{able}.txt"
+    facts = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    found = re.findall(r"^(?:vendor_id|cpu family|model)\s*: *(.+)$", facts, re.MULTILINE)[:3]
+    return FOLDER / f"{'-'.join([f'torch-{torch.__version__}-{able}', *found])}.txt"
 
 
 def draw(folder: Path, code: Path = ROOT) -> str:
