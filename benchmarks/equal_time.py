@@ -102,6 +102,8 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     shared = (f"seed={arguments.seed}", f"dataset.root_dir={data}")
     training = load_config(CONFIG, shared).training
     batch, epochs = training.batch_size, training.num_epochs
+    if arguments.samples < batch * epochs:  # said now, and not after data are made and steps are timed
+        parser.error(f"--samples {arguments.samples}: want at least {batch * epochs}, a step in each epoch")
     if arguments.data is None:
         make = f"make learn-data DOMAIN=wide SEED={arguments.seed}"  # finds whole data if they are there
         subprocess.run(make.split(), check=True, timeout=TIMEOUT_S)

@@ -50,6 +50,16 @@ def test_an_arm_without_a_step_is_said(samples: int, there: int, why: str) -> No
         plans_of_arms(SECONDS | {"dear": 4.0}, samples, batch=32, epochs=6, there=there)
 
 
+def test_too_few_samples_are_said_before_data_are_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Making data and timing steps take minutes, after which the same line would come."""
+    monkeypatch.setattr(equal_time.subprocess, "run", lambda *_, **__: pytest.fail("data were made"))
+    with pytest.raises(SystemExit):
+        equal_time.compare("ablation", None, ARMS, ["--samples", "300"])
+    assert "--samples 300: want at least 448, a step in each epoch" in capsys.readouterr().err
+
+
 def test_a_curve_is_over_minutes_of_training(tmp_path: Path) -> None:
     """A network that looks twice validates longer: its scores would seem to come later."""
     scores = {"Val/MPJPE": 30.0, "Val/PA-MPJPE": 12.0}
