@@ -50,6 +50,9 @@ from src.runtime.seed import stream
 GENERATOR_VERSION = 1
 """Raised whenever the same parameters give other files."""
 
+PACED_VERSION = 2
+"""The same, of trees that skip moments of time: before, fingers stopped where those of other moments had to."""
+
 _PICTURE_BYTES = 124_000
 _SMALL_BYTES = 4_096
 _TRUTH_BYTES = 48_000
@@ -176,9 +179,10 @@ def _wanted(parameters: Parameters, asset: HandAsset | None) -> dict[str, Any]:
     given = {name: value for name, value in dataclasses.asdict(parameters).items() if value is not None}
     if parameters.held_out_cameras == parameters.cameras:
         del given["held_out_cameras"]  # as without it
+    skips = max(parameters.pace or 1, DOMAINS[parameters.domain].habits.pace) > 1
     return {
         "generator": "dataloader.synthetic",
-        "generator_version": GENERATOR_VERSION,
+        "generator_version": PACED_VERSION if skips else GENERATOR_VERSION,
         "parameters": given,
     } | ({} if asset is None else {"hand": asset.fingerprint})
 

@@ -95,6 +95,26 @@ def test_skin_stays_outside_the_object(rig: Rig, motions: list[Motion]) -> None:
     assert (distance < 0.004).mean() > 0.6
 
 
+@pytest.mark.parametrize(("domain", "pace"), [("table", 16), ("wide", None)])
+def test_fingers_close_on_what_is_held_however_far_apart_frames_are(
+    rig: Rig, domain: str, pace: int | None
+) -> None:
+    """Each finger stopped where the most open of nine frames had to, three seconds apart or not: hands that
+    taught what holding is hovered around things, and those that were scored held them."""
+    touching, nearest = [], []
+    for number in range(24):
+        motion = DOMAINS[domain].motion(rig, 0, number, 10, pace)
+        if not np.ptp(motion.object_m, axis=0).any():
+            continue
+        local = (in_world(rig, motion)[0] - motion.object_m[:, None]) @ motion.object_rotation
+        distance = motion.held.distance(local)
+        nearest.append(distance.min(1))
+        fingers = [distance[:, np.isin(rig.owner, range(1 + 3 * k, 4 + 3 * k))].min(1) for k in range(5)]
+        touching.append(np.less(fingers, 0.004).sum(0) >= 3)
+    assert np.mean(np.concatenate(touching)) > 0.55
+    assert np.percentile(np.concatenate(nearest), 2) > -0.005
+
+
 def test_spread_of_views_at_a_table(rig: Rig, motions: list[Motion]) -> None:
     """The spread decides how hard the set is: broad (mean 59 degrees from the mean), not uniform (126)."""
     turns, wrists, arms, inside = [], [], [], []

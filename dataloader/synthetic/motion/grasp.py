@@ -32,6 +32,9 @@ _STEPS = 13
 _CONTACT_M = 0.0015
 """A finger stops this far before the surface: skinning moves the skin by about as much."""
 
+_CALM = 9
+"""Moments of time over which a finger's contact is smoothed."""
+
 _SQUEEZE_M = 0.002
 """How far soft skin may press into skin."""
 
@@ -110,6 +113,7 @@ def close_on_object(
     rotation: Array,
     offset_m: Array,
     anatomy: Anatomy,
+    pace: int,
 ) -> Array:
     """Close each finger until it touches.
 
@@ -121,6 +125,7 @@ def close_on_object(
         rotation: (N, 3, 3) of the object in the hand.
         offset_m: (N, 3).
         anatomy: axes and skin of the hand.
+        pace: moments of time from one frame to the next.
 
     Returns:
         (N, 21) degrees.
@@ -136,19 +141,19 @@ def close_on_object(
     angles = np.array(open_deg)
     for finger in (*LONG_FINGERS, "thumb"):
         limited_by = thumb_clearance if finger == "thumb" else clearance
-        reach = _reach(finger, open_deg, target_deg, anatomy, limited_by)
+        reach = _reach(finger, open_deg, target_deg, anatomy, limited_by, pace)
         share = np.minimum(reach, wish[:, FINGERS.index(finger)])
         columns = COLUMNS[finger]
         angles[:, columns] += share[:, None] * (target_deg - open_deg)[:, columns]
     return limit(angles)
 
 
-def clear_thumb(angles_deg: Array, anatomy: Anatomy) -> Array:
-    """(N, 21) the same postures, the thumb kept outside the other fingers and the palm."""
+def clear_thumb(angles_deg: Array, anatomy: Anatomy, pace: int) -> Array:
+    """(N, 21) the same postures, the thumb kept outside the other fingers and the palm; `pace` as above."""
     aside = np.array(angles_deg)
     aside[:, COLUMNS["thumb"]] = _THUMB_ASIDE
     share = _reach(
-        "thumb", aside, angles_deg, anatomy, lambda skin: _gap_to_fingers(skin, angles_deg, anatomy)
+        "thumb", aside, angles_deg, anatomy, lambda skin: _gap_to_fingers(skin, angles_deg, anatomy), pace
     )
     return limit(aside + share[:, None] * (angles_deg - aside))
 
@@ -159,8 +164,9 @@ def _reach(
     target_deg: Array,
     anatomy: Anatomy,
     clearance: Callable[[Array], Array],
+    pace: int,
 ) -> Array:
-    """(N,) how far the finger closes before its clearance is used up, smooth over the frames."""
+    """(N,) how far the finger closes before its clearance is used up, smooth over time."""
     steps = np.linspace(0, 1, _STEPS)
     postures = limit(open_deg[:, None] + steps[:, None] * (target_deg - open_deg)[:, None])
     free = clearance(np.concatenate(_walk(finger, postures, anatomy, anatomy.contacts_m[finger]), -2)).min(-1)
@@ -173,8 +179,10 @@ def _reach(
     reach = np.where(blocked[:, 0], 0.0, (before + part * (first - before)) / (_STEPS - 1))
     # The smallest of the neighbours, then smoothed within the same window, is never above the frame's own
     # value.
-    calm = minimum_filter1d(reach, 9, mode="nearest")
-    return np.asarray(np.minimum(gaussian_filter1d(calm, 2.0, mode="nearest", truncate=2.0), reach))
+    # Frames that are far apart in time say nothing of each other.
+    calm = minimum_filter1d(reach, max(_CALM // pace, 1), mode="nearest")
+    calm = gaussian_filter1d(calm, 2.0 / pace, mode="nearest", truncate=2.0)
+    return np.asarray(np.minimum(calm, reach))
 
 
 def _walk(finger: str, angles_deg: Array, anatomy: Anatomy, groups: list[Array]) -> list[Array]:

@@ -108,13 +108,13 @@ def make_motion(rig: Rig, habits: Habits, seed: int, number: int, frames: int) -
 
     grasp = None
     if rng.random() >= habits.gestures:
-        grasp = _grasping(rng, times, held, betas, anatomy, rig)
+        grasp = _grasping(rng, times, held, betas, anatomy, rig, habits)
     if grasp is not None:
         angles, rotation_in_hand, offset = grasp
         object_rotation = rotation @ rotation_in_hand
         object_m = wrist + np.einsum("nab,nb->na", rotation, offset - anatomy.joints_m[0])
     else:
-        angles = clear_thumb(gesture_path(rng, times, habits.free_gestures), anatomy)
+        angles = clear_thumb(gesture_path(rng, times, habits.free_gestures), anatomy, habits.pace)
         object_rotation, object_m = _on_the_table(rng, held, len(times))
     return Motion(
         number=number,
@@ -160,7 +160,13 @@ def _wrist_path(
 
 
 def _grasping(
-    rng: np.random.Generator, times: Array, held: HeldObject, betas: Array, anatomy: Anatomy, rig: Rig
+    rng: np.random.Generator,
+    times: Array,
+    held: HeldObject,
+    betas: Array,
+    anatomy: Anatomy,
+    rig: Rig,
+    habits: Habits,
 ) -> tuple[Array, Array, Array] | None:
     """Angles (N, 21) and the object in the hand, rotation (N, 3, 3), offset (N, 3); None if the hand is too
     small."""
@@ -190,7 +196,7 @@ def _grasping(
     offset = offset - 0.09 * away[:, None] * anatomy.dorsal + 0.05 * away[:, None] * anatomy.distal
     will = 1.3 + 1.1 * smooth_noise(rng, times, 1, 26.0) + 0.35 * smooth_noise(rng, times, 5, 16.0)
     wish = will.clip(0, 1) * (1.0 - away[:, None])
-    angles = close_on_object(open_deg, target_deg, wish, held, rotation, offset, anatomy)
+    angles = close_on_object(open_deg, target_deg, wish, held, rotation, offset, anatomy, habits.pace)
     return angles, rotation, offset
 
 
