@@ -119,8 +119,10 @@ class HandLoss(nn.Module):
         with torch.autocast(batch.rgb.device.type, enabled=False):
             vertices, conf = self._target_vertices(batch), batch.joints_conf
             terms = self._terms_of(prediction.hand, batch, vertices)
-            coarse = self._terms_of(prediction.coarse, batch, vertices)
-            terms |= {f"coarse_{name}": term for name, term in coarse.items()}
+            coarse = terms  # without refinement the two hands are one
+            if prediction.coarse is not prediction.hand:
+                coarse = self._terms_of(prediction.coarse, batch, vertices)
+            terms = terms | {f"coarse_{name}": term for name, term in coarse.items()}
             terms["votes_3d"] = _points_3d(prediction.vote_joints_root_m, batch.joints_root_m, conf)
             terms["votes_2d"] = _points_2d(prediction.vote_joints_unit, batch.joints_unit, conf)
             terms["heatmap"] = _heatmap(prediction.vote_logits, batch)
