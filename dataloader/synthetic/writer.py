@@ -51,7 +51,7 @@ GENERATOR_VERSION = 1
 """Raised whenever the same parameters give other files."""
 
 PACED_VERSION = 2
-"""The same, of trees that skip moments of time: before, fingers stopped where those of other moments had to."""
+"""The same, of trees that skip moments of time: in 1, fingers stopped where those of other moments had to."""
 
 _PICTURE_BYTES = 124_000
 _SMALL_BYTES = 4_096
