@@ -171,7 +171,11 @@ def test_pace_spreads_the_frames_of_training_motions_alone(tmp_path: Path, asset
     for name, pace in {"usual": None, "spread": 16}.items():
         write_tree(tmp_path / name, dataclasses.replace(usual, pace=pace), asset)
     usual_files, spread = content(tmp_path / "usual"), content(tmp_path / "spread")
-    assert "pace" not in json.loads(usual_files["synthetic.json"])["parameters"], "old trees are found again"
+    made = {"usual": usual_files, "spread": spread}
+    records = {name: json.loads(files["synthetic.json"]) for name, files in made.items()}
+    assert "pace" not in records["usual"]["parameters"], "old trees are found again"
+    versions = {name: record["generator_version"] for name, record in records.items()}
+    assert versions == {"usual": 1, "spread": 2}, "what changed is made again, and nothing else"
     assert spread["held_out.txt"] == usual_files["held_out.txt"]
     held_out = usual_files["held_out.txt"].decode().strip()
     kept = [name for name in usual_files if held_out in name or name.startswith("evaluation")]
