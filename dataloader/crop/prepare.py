@@ -59,8 +59,8 @@ def normalise_rgb(rgb_u8: Tensor, colour_affine: Tensor | None = None) -> Tensor
     batch, height, width, _ = rgb_u8.shape
     # In any other layout convolutions round another way, and bf16 shows it. In place, here and below: new
     # memory costs a CPU as much as the arithmetic.
-    flat = rgb_u8.permute(0, 3, 1, 2).reshape(batch, 3, height * width).to(torch.float32)
-    flat = flat.contiguous().div_(255)
+    flat = rgb_u8.permute(0, 3, 1, 2).reshape(batch, 3, height * width).to(torch.float32) / 255
+    flat = flat.contiguous()
     if colour_affine is not None:
         flat = torch.baddbmm(colour_affine[:, :, 3:], colour_affine[:, :, :3], flat).clamp_(0, 1)
     mean, std = _constant(IMAGENET_MEAN, flat.device), _constant(IMAGENET_STD, flat.device)

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from dataloader.synthetic.common import LONG_FINGERS, Array
 from dataloader.synthetic.domains import DOMAINS
 from dataloader.synthetic.frames import annotate, place_in_camera
+from dataloader.synthetic.motion.grasp import _reach
 from dataloader.synthetic.motion.motion import Motion
 from dataloader.synthetic.motion.pose import DOF, GESTURES, LIMITS_DEG, local_rotations, posture
 from dataloader.synthetic.motion.rig import Rig
@@ -113,6 +114,20 @@ def test_fingers_close_on_what_is_held_however_far_apart_frames_are(
         touching.append(np.less(fingers, 0.004).sum(0) >= 3)
     assert np.mean(np.concatenate(touching)) > 0.55
     assert np.percentile(np.concatenate(nearest), 2) > -0.005
+
+
+@pytest.mark.parametrize("pace", [1, 2, 4, 5, 8, 16])
+def test_contact_is_smoothed_alike_before_and_after(rig: Rig, pace: int) -> None:
+    """A window of an even number of frames let fingers open late before a contact, and early after it."""
+    anatomy = rig.anatomy(np.zeros(10))
+    blocked = np.zeros((21, 1, 1))
+    blocked[10] = -1.0
+    postures = np.zeros((21, len(DOF)))
+    closing = postures + posture(GESTURES["fist"])
+    reach = _reach("index", postures, closing, anatomy, lambda skin: blocked + 0.5 + 0 * skin[..., 0], pace)
+    np.testing.assert_allclose(reach, reach[::-1], atol=1e-12)
+    assert reach[10] == 0
+    assert (reach < 1 - 1e-9).sum() == 1 + 4 * (4 // pace), "as far as its window and no farther"
 
 
 def test_spread_of_views_at_a_table(rig: Rig, motions: list[Motion]) -> None:

@@ -32,8 +32,8 @@ _STEPS = 13
 _CONTACT_M = 0.0015
 """A finger stops this far before the surface: skinning moves the skin by about as much."""
 
-_CALM = 9
-"""Moments of time over which a finger's contact is smoothed."""
+_CALM = 4
+"""Moments of time before and after, over which a finger's contact is smoothed."""
 
 _SQUEEZE_M = 0.002
 """How far soft skin may press into skin."""
@@ -180,8 +180,9 @@ def _reach(
     # The smallest of the neighbours, then smoothed within the same window, is never above the frame's own
     # value.
     # Frames that are far apart in time say nothing of each other.
-    calm = minimum_filter1d(reach, max(_CALM // pace, 1), mode="nearest")
-    calm = gaussian_filter1d(calm, 2.0 / pace, mode="nearest", truncate=2.0)
+    radius = _CALM // pace
+    calm = minimum_filter1d(reach, 2 * radius + 1, mode="nearest")
+    calm = gaussian_filter1d(calm, 0.5 * _CALM / pace, mode="nearest", radius=radius)
     return np.asarray(np.minimum(calm, reach))
 
 
