@@ -57,14 +57,12 @@ def normalise_rgb(rgb_u8: Tensor, colour_affine: Tensor | None = None) -> Tensor
         colour_affine: (B, 3, 4) what is done to their colours; None: nothing.
     """
     batch, height, width, _ = rgb_u8.shape
-    # In any other layout convolutions round another way, and bf16 shows it. In place, here and below: new
-    # memory costs a CPU as much as the arithmetic.
     flat = rgb_u8.permute(0, 3, 1, 2).reshape(batch, 3, height * width).to(torch.float32) / 255
-    flat = flat.contiguous()
+    flat = flat.contiguous()  # in any other layout convolutions round another way, and bf16 shows it
     if colour_affine is not None:
         flat = torch.baddbmm(colour_affine[:, :, 3:], colour_affine[:, :, :3], flat).clamp_(0, 1)
     mean, std = _constant(IMAGENET_MEAN, flat.device), _constant(IMAGENET_STD, flat.device)
-    return flat.sub_(mean[:, None]).div_(std[:, None]).reshape(batch, 3, height, width)
+    return ((flat - mean[:, None]) / std[:, None]).reshape(batch, 3, height, width)
 
 
 def normalise_depth(measured_m: Tensor, view: CropView) -> tuple[Tensor, Tensor]:
@@ -80,8 +78,8 @@ def normalise_depth(measured_m: Tensor, view: CropView) -> tuple[Tensor, Tensor]
     height, width = measured_m.shape[1:]
     z = measured_m / _ray_z(view.intrinsics_crop_px, view.rot_crop_from_img, height, width)
     shown = (measured_m > 0) & view.depth_present[:, None, None]
-    scaled = z.sub_(view.z_ref_m[:, None, None]).div_(DEPTH_RANGE_M).clamp_(-DEPTH_CLIP, DEPTH_CLIP)
-    return torch.where(shown, scaled, 0.0)[:, None], shown.to(torch.float32)[:, None]
+    scaled = ((z - view.z_ref_m[:, None, None]) / DEPTH_RANGE_M).clamp(-DEPTH_CLIP, DEPTH_CLIP)
+    return torch.where(shown, scaled, torch.zeros_like(scaled))[:, None], shown.to(torch.float32)[:, None]
 
 
 def _ray_z(intrinsics_crop_px: Tensor, rot_crop_from_img: Tensor, height: int, width: int) -> Tensor:
