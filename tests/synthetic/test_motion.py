@@ -12,9 +12,10 @@ from scipy.spatial.transform import Rotation
 from dataloader.synthetic.common import LONG_FINGERS, Array
 from dataloader.synthetic.domains import DOMAINS
 from dataloader.synthetic.frames import annotate, place_in_camera
+from dataloader.synthetic.motion import motion as motion_module
 from dataloader.synthetic.motion.grasp import _reach
 from dataloader.synthetic.motion.motion import Motion
-from dataloader.synthetic.motion.pose import DOF, GESTURES, LIMITS_DEG, local_rotations, posture
+from dataloader.synthetic.motion.pose import COLUMNS, DOF, GESTURES, LIMITS_DEG, local_rotations, posture
 from dataloader.synthetic.motion.rig import Rig
 from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
 from src.hand.joints import HO3D21
@@ -128,6 +129,21 @@ def test_contact_is_smoothed_alike_before_and_after(rig: Rig, pace: int) -> None
     np.testing.assert_allclose(reach, reach[::-1], atol=1e-12)
     assert reach[10] == 0
     assert (reach < 1 - 1e-9).sum() == 1 + 4 * (4 // pace), "as far as its window and no farther"
+
+
+def test_a_thumb_gives_way_to_the_fingers_of_its_own_moment(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside frames that show a fist a second away, the thumb of a flat hand was pulled aside as well."""
+    empty = dataclasses.replace(DOMAINS["wide"].habits, gestures=1.0)
+    wide = dataclasses.replace(DOMAINS["wide"], habits=empty)
+    postures = np.stack([posture(GESTURES[name]) for name in ("fist", "flat", "key", "four")])
+    angles = []
+    for shown in (postures, *(np.repeat(row[None], len(postures), 0) for row in postures)):
+        monkeypatch.setattr(motion_module, "gesture_path", lambda *_, shown=shown: shown)
+        angles.append(wide.motion(rig, 0, 0, len(shown)).angles_deg)
+    np.testing.assert_allclose(angles[0], [alone[0] for alone in angles[1:]], atol=1e-9)
+    assert np.abs(angles[0] - postures)[:, COLUMNS["thumb"]].max() > 5, "and some thumb is in the way"
 
 
 def test_spread_of_views_at_a_table(rig: Rig, motions: list[Motion]) -> None:
