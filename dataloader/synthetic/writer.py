@@ -50,8 +50,9 @@ from src.runtime.seed import stream
 GENERATOR_VERSION = 1
 """Raised whenever the same parameters give other files."""
 
-PACED_VERSION = 2
-"""The same, of trees that skip moments of time: in 1, fingers stopped where those of other moments had to."""
+PACED_VERSION = 3
+"""The same, of trees that skip moments of time: in 1, fingers stopped where those of other moments had to; in
+2, grips changed before the camera."""
 
 _PICTURE_BYTES = 124_000
 _SMALL_BYTES = 4_096

@@ -158,9 +158,9 @@ def test_wide_pictures_show_the_hand_where_the_labels_put_it(wide_tree: Path, as
     assert 0.03 < np.mean(empty) < 0.15
 
 
-def test_wide_trees_from_before_hands_held_things_are_made_again(wide_tree: Path) -> None:
+def test_wide_trees_of_earlier_hands_and_rooms_are_made_again(wide_tree: Path) -> None:
     """Its pace is its habits' and not a parameter: taken for unchanged, old hands would be trained on."""
-    assert json.loads((wide_tree / "drawn" / "synthetic.json").read_text())["generator_version"] == 2
+    assert json.loads((wide_tree / "drawn" / "synthetic.json").read_text())["generator_version"] == 3
 
 
 def test_a_tree_to_be_scored_draws_what_is_held_out_alone(wide_tree: Path) -> None:

@@ -34,6 +34,9 @@ _SEGMENT_FRAMES = 80
 _TRANSITION_FRAMES = 12.0
 """A grip is opened, or taken, within about this many frames."""
 
+_BETWEEN_FRAMES = 1e-3
+"""The same, where frames are farther apart: none of them shows a change of grip."""
+
 _EXCURSION_M = 0.065
 """The hand stays within this distance of the point that the cameras look at, along each axis."""
 
@@ -187,12 +190,13 @@ def _grasping(
         grips.append((start, end, *placement))
     opens, targets, rotations, offsets = (np.stack(values) for values in zip(*grips, strict=True))
     centre = 0.5 * (edges[:-1] + edges[1:])
-    open_deg = limit(_blend(centre, opens, times))
-    target_deg = limit(_blend(centre, targets, times) + 7.0 * smooth_noise(rng, times, len(DOF), 18.0))
-    rotation, offset = _turn(centre, rotations, times), _blend(centre, offsets, times)
+    lasts = _TRANSITION_FRAMES if habits.pace < _TRANSITION_FRAMES else _BETWEEN_FRAMES
+    open_deg = limit(_blend(centre, opens, times, lasts))
+    target_deg = limit(_blend(centre, targets, times, lasts) + 7.0 * smooth_noise(rng, times, len(DOF), 18.0))
+    rotation, offset = _turn(centre, rotations, times, lasts), _blend(centre, offsets, times, lasts)
     # Away from the hand, and the hand open, around each change of grip.
     change = np.abs(times[:, None] - edges[1:-1]).min(1, initial=np.inf)
-    away = np.exp(-((change / _TRANSITION_FRAMES) ** 2))
+    away = np.exp(-((change / lasts) ** 2))
     offset = offset - 0.09 * away[:, None] * anatomy.dorsal + 0.05 * away[:, None] * anatomy.distal
     will = 1.3 + 1.1 * smooth_noise(rng, times, 1, 26.0) + 0.35 * smooth_noise(rng, times, 5, 16.0)
     wish = will.clip(0, 1) * (1.0 - away[:, None])
@@ -200,22 +204,22 @@ def _grasping(
     return angles, rotation, offset
 
 
-def _blend(centres: Array, values: Array, times: Array) -> Array:
-    """(N, D) values (K, D) at the segments' centres, changing over a few frames between them."""
+def _blend(centres: Array, values: Array, times: Array, lasts: float) -> Array:
+    """(N, D) values (K, D) at the segments' centres; what changes between them `lasts` so many frames."""
     out = np.repeat(values[:1], len(times), axis=0)
     for k in range(1, len(values)):
         middle = 0.5 * (centres[k - 1] + centres[k])
-        share = 0.5 + 0.5 * np.tanh((times - middle) / (0.35 * _TRANSITION_FRAMES))
+        share = 0.5 + 0.5 * np.tanh((times - middle) / (0.35 * lasts))
         out = out + share[:, None] * (values[k] - values[k - 1])
     return out
 
 
-def _turn(centres: Array, rotations: Array, times: Array) -> Array:
-    """(N, 3, 3) rotations (K, 3, 3) at the segments' centres, turning over a few frames between them."""
+def _turn(centres: Array, rotations: Array, times: Array, lasts: float) -> Array:
+    """(N, 3, 3) rotations (K, 3, 3) at the segments' centres, turning between them as `_blend` changes."""
     count = len(rotations)
     if count == 1:
         return np.repeat(rotations, len(times), axis=0)
-    order = _blend(centres, np.arange(count, dtype=np.float64)[:, None], times)[:, 0]
+    order = _blend(centres, np.arange(count, dtype=np.float64)[:, None], times, lasts)[:, 0]
     path = Slerp(np.arange(count), Rotation.from_matrix(rotations))
     return np.asarray(path(order.clip(0, count - 1)).as_matrix())
 
