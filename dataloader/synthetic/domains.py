@@ -3,11 +3,13 @@
 | | table | wide |
 |---|---|---|
 | cameras | behind the person, 0.54-0.80 m, focal length 605-625 px | any side and elevation above the table, a third worn on the head, 0.25-1.2 m, 380-950 px |
-| hand | right, over a table, two in five without contact | any orientation, up to 0.9 m above it, three in five without contact, fingers that bend each on its own |
+| hand | right, over a table, two in five without contact | any orientation, up to 0.9 m above it, half of them close to it if the arm allows, half without contact, fingers that bend each on its own |
+| behind it | a table, a wall at 1.2 m or more | and in half of the rooms something that begins within 12 cm |
+| light | from the picture's upper border | from above |
 | time | every frame of 30 a second | every 16th, the forearm turns three times as far |
 | worn | sleeves | and watches, bands, rings, tape, gloves |
 | pictures | one clean camera | exposure, white balance, smear, coarser pixels, grain, JPEG of 45-95 |
-| depth | stereo, steps of 1 mm | and time of flight, steps of 0.125-1 mm, 3-15 % holes, up to 3 px beside the colours |
+| depth | stereo, steps of 1 mm | and time of flight, steps of 0.125-1 mm, 3-15 % holes, up to 3 px beside the colours, a third in register |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ DOMAINS = {
             gestures=0.4,
             free_gestures=0.0,
             height_m=(0.17, 0.30),
+            near_table=0.0,
             turn_mean_deg=(20.0, 4.0, 50.0),
             turn_between_deg=(20.0, 16.0, 30.0),
             turn_within_deg=(9.0, 9.0, 15.0),
@@ -69,15 +72,16 @@ DOMAINS = {
     ),
     "wide": Domain(
         Habits(
-            gestures=0.6,
+            gestures=0.5,
             free_gestures=0.5,
             height_m=(0.19, 0.9),
+            near_table=0.5,
             turn_mean_deg=(10.0, 10.0, 50.0),
             turn_between_deg=(60.0, 35.0, 80.0),
             turn_within_deg=(27.0, 27.0, 45.0),
             turn_low_deg=(-180.0, -75.0, -180.0),
             turn_high_deg=(180.0, 85.0, 230.0),
-            object_size=(0.45, 1.2),
+            object_size=(0.6, 1.4),
             pace=16,
         ),
         cameras_anywhere,

@@ -52,7 +52,7 @@ GENERATOR_VERSION = 1
 
 PACED_VERSION = 3
 """The same, of trees that skip moments of time: in 1, fingers stopped where those of other moments had to; in
-2, grips changed before the camera."""
+2, grips changed before the camera, and in `wide` nothing stood near a hand."""
 
 _PICTURE_BYTES = 124_000
 _SMALL_BYTES = 4_096
@@ -265,7 +265,6 @@ def _do_motion(
     seed, rig, domain = parameters.seed, Rig(asset), DOMAINS[parameters.domain]
     taught = part.split == "train" and not part.held_out
     motion = domain.motion(rig, seed, number, part.frames, parameters.pace if taught else None)
-    vertices, joints = rig.decode(motion.hand_pose, motion.betas)
     cameras = domain.cameras(seed, motion, part.cameras)
     serials = [camera.serial for camera in cameras]
     frame_ids = motion.frame_ids.tolist()
@@ -277,8 +276,8 @@ def _do_motion(
         folder = root / part.split / name
         for kind in ("rgb", "depth", "meta"):
             (folder / kind).mkdir(parents=True)
-        joints_cam = place_in_camera(joints, motion, camera)
-        vertices_cam = place_in_camera(vertices, motion, camera)
+        joints_cam = place_in_camera(motion.joints_m, motion, camera)
+        vertices_cam = place_in_camera(motion.vertices_m, motion, camera)
         metas = annotate(motion, camera, serials, joints_cam, part.split)
         for frame, meta in zip(frame_ids, metas, strict=True):
             (folder / "meta" / f"{frame:04d}.pkl").write_bytes(safe_pickle.dumps(meta))

@@ -16,6 +16,7 @@ all joints in the picture. Skin enters the held object by at most 4 mm (1st perc
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,13 @@ _TRANSITION_FRAMES = 12.0
 _BETWEEN_FRAMES = 1e-3
 """The same, where frames are farther apart: none of them shows a change of grip."""
 
+_NEAR_TABLE_M = (0.005, 0.15)
+"""How far above the table what is lowest stands in a motion near the table."""
+
+_ELBOWS_M = 0.3
+_ARM_RADIUS_M = 0.06
+"""The forearm stays above the table this far behind the wrist."""
+
 _EXCURSION_M = 0.065
 """The hand stays within this distance of the point that the cameras look at, along each axis."""
 
@@ -51,6 +59,8 @@ class Habits:
     """Share of their key postures whose fingers bend each on its own."""
     height_m: tuple[float, float]
     """Of the hand above the table."""
+    near_table: float
+    """Share of motions that come near it instead, whatever their height."""
     turn_mean_deg: tuple[float, float, float]
     turn_between_deg: tuple[float, float, float]
     """Standard deviation between motions."""
@@ -85,6 +95,10 @@ class Motion:
     """(N, 3)."""
     elbow_direction: Array
     """(N, 3) unit vector from the wrist to the elbow."""
+    vertices_m: Array
+    """(N, V, 3) of `Rig.decode`: the wrist's rotation and translation zero, MANO's rest frame."""
+    joints_m: Array
+    """(N, 21, 3) the same, HO3D21 order."""
     held: HeldObject
     object_rotation: Array
     """(N, 3, 3)."""
@@ -92,6 +106,19 @@ class Motion:
     """(N, 3) centre."""
     target_m: Array
     """(3,) where the cameras look."""
+    grasps: bool
+    """Whether the object is in the hand; otherwise it lies on the table."""
+
+    def skin_m(self) -> Array:
+        """(N, V, 3) vertices of the hand, world frame."""
+        return _placed(self.vertices_m, self.anatomy, self.wrist_rotation, self.wrist_m)
+
+    def hand_and_held_m(self) -> Array:
+        """(N, P, 3) vertices of the hand and of what it holds, world frame."""
+        if not self.grasps:
+            return self.skin_m()
+        held = self.held.mesh()[0] @ np.swapaxes(self.object_rotation, 1, 2) + self.object_m[:, None]
+        return np.concatenate([self.skin_m(), held], axis=1)
 
 
 def make_motion(rig: Rig, habits: Habits, seed: int, number: int, frames: int) -> Motion:
@@ -119,21 +146,54 @@ def make_motion(rig: Rig, habits: Habits, seed: int, number: int, frames: int) -
     else:
         angles = clear_thumb(gesture_path(rng, times, habits.free_gestures), anatomy, habits.pace)
         object_rotation, object_m = _on_the_table(rng, held, len(times))
-    return Motion(
+    hand_pose = local_rotations(angles, anatomy)
+    vertices, joints = rig.decode(hand_pose, betas)
+    motion = Motion(
         number=number,
         frame_ids=ids,
         betas=betas,
         anatomy=anatomy,
-        hand_pose=local_rotations(angles, anatomy),
+        hand_pose=hand_pose,
         angles_deg=angles,
         wrist_rotation=rotation,
         wrist_m=wrist,
         elbow_direction=elbow,
+        vertices_m=vertices,
+        joints_m=joints,
         held=held,
         object_rotation=object_rotation,
         object_m=object_m,
         target_m=target,
+        grasps=grasp is not None,
     )
+    low = stream(seed, "near the table", number)
+    return _lowered(low, motion) if low.random() < habits.near_table else motion
+
+
+def _placed(points_m: Array, anatomy: Anatomy, rotation: Array, wrist_m: Array) -> Array:
+    """(N, P, 3) points of `Rig.decode` in the world."""
+    return np.asarray((points_m - anatomy.joints_m[0]) @ np.swapaxes(rotation, 1, 2) + wrist_m[:, None])
+
+
+def _lowered(rng: np.random.Generator, motion: Motion) -> Motion:
+    """The same motion just above the table; what lies there makes room."""
+    elbow = motion.wrist_m + _ELBOWS_M * motion.elbow_direction
+    lowest = min(motion.hand_and_held_m()[..., 2].min(), elbow[:, 2].min() - _ARM_RADIUS_M)
+    above = np.exp(rng.uniform(*np.log(_NEAR_TABLE_M)))
+    move = np.array([0.0, 0.0, above - lowest])
+    object_m = motion.object_m + move if motion.grasps else motion.object_m
+    low = dataclasses.replace(
+        motion, wrist_m=motion.wrist_m + move, target_m=motion.target_m + move, object_m=object_m
+    )
+    return low if motion.grasps else dataclasses.replace(low, object_m=_clear_of(low))
+
+
+def _clear_of(motion: Motion) -> Array:
+    """(N, 3) centre of an object on the table, moved aside until no skin touches it."""
+    skin, turn, centre = motion.skin_m().reshape(-1, 3), motion.object_rotation[0], motion.object_m[0]
+    while motion.held.distance((skin - centre) @ turn).min() < _NEAR_TABLE_M[0]:
+        centre = centre * [1.1, 1.1, 1.0]
+    return np.repeat(centre[None], len(motion.object_m), axis=0)
 
 
 def _frame_ids(rng: np.random.Generator, frames: int) -> Index:

@@ -16,6 +16,9 @@ from dataloader.synthetic.scene.depth_sensor import DepthSensor, noise_sigma_m, 
 _STEPS_M = (0.000125, 0.00025, 0.0005, 0.001)
 _JUMP_M = 0.015
 _MOST_SHIFT_PX = 3
+_IN_REGISTER = 0.3
+"""Share of devices whose two pictures lie on one another."""
+
 _FLYING = 0.7
 """Share of the pixels of an edge that a time-of-flight sensor places between its two sides."""
 
@@ -32,7 +35,10 @@ class AnySensor(DepthSensor):
         self._holes = rng.uniform(0.005, 0.08)
         self._ragged, self._way = rng.uniform(-1.5, 1.5), int(rng.choice([-1, 1]))
         self._louder = np.float32(rng.uniform(0.5, 2.5))
-        self._shift_px = rng.integers(-_MOST_SHIFT_PX, _MOST_SHIFT_PX + 1, 2)
+        aside, way = rng.uniform(0, _MOST_SHIFT_PX), rng.uniform(0, 2 * np.pi)
+        self._shift_px = np.rint(aside * np.array([np.cos(way), np.sin(way)])).astype(int)
+        if rng.random() < _IN_REGISTER:
+            self._shift_px[:] = 0
         bias = cv2.resize(rng.standard_normal((5, 7), np.float32), (WIDTH, HEIGHT))
         self._bias_m = bias * np.float32(rng.uniform(0.0, 0.004))
 

@@ -112,7 +112,8 @@ def _anywhere(rng: np.random.Generator, motion: Motion) -> Camera:
         up = np.sin(np.radians(rng.uniform(15.0, 80.0))) if worn else rng.uniform(lowest, 1.0)
         flat = np.sqrt(1.0 - up * up)
         direction = np.array([np.sin(azimuth) * flat, -np.cos(azimuth) * flat, up])
-        if (motion.elbow_direction @ direction).max() < _BEHIND_FOREARM:
+        along_arm = motion.elbow_direction @ direction
+        if along_arm.max() < _BEHIND_FOREARM and (not worn or along_arm.mean() > 0):
             break
     forward = -direction
     steep = np.abs(forward[2]) > 0.99

@@ -9,6 +9,13 @@ from dataloader.synthetic.common import Image
 from dataloader.synthetic.scene.appearance import noise, texture
 from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH
 
+_NEAR_SHARE = 0.5
+_NEAR_M, _FAR_M = (0.01, 0.12), (0.12, 2.5)
+"""How far behind the hand everything ends: in this share of rooms near it, in the others farther away."""
+
+_TILT = 4e-4
+"""Metres of depth in each pixel across a surface, standard deviation."""
+
 _DECAY = 1.25
 """Amplitudes of a photograph fall about as frequency to this power."""
 
@@ -22,8 +29,9 @@ def furnish(rng: np.random.Generator, rgb: Image, depth_m: Image, nearest_m: flo
         depth_m: (480, 640) z > 0.
         nearest_m: z of the farthest part of the hand.
     """
-    far = rng.uniform(0.3, 2.5) + nearest_m
-    np.copyto(depth_m, np.float32(far), where=depth_m > far)
+    near = rng.random() < _NEAR_SHARE
+    far = float(np.exp(rng.uniform(*np.log(_NEAR_M if near else _FAR_M)))) + nearest_m
+    np.minimum(depth_m, _plane(rng, far, nearest_m, HEIGHT, WIDTH), out=depth_m)
     if rng.random() < 0.6:
         rgb += _natural(rng) * np.float32(rng.uniform(4, 28))
     for _ in range(rng.integers(0, 7)):
@@ -45,9 +53,17 @@ def _natural(rng: np.random.Generator) -> Image:
     return np.asarray(grey + 0.35 * tint * rng.normal(size=3).astype(np.float32), np.float32)
 
 
+def _plane(rng: np.random.Generator, z_m: float, nearest_m: float, rows: int, columns: int) -> Image:
+    """(rows, columns) depth of a surface tilted at random, at `z_m` in its middle and never before
+    `nearest_m`."""
+    tilt = _TILT * rng.normal(size=2)
+    down, across = tilt[0] * (np.arange(rows) - rows / 2), tilt[1] * (np.arange(columns) - columns / 2)
+    return np.asarray(np.maximum(z_m + down[:, None] + across, nearest_m), np.float32)
+
+
 def _stand(rng: np.random.Generator, rgb: Image, depth_m: Image, near: float, far: float) -> None:
     """One flat thing, tilted in depth: a slab, a disc or an odd shape, in front of what is behind it."""
-    z = np.float32(rng.uniform(near, far))
+    z = near + (far - near) * rng.random() ** 2
     wide, high = (int(side / z) for side in rng.uniform(30, 260, 2))
     x, y = int(rng.uniform(-wide / 2, WIDTH)), int(rng.uniform(-high / 2, HEIGHT))
     left, top = max(x, 0), max(y, 0)
@@ -64,9 +80,7 @@ def _stand(rng: np.random.Generator, rgb: Image, depth_m: Image, near: float, fa
     else:
         corners = (rng.random((6, 2)) * [columns, rows]).astype(np.int32)
         cv2.fillConvexPoly(mask, cv2.convexHull(corners), 1)
-    yy, xx = np.mgrid[:rows, :columns].astype(np.float32)
-    tilt = rng.normal(size=2).astype(np.float32) * np.float32(4e-4)
-    plane = np.maximum(z + xx * tilt[0] + yy * tilt[1], np.float32(near))
+    plane = _plane(rng, z, near, rows, columns)
     front = (mask > 0) & (plane < depth_m[window])
     depth_m[window][front] = plane[front]
     shade = np.float32(rng.uniform(0.4, 1.1))

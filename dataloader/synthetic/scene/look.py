@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.synthetic.common import Image
+from dataloader.synthetic.common import Array, Image
 from dataloader.synthetic.frames import JPEG_QUALITY
 from dataloader.synthetic.motion.motion import Motion
 from dataloader.synthetic.scene.cameras import Camera
@@ -24,6 +24,12 @@ class Look:
 
     def __init__(self, seed: int, motion: Motion, camera: Camera, digit: int) -> None:
         self._motion, self._camera = motion, camera
+        self.up = np.array([0.0, -1.0, 0.0], np.float32)
+        """(3,) where the sky is, camera frame."""
+
+    def lamp(self, rng: np.random.Generator) -> Array:
+        """(3,) towards the strongest light, camera frame, of any length."""
+        return rng.normal(size=3) * [0.8, 0.4, 0.4] + [0.0, -0.8, -0.7]
 
     def furnish(self, rgb: Image, depth_m: Image) -> None:
         """Change the room (in place), (480, 640, 3) colours in 0-255 and (480, 640) z > 0."""

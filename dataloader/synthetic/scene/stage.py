@@ -57,7 +57,7 @@ class Stage:
 
     def _draw_light(self, rng: np.random.Generator) -> None:
         """Random light of the room, tone and grain of the camera."""
-        light = rng.normal(size=3) * [0.8, 0.4, 0.4] + [0.0, -0.8, -0.7]
+        light = self._look.lamp(rng)
         size = (HEIGHT + MORE_PX, WIDTH + MORE_PX, 1)
         grain = rng.standard_normal(size, np.float32) * np.float32(rng.uniform(1.2, 4.5))
         tint = 1.0 + rng.normal(size=3) * 0.05
@@ -184,7 +184,7 @@ class Stage:
         """(P, 3) lit colour: soft sky, one lamp with wrapped falloff, a little gloss, darker crevices."""
         lamp = normal @ self._light
         diffuse = ((lamp + np.float32(0.2)) / np.float32(1.2)).clip(0)
-        sky = np.float32(0.72) - np.float32(0.28) * normal[:, 1]
+        sky = np.float32(0.72) + np.float32(0.28) * (normal @ self._look.up)
         half = _unit_rows(self._light + view)
         gloss = np.einsum("pi,pi->p", normal, half).clip(0) ** 24
         open_sky = 1 - occluded

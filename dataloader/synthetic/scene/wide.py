@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.synthetic.common import Image
+from dataloader.synthetic.common import Array, Image
 from dataloader.synthetic.motion.motion import Motion
 from dataloader.synthetic.scene.any_sensor import AnySensor
 from dataloader.synthetic.scene.appearance import NEAREST_UPRIGHT_M, Person
@@ -17,8 +17,9 @@ from dataloader.synthetic.scene.look import Look
 from dataloader.synthetic.scene.worn import dress
 from src.runtime.seed import stream
 
-_REACH_M = 0.2
-"""No part of a hand is farther from its wrist; walls and furniture stand behind it."""
+_LAMP_UP = 0.9
+_LAMP_ASIDE = 0.6
+"""Lamps hang above, more or less."""
 
 _STREAK = 0.35
 """Share of cameras whose shutter stays open long enough for a hand to smear."""
@@ -40,7 +41,8 @@ class WideLook(Look):
     def __init__(self, seed: int, motion: Motion, camera: Camera, digit: int) -> None:
         super().__init__(seed, motion, camera, digit)
         self._room = stream(seed, "room", motion.number, digit)
-        self._behind_m = float(camera.to_camera(motion.wrist_m)[:, 2].max()) + _REACH_M
+        self._behind_m = float(camera.to_camera(motion.hand_and_held_m())[..., 2].max())
+        self.up = camera.rotation[:, 2].astype(np.float32)
         self.farther_m = max(self._behind_m - NEAREST_UPRIGHT_M, 0.0)
         device = stream(seed, "lens", motion.number, digit)
         self.jpeg_quality = int(device.integers(45, 96))
@@ -53,6 +55,10 @@ class WideLook(Look):
             grain = device.standard_normal((HEIGHT + MORE_PX, WIDTH + MORE_PX, 3), np.float32)
             grain *= np.float32(device.uniform(1.0, 9.0))
             self._grain = grain.round().clip(-60, 60).astype(np.int16)
+
+    def lamp(self, rng: np.random.Generator) -> Array:
+        """As of `Look`: above, wherever the camera stands."""
+        return _LAMP_UP * self.up + _LAMP_ASIDE * rng.normal(size=3)
 
     def furnish(self, rgb: Image, depth_m: Image) -> None:
         """Things at any depth behind the hand."""
