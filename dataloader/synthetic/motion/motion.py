@@ -2,7 +2,8 @@
 axes).
 
 A motion either grasps an object (in segments, each with its own grip, the object taken away in between) or
-gestures over an object that lies on the table. Frame numbers are time; all curves are smooth in it.
+gestures over an object that lies on the table. Frame numbers are time; all curves are smooth in it, but for
+changes of grip that fall between frames far apart.
 
 Wrist orientations: a person's right forearm reaching over a table, with yaw, pitch, roll (palm down to palm
 up) and the wrist's own bending; seen by the cameras of scene/cameras.py.
@@ -36,14 +37,20 @@ _TRANSITION_FRAMES = 12.0
 """A grip is opened, or taken, within about this many frames."""
 
 _BETWEEN_FRAMES = 1e-3
-"""The same, where frames are farther apart: none of them shows a change of grip."""
+"""The same, where frames are farther apart: they show no change of grip."""
 
 _NEAR_TABLE_M = (0.005, 0.15)
 """How far above the table what is lowest stands in a motion near the table."""
 
-_ELBOWS_M = 0.3
+_FOREARM_M = 0.3
 _ARM_RADIUS_M = 0.06
 """The forearm stays above the table this far behind the wrist."""
+
+_SHOWN_ARM_M = 0.15
+"""Rooms begin behind the forearm as far as this from the wrist."""
+
+_CLEAR_M = 0.005
+"""Between a hand and what lies on the table."""
 
 _EXCURSION_M = 0.065
 """The hand stays within this distance of the point that the cameras look at, along each axis."""
@@ -60,7 +67,7 @@ class Habits:
     height_m: tuple[float, float]
     """Of the hand above the table."""
     near_table: float
-    """Share of motions that come near it instead, whatever their height."""
+    """Share of motions that are set just above it instead, as low as hand, forearm and what is held allow."""
     turn_mean_deg: tuple[float, float, float]
     turn_between_deg: tuple[float, float, float]
     """Standard deviation between motions."""
@@ -120,6 +127,10 @@ class Motion:
         held = self.held.mesh()[0] @ np.swapaxes(self.object_rotation, 1, 2) + self.object_m[:, None]
         return np.concatenate([self.skin_m(), held], axis=1)
 
+    def arm_m(self) -> Array:
+        """(N, 3) where the forearm leaves what crops show of it, world frame."""
+        return self.wrist_m + _SHOWN_ARM_M * self.elbow_direction
+
 
 def make_motion(rig: Rig, habits: Habits, seed: int, number: int, frames: int) -> Motion:
     """Draw motion `number` of the data set `seed`."""
@@ -177,8 +188,8 @@ def _placed(points_m: Array, anatomy: Anatomy, rotation: Array, wrist_m: Array) 
 
 def _lowered(rng: np.random.Generator, motion: Motion) -> Motion:
     """The same motion just above the table; what lies there makes room."""
-    elbow = motion.wrist_m + _ELBOWS_M * motion.elbow_direction
-    lowest = min(motion.hand_and_held_m()[..., 2].min(), elbow[:, 2].min() - _ARM_RADIUS_M)
+    arm = motion.wrist_m + _FOREARM_M * motion.elbow_direction
+    lowest = min(motion.hand_and_held_m()[..., 2].min(), arm[:, 2].min() - _ARM_RADIUS_M)
     above = np.exp(rng.uniform(*np.log(_NEAR_TABLE_M)))
     move = np.array([0.0, 0.0, above - lowest])
     object_m = motion.object_m + move if motion.grasps else motion.object_m
@@ -191,7 +202,7 @@ def _lowered(rng: np.random.Generator, motion: Motion) -> Motion:
 def _clear_of(motion: Motion) -> Array:
     """(N, 3) centre of an object on the table, moved aside until no skin touches it."""
     skin, turn, centre = motion.skin_m().reshape(-1, 3), motion.object_rotation[0], motion.object_m[0]
-    while motion.held.distance((skin - centre) @ turn).min() < _NEAR_TABLE_M[0]:
+    while motion.held.distance((skin - centre) @ turn).min() < _CLEAR_M:
         centre = centre * [1.1, 1.1, 1.0]
     return np.repeat(centre[None], len(motion.object_m), axis=0)
 
@@ -265,7 +276,7 @@ def _grasping(
 
 
 def _blend(centres: Array, values: Array, times: Array, lasts: float) -> Array:
-    """(N, D) values (K, D) at the segments' centres; what changes between them `lasts` so many frames."""
+    """(N, D) values (K, D) at the segments' centres; changes between them last about `lasts` frames."""
     out = np.repeat(values[:1], len(times), axis=0)
     for k in range(1, len(values)):
         middle = 0.5 * (centres[k - 1] + centres[k])

@@ -16,8 +16,8 @@ from dataloader.synthetic.scene.depth_sensor import DepthSensor, noise_sigma_m, 
 _STEPS_M = (0.000125, 0.00025, 0.0005, 0.001)
 _JUMP_M = 0.015
 _MOST_SHIFT_PX = 3
-_IN_REGISTER = 0.3
-"""Share of devices whose two pictures lie on one another."""
+_IN_REGISTER = 0.18
+"""Share of devices whose two pictures lie on one another: with shifts of less than half a pixel, a third."""
 
 _FLYING = 0.7
 """Share of the pixels of an edge that a time-of-flight sensor places between its two sides."""

@@ -51,9 +51,10 @@ FOCAL_PX = (380.0, 950.0)
 DISTANCE_M = (0.25, 1.2)
 """Of these cameras from the hand."""
 
-_WEARER_SHARE = 0.3
+_WEARER_SHARE = 0.5
 _WEARER_MOST_M = 0.65
-"""Share of cameras that the person wears on the head, and how far the hand can be from them."""
+"""Share of cameras tried on the head, and how far the hand can be from them. Those that would look along the
+forearm are not taken: a third of all cameras is worn."""
 
 _HAND_REACH_M = 0.13
 """A camera stands so far away that this, to each side of what it looks at, is in its picture."""
@@ -102,18 +103,19 @@ def cameras_anywhere(seed: int, motion: Motion, count: int) -> list[Camera]:
 def _anywhere(rng: np.random.Generator, motion: Motion) -> Camera:
     """One such camera."""
     focal = float(np.exp(rng.uniform(*np.log(FOCAL_PX))))
+    elbow = motion.elbow_direction.mean(axis=0)
+    elbow_side = np.arctan2(elbow[0], -elbow[1])
     while True:
         worn = rng.random() < _WEARER_SHARE
         low = max(DISTANCE_M[0], _HAND_REACH_M * 2 * focal / HEIGHT)
         high = max(low, _WEARER_MOST_M) if worn else DISTANCE_M[1]
         distance = float(np.exp(rng.uniform(np.log(low), np.log(high))))
         lowest = max(-1.0, (_ABOVE_TABLE_M - motion.target_m[2]) / distance)
-        azimuth = np.radians(rng.normal() * 30.0 if worn else rng.uniform(-180.0, 180.0))
+        azimuth = elbow_side + np.radians(rng.normal() * 30.0 if worn else rng.uniform(-180.0, 180.0))
         up = np.sin(np.radians(rng.uniform(15.0, 80.0))) if worn else rng.uniform(lowest, 1.0)
         flat = np.sqrt(1.0 - up * up)
         direction = np.array([np.sin(azimuth) * flat, -np.cos(azimuth) * flat, up])
-        along_arm = motion.elbow_direction @ direction
-        if along_arm.max() < _BEHIND_FOREARM and (not worn or along_arm.mean() > 0):
+        if (motion.elbow_direction @ direction).max() < _BEHIND_FOREARM:
             break
     forward = -direction
     steep = np.abs(forward[2]) > 0.99

@@ -27,7 +27,7 @@ def furnish(rng: np.random.Generator, rgb: Image, depth_m: Image, nearest_m: flo
         rng: of this room.
         rgb: (480, 640, 3) colours, 0-255.
         depth_m: (480, 640) z > 0.
-        nearest_m: z of the farthest part of the hand.
+        nearest_m: z of the farthest part of the hand, its forearm and what it holds.
     """
     near = rng.random() < _NEAR_SHARE
     far = float(np.exp(rng.uniform(*np.log(_NEAR_M if near else _FAR_M)))) + nearest_m

@@ -17,6 +17,9 @@ from dataloader.synthetic.scene.look import Look
 from dataloader.synthetic.scene.worn import dress
 from src.runtime.seed import stream
 
+_GAP_M = 0.005
+"""Between the farthest that is drawn and the room behind it."""
+
 _LAMP_UP = 0.9
 _LAMP_ASIDE = 0.6
 """Lamps hang above, more or less."""
@@ -41,7 +44,8 @@ class WideLook(Look):
     def __init__(self, seed: int, motion: Motion, camera: Camera, digit: int) -> None:
         super().__init__(seed, motion, camera, digit)
         self._room = stream(seed, "room", motion.number, digit)
-        self._behind_m = float(camera.to_camera(motion.hand_and_held_m())[..., 2].max())
+        shown = np.concatenate([motion.hand_and_held_m(), motion.arm_m()[:, None]], axis=1)
+        self._behind_m = float(camera.to_camera(shown)[..., 2].max()) + _GAP_M
         self.up = camera.rotation[:, 2].astype(np.float32)
         self.farther_m = max(self._behind_m - NEAREST_UPRIGHT_M, 0.0)
         device = stream(seed, "lens", motion.number, digit)
