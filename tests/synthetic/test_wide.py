@@ -151,7 +151,7 @@ def test_lamps_hang_above_wherever_the_camera_stands(rig: Rig) -> None:
     """Light from the picture's upper border is from the floor or from behind for a camera that looks down."""
     motion = WIDE.motion(rig, 0, 0, 1)
     (camera,) = WIDE.cameras(0, motion, 1)
-    for forward in ([0.0, 0.0, -1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]):
+    for forward in ([0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, -1.0]):
         right = np.array([1.0, 0.0, 0.0])
         turned = dataclasses.replace(camera, rotation=np.array([right, np.cross(forward, right), forward]))
         look = WideLook(0, motion, turned, 0)
@@ -159,11 +159,11 @@ def test_lamps_hang_above_wherever_the_camera_stands(rig: Rig) -> None:
         assert (lamps[:, 2] > 0).mean() > 0.85
         assert unit(lamps.mean(axis=0))[2] > 0.98
         np.testing.assert_allclose(look.up @ turned.rotation, [0, 0, 1], atol=1e-6)
-    (stage,) = WIDE.stages(rig, motion, (camera,), 0)
-    lamp = WideLook(0, motion, camera, 0).lamp(stream(0, "stage", motion.number, 0))
+    (stage,) = WIDE.stages(rig, motion, (turned,), 0)
+    lamp = WideLook(0, motion, turned, 0).lamp(stream(0, "stage", motion.number, 0))
     np.testing.assert_allclose(stage._light, unit(lamp), atol=1e-6)
-    stage._light = np.zeros(3, np.float32)
-    up = camera.rotation[:, 2].astype(np.float32)
+    stage._light, stage._gloss = np.zeros(3, np.float32), 0.0
+    up = turned.rotation[:, 2].astype(np.float32)
     faces, view = np.stack([up, -up]), np.tile(np.float32([0, 0, -1]), (2, 1))
     lit = stage._shade(np.full((2, 3), 100, np.float32), faces, view, np.zeros(2, np.float32))
     assert (lit[0] > 1.2 * lit[1]).all(), "the sky is above, too"
