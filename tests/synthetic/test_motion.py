@@ -38,11 +38,9 @@ def in_world(rig: Rig, motion: Motion) -> tuple[Array, Array]:
     return vertices, joints
 
 
-def annotated(
-    rig: Rig, motion: Motion, camera: Camera, split: Any = "train"
-) -> tuple[Array, list[dict[str, Any]]]:
+def annotated(motion: Motion, camera: Camera, split: Any = "train") -> tuple[Array, list[dict[str, Any]]]:
     """Joints of all frames in the camera, and the annotations."""
-    joints = place_in_camera(rig.decode(motion.hand_pose, motion.betas)[1], motion, camera)
+    joints = place_in_camera(motion.joints_m, motion, camera)
     return joints, annotate(motion, camera, ["a"], joints, split)
 
 
@@ -181,8 +179,8 @@ def test_evaluation_boxes_hold_the_hand_up_to_the_border(rig: Rig, motions: list
     camera = TABLE.cameras(0, motion, 1)[0]
     for place in ([WIDTH, 240], [0, 240], [320, HEIGHT], [320, 0]):
         k = camera.intrinsics_px.copy()
-        k[:2, 2] += place - pixels_of(annotated(rig, motion, camera)[0], k).mean((0, 1))
-        joints, metas = annotated(rig, motion, dataclasses.replace(camera, intrinsics_px=k), "evaluation")
+        k[:2, 2] += place - pixels_of(annotated(motion, camera)[0], k).mean((0, 1))
+        joints, metas = annotated(motion, dataclasses.replace(camera, intrinsics_px=k), "evaluation")
         box = np.array([content["handBoundingBox"] for content in metas])[:, None]
         pixels = pixels_of(joints, k)
         inside = ((pixels >= 0) & (pixels <= [WIDTH, HEIGHT])).all(-1)
@@ -196,7 +194,7 @@ def test_the_objects_labels_put_it_where_it_is_drawn(rig: Rig, motions: list[Mot
     """HO3D's objRot and objTrans are OpenGL's as the hand is: in other axes, hand and object stand apart."""
     for motion in motions[:6]:
         camera = TABLE.cameras(0, motion, 3)[1]
-        content = annotated(rig, motion, camera)[1][4]
+        content = annotated(motion, camera)[1][4]
         world = motion.held.corners_m @ motion.object_rotation[4].T + motion.object_m[4]
         found = content["objCorners3D"] * [1.0, -1.0, -1.0]
         np.testing.assert_allclose(found, camera.to_camera(world), atol=1e-9)

@@ -45,9 +45,7 @@ def test_the_table_is_what_it_was(rig: Rig) -> None:
     table = DOMAINS["table"]
     motion = table.motion(rig, 0, 0, 6)
     (camera,) = table.cameras(0, motion, 1)
-    vertices, joints = (
-        place_in_camera(p, motion, camera) for p in rig.decode(motion.hand_pose, motion.betas)
-    )
+    vertices, joints = (place_in_camera(p, motion, camera) for p in (motion.vertices_m, motion.joints_m))
     want = [[-0.066961, -0.007574, 0.495081], [-0.020041, 0.059605, 0.587364]]
     np.testing.assert_allclose(joints[3, [0, 20]], want, atol=2e-6)
     np.testing.assert_allclose(camera.intrinsics_px[0], [611.3069, 0.0, 327.7828], atol=1e-4)
@@ -65,7 +63,7 @@ def test_spread_of_cameras_and_hands(rig: Rig) -> None:
     turns, away, along, inside, sizes = [], [], [], [], []
     for number in range(60):
         motion = WIDE.motion(rig, 0, number, 6)
-        joints = rig.decode(motion.hand_pose, motion.betas)[1]
+        joints = motion.joints_m
         cameras = WIDE.cameras(0, motion, 2)
         assert len({camera.serial for camera in cameras}) == 2
         for camera in cameras:
@@ -135,9 +133,8 @@ def test_some_hands_come_near_the_table(rig: Rig) -> None:
         assert high.target_m[2] > 0.19
         if motion.target_m[2] == high.target_m[2]:
             continue
-        elbow = motion.wrist_m + 0.3 * motion.elbow_direction
-        skin = motion.skin_m()
-        above.append(min(part[..., 2].min() for part in (motion.hand_and_held_m(), elbow - 0.06)))
+        skin, arm = motion.skin_m(), motion.wrist_m + 0.3 * motion.elbow_direction
+        above.append(min(part[..., 2].min() for part in (motion.hand_and_held_m(), arm - 0.06)))
         if not motion.grasps:
             local = (skin - motion.object_m[:, None]) @ motion.object_rotation
             assert motion.held.distance(local).min() > 0.004, "what lies there"
@@ -360,7 +357,7 @@ def test_rooms_are_behind_the_hand(rig: Rig) -> None:
         far += away >= 1.15
         (stage,) = WIDE.stages(rig, motion, (camera,), 1)
         room = stage._room_depth
-        hand = place_in_camera(rig.decode(motion.hand_pose, motion.betas)[0], motion, camera)
+        hand = place_in_camera(motion.vertices_m, motion, camera)
         behind = WideLook(1, motion, camera, 0)._behind_m
         things = camera.to_camera(motion.object_m)[:, 2].max() if motion.grasps else 0.0
         arm = camera.to_camera(motion.wrist_m + 0.15 * motion.elbow_direction)[:, 2].max()
@@ -426,9 +423,7 @@ def test_what_a_lens_does_is_done(rig: Rig) -> None:
     assert 0.05 < np.mean(carried) < 0.45
     (stage,) = WIDE.stages(rig, motion, [camera], 0)
     stage._look._carried = True
-    rgb, depth = stage.draw(
-        0, place_in_camera(rig.decode(motion.hand_pose, motion.betas)[0], motion, camera)[0]
-    )
+    rgb, depth = stage.draw(0, place_in_camera(motion.vertices_m, motion, camera)[0])
     assert not rgb[depth == 0.0].any()
 
 
@@ -475,7 +470,7 @@ def test_a_look_has_the_last_word_on_its_picture(rig: Rig) -> None:
     motion = blank.motion(rig, 0, 0, 1)
     (camera,) = blank.cameras(0, motion, 1)
     (stage,) = blank.stages(rig, motion, (camera,), 0)
-    vertices = place_in_camera(rig.decode(motion.hand_pose, motion.betas)[0], motion, camera)
+    vertices = place_in_camera(motion.vertices_m, motion, camera)
     rgb, depth_m = stage.draw(0, vertices[0])
     assert (rgb == 7).all()
     assert (depth_m == 1.5).all()

@@ -46,9 +46,6 @@ _FOREARM_M = 0.3
 _ARM_RADIUS_M = 0.06
 """The forearm stays above the table this far behind the wrist."""
 
-_SHOWN_ARM_M = 0.15
-"""Rooms begin behind the forearm as far as this from the wrist."""
-
 _CLEAR_M = 0.005
 """Between a hand and what lies on the table."""
 
@@ -118,7 +115,8 @@ class Motion:
 
     def skin_m(self) -> Array:
         """(N, V, 3) vertices of the hand, world frame."""
-        return _placed(self.vertices_m, self.anatomy, self.wrist_rotation, self.wrist_m)
+        turned = (self.vertices_m - self.anatomy.joints_m[0]) @ np.swapaxes(self.wrist_rotation, 1, 2)
+        return np.asarray(turned + self.wrist_m[:, None])
 
     def hand_and_held_m(self) -> Array:
         """(N, P, 3) vertices of the hand and of what it holds, world frame."""
@@ -127,9 +125,9 @@ class Motion:
         held = self.held.mesh()[0] @ np.swapaxes(self.object_rotation, 1, 2) + self.object_m[:, None]
         return np.concatenate([self.skin_m(), held], axis=1)
 
-    def arm_m(self) -> Array:
-        """(N, 3) where the forearm leaves what crops show of it, world frame."""
-        return self.wrist_m + _SHOWN_ARM_M * self.elbow_direction
+    def forearm_m(self, behind_m: float) -> Array:
+        """(N, 3) the middle of the forearm so far behind the wrist, world frame."""
+        return self.wrist_m + behind_m * self.elbow_direction
 
 
 def make_motion(rig: Rig, habits: Habits, seed: int, number: int, frames: int) -> Motion:
@@ -181,15 +179,10 @@ def make_motion(rig: Rig, habits: Habits, seed: int, number: int, frames: int) -
     return _lowered(low, motion) if low.random() < habits.near_table else motion
 
 
-def _placed(points_m: Array, anatomy: Anatomy, rotation: Array, wrist_m: Array) -> Array:
-    """(N, P, 3) points of `Rig.decode` in the world."""
-    return np.asarray((points_m - anatomy.joints_m[0]) @ np.swapaxes(rotation, 1, 2) + wrist_m[:, None])
-
-
 def _lowered(rng: np.random.Generator, motion: Motion) -> Motion:
     """The same motion just above the table; what lies there makes room."""
-    arm = motion.wrist_m + _FOREARM_M * motion.elbow_direction
-    lowest = min(motion.hand_and_held_m()[..., 2].min(), arm[:, 2].min() - _ARM_RADIUS_M)
+    arm = motion.forearm_m(_FOREARM_M)[:, 2].min() - _ARM_RADIUS_M
+    lowest = min(motion.hand_and_held_m()[..., 2].min(), arm)
     above = np.exp(rng.uniform(*np.log(_NEAR_TABLE_M)))
     move = np.array([0.0, 0.0, above - lowest])
     object_m = motion.object_m + move if motion.grasps else motion.object_m

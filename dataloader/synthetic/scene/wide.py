@@ -17,6 +17,9 @@ from dataloader.synthetic.scene.look import Look
 from dataloader.synthetic.scene.worn import dress
 from src.runtime.seed import stream
 
+_SHOWN_ARM_M = 0.15
+"""Rooms begin behind the forearm as far as this from the wrist."""
+
 _GAP_M = 0.005
 """Between the farthest that is drawn and the room behind it."""
 
@@ -44,7 +47,7 @@ class WideLook(Look):
     def __init__(self, seed: int, motion: Motion, camera: Camera, digit: int) -> None:
         super().__init__(seed, motion, camera, digit)
         self._room = stream(seed, "room", motion.number, digit)
-        shown = np.concatenate([motion.hand_and_held_m(), motion.arm_m()[:, None]], axis=1)
+        shown = np.concatenate([motion.hand_and_held_m(), motion.forearm_m(_SHOWN_ARM_M)[:, None]], axis=1)
         self._behind_m = float(camera.to_camera(shown)[..., 2].max()) + _GAP_M
         self.up = camera.rotation[:, 2].astype(np.float32)
         self.farther_m = max(self._behind_m - NEAREST_UPRIGHT_M, 0.0)
