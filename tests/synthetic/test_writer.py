@@ -126,15 +126,15 @@ def test_command_line(
     tree: Path, asset: HandAsset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Wrong arguments and a tree in the way end with status 2 and one line on stderr."""
-    out = str(tmp_path / "x")
+    out, small = str(tmp_path / "x"), ("--sequences", "4", "--frames", "3")  # which any disk has room for
     for arguments, said in (
         (["--out", out, "--pace", "0"], "--pace: got 0, want 1..1000"),
         (["--out", out, "--held-out-cameras", "0"], "--held-out-cameras: got 0, want 1..10"),
         (["--out", str(tree), "--pace", "2"], "made otherwise.*pace is None, want 2"),
         (["--out", out, "--sequences", "0", "--cameras", "11"], "--sequences: got 0, want 1..1000000; --cam"),
         (["--out", out, "--cameras", "11"], "--cameras: got 11, want 1..10"),
-        (["--out", str(tree), "--sequences", "4", "--frames", "3"], "made otherwise"),
-        (["--out", out, "--hand", str(tmp_path / "none.pkl")], "none.pkl"),
+        (["--out", str(tree), *small], "made otherwise"),
+        (["--out", out, *small, "--hand", str(tmp_path / "none.pkl")], "none.pkl"),
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err
