@@ -166,6 +166,13 @@ def test_lamps_hang_above_wherever_the_camera_stands(rig: Rig) -> None:
     assert (lit[0] > 1.2 * lit[1]).all(), "the sky is above, too"
 
 
+def test_no_hand_comes_nearer_than_a_loader_takes(rig: Rig) -> None:
+    """One such frame in 46,000 ended a training, after its data had been made."""
+    for digit, camera in enumerate(WIDE.cameras(0, motion := WIDE.motion(rig, 0, 224, 5), 2)):
+        nearest = camera.to_camera(motion.in_world(motion.joints_m))[..., 2].min()
+        assert nearest >= 0.1, f"camera {digit} had 0.099 m"
+
+
 def test_cameras_worn_on_the_head_are_on_the_elbows_side(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody sees their own hand from beyond its fingers."""
     monkeypatch.setattr(cameras, "_WEARER_SHARE", 1.0)

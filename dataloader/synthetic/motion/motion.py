@@ -113,10 +113,14 @@ class Motion:
     grasps: bool
     """Whether the object is in the hand; otherwise it lies on the table."""
 
+    def in_world(self, points_m: Array) -> Array:
+        """(N, ..., 3) vertices or joints as this class holds them -> world frame."""
+        turned = (points_m - self.anatomy.joints_m[0]) @ np.swapaxes(self.wrist_rotation, 1, 2)
+        return np.asarray(turned + self.wrist_m[:, None])
+
     def skin_m(self) -> Array:
         """(N, V, 3) vertices of the hand, world frame."""
-        turned = (self.vertices_m - self.anatomy.joints_m[0]) @ np.swapaxes(self.wrist_rotation, 1, 2)
-        return np.asarray(turned + self.wrist_m[:, None])
+        return self.in_world(self.vertices_m)
 
     def hand_and_held_m(self) -> Array:
         """(N, P, 3) vertices of the hand and of what it holds, world frame."""

@@ -49,7 +49,10 @@ FOCAL_PX = (380.0, 950.0)
 """Focal lengths of cameras that people bring; at 640 x 480, a wide webcam to a long lens."""
 
 DISTANCE_M = (0.25, 1.2)
-"""Of these cameras from the hand."""
+"""Of these cameras from the place about which the hand moves."""
+
+_NEAREST_M = 0.1
+"""A camera to which a joint comes nearer in any frame is not taken: no loader would."""
 
 _WEARER_SHARE = 0.5
 _WEARER_MOST_M = 0.65
@@ -101,7 +104,16 @@ def cameras_anywhere(seed: int, motion: Motion, count: int) -> list[Camera]:
 
 
 def _anywhere(rng: np.random.Generator, motion: Motion) -> Camera:
-    """One such camera."""
+    """One such camera: the first that is drawn from which every frame can be used."""
+    joints_m = motion.in_world(motion.joints_m)
+    while True:
+        camera = _tried(rng, motion)
+        if camera.to_camera(joints_m)[..., 2].min() >= _NEAREST_M:
+            return camera
+
+
+def _tried(rng: np.random.Generator, motion: Motion) -> Camera:
+    """A camera that does not look along the forearm; a hand can come too near to it."""
     focal = float(np.exp(rng.uniform(*np.log(FOCAL_PX))))
     elbow = motion.elbow_direction.mean(axis=0)
     elbow_side = np.arctan2(elbow[0], -elbow[1])
