@@ -2,10 +2,10 @@
 
     python -m benchmarks.peers [--arms "ResNet-18, MANO" ...] [--samples N] [--data DIR] [--other DIR]
 
-All are trained from scratch by train.py, as `benchmarks/equal_time.py` says; the peers with AdamW at 1e-3, which
-of 3e-4, 1e-3 and 3e-3 serves them best, and without an average of the weights, which does not suit statistics
-of batches. A peer that sees depth has it as a fourth channel and never loses it: its rival is UTNet with depth.
-A peer without depth is the rival of UTNet's RGB-only score.
+All are trained from scratch by train.py, as `benchmarks/equal_time.py` says; the peers with AdamW at 1e-3,
+which of 3e-4, 1e-3 and 3e-3 serves them best, and without an average of the weights, which does not suit
+statistics of batches. A peer that sees depth has it as a fourth channel and never loses it: its rival is
+UTNet with depth. A peer without depth is the rival of UTNet's RGB-only score.
 
 | peer | after |
 |---|---|
