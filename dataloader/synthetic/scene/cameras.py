@@ -104,17 +104,9 @@ def cameras_anywhere(seed: int, motion: Motion, count: int) -> list[Camera]:
 
 
 def _anywhere(rng: np.random.Generator, motion: Motion) -> Camera:
-    """One such camera: the first that is drawn from which every frame can be used."""
-    joints_m = motion.in_world(motion.joints_m)
-    while True:
-        camera = _tried(rng, motion)
-        if camera.to_camera(joints_m)[..., 2].min() >= _NEAREST_M:
-            return camera
-
-
-def _tried(rng: np.random.Generator, motion: Motion) -> Camera:
-    """A camera that does not look along the forearm; a hand can come too near to it."""
+    """One such camera."""
     focal = float(np.exp(rng.uniform(*np.log(FOCAL_PX))))
+    joints_m = motion.in_world(motion.joints_m)
     elbow = motion.elbow_direction.mean(axis=0)
     elbow_side = np.arctan2(elbow[0], -elbow[1])
     while True:
@@ -127,22 +119,24 @@ def _tried(rng: np.random.Generator, motion: Motion) -> Camera:
         up = np.sin(np.radians(rng.uniform(15.0, 80.0))) if worn else rng.uniform(lowest, 1.0)
         flat = np.sqrt(1.0 - up * up)
         direction = np.array([np.sin(azimuth) * flat, -np.cos(azimuth) * flat, up])
-        if (motion.elbow_direction @ direction).max() < _BEHIND_FOREARM:
-            break
-    forward = -direction
-    steep = np.abs(forward[2]) > 0.99
-    upright = _upright(forward, np.array([0.0, 1.0, 0.0] if steep else [0.0, 0.0, 1.0]))
-    free_m = np.maximum(distance / focal * np.array([WIDTH, HEIGHT]) / 2 - _HAND_REACH_M, 0.0)
-    aside = upright[:2].T @ (free_m * rng.uniform(-0.8, 0.8, 2))
-    k = np.array([
-        [focal, 0.0, WIDTH / 2 + rng.uniform(-16, 16)],
-        [0.0, focal * rng.uniform(0.99, 1.01), HEIGHT / 2 + rng.uniform(-14, 14)],
-        [0.0, 0.0, 1.0],
-    ])  # fmt: skip
-    serial = f"9{rng.integers(10**10, 10**11)}"
-    centre = motion.target_m + aside - distance * forward
-    centre[2] = max(centre[2], _ABOVE_TABLE_M)
-    return Camera(serial, k, _rolled(upright, rng.normal() * 10.0), centre)
+        if (motion.elbow_direction @ direction).max() >= _BEHIND_FOREARM:
+            continue
+        forward = -direction
+        steep = np.abs(forward[2]) > 0.99
+        upright = _upright(forward, np.array([0.0, 1.0, 0.0] if steep else [0.0, 0.0, 1.0]))
+        free_m = np.maximum(distance / focal * np.array([WIDTH, HEIGHT]) / 2 - _HAND_REACH_M, 0.0)
+        aside = upright[:2].T @ (free_m * rng.uniform(-0.8, 0.8, 2))
+        k = np.array([
+            [focal, 0.0, WIDTH / 2 + rng.uniform(-16, 16)],
+            [0.0, focal * rng.uniform(0.99, 1.01), HEIGHT / 2 + rng.uniform(-14, 14)],
+            [0.0, 0.0, 1.0],
+        ])  # fmt: skip
+        serial = f"9{rng.integers(10**10, 10**11)}"
+        centre = motion.target_m + aside - distance * forward
+        centre[2] = max(centre[2], _ABOVE_TABLE_M)
+        camera = Camera(serial, k, _rolled(upright, rng.normal() * 10.0), centre)
+        if camera.to_camera(joints_m)[..., 2].min() >= _NEAREST_M:
+            return camera
 
 
 def _upright(forward: Array, up: Array) -> Array:
