@@ -25,6 +25,7 @@ def test_a_peer_learns_from_all_that_it_has_and_sees_depth_where_it_says_so(name
     batch = make_batch(3, *SIZE, noise=True)
     config = load_config(CONFIG, ARMS[name].settings)
     assert not config.model.second_look, "upright crops alone teach nothing to who looks once"
+    assert config.training.ema_decay == 0.0, "statistics of batches are not those of averaged weights"
     prediction = net(batch)
     HandLoss(config.loss, hand_model())(prediction, batch).total.backward()
     assert config.dataset.p_drop_depth == (0.0 if "depth" in name else 1.0)
