@@ -4,7 +4,9 @@ Each arm is `config/learn.yaml` with other settings or another network, the same
 step is cheaper gets more steps; where the data end, all get more epochs. Steps, with the making of their
 batch, are timed side by side, in turns, before anything is trained. All are validated at three points.
 An arm that has finished at this commit with the very same settings, its number of steps among them, is kept
-in runs/ and not trained again; with uncommitted changes none is.
+in runs/ and not trained again, and so are the times, which say how many steps: a comparison that was
+interrupted goes on, and one of some arms can be continued with others. With uncommitted changes nothing is
+kept.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -36,6 +39,7 @@ from src.hand.mano import ManoLayer
 from src.losses.loss import HandLoss
 from src.models.utnet import UTNet
 from src.pages.answers import gain, rows_interval
+from src.runtime.files.disk import atomic_write
 from src.runtime.machine import worker_count
 from src.runtime.ranks.distributed import DistContext
 from src.schema import Shown
@@ -109,9 +113,11 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
         subprocess.run(make.split(), check=True, timeout=TIMEOUT_S)
     names = list(dict.fromkeys([first, *arguments.arms]))
     torch.set_num_threads(THREADS)
-    seconds = interleaved({name: _step(arms[name], shared) for name in names}, TIMED_ROUNDS)
+    times = step_times(
+        Path(f"runs/bench/{title}-{arguments.seed}-times.json"), names, lambda name: _step(arms[name], shared)
+    )
     try:
-        plans = plans_of_arms(seconds, arguments.samples, batch, epochs, _epoch_steps(shared, batch))
+        plans = plans_of_arms(times, arguments.samples, batch, epochs, _epoch_steps(shared, batch))
     except ValueError as error:
         parser.error(str(error))
     scores: dict[Path, dict[str, Rows]] = {}
@@ -144,13 +150,44 @@ def against_first(where: str, scores: Mapping[str, Rows]) -> list[Row]:
     return table
 
 
+def step_times(
+    path: Path, names: Sequence[str], step_of: Callable[[str], Callable[[], object]]
+) -> dict[str, float]:
+    """Time of a step of each arm, of the first arm's.
+
+    Times that this commit has measured on this machine are taken from `path`: measured again, they would
+    differ by the machine's noise, and an arm with another number of steps would be trained again.
+
+    Args:
+        path: JSON file of times, brought up to date; of one seed and one kind of arms.
+        names: the arms, the first one first.
+        step_of: makes the step of an arm that is to be timed.
+    """
+    made_by = {"commit": _own_commit(), "machine": platform.node(), "threads": THREADS}
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = kept["times"] if made_by["commit"] and kept.get("made_by") == made_by else {}
+    first, *others = names
+    if missing := [name for name in others if name not in known]:
+        seconds = interleaved({name: step_of(name) for name in (first, *missing)}, TIMED_ROUNDS)
+        known |= {name: own / seconds[first] for name, own in seconds.items()}
+        with atomic_write(path) as file:
+            file.write(json.dumps({"made_by": made_by, "times": known}, indent=2).encode())
+    return {name: known.get(name, 1.0) for name in names}
+
+
+def _own_commit() -> str | None:
+    """The commit that this is, if it is one, unchanged."""
+    now = commit()
+    return None if now == "unknown" or now.endswith("+") else now
+
+
 def plans_of_arms(
-    seconds: Mapping[str, float], samples: int, batch: int, epochs: int, there: int
+    times: Mapping[str, float], samples: int, batch: int, epochs: int, there: int
 ) -> dict[str, Plan]:
     """Epochs and steps of each arm, so that all train for the same time.
 
     Args:
-        seconds: of a step, by arm.
+        times: of a step, by arm, the first network's first; in any unit.
         samples: that the first network sees in all epochs.
         batch: samples of a step.
         epochs: that all have, if no arm's steps need more data.
@@ -159,8 +196,8 @@ def plans_of_arms(
     Raises:
         ValueError: an arm gets no step in an epoch, or the data give none.
     """
-    first = next(iter(seconds.values()))
-    steps = {name: samples * first / own / batch for name, own in seconds.items()}
+    first = next(iter(times.values()))
+    steps = {name: samples * first / own / batch for name, own in times.items()}
     if there == 0:
         raise ValueError(f"the data have fewer than {batch} training frames, a step's")
     # One number for all: the last ones are calm, and scores are taken at the same share of the training.
@@ -215,9 +252,8 @@ def _epoch_steps(shared: tuple[str, ...], batch: int) -> int:
 def train_arm(arm: Arm, label: str, shared: tuple[str, ...], plan: Plan) -> Path:
     """Train an arm as planned, unless its run is there; the run's folder."""
     overrides = [*shared, *arm.settings, *plan.settings, f"name={label}", f"runtime.threads={THREADS}"]
-    wanted, now = load_config(CONFIG, overrides), commit()
-    changed = now == "unknown" or now.endswith("+")
-    found = None if changed else finished(wanted, now)
+    wanted, now = load_config(CONFIG, overrides), _own_commit()
+    found = None if now is None else finished(wanted, now)
     if found is None:
         _start(arm, "--config", str(CONFIG), *overrides)
         found = finished(wanted)

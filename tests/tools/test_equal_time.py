@@ -16,6 +16,7 @@ from benchmarks.equal_time import (
     finished,
     plans_of_arms,
     score_arm,
+    step_times,
     train_arm,
 )
 from src.config_file import config_to_yaml, load_config
@@ -134,6 +135,32 @@ def test_an_arm_is_trained_once_for_each_code(
     assert train_arm(arm, name, ("seed=3",), Plan(4, 9)).name[:8] == "20260101"
     assert train_arm(arm, name, ("seed=3",), Plan(4, 9)).name[:8] == ("20260101" if kept else "20260102")
     assert trained == [name] * (1 if kept else 2)
+
+
+@pytest.mark.parametrize(
+    ("now", "timed_again"), [("aaaa", ""), ("bbbb", "full cheap dear"), ("aaaa+", "full cheap dear")]
+)
+def test_times_are_kept_with_the_arms(
+    now: str, timed_again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times differ by the machine's noise: an interrupted comparison would train all its arms once more."""
+    own, timed = {"full": 2.0, "cheap": 1.0, "dear": 4.0}, []
+
+    def interleaved(candidates: dict[str, str], repeats: int) -> dict[str, float]:
+        timed.append(" ".join(candidates.values()))
+        return {name: own[name] * noise for name in candidates}
+
+    monkeypatch.setattr(equal_time, "interleaved", interleaved)
+    monkeypatch.setattr(equal_time, "commit", lambda: "aaaa")
+    path, noise = tmp_path / "bench" / "times.json", 1.0
+    assert step_times(path, ["full", "cheap"], str) == {"full": 1.0, "cheap": 0.5}
+    noise = 1.1  # a slower minute, for all alike
+    assert step_times(path, ["full", "dear"], str) == {"full": 1.0, "dear": 2.0}
+    own["cheap"] = 1.03
+    monkeypatch.setattr(equal_time, "commit", lambda: now)
+    third = step_times(path, ["full", "cheap", "dear"], str)
+    assert third["cheap"] == (0.515 if timed_again else 0.5)
+    assert timed == ["full cheap", "full dear", *filter(None, [timed_again])]
 
 
 def test_other_data_are_scored_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
