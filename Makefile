@@ -16,10 +16,11 @@ DATA := data/demo
 DEMO_SEQUENCES ?= 90
 DEMO_FRAMES ?= 16
 DEMO_EVALUATION_SEQUENCES ?= 6
-SEED ?= 0
-DOMAIN ?= wide
+# Not ?=: servers and containers have a DOMAIN of their own.
+SEED := 0
+DOMAIN := wide
 OTHER := $(if $(filter wide,$(DOMAIN)),table,wide)
-$(if $(filter table wide,$(DOMAIN)),,$(error DOMAIN=$(DOMAIN): want wide or table))
+$(if $(findstring /$(DOMAIN)/,/table/wide/),,$(error DOMAIN=$(DOMAIN): want wide or table))
 LEARN := data/learn/$(DOMAIN)-seed$(SEED)
 LEARN_OTHER := data/learn/$(OTHER)-seed$(SEED)-held-out
 LEARN_TREE := --frames 10 --evaluation-sequences 0 --seed $(SEED) --workers 2
@@ -33,6 +34,13 @@ LEARN_wide := --domain wide --sequences 1000 --cameras 2 --held-out-sequences 16
 LEARN_RECIPE_table := dataset.p_drop_depth=0.15 \
 	augmentation.roll_deg=20 augmentation.colour=0.2 augmentation.p_occluder=0.15
 LEARN_SETTINGS ?=
+# Those of some settings whose keys LEARN_SETTINGS does not name.
+unless_set = $(foreach s,$(1),$(if $(filter $(firstword $(subst =, ,$(s)))=%,$(LEARN_SETTINGS)),,$(s)))
+# What `make learn` names itself; in LEARN_SETTINGS it would be given twice.
+LEARN_RUN := train.py --config config/learn.yaml logging.runs_dir=runs seed=$(SEED) \
+	validation.split=val validation.boxes=labels $(call unless_set,$(LEARN_RECIPE_$(DOMAIN))) $(LEARN_SETTINGS)
+LEARN_RANDOM := split.by=frame split.held_out_list=null
+LEARN_ELSEWHERE := dataset.root_dir=$(LEARN_OTHER) $(call unless_set,dataset.cache=off)
 
 .PHONY: setup demo demo-data learn learn-settings learn-data learn-other detector test lint bench clean
 
@@ -55,7 +63,7 @@ demo: demo-data
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node=2 train.py --config config/demo.yaml
 	@echo
 	@echo "Where to look:"
-	@run=$$(ls -d runs/*-demo | tail -n 1); \
+	@run=$$(ls -d runs/[0-9]*-demo | tail -n 1); \
 		echo "  log and scores      $$run/log.txt"; \
 		echo "  page to look at     $$run/val/report.html"; \
 		echo "  checkpoints         $$run/checkpoints/{last,best}.pt"; \
@@ -67,7 +75,7 @@ demo: demo-data
 
 # A slip in LEARN_SETTINGS is said now, and not after the data are made.
 learn-settings: setup
-	@$(BIN)/python train.py --config config/learn.yaml $(LEARN_RECIPE_$(DOMAIN)) $(LEARN_SETTINGS) --print-config > /dev/null
+	@$(BIN)/python $(LEARN_RUN) $(LEARN_RANDOM) $(LEARN_ELSEWHERE) runtime.threads=1 name=learn --print-config > /dev/null
 
 learn-data: setup
 	$(BIN)/python -m dataloader.synthetic.hand --out data/learn/STANDIN_RIGHT.pkl
@@ -76,23 +84,21 @@ learn-data: setup
 learn-other: learn-data
 	$(BIN)/python -m dataloader.synthetic --out $(LEARN_OTHER) $(LEARN_TREE) $(LEARN_$(OTHER)) --annotations-only train
 
-# One process: on two cores, two ranks wait for each other in each step, which takes a tenth of the time.
+# One process: on two cores, two ranks wait for each other in each step, which takes a tenth of the time. Its runs
+# have names of their own ($$$$: the number of a process), or another `make learn` could be scored in their place.
 learn: learn-settings learn-data learn-other
 	@set -e; threads=$$($(BIN)/python -c 'from src.runtime.machine import worker_count; print(worker_count())'); \
 	export OMP_NUM_THREADS=$$threads; \
-	run="$(BIN)/python train.py --config config/learn.yaml \
-		seed=$(SEED) runtime.threads=$$threads $(LEARN_RECIPE_$(DOMAIN)) $(LEARN_SETTINGS)"; \
+	own=learn-$(SEED)-$$$$; newest() { ls -d runs/[0-9]*-$$own$$1 | tail -n 1; }; \
+	run="$(BIN)/python $(LEARN_RUN) runtime.threads=$$threads"; \
 	data=dataset.root_dir=$(LEARN); \
-	$$run $$data name=learn-$(SEED); \
-	trained=$$(ls -d runs/*-learn-$(SEED) | tail -n 1); \
-	score="--evaluate $$trained/checkpoints/last.pt"; \
-	$$run $$data name=learn-$(SEED)-held-out $$score; \
-	$$run $$data name=learn-$(SEED)-random split.by=frame split.held_out_list=null $$score; \
-	$$run dataset.root_dir=$(LEARN_OTHER) dataset.cache=off name=learn-$(SEED)-other $$score; \
-	$(BIN)/python -m src.tools.learned --run $$trained \
-		--held-out $$(ls -d runs/*-learn-$(SEED)-held-out | tail -n 1) \
-		--random $$(ls -d runs/*-learn-$(SEED)-random | tail -n 1) \
-		--other $$(ls -d runs/*-learn-$(SEED)-other | tail -n 1)
+	$$run $$data name=$$own; \
+	score="--evaluate $$(newest)/checkpoints/last.pt"; \
+	$$run $$data name=$$own-held-out $$score; \
+	$$run $$data name=$$own-random $(LEARN_RANDOM) $$score; \
+	$$run $(LEARN_ELSEWHERE) name=$$own-other $$score; \
+	$(BIN)/python -m src.tools.learned --run $$(newest) --held-out $$(newest -held-out) \
+		--random $$(newest -random) --other $$(newest -other)
 
 # For `--boxes detect`: the library, and MediaPipe's models out of its wheel.
 detector: setup

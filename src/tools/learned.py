@@ -2,10 +2,10 @@
 
     python -m src.tools.learned --run RUN --held-out EVALUATION --random EVALUATION [--other EVALUATION]
 
-RUN is the folder of the training, the others are folders of `train.py --evaluate`: of the held-out motions,
-of random frames of the whole list, and of held-out motions of another data set. Prints a table, says where
-the page of the held-out motions is, and ends with the line RESULT, and one more for the other data set. Exit
-status 2 with one line for input that does not fit.
+RUN is the folder of the training, the others are folders of `train.py --evaluate` of its checkpoints: on the
+held-out motions, on random frames of the whole list, and on held-out motions of another data set. Prints a
+table, says where the page of the held-out motions is, and ends with the line RESULT, and one more for the
+other data set. Exit status 2 with one line for input that does not fit.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from src.runtime import log
 from src.runtime.command_line import exit_status, make_parser
 from src.schema import Shown
 from src.training.recorder import read_scalars
+from src.training.run_folder import META, facts_of
 
 _METRICS = ("mpjpe_mm", "pa_mpjpe_mm")
 _COARSE = ("coarse_mpjpe_mm", "coarse_pa_mpjpe_mm")
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def summarise(run: Path, held_out: Path, random: Path, other: Path | None) -> None:
     """Print the table and RESULT, also of another data set."""
     config = load_config(run / "config.yaml")
+    for folder in filter(None, (held_out, random, other)):
+        _require_weights_of(run, folder)
     dataset = build_dataset(config, "val", ManoLayer.from_file(config.mano.model_path), show_progress=False)
     rows = {shown: _rows(held_out, shown) for shown in FILE_ENDS}
     split, count = rows["rgbd"]["split_hash"], len(rows["rgbd"]["frame"])
@@ -82,6 +85,19 @@ def summarise(run: Path, held_out: Path, random: Path, other: Path | None) -> No
     print(_result(f"split={config.split.by}", rows, base, minutes))
     if away is not None:
         print(_result(*away, minutes))
+
+
+def _require_weights_of(run: Path, folder: Path) -> None:
+    """Scores of another run's weights would be printed as this one's.
+
+    Raises:
+        DataError: an evaluation is of a checkpoint in another run folder, or no evaluation.
+    """
+    scored = facts_of(folder).get("evaluated")
+    if not isinstance(scored, str):
+        raise DataError(f"{folder}: no folder of --evaluate: its {META} names no checkpoint.")
+    if Path(scored).absolute().parent.parent.name != run.resolve().name:
+        raise DataError(f"{folder}: it scored {scored}, want a checkpoint of {run}. Evaluate the run's own.")
 
 
 def _elsewhere(folder: Path, config: RunConfig) -> tuple[str, dict[Shown, dict[str, Any]], dict[str, float]]:

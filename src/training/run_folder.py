@@ -100,7 +100,7 @@ def started(run: Path) -> datetime:
     """
     now = datetime.now(UTC)
     try:
-        when = datetime.fromisoformat(_meta(run)["started"])
+        when = datetime.fromisoformat(facts_of(run)["started"])
         when = when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
         if when <= now + _AHEAD:
             return when
@@ -113,7 +113,7 @@ def started(run: Path) -> datetime:
     return datetime.fromtimestamp(max(times), UTC)
 
 
-def _meta(run: Path) -> dict[str, Any]:
+def facts_of(run: Path) -> dict[str, Any]:
     """What a run says of itself; nothing where that is not to be read."""
     try:
         return _facts(read_plain(run / META, _MOST_META_BYTES))
@@ -149,7 +149,7 @@ def _newest(config: RunConfig) -> tuple[Path | None, str]:
 
 
 def _is_evaluation(run: Path) -> bool:
-    return "evaluated" in _meta(run)
+    return "evaluated" in facts_of(run)
 
 
 def _is_finished(last: Path, config: RunConfig) -> bool:

@@ -132,19 +132,23 @@ def test_a_run_without_refinement_has_no_row_of_it(
     [
         ("held-out is random", "its split is"),
         ("random is held-out", "no frame of a training motion"),
-        ("held-out is the training", "val/per_sample.npz is not a per-sample file"),
+        ("held-out is the training", "no folder of --evaluate: its meta.json names no checkpoint"),
+        ("the training is another one", "want a checkpoint of"),
         ("other is held-out", "the data set of the training"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(
-    folders: Folders, swap: str, said: str, capsys: pytest.CaptureFixture[str]
+    folders: Folders, tmp_path: Path, swap: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The score of the wrong split looks like a very good run."""
     run, held_out, random, _ = folders
+    another = tmp_path / "20260101-000000-taught"
+    shutil.copytree(run, another)
     mixed = {
         "held-out is random": (run, random, random),
         "random is held-out": (run, held_out, held_out),
         "held-out is the training": (run, run, random),
+        "the training is another one": (another, held_out, random),
         "other is held-out": (run, held_out, random, held_out),
     }[swap]
     assert learned.main(arguments(*mixed)) == 2
