@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -51,7 +53,7 @@ def test_heat_maps_are_read_where_they_are() -> None:
     hand = net.estimate(volume.flatten(1, 2), batch)
     pixels = project(hand.joints_cam_m, batch.intrinsics_crop_px)[0]
     torch.testing.assert_close(pixels, torch.tensor([12.5 / 16 * 64, 4.5 / 16 * 64]).expand(21, 2))
-    depth = batch.z_ref_m + 0.5 * (8.5 / 32 - 0.5)
+    depth = batch.z_ref_m * math.exp(0.8 * (2 * 8.5 / 32 - 1))
     torch.testing.assert_close(hand.joints_cam_m[0, :, 2], depth.expand(21))
 
 
