@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -31,8 +32,11 @@ from benchmarks.common import Row, interleaved, report
 from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
 from dataloader.crop.prepare import prepare
+from dataloader.ho3d.split import SplitName, motion_of
+from dataloader.ho3d_dataset import HO3DDataset
 from src.config import ModelConfig, RunConfig
 from src.config_file import config_to_yaml, load_config
+from src.errors import UTNetError
 from src.evaluation.evaluator import FILE_ENDS, MODALITY_NAMES, read_per_sample
 from src.evaluation.scored import Scored
 from src.hand.mano import ManoLayer
@@ -109,12 +113,14 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     if arguments.samples < batch * epochs:  # said now, and not after data are made and steps are timed
         parser.error(f"--samples {arguments.samples}: want at least {batch * epochs}, a step in each epoch")
     if arguments.data is None:
-        make = f"make learn-data DOMAIN=wide SEED={arguments.seed}"  # finds whole data if they are there
-        subprocess.run(make.split(), check=True, timeout=TIMEOUT_S)
+        _run("make", "learn-data", "DOMAIN=wide", f"SEED={arguments.seed}")  # finds whole data if there are
+    if arguments.other is not None:  # said now, and not after an arm was trained
+        _open(load_config(CONFIG, _elsewhere(arguments.other)), "val")
     names = list(dict.fromkeys([first, *arguments.arms]))
     torch.set_num_threads(THREADS)
+    title = f"{title}-{arguments.seed}"
     times = step_times(
-        Path(f"runs/bench/{title}-{arguments.seed}-times.json"), names, lambda name: _step(arms[name], shared)
+        Path(f"runs/bench/{title}-times.json"), data, names, lambda name: _step(arms[name], shared)
     )
     try:
         plans = plans_of_arms(times, arguments.samples, batch, epochs, _epoch_steps(shared, batch))
@@ -124,7 +130,7 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     for name in names:
         plan = plans[name]
         words = re.findall(r"\w+", name)
-        label = "-".join([title, str(arguments.seed), f"{plan.epochs}x{plan.steps}", *words])
+        label = "-".join([title, f"{plan.epochs}x{plan.steps}", *words])
         folder = train_arm(arms[name], label, shared, plan)
         for line in curve(folder):
             print(f"{name}: {line}", flush=True)
@@ -132,18 +138,22 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
         if arguments.other is not None:
             scored = score_arm(arms[name], f"{label}-other", folder, arguments.other)
             scores.setdefault(arguments.other, {})[name] = rows_of(scored, "per_sample")
-    report(title, [row for where, rows in scores.items() for row in against_first(where.name, rows)])
+    report(title, [row for where, rows in scores.items() for row in against_first(str(where), rows)])
 
 
 def against_first(where: str, scores: Mapping[str, Rows]) -> list[Row]:
-    """Each arm beside the first: scores, and the first one's lead with its interval over sequences."""
+    """Each arm beside the first: scores, and the first one's lead with its interval over motions.
+
+    A motion that two cameras film is one: the pose that is hard for one is hard for the other.
+    """
     table, reference = [], next(iter(scores.values()))
     for name, rows in scores.items():
         for shown, own in rows.items():
             first = reference[shown]
+            motions = np.array([motion_of(sequence) for sequence in first.sequences], dtype=np.str_)
             for metric in ("mpjpe_mm", "pa_mpjpe_mm"):
                 mine, base = getattr(own, metric), getattr(first, metric)
-                lead = gain(rows_interval(mine - base, first.sequences))
+                lead = gain(rows_interval(mine - base, motions))
                 text = f"{where}, {MODALITY_NAMES[shown]}, {METRICS[metric]}: {name} {mine.mean():.2f}"
                 against = f"first {base.mean():.2f}, {lead}"
                 table.append(Row(text, against, float(base.mean() / mine.mean()), "mm"))
@@ -151,25 +161,34 @@ def against_first(where: str, scores: Mapping[str, Rows]) -> list[Row]:
 
 
 def step_times(
-    path: Path, names: Sequence[str], step_of: Callable[[str], Callable[[], object]]
+    path: Path, data: Path, names: Sequence[str], step_of: Callable[[str], Callable[[], object]]
 ) -> dict[str, float]:
     """Time of a step of each arm, of the first arm's.
 
-    Times that this commit has measured on this machine are taken from `path`: measured again, they would
-    differ by the machine's noise, and an arm with another number of steps would be trained again.
+    Times that this commit has measured on this machine with these data are taken from `path`: measured
+    again, they would differ by the machine's noise, and an arm with another number of steps would be trained
+    again.
 
     Args:
         path: JSON file of times, brought up to date; of one seed and one kind of arms.
+        data: what steps are timed with.
         names: the arms, the first one first.
         step_of: makes the step of an arm that is to be timed.
     """
-    made_by = {"commit": _own_commit(), "machine": platform.node(), "threads": THREADS}
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    known = kept["times"] if made_by["commit"] and kept.get("made_by") == made_by else {}
+    code = _own_commit()
+    made_by = {"commit": code, "machine": platform.node(), "threads": THREADS, "data": str(data)}
+
+    def kept() -> dict[str, float]:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        times: dict[str, float] = content["times"] if code and content.get("made_by") == made_by else {}
+        return times
+
+    known = kept()
     first, *others = names
     if missing := [name for name in others if name not in known]:
         seconds = interleaved({name: step_of(name) for name in (first, *missing)}, TIMED_ROUNDS)
-        known |= {name: own / seconds[first] for name, own in seconds.items()}
+        timed = {name: own / seconds[first] for name, own in seconds.items()}
+        known = timed | kept()  # another process may have timed its arms meanwhile
         with atomic_write(path) as file:
             file.write(json.dumps({"made_by": made_by, "times": known}, indent=2).encode())
     return {name: known.get(name, 1.0) for name in names}
@@ -227,7 +246,7 @@ def _step(arm: Arm, shared: tuple[str, ...]) -> Callable[[], object]:
     """One training step of an arm, in this process, each time on the next of some batches of its data."""
     config = load_config(CONFIG, (*shared, *arm.settings))
     hand = ManoLayer.from_file(config.mano.model_path)
-    data = build_dataset(config, "train", hand, show_progress=False)
+    data = _open(config, "train")
     torch.manual_seed(config.seed)
     model = arm.network(config.model, hand)
     model.backbone_dtype = backbone_dtype(config, torch.device("cpu"))
@@ -244,9 +263,13 @@ def _step(arm: Arm, shared: tuple[str, ...]) -> Callable[[], object]:
 
 def _epoch_steps(shared: tuple[str, ...], batch: int) -> int:
     """Steps of `batch` samples in one pass over the training split."""
-    config = load_config(CONFIG, shared)
+    return len(_open(load_config(CONFIG, shared), "train")) // batch
+
+
+def _open(config: RunConfig, split: SplitName) -> HO3DDataset:
+    """One side of a data set."""
     hand = ManoLayer.from_file(config.mano.model_path)
-    return len(build_dataset(config, "train", hand, show_progress=False)) // batch
+    return build_dataset(config, split, hand, show_progress=False)
 
 
 def train_arm(arm: Arm, label: str, shared: tuple[str, ...], plan: Plan) -> Path:
@@ -265,16 +288,33 @@ def train_arm(arm: Arm, label: str, shared: tuple[str, ...], plan: Plan) -> Path
 def score_arm(arm: Arm, label: str, trained: Path, data: Path) -> Path:
     """Score an arm's last weights on the held-out frames of another data set; the folder of the scores."""
     checkpoint = str(trained / "checkpoints" / "last.pt")
-    overrides = [f"name={label}", f"dataset.root_dir={data}", "dataset.cache=off"]
-    _start(arm, "--evaluate", checkpoint, *overrides)
+    _start(arm, "--evaluate", checkpoint, f"name={label}", *_elsewhere(data))
     return max(Path("runs").glob(f"*-{label}"))
+
+
+def _elsewhere(data: Path) -> tuple[str, ...]:
+    """Settings of a data set that is scored once."""
+    return f"dataset.root_dir={data}", "dataset.cache=off"
 
 
 def _start(arm: Arm, *arguments: str) -> None:
     """Run train.py, or what stands for it."""
-    command = [sys.executable, *arm.program, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
-    subprocess.run(command, check=True, timeout=TIMEOUT_S, env=environment)
+    _run(sys.executable, *arm.program, *arguments, environment={"OMP_NUM_THREADS": str(THREADS)})
+
+
+def _run(*command: str, environment: Mapping[str, str] | None = None) -> None:
+    """Run a program to its end.
+
+    Raises:
+        UTNetError: it failed, and has said why; or it takes longer than `TIMEOUT_S`.
+    """
+    try:
+        subprocess.run(command, check=True, timeout=TIMEOUT_S, env={**os.environ, **(environment or {})})
+    except subprocess.CalledProcessError as error:
+        said = "its message stands above; arms that have finished are kept, so call this again"
+        raise UTNetError(f"{command[0]} {command[1]} ended with status {error.returncode}: {said}") from error
+    except subprocess.TimeoutExpired as error:
+        raise UTNetError(f"{command[0]} {command[1]} was stopped after {TIMEOUT_S} s") from error
 
 
 def rows_of(folder: Path, stem: str) -> Rows:
