@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
+
+from src.runtime.command_line import exit_status
 
 NAMES = ("collection", "data_path", "startup", "train_step")
 LONG = ("ablation", "peers")
@@ -20,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

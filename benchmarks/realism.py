@@ -34,6 +34,8 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("trees", nargs="+", type=Path, metavar="TREE")
     parser.add_argument("--frames", type=int, default=150, help="of each tree, drawn at random")
     arguments = parser.parse_args(argv)
+    if arguments.frames < 1:
+        parser.error(f"--frames: got {arguments.frames}, want >= 1")
     net = HandDetector()
     errors = {tree: error_of(tree, arguments.frames, net) for tree in arguments.trees}
     first = next(iter(errors.values()))
@@ -56,9 +58,12 @@ def error_of(tree: Path, frames: int, net: HandDetector) -> float:
         folder = tree / "train" / sequence
         path = folder / "meta" / f"{frame}.pkl"
         meta = safe_pickle.load(path, allow=safe_pickle.META_GLOBALS, what="annotation")
-        picture = cv2.imread(str(folder / "rgb" / f"{frame}.jpg"))
+        name = next(
+            (folder / "rgb").glob(f"{frame}.*"), folder / "rgb" / f"{frame}.jpg"
+        )  # of v2 they are .png
+        picture = cv2.imread(str(name))
         if picture is None:
-            raise DataError(f"{folder / 'rgb' / frame}.jpg cannot be read")
+            raise DataError(f"{name} cannot be read")
         joints = np.asarray(meta["handJoints3D"])[_ORDER] * [1.0, -1.0, -1.0]
         points = joints @ np.asarray(meta["camMat"]).T
         points = points[:, :2] / points[:, 2:]
