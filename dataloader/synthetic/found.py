@@ -51,7 +51,8 @@ def _trouble(out: Path, wanted: dict[str, Any]) -> str | None:
 
 def _differences(record: Any, wanted: dict[str, Any]) -> list[str]:
     """What a record says that differs from what is wanted, in words."""
-    if not isinstance(record, dict) or not isinstance(record.get("parameters"), dict):
+    parts = ("parameters", "folders")
+    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in parts):
         return ["its record is not ours"]
     # What a record does not name yet, its tree was made without; older ones name what there was once.
     once: dict[str, str | None] = {"domain": "table", "orientations": "table", "version": "v3"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import multiprocessing
@@ -211,13 +212,19 @@ def write_tree(out: Path, parameters: Parameters, asset: HandAsset, *, workers: 
         _log.info("Synthetic data set %s: complete already, nothing to do", out)
         return False
     total = sum(part.sequences for part in parameters.parts())
-    with atomic_directory(place) as root:
-        for split in ("train", "evaluation"):
-            (root / split).mkdir()
-        views = list(progress(_work(root, parameters, asset, workers), total=total, desc="sequences"))
-        written = _write_lists(root, views, parameters.seed)
-        record = json.dumps({**wanted, **written}, indent=1)
-        (root / RECORD_NAME).write_text(record + "\n", encoding="utf-8")
+    try:
+        with atomic_directory(place) as root:
+            for split in ("train", "evaluation"):
+                (root / split).mkdir()
+            views = list(progress(_work(root, parameters, asset, workers), total=total, desc="sequences"))
+            written = _write_lists(root, views, parameters.seed)
+            record = json.dumps({**wanted, **written}, indent=1)
+            (root / RECORD_NAME).write_text(record + "\n", encoding="utf-8")
+    except OSError as reason:
+        if reason.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not is_there(out, wanted):
+            raise
+        _log.info("Synthetic data set %s: another program has completed it meanwhile", out)
+        return False
     frames = written["counts"]["train"], written["counts"]["evaluation"]
     _log.info("Synthetic data set %s: %d train frames, %d evaluation frames", out, *frames)
     return True

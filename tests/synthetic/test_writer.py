@@ -9,10 +9,12 @@ import pickle
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dataloader.synthetic import writer
 from dataloader.synthetic.__main__ import main
 from dataloader.synthetic.writer import Parameters, write_tree
 from src.errors import ConfigError, DataError
@@ -47,6 +49,27 @@ def test_equal_tree_is_reused_and_another_is_an_error(tree: Path, asset: HandAss
     check_room(tree, SMALL, 0.7, 1.4)  # few pictures, of which some are simpler
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_whoever_comes_second_finds_the_tree(
+    seed: int, tmp_path: Path, asset: HandAsset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two `make learn` of one seed: the slower one threw its work away and ended with an error."""
+    lists, out = writer._write_lists, tmp_path / "out"
+
+    def overtaken(*given: Any) -> dict[str, Any]:
+        monkeypatch.setattr(writer, "_write_lists", lists)
+        assert write_tree(out, dataclasses.replace(BARE, seed=seed), asset)
+        return lists(*given)
+
+    monkeypatch.setattr(writer, "_write_lists", overtaken)
+    if seed == BARE.seed:
+        assert write_tree(out, BARE, asset) is False
+    else:
+        with pytest.raises(DataError, match="made otherwise: seed is 1"):
+            write_tree(out, BARE, asset)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_partial_tree_is_an_error(tree: Path, asset: HandAsset, tmp_path: Path) -> None:
     """A lost frame, a lost list or a folder of something else is said, and nothing is overwritten."""
     copy = tmp_path / "copy"
@@ -59,6 +82,11 @@ def test_partial_tree_is_an_error(tree: Path, asset: HandAsset, tmp_path: Path) 
     frame.write_bytes(kept)
     (copy / "train.txt").unlink()
     with pytest.raises(DataError, match=r"train\.txt is missing"):
+        write_tree(copy, SMALL, asset)
+    record = json.loads((copy / "synthetic.json").read_text(encoding="utf-8"))
+    del record["folders"]
+    (copy / "synthetic.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(DataError, match="its record is not ours"):
         write_tree(copy, SMALL, asset)
     (copy / "synthetic.json").unlink()
     with pytest.raises(DataError, match=r"holds no synthetic\.json"):
