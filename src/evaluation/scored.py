@@ -48,12 +48,12 @@ class JointErrors:
     distance_m: NDArray[np.float64]
     """(n,) of the labelled wrist from the camera, metres."""
     turned_deg: NDArray[np.float64]
-    """(n,) rotation between the predicted and the labelled palm (wrist and knuckles), 0-180."""
+    """(n,) rotation between the predicted and the labelled palm (wrist and knuckles), 0-180; nan: none."""
 
     @property
     def flipped(self) -> int:
-        """Hands that are seen the wrong way round, palm for back: turned by more than `FLIPPED_DEG`."""
-        return int(np.count_nonzero(self.turned_deg > FLIPPED_DEG))
+        """Hands that are seen the wrong way round: turned by more than `FLIPPED_DEG`, or not finite."""
+        return int(np.count_nonzero(~(self.turned_deg <= FLIPPED_DEG)))
 
     def of(self, joints: Sequence[int]) -> tuple[float, float]:
         """Mean error of some joints, wrist-relative and aligned; nan if one is not finite."""

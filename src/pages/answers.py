@@ -54,7 +54,7 @@ def answers(
     if rows.joints is not None:
         said += [_worst_joints(name, rows, rows.joints), *_views(name, rows, rows.joints)]
     if (flipped := flipped_text(scored)) is not None:
-        said.append(f"{flipped}: palm is taken for back.")
+        said.append(f"{flipped}: palm is taken for back, or fingers for the arm.")
     for metric, column in ((1, "MPJPE"), (2, "PA-MPJPE")):
         worst, numbers = max(rows.by_sequence().items(), key=lambda item: item[1][metric])
         said.append(f"The worst sequence by {column} ({name}): {worst}, {numbers[metric]:.3f} mm.")

@@ -156,7 +156,10 @@ def test_palms_taken_for_backs_are_counted():
     assert rows.joints.turned_deg[:4] == pytest.approx([180.0, 120.0, 88.0, 20.0], abs=0.01)
     said = "Palms turned by more than 90 degrees: RGB-D 2 of 59 (3.39%)"
     assert f"  {said}" in summary_lines({"RGB-D": rows})
-    assert f"{said}: palm is taken for back." in Validation("", [], {"RGB-D": rows}, COUNT).page().answers
+    lost = dataclasses.replace(rows.joints, turned_deg=np.array([np.nan, 20.0]))
+    assert lost.flipped == 1, "a hand that is none would be right"
+    answer = f"{said}: palm is taken for back, or fingers for the arm."
+    assert answer in Validation("", [], {"RGB-D": rows}, COUNT).page().answers
 
 
 def test_sequences_are_listed_worst_first():
