@@ -36,10 +36,12 @@ LEARN_RECIPE_table := dataset.p_drop_depth=0.15 \
 LEARN_SETTINGS ?=
 # Those of some settings whose keys LEARN_SETTINGS does not name.
 unless_set = $(foreach s,$(1),$(if $(filter $(firstword $(subst =, ,$(s)))=%,$(LEARN_SETTINGS)),,$(s)))
+RUNS_DIR := $(addsuffix =%,logging.runs_dir)
 # What `make learn` names itself; in LEARN_SETTINGS it would be given twice.
-LEARN_RUN := train.py --config config/learn.yaml logging.runs_dir=runs seed=$(SEED) \
-	validation.split=val validation.boxes=labels $(call unless_set,$(LEARN_RECIPE_$(DOMAIN))) $(LEARN_SETTINGS)
+LEARN_RUN := train.py --config config/learn.yaml seed=$(SEED) validation.split=val \
+	$(call unless_set,$(LEARN_RECIPE_$(DOMAIN))) $(LEARN_SETTINGS)
 LEARN_RANDOM := split.by=frame split.held_out_list=null
+LEARN_RUNS := $(or $(patsubst $(RUNS_DIR),%,$(filter $(RUNS_DIR),$(LEARN_SETTINGS))),runs)
 LEARN_ELSEWHERE := dataset.root_dir=$(LEARN_OTHER) $(call unless_set,dataset.cache=off)
 
 .PHONY: setup demo demo-data learn learn-settings learn-data learn-other detector test lint bench clean
@@ -89,7 +91,7 @@ learn-other: learn-data
 learn: learn-settings learn-data learn-other
 	@set -e; threads=$$($(BIN)/python -c 'from src.runtime.machine import worker_count; print(worker_count())'); \
 	export OMP_NUM_THREADS=$$threads; \
-	own=learn-$(SEED)-$$$$; newest() { ls -d runs/[0-9]*-$$own$$1 | tail -n 1; }; \
+	own=learn-$(SEED)-$$$$; newest() { ls -d $(LEARN_RUNS)/[0-9]*-$$own$$1 | tail -n 1; }; \
 	run="$(BIN)/python $(LEARN_RUN) runtime.threads=$$threads"; \
 	data=dataset.root_dir=$(LEARN); \
 	$$run $$data name=$$own; \

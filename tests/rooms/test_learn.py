@@ -21,8 +21,9 @@ name = next((word[5:] for word in words if word.startswith("name=")), None)
 if words[0] == "-c":
     print(2)
 elif words[0] == "train.py" and "--print-config" not in words:
-    stamp = f"20260101-0000{{len(list(pathlib.Path('runs').iterdir())):02d}}"
-    pathlib.Path("runs", f"{{stamp}}-{{name}}", "checkpoints").mkdir(parents=True)
+    runs = pathlib.Path(next((word[17:] for word in words if word.startswith("logging.runs_dir=")), "runs"))
+    stamp = f"20260101-0000{{len(list(runs.glob('*'))):02d}}"
+    (runs / f"{{stamp}}-{{name}}" / "checkpoints").mkdir(parents=True)
 """
 OLD = ("best-learn-0", "20991231-235959-learn-0", "20991231-235959-learn-0-held-out")
 
@@ -80,6 +81,12 @@ def test_settings_come_before_the_recipe(calls: list[list[str]]) -> None:
             keys = [word.partition("=")[0] for word in words if "=" in word]
             assert len(keys) == len({*keys}), words
             assert {"dataset.cache=off", "augmentation.roll_deg=30", "augmentation.colour=0.2"} < {*words}
+
+
+@pytest.mark.parametrize("calls", [("LEARN_SETTINGS=logging.runs_dir=disk/runs",)], indirect=True)
+def test_runs_may_be_on_another_disk(calls: list[list[str]]) -> None:
+    """The newest run in `runs`, an old one, was scored in the place of the new one elsewhere."""
+    assert [word.startswith("disk/runs/2026") for word in calls[-1][3::2]] == [True] * 4
 
 
 @pytest.mark.parametrize("calls", [()], indirect=True)
