@@ -8,7 +8,7 @@ import sys
 
 from src.runtime.command_line import exit_status
 
-NAMES = ("collection", "data_path", "startup", "train_step", "waiting")
+NAMES = ("collection", "data_path", "startup", "train_step")
 LONG = ("ablation", "peers")
 """Take an hour or more and run only when named."""
 

@@ -5,14 +5,23 @@ adjacency that is normalised in every call, its transformer by timm's blocks and
 torch.optim.AdamW as it comes. Both start from the same weights and give the same loss, which is
 checked before anything is timed.
 
+How threads wait for each other (`src/runtime/__init__.py`), alone and beside busy processes, against torch as
+it comes: each measurement is a process of its own, because libgomp reads its surroundings when torch is
+loaded.
+
     python -m benchmarks train_step
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import smplx
@@ -34,7 +43,7 @@ from src.losses.loss import HandLoss
 from src.models.gcn import MeshGraph
 from src.models.utnet import UTNet
 from src.models.vit import ViT
-from src.runtime.machine import has_bf16
+from src.runtime.machine import has_bf16, worker_count
 from src.runtime.ranks.distributed import DistContext
 from src.schema import HandBatch
 from src.training.setup import backbone_dtype
@@ -47,6 +56,22 @@ EMULATED_ROUNDS = 1
 """In bf16 on a device that has none a step takes half a minute."""
 SAME_LOSS = 1e-3
 """Relative difference of the losses of both steps, float32, that rounding explains."""
+WAITING_ROUNDS = 3
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+WORK = """
+import time
+import torch
+torch.set_num_threads({threads})
+tokens, weights = torch.randn(5312, 192), torch.randn(192, 192)
+def some():
+    began = time.perf_counter()
+    for _ in range(30):
+        torch.nn.functional.gelu(tokens @ weights)
+    return time.perf_counter() - began
+some()
+print(sorted(some() for _ in range(5))[2])
+"""
+"""Small products and functions in turns, as a training step of tiny has them."""
 
 
 class SmplxHand(ManoLayer):
@@ -181,8 +206,45 @@ def _row(config: RunConfig, where: torch.device) -> Row:
     )
 
 
+def _waiting() -> list[Row]:
+    """Both ways of waiting, timed in turns."""
+    threads = worker_count()
+    rows = []
+    for beside in (0, 1, 2):
+        seconds: dict[str, list[float]] = {"import src\n": [], "": []}
+        with _busy(beside):
+            for _ in range(WAITING_ROUNDS):
+                for first, own in seconds.items():
+                    own.append(_seconds(first + WORK.format(threads=threads)))
+        ours, plain = (1e3 * statistics.median(own) for own in seconds.values())
+        what = f"{threads} threads, busy processes beside them {beside}: {ours:.1f}"
+        rows.append(Row(what, f"torch as it comes: {plain:.1f}", plain / ours, "ms"))
+    return rows
+
+
+def _seconds(program: str) -> float:
+    """What a program says that its work took."""
+    surroundings = {name: value for name, value in os.environ.items() if name not in WAITING}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=surroundings, stdout=subprocess.PIPE, timeout=300, check=True
+    )
+    return float(done.stdout)
+
+
+@contextlib.contextmanager
+def _busy(count: int) -> Iterator[None]:
+    """Processes of one thread at work, as many as asked for."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def main() -> None:
-    """Time both steps in float32, and in bfloat16 too, on made-up frames."""
+    """Time both steps in float32, and in bfloat16 too, on made-up frames; then how threads wait."""
     torch.set_num_threads(1)
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
@@ -201,7 +263,7 @@ def main() -> None:
             began = time.perf_counter()
             rows.append(_row(load_config(CONFIG, (*shared, f"training.precision={precision}")), where))
             print(f"train_step, {precision}: {time.perf_counter() - began:.0f} s")
-    report("train_step", rows)
+    report("train_step", [*rows, *_waiting()])
 
 
 if __name__ == "__main__":
