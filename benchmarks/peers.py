@@ -41,8 +41,10 @@ from src.training import setup
 PARAMETERS = 16 * 6 + 10 + 3
 """Rotations in 6D, shape, wrist: of `HandState`."""
 DEPTH_CELLS = 32
+REACH_M = 0.25
+"""With depth, heat maps reach so far before and behind the reference depth, which is measured."""
 REACH = 0.8
-"""Heat maps reach from exp(-REACH) to exp(REACH) of the reference depth, which a box gives to within 25 %."""
+"""Without depth they reach from exp(-REACH) to exp(REACH) of it: a box gives it to within 25 %."""
 
 
 def resnet(channels: int) -> nn.Sequential:
@@ -105,7 +107,7 @@ class ResNetMano(Peer):
 
 
 class ResNetHeatmaps(Peer):
-    """Joints as means over volumes, whose depth is logarithmic; there is no mesh."""
+    """Joints as means over volumes; there is no mesh."""
 
     def build(self) -> nn.Module:
         """ResNet-18 and up-convolutions to a quarter of the crop."""
@@ -124,7 +126,8 @@ class ResNetHeatmaps(Peer):
             for others, n in (((2, 3), w), ((2, 4), h), ((3, 4), DEPTH_CELLS))
         )
         height, width = self.size
-        z = batch.z_ref_m[:, None] * torch.exp(REACH * (2 * d - 1))
+        z_ref, along = batch.z_ref_m[:, None], 2 * d - 1
+        z = z_ref + REACH_M * along if self.channels > 3 else z_ref * torch.exp(REACH * along)
         joints = unproject(torch.stack([u * width, v * height], dim=-1), z, batch.intrinsics_crop_px)
         eye = torch.eye(3, device=z.device)
         return HandEstimate(
