@@ -36,12 +36,11 @@ LEARN_RECIPE_table := dataset.p_drop_depth=0.15 \
 LEARN_SETTINGS ?=
 # Those of some settings whose keys LEARN_SETTINGS does not name.
 unless_set = $(foreach s,$(1),$(if $(filter $(firstword $(subst =, ,$(s)))=%,$(LEARN_SETTINGS)),,$(s)))
-RUNS_DIR := $(addsuffix =%,logging.runs_dir)
 # What `make learn` names itself; in LEARN_SETTINGS it would be given twice.
 LEARN_RUN := train.py --config config/learn.yaml seed=$(SEED) validation.split=val \
 	$(call unless_set,$(LEARN_RECIPE_$(DOMAIN))) $(LEARN_SETTINGS)
 LEARN_RANDOM := split.by=frame split.held_out_list=null
-LEARN_RUNS := $(or $(patsubst $(RUNS_DIR),%,$(filter $(RUNS_DIR),$(LEARN_SETTINGS))),runs)
+LEARN_RUNS := $(patsubst logging.runs_dir=%,%,$(or $(filter logging.runs_dir=%,$(LEARN_SETTINGS)),runs))
 LEARN_ELSEWHERE := dataset.root_dir=$(LEARN_OTHER) $(call unless_set,dataset.cache=off)
 
 .PHONY: setup demo demo-data learn learn-settings learn-data learn-other detector test lint bench clean

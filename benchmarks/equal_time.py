@@ -48,6 +48,7 @@ from src.runtime.machine import worker_count
 from src.runtime.ranks.distributed import DistContext
 from src.schema import Shown
 from src.training.checkpoints.checkpoint import commit
+from src.training.run_folder import facts_of
 from src.training.setup import backbone_dtype
 from src.training.step import TrainStep
 
@@ -299,17 +300,18 @@ def _elsewhere(data: Path) -> tuple[str, ...]:
 
 def _start(arm: Arm, *arguments: str) -> None:
     """Run train.py, or what stands for it."""
-    _run(sys.executable, *arm.program, *arguments, environment={"OMP_NUM_THREADS": str(THREADS)})
+    _run(sys.executable, *arm.program, *arguments)
 
 
-def _run(*command: str, environment: Mapping[str, str] | None = None) -> None:
-    """Run a program to its end.
+def _run(*command: str) -> None:
+    """Run a program to its end, with as many threads as were timed.
 
     Raises:
         UTNetError: it failed, and has said why; or it takes longer than `TIMEOUT_S`.
     """
     try:
-        subprocess.run(command, check=True, timeout=TIMEOUT_S, env={**os.environ, **(environment or {})})
+        environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
+        subprocess.run(command, check=True, timeout=TIMEOUT_S, env=environment)
     except subprocess.CalledProcessError as error:
         said = "its message stands above; arms that have finished are kept, so call this again"
         raise UTNetError(f"{command[0]} {command[1]} ended with status {error.returncode}: {said}") from error
@@ -344,12 +346,12 @@ def finished(arm: RunConfig, code: str | None = None, runs: Path = Path("runs"))
         runs: folder of run folders.
     """
     for folder in sorted(runs.glob(f"*-{arm.name}"), reverse=True):
-        settings, meta = folder / "config.yaml", folder / "meta.json"
+        settings = folder / "config.yaml"
         validated = [_rows_file(folder, _last(arm.training.num_epochs), shown) for shown in FILE_ENDS]
-        if not all(path.is_file() for path in (settings, meta, *validated)):
+        if not all(path.is_file() for path in (settings, *validated)):
             continue
         if settings.read_text(encoding="utf-8") != config_to_yaml(arm):
             continue
-        if code in (None, json.loads(meta.read_text(encoding="utf-8"))["commit"]):
+        if code in (None, facts_of(folder).get("commit")):
             return folder
     return None

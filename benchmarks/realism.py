@@ -15,10 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from benchmarks.common import Row, report
+from dataloader.pictures.decode import read_rgb
 from src.errors import DataError
 from src.hand.joints import HO3D21, OPENPOSE21, permutation
 from src.predict.boxes.detect import HandDetector, square_of_points, squares_of_box
@@ -58,19 +58,15 @@ def error_of(tree: Path, frames: int, net: HandDetector) -> float:
         folder = tree / "train" / sequence
         path = folder / "meta" / f"{frame}.pkl"
         meta = safe_pickle.load(path, allow=safe_pickle.META_GLOBALS, what="annotation")
-        name = next(
-            (folder / "rgb").glob(f"{frame}.*"), folder / "rgb" / f"{frame}.jpg"
-        )  # of v2 they are .png
-        picture = cv2.imread(str(name))
-        if picture is None:
-            raise DataError(f"{name} cannot be read")
+        v3 = folder / "rgb" / f"{frame}.jpg"
+        picture = read_rgb(v3 if v3.exists() else v3.with_suffix(".png"))
         joints = np.asarray(meta["handJoints3D"])[_ORDER] * [1.0, -1.0, -1.0]
         points = joints @ np.asarray(meta["camMat"]).T
         points = points[:, :2] / points[:, 2:]
         low, high = points.min(axis=0), points.max(axis=0)
         squares = squares_of_box((*low.tolist(), *high.tolist()))[:12]
-        seen = max((net.landmarks(picture[..., ::-1], square) for square in squares), key=lambda s: s.score)
-        seen = net.landmarks(picture[..., ::-1], square_of_points(seen.points_px, seen.square.angle))
+        seen = max((net.landmarks(picture, square) for square in squares), key=lambda s: s.score)
+        seen = net.landmarks(picture, square_of_points(seen.points_px, seen.square.angle))
         errors.append(np.linalg.norm(seen.points_px - points, axis=1).mean() / (high - low).max())
     return float(np.median(errors))
 
