@@ -199,6 +199,32 @@ def test_other_data_are_opened_before_anything_is_trained(
         equal_time.compare("ablation", None, ARMS, ["--data", "x", "--other", str(tmp_path / "nowhere")])
 
 
+def test_each_seed_has_its_own_times_runs_and_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours of a seed's results were replaced by those of the next, and by a call with one arm."""
+    names, labels = [], []
+
+    def times(path: Path, *_: object) -> dict[str, float]:
+        names.append(path.name)
+        return {"full": 1.0, "refinement": 1.25}
+
+    def trained(arm: object, label: str, *_: object) -> Path:
+        labels.append(label)
+        return Path(label)
+
+    for name, stand_in in {
+        "step_times": times,
+        "train_arm": trained,
+        "_epoch_steps": lambda *_: 1000,
+        "curve": lambda _: [],
+        "rows_of": lambda *_: {},
+        "report": lambda name, _: names.append(name),
+    }.items():
+        monkeypatch.setattr(equal_time, name, stand_in)
+    equal_time.compare("ablation", None, ARMS, ["--seed", "3", "--arms", "refinement", "--data", "x"])
+    assert names == ["ablation-3-times.json", "ablation-3"]
+    assert labels == ["ablation-3-7x80-full", "ablation-3-7x64-refinement"]
+
+
 def test_leads_are_paired_and_have_their_sign(tmp_path: Path) -> None:
     """A peer that is worse by 2 mm on every frame: the first is better by 2, whatever the frames' spread."""
     errors = np.linspace(5.0, 80.0, 40)
