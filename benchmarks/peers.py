@@ -4,9 +4,9 @@
 
 All are trained from scratch by train.py, as `benchmarks/equal_time.py` says; the peers with AdamW at 1e-3,
 the best of 3e-4, 1e-3 and 3e-3 (the ViT learns at neither of the first two: 120 and 121 mm after 200 steps),
-and without an average of the weights, which does not suit statistics of batches. A peer that sees
-depth has it as a fourth channel and never loses it: its rival is UTNet with depth. A peer without depth is
-the rival of UTNet's RGB-only score.
+and without an average of the weights, which does not suit statistics of batches. A peer that sees depth has
+it as a fourth channel and never loses it: its rival is UTNet with depth. A peer without depth is the rival of
+UTNet's RGB-only score.
 
 | peer | after |
 |---|---|
@@ -42,9 +42,9 @@ PARAMETERS = 16 * 6 + 10 + 3
 """Rotations in 6D, shape, wrist: of `HandState`."""
 DEPTH_CELLS = 32
 REACH_M = 0.25
-"""Heat maps reach so far before and behind the reference depth. Without depth a box gives that to within 25 %,
-and joints of 12 % of the hands are out of reach; a reach of 0.45 to 2.2 times it scored the same without depth
-and less with it (records/2026-11-30-twice-the-time.md)."""
+"""Heat maps reach so far before and behind the reference depth. Without depth a box gives that to within 25 %
+and leaves joints of 12 % of the hands out of reach; a reach of 0.45 to 2.2 times it scored the same without
+depth, and less with it (records/2026-11-30-twice-the-time.md)."""
 
 
 def resnet(channels: int) -> nn.Sequential:
