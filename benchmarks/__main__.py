@@ -15,7 +15,7 @@ LONG = ("ablation", "peers")
 
 def main() -> None:
     """Run the benchmarks named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *NAMES, *LONG], metavar="name",
                         help=f"of {', '.join(NAMES + LONG)}; none: the first {len(NAMES)}")  # fmt: skip
     for name in parser.parse_args().names or NAMES:

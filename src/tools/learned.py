@@ -95,7 +95,7 @@ def _require_weights_of(run: Path, folder: Path) -> None:
     """
     scored = facts_of(folder).get("evaluated")
     if not isinstance(scored, str):
-        raise DataError(f"{folder}: no folder of --evaluate: its {META} names no checkpoint.")
+        raise DataError(f"{folder}: no folder of --evaluate: its {META} names no checkpoint. Give one.")
     if Path(scored).absolute().parent.parent.name != run.resolve().name:
         raise DataError(f"{folder}: it scored {scored}, want a checkpoint of {run}. Evaluate the run's own.")
 
