@@ -179,9 +179,11 @@ def look_first(out: Path, parameters: Parameters, asset: HandAsset | None = None
 def _wanted(parameters: Parameters, asset: HandAsset | None) -> dict[str, Any]:
     """What the record of a tree says of how it was made."""
     given = {name: value for name, value in dataclasses.asdict(parameters).items() if value is not None}
-    if parameters.held_out_cameras == parameters.cameras:
-        del given["held_out_cameras"]  # as without it
-    skips = max(parameters.pace or 1, DOMAINS[parameters.domain].habits.pace) > 1
+    own = DOMAINS[parameters.domain].habits.pace
+    for name, otherwise in (("held_out_cameras", parameters.cameras), ("pace", own)):
+        if getattr(parameters, name) == otherwise:
+            del given[name]  # as without it
+    skips = max(parameters.pace or 1, own) > 1
     return {
         "generator": "dataloader.synthetic",
         "generator_version": PACED_VERSION if skips else GENERATOR_VERSION,

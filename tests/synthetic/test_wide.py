@@ -29,7 +29,7 @@ from dataloader.synthetic.scene.cameras import DISTANCE_M, FOCAL_PX, HEIGHT, WID
 from dataloader.synthetic.scene.furniture import furnish
 from dataloader.synthetic.scene.wide import WideLook, dressed
 from dataloader.synthetic.writer import Parameters, write_tree
-from src.errors import ConfigError
+from src.errors import ConfigError, DataError
 from src.hand.joints import MANO16
 from src.hand.mano_assets import HandAsset
 from src.runtime.seed import stream
@@ -223,6 +223,14 @@ def test_wide_pictures_show_the_hand_where_the_labels_put_it(wide_tree: Path, as
 def test_wide_trees_of_earlier_hands_and_rooms_are_made_again(wide_tree: Path) -> None:
     """Its pace is its habits' and not a parameter: taken for unchanged, old hands would be trained on."""
     assert json.loads((wide_tree / "drawn" / "synthetic.json").read_text())["generator_version"] == 3
+
+
+def test_the_pace_that_a_world_has_can_be_named(wide_tree: Path, asset: HandAsset) -> None:
+    """A tree that is the same to the last byte must not be called another one."""
+    drawn = Parameters(8, 2, 0, cameras=2, domain="wide", pace=16)
+    assert not write_tree(wide_tree / "drawn", drawn, asset)
+    with pytest.raises(DataError, match="pace is None, want 8"):
+        write_tree(wide_tree / "drawn", dataclasses.replace(drawn, pace=8), asset)
 
 
 def test_a_tree_to_be_scored_draws_what_is_held_out_alone(wide_tree: Path) -> None:
