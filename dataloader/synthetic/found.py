@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dataloader.synthetic.domains import DOMAINS
 from src.errors import DataError
 
 RECORD_NAME = "synthetic.json"
@@ -54,10 +55,11 @@ def _differences(record: Any, wanted: dict[str, Any]) -> list[str]:
     parts = ("parameters", "folders")
     if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in parts):
         return ["its record is not ours"]
-    # What a record does not name yet, its tree was made without; older ones name what there was once.
-    once: dict[str, str | None] = {"domain": "table", "orientations": "table", "version": "v3"}
-    once |= dict.fromkeys(("pace", "held_out_cameras"))
+    # What a record does not name was as its world has it; older ones name what there was once.
+    asked = wanted["parameters"]
+    once: dict[str, str | int] = {"domain": "table", "orientations": "table", "version": "v3"}
+    once |= {"pace": DOMAINS[asked["domain"]].habits.pace, "held_out_cameras": asked["cameras"]}
     got = {"held_out_sequences": 0, "held_out_frames": 1, **once, **record, **record["parameters"]}
-    flat = {**once, **wanted, **wanted["parameters"]}
+    flat = {**once, **wanted, **asked}
     del flat["parameters"]
     return [f"{key} is {got.get(key)}, want {value}" for key, value in flat.items() if got.get(key) != value]

@@ -179,11 +179,7 @@ def look_first(out: Path, parameters: Parameters, asset: HandAsset | None = None
 def _wanted(parameters: Parameters, asset: HandAsset | None) -> dict[str, Any]:
     """What the record of a tree says of how it was made."""
     given = {name: value for name, value in dataclasses.asdict(parameters).items() if value is not None}
-    own = DOMAINS[parameters.domain].habits.pace
-    for name, otherwise in (("held_out_cameras", parameters.cameras), ("pace", own)):
-        if getattr(parameters, name) == otherwise:
-            del given[name]  # as without it
-    skips = max(parameters.pace or 1, own) > 1
+    skips = max(parameters.pace or 1, DOMAINS[parameters.domain].habits.pace) > 1
     return {
         "generator": "dataloader.synthetic",
         "generator_version": PACED_VERSION if skips else GENERATOR_VERSION,

@@ -225,12 +225,14 @@ def test_wide_trees_of_earlier_hands_and_rooms_are_made_again(wide_tree: Path) -
     assert json.loads((wide_tree / "drawn" / "synthetic.json").read_text())["generator_version"] == 3
 
 
-def test_the_pace_that_a_world_has_can_be_named(wide_tree: Path, asset: HandAsset) -> None:
+def test_the_pace_that_a_world_has_can_be_named(wide_tree: Path, tmp_path: Path, asset: HandAsset) -> None:
     """A tree that is the same to the last byte must not be called another one."""
     drawn = Parameters(8, 2, 0, cameras=2, domain="wide", pace=16)
     assert not write_tree(wide_tree / "drawn", drawn, asset)
-    with pytest.raises(DataError, match="pace is None, want 8"):
+    with pytest.raises(DataError, match="pace is 16, want 8"):
         write_tree(wide_tree / "drawn", dataclasses.replace(drawn, pace=8), asset)
+    assert write_tree(tmp_path / "named", drawn, asset)
+    assert not write_tree(tmp_path / "named", dataclasses.replace(drawn, pace=None), asset)
 
 
 def test_a_tree_to_be_scored_draws_what_is_held_out_alone(wide_tree: Path) -> None:

@@ -158,7 +158,7 @@ def test_command_line(
     for arguments, said in (
         (["--out", out, "--pace", "0"], "--pace: got 0, want 1..1000"),
         (["--out", out, "--held-out-cameras", "0"], "--held-out-cameras: got 0, want 1..10"),
-        (["--out", str(tree), "--pace", "2"], "made otherwise.*pace is None, want 2"),
+        (["--out", str(tree), "--pace", "2"], "made otherwise.*pace is 1, want 2"),
         (["--out", out, "--sequences", "0", "--cameras", "11"], "--sequences: got 0, want 1..1000000; --cam"),
         (["--out", out, "--cameras", "11"], "--cameras: got 11, want 1..10"),
         (["--out", str(tree), *small], "made otherwise"),
@@ -232,5 +232,5 @@ def test_motions_held_out_keep_their_camera_when_training_has_more(tmp_path: Pat
     assert [name for name in ["held_out.txt", *kept] if before[name] != after[name]] == []
     trained = {line.split("/")[0] for line in after["train.txt"].decode().split()} - set(held_out)
     assert (len(trained), len({name[:-1] for name in trained})) == (4, 2)
-    with pytest.raises(DataError, match="held_out_cameras is 1, want None"):
+    with pytest.raises(DataError, match="held_out_cameras is 1, want 2"):
         write_tree(tmp_path / "two", dataclasses.replace(two, held_out_cameras=None), asset)
