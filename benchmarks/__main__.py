@@ -16,9 +16,12 @@ LONG = ("ablation", "peers")
 def main() -> None:
     """Run the benchmarks named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *NAMES, *LONG], metavar="name",
-                        help=f"of {', '.join(NAMES + LONG)}; none: the first {len(NAMES)}")  # fmt: skip
-    for name in parser.parse_args().names or NAMES:
+    known = ", ".join(NAMES + LONG)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {known}; none: the first {len(NAMES)}")
+    names = parser.parse_args().names or NAMES
+    if unknown := [name for name in names if name not in NAMES + LONG]:
+        parser.error(f"there is no {unknown[0]}; want {known}")
+    for name in names:
         importlib.import_module(f"benchmarks.{name}").main()
 
 

@@ -100,7 +100,7 @@ def compare(title: str, doc: str | None, arms: Mapping[str, Arm], argv: Sequence
     """Train the first arm and those that are named on the command line, and report all against the first."""
     first = next(iter(arms))
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{title}", description=doc)
-    parser.add_argument("--arms", nargs="*", choices=list(arms), default=list(arms), metavar="ARM")
+    parser.add_argument("--arms", nargs="+", choices=list(arms), default=list(arms), metavar="ARM")
     help_text = "that the first network sees; cheaper ones see more"
     parser.add_argument("--samples", type=int, default=36_000, help=help_text)
     parser.add_argument("--seed", type=int, default=0)
