@@ -24,7 +24,6 @@ import torch
 from torch import nn
 
 from dataloader.batches.loader import DeviceLoader
-from dataloader.crop.augment import epoch_notes
 from src.build import Run, Scoring, build_evaluation, build_run
 from src.config_file import config_to_yaml
 from src.errors import ConfigError, DataError, UTNetError
@@ -230,8 +229,6 @@ def train_epoch(run: Run) -> float | None:
     config, position, loader = run.config, run.progress, run.train_loader
     loader.set_epoch(position.epoch, position.step_in_epoch)
     steps = len(loader) // config.training.accumulation
-    for note in epoch_notes(config.augmentation, position.epoch, config.training.num_epochs):
-        _log.info(note)
     batches = iter(loader)
     bar = progress(range(steps), total=steps, desc=f"epoch {position.epoch}", enabled=run.context.is_main)
     show = None

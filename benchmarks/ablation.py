@@ -25,7 +25,6 @@ ARMS = {
     "no canonical joints in the loss": Arm(("loss.joints_canonical=0",)),
     "no heat maps in the loss": Arm(("loss.heatmap=0",)),
     "no average of the weights": Arm(("training.ema_decay=0",)),
-    "no calm last epoch": Arm(("augmentation.calm_share=0",)),
 }
 
 

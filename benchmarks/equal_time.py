@@ -220,7 +220,7 @@ def plans_of_arms(
     steps = {name: samples * first / own / batch for name, own in times.items()}
     if there == 0:
         raise ValueError(f"the data have fewer than {batch} training frames, a step's")
-    # One number for all: the last ones are calm, and scores are taken at the same share of the training.
+    # One number for all: scores are taken at the same share of the training.
     epochs = max(epochs, math.ceil(max(steps.values()) / there))
     plans = {name: Plan(epochs, round(own / epochs)) for name, own in steps.items()}
     if idle := [name for name, plan in plans.items() if plan.steps == 0]:

@@ -7,7 +7,7 @@ import torch
 from dataloader.batches.loader import DeviceLoader
 from dataloader.batches.samplers import SampleKey, TrainSampler, validation_batches
 from dataloader.cache.build import ensure_cache
-from dataloader.crop.augment import Augmenter, Modality, calm_from
+from dataloader.crop.augment import Augmenter, Modality
 from dataloader.ho3d.frames import open_frames
 from dataloader.ho3d.index import AnnotationIndex
 from dataloader.ho3d.split import SplitName
@@ -51,8 +51,7 @@ def build_dataset(
         cache = ensure_cache(config, frames.index, show_progress=show_progress)
     augmenter = None
     if split == "train" and config.augmentation.enabled:
-        calm = calm_from(config.augmentation, config.training.num_epochs)
-        augmenter = Augmenter(config.augmentation, config.seed, calm, config.model.second_look)
+        augmenter = Augmenter(config.augmentation, config.seed, config.model.second_look)
     return HO3DDataset(
         frames,
         config.model.image_size,

@@ -218,9 +218,6 @@ class AugmentationConfig:
     """Strength of brightness, contrast, saturation and white balance."""
     p_occluder: float = _number(0.3, ge=0.0, le=1.0)
     """Probability that shapes are painted over picture and depth."""
-    calm_share: float = _number(0.0, ge=0.0, le=1.0)
-    """Share of the epochs, the last ones, in whole epochs, whose samples look more like those scored:
-    all ranges and probabilities are a quarter."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,15 +30,13 @@ MAX_SHIFT = 0.2
 """Crop centre moved by up to this share of the hand's box side, in x and in y.
 
 Detectors, depth and predictions of the frame before draw boxes that differ so much from those around labelled
-joints (records/2026-11-29-boxes.md): what scores well must have seen the spread, so calm epochs keep it. Most
-boxes are near the labels all the same: offsets are cubes of uniform numbers, half of them below an eighth.
+joints (records/2026-11-29-boxes.md): what scores well must have seen the spread. Most boxes are near the
+labels all the same: offsets are cubes of uniform numbers, half of them below an eighth.
 """
 P_HOLES = 0.5
 """Probability that patches of depth are removed, as a sensor loses them on dark and slanted skin."""
 DEPTH_NOISE_M = 0.002
 """Standard deviation of the noise on each depth value, metres: a depth sensor's at arm's length."""
-CALM_STRENGTH = 0.25
-"""Factor on ranges and probabilities in calm epochs; the spread of boxes and turns and the noise stay."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _MAX_OCCLUDERS = 3
@@ -94,21 +92,6 @@ UNCHANGED = Augmentation()
 """What validation sees."""
 
 
-def calm_from(config: AugmentationConfig, num_epochs: int) -> int:
-    """First epoch of a run that is calm; `num_epochs` where none is."""
-    return num_epochs - round(config.calm_share * num_epochs)
-
-
-def epoch_notes(config: AugmentationConfig, epoch: int, num_epochs: int) -> list[str]:
-    """What the log says of a training epoch whose samples differ in kind from those of epoch 0."""
-    if not config.enabled or epoch < calm_from(config, num_epochs):
-        return []
-    return [
-        f"Epoch {epoch} of {num_epochs} is calm: augmentation's ranges and probabilities x "
-        f"{CALM_STRENGTH:g}, so its training loss is lower"
-    ]
-
-
 @dataclass(frozen=True)
 class Augmenter:
     """Draws what is done to the training samples of a run."""
@@ -116,15 +99,12 @@ class Augmenter:
     config: AugmentationConfig
     seed: int
     """The run's seed."""
-    calm_from: int
-    """First epoch that is calm."""
     second_look: bool = False
     """Most crops are turned upright, for a network that looks twice (`model.second_look`)."""
 
     def draw(self, epoch: int, sample_index: int) -> Augmentation:
         """The augmentation of one sample in one epoch; see `draw`."""
-        strength = 1.0 if epoch < self.calm_from else CALM_STRENGTH
-        change = draw(self.config, self.seed, epoch, sample_index, strength)
+        change = draw(self.config, self.seed, epoch, sample_index)
         if not self.second_look:
             return change
         rng = stream(self.seed, "upright", epoch, sample_index)
@@ -135,9 +115,7 @@ class Augmenter:
         )
 
 
-def draw(
-    config: AugmentationConfig, seed: int, epoch: int, sample_index: int, strength: float = 1.0
-) -> Augmentation:
+def draw(config: AugmentationConfig, seed: int, epoch: int, sample_index: int) -> Augmentation:
     """The augmentation of one training sample in one epoch.
 
     Args:
@@ -145,17 +123,16 @@ def draw(
         seed: the run's seed.
         epoch: pass over the training split.
         sample_index: row of the split.
-        strength: factor on ranges and probabilities, but those of the box.
     """
     rng = stream(seed, "augment", epoch, sample_index)
-    roll = math.radians(config.roll_deg * strength) * rng.uniform(-1, 1)
+    roll = math.radians(config.roll_deg) * rng.uniform(-1, 1)
     low, high = np.log(SIDES)
     scale = math.exp((low + high) / 2 + (high - low) / 2 * rng.uniform(-1, 1) ** 3)
     shift = MAX_SHIFT * rng.uniform(-1, 1, 2) ** 3
-    colour = _colour_matrix(config.colour * strength, rng)
-    count = int(rng.integers(1, _MAX_OCCLUDERS + 1)) if rng.random() < config.p_occluder * strength else 0
+    colour = _colour_matrix(config.colour, rng)
+    count = int(rng.integers(1, _MAX_OCCLUDERS + 1)) if rng.random() < config.p_occluder else 0
     occluders = tuple(_occluder(rng) for _ in range(count))
-    count = int(rng.integers(1, _MAX_HOLES + 1)) if rng.random() < P_HOLES * strength else 0
+    count = int(rng.integers(1, _MAX_HOLES + 1)) if rng.random() < P_HOLES else 0
     holes = tuple(Patch(_star(rng, 0.03, 0.12)) for _ in range(count))
     place = (float(shift[0]), float(shift[1]))
     return Augmentation(

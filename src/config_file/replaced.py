@@ -46,8 +46,9 @@ REPLACED = {
         TRAINING_ONLY, "is gone: every second sample has holes in its depth"
     ),
     "augmentation.depth_noise_m": Replaced(TRAINING_ONLY, "is gone: the noise on depth is 2 mm"),
-    "augmentation.calm_strength": Replaced(
-        TRAINING_ONLY, "is gone: in calm epochs ranges and probabilities are a quarter"
+    "augmentation.calm_strength": Replaced(TRAINING_ONLY, "is gone, with augmentation.calm_share"),
+    "augmentation.calm_share": Replaced(
+        TRAINING_ONLY, "is gone: with weaker augmentation in the last epochs a run scored as without"
     ),
     # Weights of another stem do not fit into the network, which says so.
     "model.stem": Replaced(

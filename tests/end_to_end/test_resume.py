@@ -172,7 +172,7 @@ def test_a_signal_during_the_start_is_a_line_and_leaves_no_folder(
 @pytest.mark.parametrize(("starts", "status"), [("0", 0), ("2", 3)])
 def test_an_agreed_stop_is_not_undone_by_torchrun(embedded: Embedded, starts: str, status: int) -> None:
     """With restarts left it starts a run again that left with any status but 0."""
-    plant = functools.partial(signalled, signal.SIGTERM, "train:epoch_notes")
+    plant = functools.partial(signalled, signal.SIGTERM, "train:PaceMeter")
     env = {"TORCHELASTIC_MAX_RESTARTS": "2", "TORCHELASTIC_RESTART_COUNT": starts}
     done = embedded.main(f"name=agreed{starts}", env=env, plant=plant)
     assert done.returncode == status, done.stdout + done.stderr

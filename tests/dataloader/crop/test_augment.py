@@ -11,7 +11,6 @@ import pytest
 from dataloader.batches.samplers import SampleKey
 from dataloader.crop import augment
 from dataloader.crop.augment import (
-    CALM_STRENGTH,
     DEPTH_NOISE_M,
     MAX_SHIFT,
     P_HOLES,
@@ -19,10 +18,8 @@ from dataloader.crop.augment import (
     Augmentation,
     Augmenter,
     Patch,
-    calm_from,
     disturb_depth,
     draw,
-    epoch_notes,
     paint_rgb,
     show_depth,
 )
@@ -33,30 +30,24 @@ from tests.dataloader.tree import dataset_of, run_config, write_tree
 CONFIG = AugmentationConfig()
 
 
-def test_draws_fill_their_ranges_and_calm_ones_a_quarter_of_them() -> None:
-    """A range that is written in the configuration but not reached is a dead key (lesson 20).
-
-    Boxes are as inexact in calm epochs as in others: what is scored last must have seen it last.
-    """
+def test_draws_fill_their_ranges() -> None:
+    """A range that is written in the configuration but not reached is a dead key (lesson 20)."""
     low, high = np.log(SIDES)
-    augmenter = Augmenter(CONFIG, 0, calm_from=8)
-    for epoch, strength in ((7, 1.0), (8, CALM_STRENGTH)):
-        changes = [augmenter.draw(epoch, i) for i in range(1500)]
-        sides = np.log([c.scale for c in changes]) - (low + high) / 2
-        for values, bound, usual in (
-            ([c.roll_rad for c in changes], strength * np.pi, 1 / 2),
-            (sides, (high - low) / 2, 1 / 8),
-            ([v for c in changes for v in c.shift], MAX_SHIFT, 1 / 8),
-        ):
-            assert 0.98 * bound < np.max(values) <= bound * (1 + 1e-12)
-            assert -0.98 * bound > np.min(values) >= -bound * (1 + 1e-12)
-            assert abs(np.mean(values)) < 0.1 * bound
-            assert np.median(np.abs(values)) / bound == pytest.approx(usual, abs=0.05), "most boxes are near"
-        # 1500 draws: three standard errors of a share are below 0.04
-        for kind, share in (("occluders", CONFIG.p_occluder), ("holes", P_HOLES)):
-            found = np.mean([bool(getattr(c, kind)) for c in changes])
-            assert found == pytest.approx(strength * share, abs=0.04)
-        assert all(c.noise_seed is not None for c in changes), "the sensor's noise stays"
+    changes = [Augmenter(CONFIG, 0).draw(7, i) for i in range(1500)]
+    sides = np.log([c.scale for c in changes]) - (low + high) / 2
+    for values, bound, usual in (
+        ([c.roll_rad for c in changes], np.pi, 1 / 2),
+        (sides, (high - low) / 2, 1 / 8),
+        ([v for c in changes for v in c.shift], MAX_SHIFT, 1 / 8),
+    ):
+        assert 0.98 * bound < np.max(values) <= bound * (1 + 1e-12)
+        assert -0.98 * bound > np.min(values) >= -bound * (1 + 1e-12)
+        assert abs(np.mean(values)) < 0.1 * bound
+        assert np.median(np.abs(values)) / bound == pytest.approx(usual, abs=0.05), "most boxes are near"
+    # 1500 draws: three standard errors of a share are below 0.04
+    for kind, share in (("occluders", CONFIG.p_occluder), ("holes", P_HOLES)):
+        assert np.mean([bool(getattr(c, kind)) for c in changes]) == pytest.approx(share, abs=0.04)
+    assert all(c.noise_seed is not None for c in changes), "the sensor's noise"
 
 
 @pytest.mark.parametrize(
@@ -150,28 +141,13 @@ def test_drawn_shapes_hide_a_part_of_the_depth() -> None:
             assert ((5000 - out[changed].astype(int)) * DEPTH_UNIT_M > nearest).all()
 
 
-def test_the_last_epochs_are_calm_and_the_log_says_so() -> None:
-    """A loss that jumps between two epochs is looked for in the model if nothing says what changed."""
-    # 1.6 and 2.4 epochs of ten: whole epochs, rounded.
-    shares = (0.0, 0.16, 0.24, 1.0)
-    assert [calm_from(AugmentationConfig(calm_share=share), 10) for share in shares] == [10, 8, 8, 0]
-    config = dataclasses.replace(CONFIG, calm_share=0.25)
-    assert [len(epoch_notes(config, epoch, 4)) for epoch in range(4)] == [0, 0, 0, 1]
-    assert "Epoch 3 of 4 is calm" in epoch_notes(config, 3, 4)[0]
-    for silent in (dataclasses.replace(config, enabled=False), CONFIG):
-        assert not any(epoch_notes(silent, epoch, 2) for epoch in range(2))
-
-
-def test_a_sample_of_a_calm_epoch_is_calm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The data set must ask which epoch it is in."""
-    for name, value in (("CALM_STRENGTH", 0.0), ("SIDES", (1.0, 1.0)), ("MAX_SHIFT", 0.0)):
-        monkeypatch.setattr(augment, name, value)
+def test_each_epoch_changes_a_sample_anew(tmp_path: Path) -> None:
+    """A data set that does not ask which epoch it is in shows one and the same crops in all of them."""
     write_tree(tmp_path, {"MC1": 8})
-    train = dataset_of(run_config(tmp_path, training={"num_epochs": 5}, augmentation={"calm_share": 0.2}))
-    plain = train.view(modality="train", augmented=False)
-    for epoch, same in ((3, False), (4, True)):
-        a, b = train.batch([SampleKey(1, epoch)]), plain.batch([SampleKey(1, epoch)])
-        assert np.array_equal(a.crop_from_img, b.crop_from_img) == same
+    train = dataset_of(run_config(tmp_path))
+    first, again, next_epoch = (train.batch([SampleKey(1, epoch)]).crop_from_img for epoch in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.allclose(first, next_epoch)
 
 
 @pytest.mark.parametrize("p_drop", [0.0, 0.4, 1.0])
