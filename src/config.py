@@ -196,7 +196,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
-    """Learning rate by optimiser step: linear warm-up, then cosine down to a hundredth of the peak."""
+    """Learning rate by optimiser step: linear warm-up, then straight down to a hundredth of the peak."""
 
     warmup_fraction: float = _number(0.05, ge=0.0, lt=1.0)
     """Share of all steps in which the rate rises from near 0 to its peak."""

@@ -203,7 +203,7 @@ def describe_rate(config: RunConfig, world: int) -> str:
 
 
 def learning_rate(step: int, total_steps: int, peak: float, config: SchedulerConfig) -> float:
-    """Learning rate of an optimiser step: linear warm-up, then cosine down to the final ratio.
+    """Learning rate of an optimiser step: linear warm-up, then a straight line down to the final ratio.
 
     A function of the step alone, so there is no state that a resume could forget.
 
@@ -217,7 +217,7 @@ def learning_rate(step: int, total_steps: int, peak: float, config: SchedulerCon
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, total_steps - 1 - warmup))
-    return peak * (FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * (1 - (1 - FINAL_RATE) * progress)
 
 
 class Ema:

@@ -42,7 +42,7 @@ def file_here() -> Path:
     """Where the curve of this torch on this model of processor is kept; Muon uses bf16, too.
 
     Two processors that can do the same add up in other orders: an AMD EPYC with AVX-512 and bf16 moved the
-    first loss of such another one's curve in the seventh digit. A file without a model serves for nearness.
+    first loss of such another one's curve in the seventh digit. The files of others serve for nearness.
     """
     able = torch.backends.cpu.get_cpu_capability() + "-bf16" * has_bf16(torch.device("cpu"))
     facts = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
