@@ -226,6 +226,12 @@ def restore(
             f"checkpoint {path} has format {state['format']}, runs go on from format {FORMAT}. Code "
             f"{state['commit'][:12]} wrote it: resume with that, or score the checkpoint with --evaluate"
         )
+    if (wrote := state["commit"].rstrip("+")) != (here := commit().rstrip("+")):
+        _log.warning(
+            f"WARNING: code {wrote[:12]} wrote {path}, this is {here[:12]}: what was changed between them, "
+            "such as augmentation or how the rate falls, changes in the middle of this run. To keep one "
+            "recipe, resume with that code"
+        )
     check_hand(state, hand, path)
     if state["split_hash"] != split_hash:
         raise AssetError(

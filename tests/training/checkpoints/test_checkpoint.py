@@ -19,6 +19,7 @@ from src.runtime.ranks.distributed import DistContext
 from src.training.checkpoints import checkpoint as ckpt
 from src.training.checkpoints.checkpoint import Progress
 from src.training.step import TrainStep
+from tests.log_lines import log_lines
 from tests.training.toy import ALONE, toy_batch, toy_trainer
 
 HAND: Any = SimpleNamespace(fingerprint="f" * 16, is_standin=True)
@@ -162,6 +163,22 @@ def test_a_checkpoint_of_the_format_before_is_scored_but_not_resumed(
     want = r"format 2, runs go on from format 3\. Code 0123456789ab wrote it: resume"
     with pytest.raises(AssetError, match=want):
         restored(path)
+
+
+def test_a_resume_of_other_code_says_so(
+    tmp_path: Path, written: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate once fell along a cosine: a run that began with it would be half of each, without a word."""
+    monkeypatch.setattr(ckpt, "commit", lambda: "0123456789abcdef+")
+    path = tmp_path / "last.pt"
+    for wrote, said in (("0123456789abcdef", 0), ("fedcba9876543210+", 1)):
+        save_tensors(written | {"commit": wrote}, path)
+        with log_lines("checkpoint") as lines:
+            restored(path)
+        assert len(lines) == said
+    assert re.match(
+        r"WARNING: code fedcba987654 wrote .*last\.pt, this is 0123456789ab: .* resume with", lines[0]
+    )
 
 
 def _pop(state: dict[str, Any], name: str) -> None:
