@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -32,7 +31,7 @@ from benchmarks.common import Row, interleaved, report
 from dataloader.batches.samplers import SampleKey
 from dataloader.build import build_dataset
 from dataloader.crop.prepare import prepare
-from dataloader.ho3d.split import SplitName, motion_of
+from dataloader.ho3d.split import SplitName
 from dataloader.ho3d_dataset import HO3DDataset
 from src.config import ModelConfig, RunConfig
 from src.config_file import config_to_yaml, load_config
@@ -151,10 +150,9 @@ def against_first(where: str, scores: Mapping[str, Rows]) -> list[Row]:
     for name, rows in scores.items():
         for shown, own in rows.items():
             first = reference[shown]
-            motions = np.array([motion_of(sequence) for sequence in first.sequences], dtype=np.str_)
             for metric in ("mpjpe_mm", "pa_mpjpe_mm"):
                 mine, base = getattr(own, metric), getattr(first, metric)
-                lead = gain(rows_interval(mine - base, motions))
+                lead = gain(rows_interval(mine - base, first.motions))
                 text = f"{where}, {MODALITY_NAMES[shown]}, {METRICS[metric]}: {name} {mine.mean():.2f}"
                 against = f"first {base.mean():.2f}, {lead}"
                 table.append(Row(text, against, float(base.mean() / mine.mean()), "mm"))

@@ -42,6 +42,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """RGB standard deviation likewise."""
 
+
+def motion_of(sequence: str) -> str:
+    """Name of the motion that a HO3D sequence films: without the camera digit (ABF10 ... ABF14 -> ABF1)."""
+    return sequence[:-1] if len(sequence) > 1 and sequence[-1].isdigit() else sequence
+
+
 _ALIGN = 64
 """Bytes at whose multiples the fields of a packed record begin; every dtype may be viewed there."""
 

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from dataloader.ho3d.index import AnnotationIndex, index_store, open_index
 from dataloader.ho3d.labels import CV_FROM_GL, TO_OPENPOSE, Labels, convert, rest_roots
 from dataloader.ho3d.meta import ListName
-from dataloader.ho3d.split import Split, SplitName, divide, motion_of, read_held_out, whole_list
+from dataloader.ho3d.split import Split, SplitName, divide, read_held_out, whole_list
 from dataloader.ho3d.truth import Vertices, missing_truth, open_vertices
 from src.config import DatasetConfig, SplitConfig
 from src.errors import ConfigError, DataError
+from src.schema import motion_of
 
 if TYPE_CHECKING:
     from src.hand.mano import ManoLayer

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.ho3d.split import motion_of
+from src.schema import motion_of
 
 Names = tuple[NDArray[np.str_], NDArray[np.int64]]
 """Sequence names (N,) such as ABF10 and frame numbers (N,) of a split, as by `SplitFrames.names`."""

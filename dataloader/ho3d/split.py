@@ -20,6 +20,7 @@ from src.config import SplitConfig
 from src.errors import DataError
 from src.runtime.files.disk import read_plain
 from src.runtime.seed import stream
+from src.schema import motion_of
 
 SEED = 42
 """Of the draw of val, apart from the run's seed: all runs validate on the same frames, and scores compare."""
@@ -53,11 +54,6 @@ class Split:
         """The same rows, scored by labels of that content: other labels make another split."""
         digest = hashlib.sha256(f"{self.sha256}:{labels_sha256}".encode()).hexdigest()
         return dataclasses.replace(self, sha256=digest)
-
-
-def motion_of(sequence: str) -> str:
-    """Name of the motion that a sequence films: without the camera digit (ABF10 ... ABF14 -> ABF1)."""
-    return sequence[:-1] if len(sequence) > 1 and sequence[-1].isdigit() else sequence
 
 
 def divide(

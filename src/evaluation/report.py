@@ -1,7 +1,7 @@
 """A validation in words: its log lines.
 
 Numbers are millimetres. What has no complete label is left out and counted. A prediction that is not finite
-makes every mean it belongs to nan, and is counted. Intervals are over whole sequences, 95 %.
+makes every mean it belongs to nan, and is counted. Intervals are over whole motions, 95 %.
 """
 
 from __future__ import annotations

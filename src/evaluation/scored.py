@@ -2,12 +2,12 @@
 
 Legend: N samples, n of them with a complete label, J 21 joints (`OPENPOSE21`). Numbers are millimetres unless
 something else is said. What has no complete label is left out and counted. A prediction that is not finite
-makes every mean it belongs to nan. Intervals are over whole sequences (`src.evaluation.statistics`), 95 %.
+makes every mean it belongs to nan. Intervals are over whole motions (`src.evaluation.statistics`), 95 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from src.evaluation.evaluator import CheckedResult
 from src.evaluation.statistics import Rows, bootstrap_mean, chunks, mean
 from src.geometry.procrustes import fit_rotation, fit_similarity
 from src.hand.joints import FINGERS, OPENPOSE21
+from src.schema import motion_of
 
 WRIST = OPENPOSE21.index("wrist")
 FINGER_JOINTS = {finger: [OPENPOSE21.index(f"{finger}_{k}") for k in range(1, 5)] for finger in FINGERS}
@@ -149,13 +150,18 @@ class Scored:
 
     def estimate(self, values: Rows) -> str:
         """Mean of (n,) values with its interval, as text; nan if a prediction of the result is not finite."""
-        return "nan" if self.nonfinite else bootstrap_mean(values, self.sequences, seed=0).text
+        return "nan" if self.nonfinite else bootstrap_mean(values, self.motions, seed=0).text
+
+    @property
+    def motions(self) -> NDArray[np.str_]:
+        """(n,) of the frames: what intervals are over."""
+        return motions_of(self.sequences)
 
     @property
     def extent(self) -> str:
-        """How many sequences there are."""
-        count = len(np.unique(self.sequences))
-        return f"{count} sequence" + ("" if count == 1 else "s")
+        """How many motions there are."""
+        count = len(np.unique(self.motions))
+        return f"{count} motion" + ("" if count == 1 else "s")
 
     def by_sequence(self) -> dict[str, tuple[int, float, float]]:
         """Sequence -> (frames, MPJPE, PA-MPJPE); nan first, then the worst MPJPE first."""
@@ -172,6 +178,11 @@ class Scored:
 def _sequences(frames: Sequence[str]) -> NDArray[np.str_]:
     """(N,) sequence of each frame."""
     return np.array([sequence_of(frame) for frame in frames], dtype=np.str_)
+
+
+def motions_of(sequences: Iterable[str]) -> NDArray[np.str_]:
+    """(N,) motion of each sequence."""
+    return np.array([motion_of(sequence) for sequence in sequences], dtype=np.str_)
 
 
 def sequence_of(frame: str) -> str:

@@ -1,12 +1,12 @@
 """What all scores share: float64 points in chunks, the one mean, and how sure a mean over frames is.
 
-Legend: N frames, P points, G sequences, R replicates. Points are metres, tensors or arrays of any float type
+Legend: N frames, P points, G motions, R replicates. Points are metres, tensors or arrays of any float type
 on any device; arithmetic is float64 on the CPU in chunks of fixed size, so a row does not depend on who
 computes it or beside which others.
 
 Neighbouring frames are nearly the same picture: counting them as independent makes an interval several times
-too narrow. So whole sequences are drawn with replacement (cluster bootstrap), and the mean over the frames of
-the drawn sequences is one replicate.
+too narrow. So are the cameras that film one motion. So whole motions are drawn with replacement (cluster
+bootstrap), and the mean over the frames of the drawn motions is one replicate.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Rows = NDArray[np.float64]
 
 REPLICATES = 2000
 FEW_GROUPS = 10
-"""With fewer sequences a percentile interval is narrower than it says: nothing is sure then."""
+"""With fewer motions a percentile interval is narrower than it says: nothing is sure then."""
 LEVEL = 0.95
 """Share of the replicates inside of an interval."""
 _CHUNK = 2048
 """Samples computed at a time."""
 _CELLS = 2_000_000
-"""Replicates are drawn in parts of at most so many sequences."""
+"""Replicates are drawn in parts of at most so many motions."""
 
 
 def mean(rows: Rows) -> float:
@@ -75,16 +75,16 @@ def chunks(pred_m: Points, target_m: Points, size: int = _CHUNK) -> Iterator[tup
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and how far it could be off had other sequences been recorded."""
+    """A mean and how far it could be off had other motions been recorded."""
 
     mean: float
     """Mean over frames, unit of the values; nan without frames."""
     low: float
-    """Lower end; nan with fewer than two sequences: they do not say how sequences differ."""
+    """Lower end; nan with fewer than two motions: they do not say how motions differ."""
     high: float
     """Upper end."""
     groups: int
-    """Sequences."""
+    """Motions."""
 
     @property
     def exists(self) -> bool:
@@ -96,13 +96,13 @@ class Interval:
         """`11.250 [10.912, 11.601]`, or why there is no interval."""
         if self.exists:
             return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
-        return f"{self.mean:.3f} (one sequence: no interval)" if self.groups else "nan"
+        return f"{self.mean:.3f} (one motion: no interval)" if self.groups else "nan"
 
 
 def bootstrap_mean(
     values: NDArray[np.floating[Any]], groups: Sequence[Any] | NDArray[Any], *, seed: int
 ) -> Interval:
-    """Mean over frames and its percentile interval over sequences, at the level `LEVEL`.
+    """Mean over frames and its percentile interval over motions, at the level `LEVEL`.
 
     For a paired comparison of A and B on the same frames, give the differences a - b. Frames without a number
     (no label, a prediction that is not finite) are the caller's to leave out and to count: a nan here is an
@@ -110,11 +110,11 @@ def bootstrap_mean(
 
     Args:
         values: (N,) any unit, all finite.
-        groups: (N,) id of each frame's sequence.
-        seed: of the stream `bootstrap`; the same seed and sequences give the same interval.
+        groups: (N,) id of each frame's motion.
+        seed: of the stream `bootstrap`; the same seed and motions give the same interval.
 
     Returns:
-        `Interval`; low and high are nan with fewer than two sequences. With fewer than about ten it is
+        `Interval`; low and high are nan with fewer than two motions. With fewer than about ten it is
         narrower than it says, as percentile intervals are.
 
     Raises:
@@ -149,16 +149,16 @@ def bootstrap_mean(
 def bootstrap_groups(
     statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], groups: int, *, seed: int
 ) -> tuple[float, float]:
-    """Percentile interval of any statistic of sequences, at the level `LEVEL`.
+    """Percentile interval of any statistic of motions, at the level `LEVEL`.
 
     Args:
-        statistic: of (R, G) how often each sequence is there, to (R,).
+        statistic: of (R, G) how often each motion is there, to (R,).
         groups: G, at least two.
         seed: as `bootstrap_mean`.
     """
 
     def of_drawn(drawn: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
-        """(R, G) numbers of the sequences that were drawn."""
+        """(R, G) numbers of the motions that were drawn."""
         places = drawn + groups * np.arange(len(drawn))[:, None]
         times = np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape)
         return statistic(times.astype(np.float64))

@@ -42,7 +42,7 @@ def answers(
     ]
     for title, columns in pairs:
         told = [
-            f"{metric} is {gain(rows_interval(column - own, rows.sequences))}"
+            f"{metric} is {gain(rows_interval(column - own, rows.motions))}"
             for metric, column, own in zip(
                 ("MPJPE", "PA-MPJPE"), columns, (rows.mpjpe_mm, rows.pa_mpjpe_mm), strict=True
             )
@@ -58,9 +58,9 @@ def answers(
     for metric, column in ((1, "MPJPE"), (2, "PA-MPJPE")):
         worst, numbers = max(rows.by_sequence().items(), key=lambda item: item[1][metric])
         said.append(f"The worst sequence by {column} ({name}): {worst}, {numbers[metric]:.3f} mm.")
-    said.append("In brackets: the 95 % interval over sequences. Sure: 0 is outside of it; not sure: inside.")
-    if (count := len(np.unique(rows.sequences))) < FEW_GROUPS:
-        said[-1] += f" Likely: outside, but {count} sequences are too few."
+    said.append("In brackets: the 95 % interval over motions. Sure: 0 is outside of it; not sure: inside.")
+    if (count := len(np.unique(rows.motions))) < FEW_GROUPS:
+        said[-1] += f" Likely: outside, but {count} motions are too few."
     return said
 
 
@@ -74,9 +74,9 @@ def _score(name: str, rows: Scored) -> str:
     )
 
 
-def rows_interval(values: Rows, sequences: NDArray[np.str_]) -> Interval | None:
+def rows_interval(values: Rows, motions: NDArray[np.str_]) -> Interval | None:
     """Mean and interval of (n,) values; None if one is not finite."""
-    return bootstrap_mean(values, sequences, seed=0) if np.isfinite(values).all() else None
+    return bootstrap_mean(values, motions, seed=0) if np.isfinite(values).all() else None
 
 
 def gain(interval: Interval | None) -> str:
@@ -86,7 +86,7 @@ def gain(interval: Interval | None) -> str:
     way = "lower" if interval.mean >= 0.0 else "higher"
     text = f"{way} by {abs(interval.mean):.3f}"
     if not interval.exists:
-        return f"{text} mm (one sequence: not sure)"
+        return f"{text} mm (one motion: not sure)"
     ends = (interval.low, interval.high) if interval.mean >= 0.0 else (-interval.high, -interval.low)
     few = interval.groups < FEW_GROUPS
     sure = "not sure" if ends[0] <= 0.0 else "likely" if few else "sure"
@@ -124,11 +124,11 @@ def _views(name: str, rows: Scored, joints: JointErrors) -> list[str]:
     if not (count and others):
         return []
     text = f"Joints in view ({name}): {seen:.3f} mm over {count}, hidden ones {hidden:.3f} mm over {others}."
-    cost = gain(hidden_cost(joints, rows.sequences))
+    cost = gain(hidden_cost(joints, rows.motions))
     return [f"{text} When each joint is compared with itself, the error in view is {cost}."]
 
 
-def hidden_cost(joints: JointErrors, sequences: NDArray[np.str_]) -> Interval | None:
+def hidden_cost(joints: JointErrors, motions: NDArray[np.str_]) -> Interval | None:
     """How much worse a hidden joint is than the same joint in view, with its interval.
 
     Tips are hidden more often than knuckles and worse anyway, so joints are not thrown together: a joint
@@ -136,14 +136,14 @@ def hidden_cost(joints: JointErrors, sequences: NDArray[np.str_]) -> Interval | 
 
     Args:
         joints: n rows.
-        sequences: (n,) drawn with replacement as wholes.
+        motions: (n,) drawn with replacement as wholes.
 
     Returns:
         mm; None if an error is not finite, or no joint is both hidden and in view.
     """
     if not np.isfinite(joints.relative_mm).all():
         return None
-    names, member = np.unique(sequences, return_inverse=True)
+    names, member = np.unique(motions, return_inverse=True)
     masks = [(joints.in_view == kind) & (np.arange(len(OPENPOSE21)) != WRIST) for kind in (HIDDEN, IN_VIEW)]
     totals = np.zeros((4, len(names), len(OPENPOSE21)))
     for k, mask in enumerate(masks):
@@ -151,7 +151,7 @@ def hidden_cost(joints: JointErrors, sequences: NDArray[np.str_]) -> Interval | 
         np.add.at(totals[2 + k], member, mask * joints.relative_mm)
 
     def cost(weights: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(R,) of (R, G) times that each sequence is there."""
+        """(R,) of (R, G) times that each motion is there."""
         hidden, seen, hidden_sum, seen_sum = weights @ totals
         both = (hidden > 0) & (seen > 0)
         difference = hidden_sum / np.maximum(hidden, 1) - seen_sum / np.maximum(seen, 1)

@@ -22,13 +22,11 @@ class Comparison:
     """Files, split, metric: name and value."""
     answers: Sequence[str]
     """What came out, a sentence each."""
-    group: str
-    """What `by_group` lists: sequence or motion."""
     a: Rows
     """(n,)."""
     b: Rows
     """(n,)."""
-    by_group: Sequence[tuple[str, int, float, float, float]]
+    by_sequence: Sequence[tuple[str, int, float, float, float]]
     """Name, frames, A, B, B - A."""
     extremes: Mapping[str, Sequence[tuple[str, float, float, float]]]
     """`worse` or `better` in B -> frame, A, B, B - A; the largest change first."""
@@ -39,7 +37,7 @@ class Comparison:
 
     def page(self) -> Page:
         """The page."""
-        sections = [Section("All frames", self._all()), Section(f"By {self.group}", [self._groups()])]
+        sections = [Section("All frames", self._all()), Section("By sequence", [self._sequences()])]
         samples: list[Mapping[str, Json]] = []
         blocks = [Block(words=[f"No pictures: {self.no_pictures}"])] if self.no_pictures else []
         for kind, rows in self.extremes.items():
@@ -71,10 +69,10 @@ class Comparison:
         words = ["B - A of each frame. The last bar holds all that are larger."]
         return [Block("Differences", words, figure=differences), Block("Frame by frame", figure=each)]
 
-    def _groups(self) -> Block:
-        """Means of each sequence or motion."""
-        header = [self.group, "frames", "A", "B", "B - A"]
-        rows = [list(row) for row in self.by_group]
+    def _sequences(self) -> Block:
+        """Means of each sequence."""
+        header = ["sequence", "frames", "A", "B", "B - A"]
+        rows = [list(row) for row in self.by_sequence]
         return Block(
             words=["A click on a heading sorts the table."],
             table={"header": header, "rows": rows, "sortable": True},

@@ -50,10 +50,10 @@ _WORDS = (
     ("mean pose", "the mean pose, shape and wrist rotation of the training set"),
     ("nearest training pose", "of all training poses the one nearest to the truth: it knows the truth"),
     ("before refinement", "the network's first hand, which its last part corrects"),
-    ("interval", "how far a mean could be off had other sequences been recorded"),
+    ("interval", "how far a mean could be off had other motions been recorded"),
 )
 _MINUS = "\N{MINUS SIGN}"
-_INTERVALS = "In brackets: the 95 % interval (bootstrap over whole sequences)."
+_INTERVALS = "In brackets: the 95 % interval (bootstrap over whole motions)."
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ class Validation:
             columns = [self.baselines.get(f"{key}_{suffix}") for suffix in ("mpjpe_mm", "pa_mm")]
             if any(column is not None for column in columns):
                 # Not a.estimate: a baseline has its score whatever the network said.
-                cells = ["" if c is None else interval_text(c[a.usable], a.sequences) for c in columns]
+                cells = ["" if c is None else interval_text(c[a.usable], a.motions) for c in columns]
                 lines.append([title, *cells])
         table = {"header": ["predictor", "MPJPE, mm", "PA-MPJPE, mm"], "rows": lines, "sortable": False}
         blocks = [Block(words=[*counts, _INTERVALS], table=table)]
@@ -197,9 +197,9 @@ class Validation:
         return Block(words=words, table={"header": header, "rows": lines, "sortable": True})
 
 
-def interval_text(values: Rows, sequences: NDArray[np.str_]) -> str:
+def interval_text(values: Rows, motions: NDArray[np.str_]) -> str:
     """The same as text."""
-    interval = rows_interval(values, sequences)
+    interval = rows_interval(values, motions)
     return "nan" if interval is None else interval.text
 
 

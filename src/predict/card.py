@@ -219,13 +219,13 @@ def _score_lines(scores: Mapping[str, Any]) -> list[str]:
         return [*lines, f"- Scores with intervals and baselines are not known: {missing}."]
     lines += [
         f"\nThis checkpoint on split {scores['split']}, wrist-relative, means with 95 % intervals over "
-        "sequences:\n",
-        "| shown | MPJPE mm | PA-MPJPE mm | frames | sequences |",
+        "motions:\n",
+        "| shown | MPJPE mm | PA-MPJPE mm | frames | motions |",
         "|---|---|---|---|---|",
     ]
     for shown, row in scores["of_this_checkpoint"].items():
         cells = " | ".join(_interval(row[name]) for name in ("mpjpe_mm", "pa_mpjpe_mm"))
-        lines.append(f"| {shown} | {cells} | {row['frames']} | {row['sequences']} |")
+        lines.append(f"| {shown} | {cells} | {row['frames']} | {row['motions']} |")
     if scores.get("baselines"):
         lines += ["\nBaselines on the same frames:\n", "| baseline | mm |", "|---|---|"]
         lines += [f"| {name} | {value:.3f} |" for name, value in scores["baselines"].items()]
@@ -235,7 +235,7 @@ def _score_lines(scores: Mapping[str, Any]) -> list[str]:
 def _interval(found: Mapping[str, Any]) -> str:
     """`mean [low, high]`."""
     if found["low"] is None:
-        return f"{found['mean']:.3f} (no interval: one sequence)"
+        return f"{found['mean']:.3f} (no interval: one motion)"
     return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 

@@ -1,10 +1,11 @@
 """Two validations frame by frame: is B better than A, how sure is that, and where.
 
-    python -m src.tools.compare A.npz B.npz [--metric NAME] [--top 20] [--group sequence|motion] [--common]
+    python -m src.tools.compare A.npz B.npz [--metric NAME] [--top 20] [--common]
 
 A and B are per-sample files of the same frames. Their frames are paired, so the difference is much surer than
-the two means; its interval draws whole sequences with replacement, because neighbouring frames resemble each
-other. Differences are B - A. A page is written beside B, with the frames that changed most.
+the two means; its interval draws whole motions with replacement, because neighbouring frames, and the cameras
+that film one motion, see nearly the same hand. Differences are B - A. A page is written beside B, with the
+frames that changed most.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.build import build_dataset
-from dataloader.ho3d.split import SplitName, motion_of
+from dataloader.ho3d.split import SplitName
 from src.config_file import load_config
 from src.errors import ConfigError, DataError, UTNetError, plain_text
 from src.evaluation.collect import MESH_USABLE
 from src.evaluation.evaluator import read_per_sample
 from src.evaluation.official import MESH_SCORES
-from src.evaluation.scored import number_of, sequence_of
+from src.evaluation.scored import motions_of, number_of, sequence_of
 from src.evaluation.statistics import FEW_GROUPS, LEVEL, Interval, Rows, bootstrap_mean, mean
 from src.hand.mano import ManoLayer
 from src.pages.chosen import apart
@@ -73,8 +74,8 @@ class Pairs:
     """Frames that have a number in both files, in A's order."""
 
     frames: list[str]
-    groups: NDArray[np.str_]
-    """(n,) sequence or motion of each frame."""
+    sequences: NDArray[np.str_]
+    """(n,) of the frames."""
     a: Rows
     b: Rows
 
@@ -92,8 +93,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("b", type=Path, metavar="B.npz", help="per-sample file of the second")
     add("--metric", default="mpjpe_mm", help="column to compare (default: %(default)s)")
     add("--top", type=int, default=20, help="frames to show in each direction (default: %(default)s)")
-    add("--group", choices=("sequence", "motion"), default="sequence",
-        help="what is resampled as a whole; motion: all cameras of one motion together")  # fmt: skip
     add("--common", action="store_true", help="compare the frames that both files have")
     add("--out", type=Path, metavar="FILE.html", help="the page; default: compare.html beside B")
     arguments = parser.parse_args(argv)
@@ -108,7 +107,7 @@ def compare(arguments: argparse.Namespace) -> None:
         DataError: a file is torn or another program's, has no such metric, split, labels, unit or frames
             differ, or no frame has a number in both; or the page's place cannot be written.
     """
-    metric, group = arguments.metric, arguments.group
+    metric = arguments.metric
     if arguments.top < 0:
         raise ConfigError(f"--top: got {arguments.top}, want 0 or more")
     out = page_place(arguments.out) if arguments.out else arguments.b.with_name("compare.html")
@@ -118,16 +117,17 @@ def compare(arguments: argparse.Namespace) -> None:
         for name, file in (("A", a), ("B", b))
     }
     require_comparable(a, b, metric)
-    pairs, left_out = paired(a, b, group, common=arguments.common)
+    pairs, left_out = paired(a, b, common=arguments.common)
     if not pairs.frames:
         raise DataError(f"no frame has a finite {metric} in both {a.path} and {b.path}: nothing to compare")
     up = metric.startswith(("f_score", "f_al_score")) or "auc" in metric
     about = f"{metric} ({a.unit}), {'higher' if up else 'lower'} is better"
-    said, groups = summary(pairs, group, up=up), per_group(pairs)
+    said, sequences = summary(pairs, up=up), by_sequence(pairs)
     changed = extremes(pairs, sign=-1.0 if up else 1.0)
     listed = {kind: rows[: arguments.top] for kind, rows in changed.items()}
     lines = [f"{name}: {file}" for name, file in files.items()]
-    lines += [*left_out, f"Metric: {about}", *said, f"By {group}, by falling B - A:", *_group_lines(groups)]
+    lines += [*left_out, f"Metric: {about}", *said]
+    lines += ["By sequence, by falling B - A:", *_sequence_lines(sequences)]
     for kind, rows in listed.items():
         lines.append(f"Frames that are most {kind} in B{'' if changed[kind] else ': none'}")
         lines += _frame_lines(rows, pairs.frames)
@@ -135,7 +135,7 @@ def compare(arguments: argparse.Namespace) -> None:
         shown, reason = samples_of(a, b, changed)
         facts = [*files.items(), ("Metric", about)]
         Comparison(
-            facts, [*said, *left_out], group, pairs.a, pairs.b, groups, listed, shown, reason
+            facts, [*said, *left_out], pairs.a, pairs.b, sequences, listed, shown, reason
         ).page().write(out)
         lines.append(f"Page: {out}")
     print("\n".join(map(plain_text, lines)))
@@ -212,7 +212,7 @@ def require_comparable(a: Column, b: Column, metric: str) -> None:
         raise DataError(f"{a.path} and {b.path} cannot be compared: {what}. Evaluate both on one split")
 
 
-def paired(a: Column, b: Column, group: str, *, common: bool) -> tuple[Pairs, list[str]]:
+def paired(a: Column, b: Column, *, common: bool) -> tuple[Pairs, list[str]]:
     """Frames with a number in both, and lines that count the others.
 
     Raises:
@@ -241,9 +241,8 @@ def paired(a: Column, b: Column, group: str, *, common: bool) -> tuple[Pairs, li
             count = f"{int(bad.sum())} frames not finite in {name} (first: {first})"
             lines.append(f"Left out: {count}: this flatters {name}")
     frames = [a.frames[row] for row in of_a[kept]]
-    sequences = map(sequence_of, frames)
-    groups = np.array([motion_of(s) if group == "motion" else s for s in sequences], dtype=np.str_)
-    return Pairs(frames, groups, values[0][kept], values[1][kept]), lines
+    sequences = np.array([sequence_of(frame) for frame in frames], dtype=np.str_)
+    return Pairs(frames, sequences, values[0][kept], values[1][kept]), lines
 
 
 def _difference(a: Sequence[str], b: Sequence[str], both: int) -> str:
@@ -256,31 +255,31 @@ def _difference(a: Sequence[str], b: Sequence[str], both: int) -> str:
     return what + (", in another order" if both == len(a) == len(b) else "")
 
 
-def summary(pairs: Pairs, group: str, *, up: bool) -> list[str]:
+def summary(pairs: Pairs, *, up: bool) -> list[str]:
     """Means, difference with its interval, and what that says; `up`: higher is better."""
-    interval = bootstrap_mean(pairs.difference, pairs.groups, seed=0)
-    groups = f"{interval.groups} {group}s" if interval.groups != 1 else f"1 {group}"
+    interval = bootstrap_mean(pairs.difference, motions_of(pairs.sequences), seed=0)
     difference = f"Difference B - A: {interval.mean:+.4f}"
     if interval.exists:
-        difference += f", {LEVEL:.0%} interval [{interval.low:+.4f}, {interval.high:+.4f}] over {groups}"
+        difference += f", {LEVEL:.0%} interval [{interval.low:+.4f}, {interval.high:+.4f}] "
+        difference += f"over {interval.groups} motions"
     gain = pairs.difference if up else -pairs.difference
     return [
         f"Mean: A {mean(pairs.a):.4f}, B {mean(pairs.b):.4f}",
         difference,
-        f"Verdict: {verdict(interval, group, up=up)}",
+        f"Verdict: {verdict(interval, up=up)}",
         f"B is better in {np.mean(gain > 0):.1%} of the frames, worse in {np.mean(gain < 0):.1%}, "
         f"equal in {np.mean(gain == 0):.1%}",
     ]
 
 
-def verdict(interval: Interval, group: str, *, up: bool) -> str:
+def verdict(interval: Interval, *, up: bool) -> str:
     """What the interval says, in words."""
     if not interval.exists:
         return (
-            f"none: all frames are of one {group}, and frames of one {group} are not independent; the "
-            "difference says nothing about others"
+            "none: all frames are of one motion, and frames of one motion are not independent, whatever "
+            "camera films it; the difference says nothing about others"
         )
-    care = f"Frames of one {group} are not independent, so whole {group}s were resampled"
+    care = "Frames of one motion are not independent, so whole motions were resampled"
     if interval.groups < FEW_GROUPS:
         care += f"; with only {interval.groups} of them the interval is narrower than it should be"
     if interval.low <= 0.0 <= interval.high:
@@ -289,9 +288,9 @@ def verdict(interval: Interval, group: str, *, up: bool) -> str:
     return f"B is {'better' if better else 'worse'} than A at this level ({LEVEL:.0%}). {care}"
 
 
-def per_group(pairs: Pairs) -> list[tuple[str, int, float, float, float]]:
-    """Name, frames, A, B, B - A of each sequence or motion, the largest B - A first."""
-    names, member = np.unique(pairs.groups, return_inverse=True)
+def by_sequence(pairs: Pairs) -> list[tuple[str, int, float, float, float]]:
+    """Name, frames, A, B, B - A of each sequence, the largest B - A first."""
+    names, member = np.unique(pairs.sequences, return_inverse=True)
     parts = [(str(name), member == k) for k, name in enumerate(names)]
     rows = [
         (name, int(own.sum()), mean(pairs.a[own]), mean(pairs.b[own]), mean(pairs.difference[own]))
@@ -300,9 +299,9 @@ def per_group(pairs: Pairs) -> list[tuple[str, int, float, float, float]]:
     return sorted(rows, key=lambda row: (row[-1], row[0]), reverse=True)
 
 
-def _group_lines(groups: Sequence[tuple[str, int, float, float, float]]) -> list[str]:
-    width = max(len(name) for name, *_ in groups)
-    return [f"  {name:<{width}}  {count:6d} frames  {_numbers(*rest)}" for name, count, *rest in groups]
+def _sequence_lines(rows: Sequence[tuple[str, int, float, float, float]]) -> list[str]:
+    width = max(len(name) for name, *_ in rows)
+    return [f"  {name:<{width}}  {count:6d} frames  {_numbers(*rest)}" for name, count, *rest in rows]
 
 
 def extremes(pairs: Pairs, *, sign: float) -> dict[str, list[Change]]:

@@ -20,11 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from src.errors import DataError, UTNetError
 from src.evaluation.evaluator import read_per_sample
+from src.evaluation.scored import motions_of, sequence_of
 from src.evaluation.statistics import bootstrap_mean
 from src.hand.mano_assets import banner, load_hand_asset
 from src.predict import card
@@ -189,13 +189,13 @@ def scores_of(run: Path, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_intervals(file: Path, said: float | None) -> dict[str, Any]:
-    """Means of a per-sample file with intervals over sequences; DataError: they are not those of the log."""
+    """Means of a per-sample file with intervals over motions; DataError: they are not those of the log."""
     rows = read_per_sample(file)
     usable = rows["label_usable"]
-    sequences = np.array([name.rpartition("/")[0] for name in rows["frame"][usable].tolist()])
-    told: dict[str, Any] = {"frames": int(usable.sum()), "sequences": len(set(sequences.tolist()))}
+    motions = motions_of(map(sequence_of, rows["frame"][usable].tolist()))
+    told: dict[str, Any] = {"frames": int(usable.sum()), "motions": len(set(motions.tolist()))}
     for name in ("mpjpe_mm", "pa_mpjpe_mm"):
-        found = bootstrap_mean(rows[name][usable], sequences, seed=0)
+        found = bootstrap_mean(rows[name][usable], motions, seed=0)
         ends = (found.low, found.high) if found.exists else (None, None)
         told[name] = {"mean": found.mean, "low": ends[0], "high": ends[1]}
     if said is None or not math.isclose(told["mpjpe_mm"]["mean"], said, rel_tol=1e-9):

@@ -1,4 +1,4 @@
-"""Intervals over sequences: do they cover, do they refuse, are they the same every time."""
+"""Intervals over motions: do they cover, do they refuse, are they the same every time."""
 
 from __future__ import annotations
 

@@ -113,13 +113,13 @@ def test_shares_of_correct_joints_count_what_is_there() -> None:
         ((-3.0, -1.0), 10, "higher by 2.000 mm [1.000, 3.000] (sure)"),
         ((-1.0, 3.0), 10, "lower by 1.000 mm [-1.000, 3.000] (not sure)"),
         ((-3.0, 1.0), 9, "higher by 1.000 mm [-1.000, 3.000] (not sure)"),
-        ((math.nan, math.nan), 1, "lower by 2.000 mm (one sequence: not sure)"),
+        ((math.nan, math.nan), 1, "lower by 2.000 mm (one motion: not sure)"),
     ],
 )
 def test_a_difference_is_called_sure_where_it_is(
     ends: tuple[float, float], sequences: int, said: str
 ) -> None:
-    """Nine sequences are few: their interval missed a true difference of 0 in a ninth of the trials."""
+    """Nine motions are few: their interval missed a true difference of 0 in a ninth of the trials."""
     mean = 2.0 if math.isnan(ends[0]) else sum(ends) / 2
     assert gain(Interval(mean, *ends, sequences)) == said
 
@@ -149,14 +149,14 @@ def test_being_hidden_is_not_mixed_up_with_being_a_tip(cost_mm: float, sure: str
     hidden = random.uniform(size=(400, 21)) < np.where(tip, 0.8, 0.2)
     errors = 10.0 + 20.0 * tip + random.normal(0.0, 0.5, (400, 21)) + cost_mm * hidden
     view = np.where(hidden, HIDDEN, IN_VIEW).astype(np.int8)
-    rows = validation(400, [f"train/S{k:02d}" for k in range(20)]).scored["RGB-D"]
+    rows = validation(400, [f"train/S{k:02d}0" for k in range(20)]).scored["RGB-D"]
     made = dataclasses.replace(rows, joints=JointErrors(errors, errors, view, np.ones(400), np.ones(400)))
     (said,) = [text for text in answers({"RGB-D": made}, {}, {}) if text.startswith("Joints in view")]
     raw, own = said.split(" When ")
     numbers = [float(number) for number in re.findall(r"([\d.]+) mm", raw)]
     assert numbers[1] > numbers[0] + 5.0
     assert sure in own
-    interval = hidden_cost(made.joints, made.sequences)
+    interval = hidden_cost(made.joints, made.motions)
     assert interval.mean == pytest.approx(cost_mm, abs=0.05)
     assert interval.low < cost_mm < interval.high < interval.low + 0.3
 

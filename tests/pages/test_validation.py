@@ -20,6 +20,7 @@ from src.hand.joints import FINGERS, OPENPOSE21
 from src.pages.page import Page
 from src.pages.validation import Validation
 from src.runtime.seed import stream
+from src.schema import motion_of
 from tests.evaluation.ranks import score_alone
 
 COUNT = 60
@@ -54,8 +55,9 @@ def cells(page: Page, section: str, table: int = 0) -> dict[str, list]:
 
 
 def interval(values, frames) -> str:
-    """A mean as the report writes it; its sequences are drawn as wholes."""
-    expected = bootstrap_mean(np.asarray(values), [sequence_of(frame) for frame in frames], seed=0)
+    """A mean as the report writes it; its motions are drawn as wholes."""
+    motions = [motion_of(sequence_of(frame)) for frame in frames]
+    expected = bootstrap_mean(np.asarray(values), motions, seed=0)
     return f"{expected.mean:.3f} [{expected.low:.3f}, {expected.high:.3f}]"
 
 
@@ -131,7 +133,7 @@ def test_the_lines_for_the_log():
     lines = summary_lines({"RGB-D": Scored.of(result, frames), "RGB-only": Scored.of(blind, frames)})
     assert len(lines) == 5
     assert lines[0].startswith(f"  RGB-D: MPJPE {result.mpjpe_mm:.3f} [")
-    assert lines[0].endswith(" mm over 3 sequences")
+    assert lines[0].endswith(" mm over 3 motions")
     assert lines[3] == "  Worst finger (RGB-D): middle, 50.000 mm wrist-relative"
     assert lines[4].startswith("  Worst sequence (RGB-D): train/")
 
@@ -186,7 +188,7 @@ def test_bad_predictions_and_labels_are_counted():
     result, frames = scored(spoil=spoil)
     page = page_of({"RGB-D": result}, frames)
     said = page.sections[0].blocks[0].words[0]
-    assert "58 of 60 samples scored, 3 sequences; 2 without a complete label, left out" in said
+    assert "58 of 60 samples scored, 3 motions; 2 without a complete label, left out" in said
     assert "1 predictions are not finite: nan" in said
     assert "RGB-D: 1 predictions are not finite, so there is no score." in page.answers
     assert cells(page, "Scores")["RGB-D"] == ["nan", "nan"]
@@ -203,20 +205,20 @@ def test_bad_predictions_and_labels_are_counted():
     )
 
 
-def test_one_sequence_has_no_interval_and_no_sample_no_mean():
-    """An interval from one sequence would be invented; an empty split is a report all the same. Centimetres
-    stand beside millimetres: each official row says which.
+def test_one_motion_has_no_interval_and_no_sample_no_mean():
+    """An interval from one motion would be invented, however many cameras film it; an empty split is a report
+    all the same. Centimetres stand beside millimetres: each official row says which.
     """
-    result, frames = scored(sequences=("train/MC1",))
+    result, frames = scored(sequences=("train/MC1", "train/MC2"))
     official = {"RGB-D": {"xyz_mean3d": 1.25, "f_score_5": 0.125}}
     page = page_of({"RGB-D": result}, frames, official=official)
-    assert cells(page, "Scores")["RGB-D"][0] == f"{result.mpjpe_mm:.3f} (one sequence: no interval)"
+    assert cells(page, "Scores")["RGB-D"][0] == f"{result.mpjpe_mm:.3f} (one motion: no interval)"
     assert cells(page, "Scores", 1) == {"xyz_mean3d": ["cm", "1.250000"], "f_score_5": ["1", "0.125000"]}
     empty = score_alone(Samples(*(torch.empty(0, *shape) for shape in ((21, 3), (21, 3), (21,), ()))))
     page = page_of({"RGB-D": empty}, [])
     assert page.answers == ["No sample could be scored."]
     assert summary_lines({"RGB-D": Scored.of(empty, [])})[0] == (
-        "  RGB-D: MPJPE nan mm, PA-MPJPE nan mm over 0 sequences"
+        "  RGB-D: MPJPE nan mm, PA-MPJPE nan mm over 0 motions"
     )
 
 

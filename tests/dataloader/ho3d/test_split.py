@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataloader.ho3d.split import Split, divide, motion_of, read_held_out, whole_list
+from dataloader.ho3d.split import Split, divide, read_held_out, whole_list
 from src.config import SplitConfig
 from src.errors import DataError
+from src.schema import motion_of
 
 FRAMES = 83_325
 SEQUENCES = tuple(

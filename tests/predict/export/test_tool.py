@@ -127,7 +127,7 @@ def test_a_file_with_mano_inside_says_that_it_must_not_be_passed_on(made: Made) 
 
 
 def run_folder(root: Path, mpjpe: float) -> Path:
-    """A run folder of a checkpoint at step 0, two sequences validated; its log says `mpjpe`."""
+    """A run folder of a checkpoint at step 0, two motions validated, one by two cameras; its MPJPE."""
     (root / "val").mkdir()
     (root / "meta.json").write_text(json.dumps({"train": "train line", "val": "val line"}))
     rows = [{"step": 0, "minutes": 0.1, "Train/epoch": 3},
@@ -135,7 +135,7 @@ def run_folder(root: Path, mpjpe: float) -> Path:
             {"step": 9, "minutes": 0.3, "Val/MPJPE": 1.0, "Train/epoch": 4}]  # fmt: skip
     (root / "scalars.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     errors = {"mpjpe_mm": np.array([10.0, 20, 30, 99]), "pa_mpjpe_mm": np.array([1.0, 2, 3, 99])}
-    frame = np.array(["train/A/0", "train/A/1", "train/B/0", "train/B/1"])
+    frame = np.array(["train/A0/0", "train/A1/1", "train/B0/0", "train/B0/1"])
     np.savez(root / "val" / "epoch_0003.npz", frame=frame, label_usable=np.array([True, True, True, False]),
              columns=np.array(list(errors)), units=np.array(["mm", "mm"]), split=np.array("val"),
              split_hash=np.array("x"), pred_joints_cam_m=np.zeros((4, 21, 3)), **errors)  # fmt: skip
@@ -147,7 +147,7 @@ def test_scores_come_with_intervals_from_the_validation_of_this_step(made: Made,
     checkpoint = run_folder(tmp_path, 20.0)
     facts = tool.run_facts(checkpoint, {"step": 0})
     row = facts["scores"]["of_this_checkpoint"]["RGB-D"]
-    assert (row["frames"], row["sequences"], row["mpjpe_mm"]["mean"]) == (3, 2, 20.0)
+    assert (row["frames"], row["motions"], row["mpjpe_mm"]["mean"]) == (3, 2, 20.0)
     assert row["mpjpe_mm"]["low"] <= 15.0 < 30.0 <= row["mpjpe_mm"]["high"]
     text = shown(first_part(made, facts))
     assert "| RGB-D | 20.000 [15.000, 30.000] | 2.000 [1.500, 3.000] | 3 | 2 |" in text
