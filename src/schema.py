@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from string import digits
 from typing import Any, Generic, Literal, Self, TypeVar
 
 import torch
@@ -44,8 +45,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def motion_of(sequence: str) -> str:
-    """Name of the motion that a HO3D sequence films: without the camera digit (ABF10 ... ABF14 -> ABF1)."""
-    return sequence[:-1] if len(sequence) > 1 and sequence[-1].isdigit() else sequence
+    """Name of what is held out, and drawn, as a whole: a sequence's name without its last digit.
+
+    In HO3D that digit is the camera (ABF10 ... ABF14 -> ABF1) or, of names with one digit, the take that one
+    person made with one object (MC1 ... MC6 -> MC). A folder before the name stays.
+    """
+    folder, slash, name = sequence.rpartition("/")
+    return folder + slash + (name[:-1] if len(name) > 1 and name[-1] in digits else name)
 
 
 _ALIGN = 64

@@ -50,14 +50,15 @@ def find_leaks(train: Names, val: Names, within: Sequence[int] = (1, 5, 25)) -> 
     """
     names, numbers = np.unique(np.concatenate([train[0], val[0]]), return_inverse=True)
     motions, motion = np.unique([motion_of(str(name)) for name in names], return_inverse=True)
+    filmed = np.unique([_filmed(str(name)) for name in names], return_inverse=True)[1]
     frame = np.concatenate([train[1], val[1]])
     frame = frame - frame.min(initial=0)
     step = int(frame.max(initial=0)) + 1
     count = len(train[1])
-    sequence_key, motion_key = numbers * step + frame, motion[numbers] * step + frame
-    sequence_train, motion_train = np.sort(sequence_key[:count]), np.sort(motion_key[:count])
+    sequence_key, instant_key = numbers * step + frame, filmed[numbers] * step + frame
+    sequence_train, instant_train = np.sort(sequence_key[:count]), np.sort(instant_key[:count])
     identical = _count(sequence_train, sequence_key[count:])
-    instant = _count(motion_train, motion_key[count:])
+    instant = _count(instant_train, instant_key[count:])
     gap = _nearest_other(sequence_train, sequence_key[count:], step)
     shared = np.isin(np.arange(len(motions)), motion[numbers[:count]])
     return LeakReport(
@@ -67,6 +68,14 @@ def find_leaks(train: Names, val: Names, within: Sequence[int] = (1, 5, 25)) -> 
         other_camera=int((instant > identical).sum()),
         same_motion=int(shared[motion[numbers[count:]]].sum()),
     )
+
+
+def _filmed(sequence: str) -> str:
+    """What the cameras of a sequence film at once: of names with one digit, takes of one camera, itself.
+
+    Source: `multiCamSeqs` of HO3D's own vis_pcl_all_cameras.py; all of these names have one more digit.
+    """
+    return motion_of(sequence) if sequence[-2:].isdigit() else sequence
 
 
 def _count(train: NDArray[np.int64], val: NDArray[np.int64]) -> NDArray[np.int64]:

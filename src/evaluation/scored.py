@@ -18,7 +18,7 @@ from torch import Tensor
 
 from src.errors import DataError
 from src.evaluation.evaluator import CheckedResult
-from src.evaluation.statistics import Rows, bootstrap_mean, chunks, mean
+from src.evaluation.statistics import FEW_GROUPS, Rows, bootstrap_mean, chunks, mean
 from src.geometry.procrustes import fit_rotation, fit_similarity
 from src.hand.joints import FINGERS, OPENPOSE21
 from src.schema import motion_of
@@ -159,9 +159,10 @@ class Scored:
 
     @property
     def extent(self) -> str:
-        """How many motions there are."""
+        """How many motions there are, and what that means for the intervals."""
         count = len(np.unique(self.motions))
-        return f"{count} motion" + ("" if count == 1 else "s")
+        few = " (few: the intervals are too narrow)" if 1 < count < FEW_GROUPS else ""
+        return f"{count} motion{'' if count == 1 else 's'}{few}"
 
     def by_sequence(self) -> dict[str, tuple[int, float, float]]:
         """Sequence -> (frames, MPJPE, PA-MPJPE); nan first, then the worst MPJPE first."""

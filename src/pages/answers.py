@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.evaluation.scored import NOT_WRIST, WRIST, JointErrors, Scored, flipped_text
-from src.evaluation.statistics import FEW_GROUPS, Interval, Rows, bootstrap_groups, bootstrap_mean
+from src.evaluation.statistics import (
+    FEW_GROUPS,
+    TOO_FEW_GROUPS,
+    Interval,
+    Rows,
+    bootstrap_groups,
+    bootstrap_mean,
+)
 from src.geometry.in_view import HIDDEN, IN_VIEW
 from src.hand.joints import OPENPOSE21
 from src.pages.page import Json
@@ -59,8 +66,10 @@ def answers(
         worst, numbers = max(rows.by_sequence().items(), key=lambda item: item[1][metric])
         said.append(f"The worst sequence by {column} ({name}): {worst}, {numbers[metric]:.3f} mm.")
     said.append("In brackets: the 95 % interval over motions. Sure: 0 is outside of it; not sure: inside.")
-    if (count := len(np.unique(rows.motions))) < FEW_GROUPS:
-        said[-1] += f" Likely: outside, but {count} motions are too few."
+    if 1 < (count := len(np.unique(rows.motions))) < TOO_FEW_GROUPS:
+        said[-1] += f" {count} motions are too few to be sure of anything."
+    elif TOO_FEW_GROUPS <= count < FEW_GROUPS:
+        said[-1] += f" Likely: outside, but {count} motions are few."
     return said
 
 
@@ -88,9 +97,7 @@ def gain(interval: Interval | None) -> str:
     if not interval.exists:
         return f"{text} mm (one motion: not sure)"
     ends = (interval.low, interval.high) if interval.mean >= 0.0 else (-interval.high, -interval.low)
-    few = interval.groups < FEW_GROUPS
-    sure = "not sure" if ends[0] <= 0.0 else "likely" if few else "sure"
-    return f"{text} mm [{ends[0]:.3f}, {ends[1]:.3f}] ({sure})"
+    return f"{text} mm [{ends[0]:.3f}, {ends[1]:.3f}] ({interval.certainty})"
 
 
 def _refinement(name: str, rows: Scored, means: Mapping[str, Json]) -> list[str]:

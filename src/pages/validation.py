@@ -51,6 +51,7 @@ _WORDS = (
     ("nearest training pose", "of all training poses the one nearest to the truth: it knows the truth"),
     ("before refinement", "the network's first hand, which its last part corrects"),
     ("interval", "how far a mean could be off had other motions been recorded"),
+    ("motion", "all sequences whose names differ in the last digit: the cameras that film one motion"),
 )
 _MINUS = "\N{MINUS SIGN}"
 _INTERVALS = "In brackets: the 95 % interval (bootstrap over whole motions)."

@@ -219,7 +219,7 @@ def _score_lines(scores: Mapping[str, Any]) -> list[str]:
         return [*lines, f"- Scores with intervals and baselines are not known: {missing}."]
     lines += [
         f"\nThis checkpoint on split {scores['split']}, wrist-relative, means with 95 % intervals over "
-        "motions:\n",
+        "motions (all cameras of a motion are one; too narrow with fewer than ten motions):\n",
         "| shown | MPJPE mm | PA-MPJPE mm | frames | motions |",
         "|---|---|---|---|---|",
     ]

@@ -27,7 +27,7 @@ from src.evaluation.collect import MESH_USABLE
 from src.evaluation.evaluator import read_per_sample
 from src.evaluation.official import MESH_SCORES
 from src.evaluation.scored import motions_of, number_of, sequence_of
-from src.evaluation.statistics import FEW_GROUPS, LEVEL, Interval, Rows, bootstrap_mean, mean
+from src.evaluation.statistics import FEW_GROUPS, LEVEL, TOO_FEW_GROUPS, Interval, Rows, bootstrap_mean, mean
 from src.hand.mano import ManoLayer
 from src.pages.chosen import apart
 from src.pages.comparison import Comparison
@@ -274,18 +274,17 @@ def summary(pairs: Pairs, *, up: bool) -> list[str]:
 
 def verdict(interval: Interval, *, up: bool) -> str:
     """What the interval says, in words."""
-    if not interval.exists:
-        return (
-            "none: all frames are of one motion, and frames of one motion are not independent, whatever "
-            "camera films it; the difference says nothing about others"
-        )
     care = "Frames of one motion are not independent, so whole motions were resampled"
+    if interval.groups < TOO_FEW_GROUPS:
+        motions = f"{interval.groups} motion" + ("" if interval.groups == 1 else "s")
+        return f"none: all frames are of {motions}, which say nothing about others. {care}"
     if interval.groups < FEW_GROUPS:
         care += f"; with only {interval.groups} of them the interval is narrower than it should be"
-    if interval.low <= 0.0 <= interval.high:
+    if interval.certainty == "not sure":
         return f"no difference seen at this level ({LEVEL:.0%}). {care}"
-    better = (interval.low > 0.0) == up
-    return f"B is {'better' if better else 'worse'} than A at this level ({LEVEL:.0%}). {care}"
+    likely = "likely " if interval.certainty == "likely" else ""
+    better = "better" if (interval.low > 0.0) == up else "worse"
+    return f"B is {likely}{better} than A at this level ({LEVEL:.0%}). {care}"
 
 
 def by_sequence(pairs: Pairs) -> list[tuple[str, int, float, float, float]]:

@@ -13,9 +13,9 @@ from src.evaluation.statistics import bootstrap_mean
 from src.runtime.seed import stream
 
 
-def test_it_draws_sequences_and_averages_frames():
-    """With three sequences all 27 draws can be written down: the percentiles must be theirs. An interval that
-    treats frames as independent covers a third of the time, one of sequence means is another number's.
+def test_it_draws_motions_and_averages_frames():
+    """With three motions all 27 draws can be written down: the percentiles must be theirs. An interval that
+    treats frames as independent covers a third of the time, one of motion means is another number's.
     """
     sizes, errors = (90, 10, 1), (0.0, 10.0, 20.0)
     values, groups = np.repeat(errors, sizes), np.repeat(range(3), sizes)
@@ -44,8 +44,8 @@ def test_the_same_numbers_every_time_and_in_every_order():
     assert (mixed.low, mixed.high) == pytest.approx((first.low, first.high), rel=1e-12)
 
 
-def test_one_sequence_has_no_interval():
-    """One sequence says nothing about others: a narrow interval would be invented."""
+def test_one_motion_has_no_interval():
+    """One motion says nothing about others: a narrow interval would be invented."""
     interval = bootstrap_mean(np.array([1.0, 2.0, 6.0]), ["s"] * 3, seed=0)
     assert (interval.mean, interval.groups, interval.exists) == (3.0, 1, False)
     assert math.isnan(interval.low)

@@ -69,7 +69,7 @@ def test_the_summary_has_every_predictor_with_its_interval_over_the_scored_rows(
     def without_label(pred, target, conf):
         conf[5] = 0.0
 
-    sequences = ("train/A", "train/A", "train/B", "train/C")
+    sequences = ("train/A10", "train/A11", "train/B10", "train/C10")
     result, frames = scored(spoil=without_label, sequences=sequences)
     blind, _ = scored(0.02, seed=1, spoil=without_label, sequences=sequences)
     kept = np.arange(COUNT) != 5
@@ -90,7 +90,7 @@ def test_the_summary_has_every_predictor_with_its_interval_over_the_scored_rows(
     assert table["zero pose"][0] == interval(baseline[kept], own)
     assert table["nearest training pose"][1].startswith("5.500 [")
     words = set(cells(page, "Words"))
-    assert {"zero pose", "nearest training pose", "interval"} < words
+    assert {"zero pose", "nearest training pose", "interval", "motion"} < words
     assert not {"mean pose", "before refinement"} & words, "explained, and nowhere on the page"
 
 
@@ -133,7 +133,7 @@ def test_the_lines_for_the_log():
     lines = summary_lines({"RGB-D": Scored.of(result, frames), "RGB-only": Scored.of(blind, frames)})
     assert len(lines) == 5
     assert lines[0].startswith(f"  RGB-D: MPJPE {result.mpjpe_mm:.3f} [")
-    assert lines[0].endswith(" mm over 3 motions")
+    assert lines[0].endswith(" mm over 3 motions (few: the intervals are too narrow)")
     assert lines[3] == "  Worst finger (RGB-D): middle, 50.000 mm wrist-relative"
     assert lines[4].startswith("  Worst sequence (RGB-D): train/")
 
@@ -188,7 +188,8 @@ def test_bad_predictions_and_labels_are_counted():
     result, frames = scored(spoil=spoil)
     page = page_of({"RGB-D": result}, frames)
     said = page.sections[0].blocks[0].words[0]
-    assert "58 of 60 samples scored, 3 motions; 2 without a complete label, left out" in said
+    assert "58 of 60 samples scored, 3 motions (few: the intervals are too narrow); 2 without a" in said
+    assert "a complete label, left out" in said
     assert "1 predictions are not finite: nan" in said
     assert "RGB-D: 1 predictions are not finite, so there is no score." in page.answers
     assert cells(page, "Scores")["RGB-D"] == ["nan", "nan"]
@@ -209,7 +210,7 @@ def test_one_motion_has_no_interval_and_no_sample_no_mean():
     """An interval from one motion would be invented, however many cameras film it; an empty split is a report
     all the same. Centimetres stand beside millimetres: each official row says which.
     """
-    result, frames = scored(sequences=("train/MC1", "train/MC2"))
+    result, frames = scored(sequences=("train/ABF10", "train/ABF14"))
     official = {"RGB-D": {"xyz_mean3d": 1.25, "f_score_5": 0.125}}
     page = page_of({"RGB-D": result}, frames, official=official)
     assert cells(page, "Scores")["RGB-D"][0] == f"{result.mpjpe_mm:.3f} (one motion: no interval)"

@@ -102,10 +102,13 @@ def test_frames_of_one_motion_do_not_make_a_difference_sure(pair, capsys) -> Non
     assert "Frames of one motion are not independent" in text
     assert "over 12 motions" in text
     assert "narrower" not in text
-    few = 6 * FRAMES
-    text = report(capsys, *pair(a[:few], b[:few], names(6)))
-    assert "over 3 motions" in text
-    assert "with only 3 of them the interval is narrower than it should be" in text
+    some = 12 * FRAMES
+    text = report(capsys, *pair(a[:some], a[:some] - 1.0, names(12)))
+    assert "Verdict: B is likely better than A" in text
+    assert "with only 6 of them the interval is narrower than it should be" in text
+    few = 8 * FRAMES
+    text = report(capsys, *pair(a[:few], a[:few] - 1.0, names(8)))
+    assert "Verdict: none: all frames are of 4 motions" in text
 
 
 def test_one_motion_gives_no_verdict(pair, capsys) -> None:

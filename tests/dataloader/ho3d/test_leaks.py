@@ -43,6 +43,8 @@ CASES: dict[str, tuple[Names, Names, dict[str, object]]] = {
         names("ABF12/5", "ABF10/9", "MC11/8", "ABF11/5", "SM1/5"),
         {"other_camera": 2, "same_motion": 4, "clean": False},
     ),
+    # MC1 ... MC6 are takes of one camera: the same number in another one is another instant.
+    "takes": (names("MC1/5"), names("MC2/5"), {"other_camera": 0, "same_motion": 1, "clean": False}),
     # A frame on both sides is worse than a neighbour, and is not its own.
     "identical": (
         names("ABF10/5", "MC10/1"),

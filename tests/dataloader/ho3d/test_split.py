@@ -66,6 +66,7 @@ def test_sequence_split_holds_whole_motions_out(percent: int, count: int) -> Non
     assert f"{count} of 7 whole motions held out" in val.note
     assert motion_of("ABF10") == motion_of("ABF14") == "ABF1"  # the last digit is the camera
     assert (motion_of("MC6"), motion_of("GSF")) == ("MC", "GSF")
+    assert [motion_of(f"train/{name}") for name in ("MC6", "7")] == ["train/MC", "train/7"]
 
 
 def test_named_sequences_hold_their_motions_out(tmp_path: Path) -> None:
