@@ -134,7 +134,7 @@ class Scored:
             turned_deg=np.concatenate(turned),
         )
         nonfinite = int(np.count_nonzero(rows.broken))
-        sequences = _sequences(frames)[usable]
+        sequences = sequences_of(frames)[usable]
         return cls(usable, sequences, rows.mpjpe_mm[usable], rows.pa_mpjpe_mm[usable], nonfinite, errors)
 
     @classmethod
@@ -145,7 +145,7 @@ class Scored:
         nonfinite |= usable & ~np.isfinite(arrays["loss"])
         mpjpe, pa = (arrays[name].astype(np.float64)[usable] for name in ("mpjpe_mm", "pa_mpjpe_mm"))
         return cls(
-            usable, _sequences(arrays["frame"].tolist())[usable], mpjpe, pa, int(nonfinite.sum()), None
+            usable, sequences_of(arrays["frame"].tolist())[usable], mpjpe, pa, int(nonfinite.sum()), None
         )
 
     def estimate(self, values: Rows) -> str:
@@ -176,7 +176,7 @@ class Scored:
         }
 
 
-def _sequences(frames: Sequence[str]) -> NDArray[np.str_]:
+def sequences_of(frames: Iterable[str]) -> NDArray[np.str_]:
     """(N,) sequence of each frame."""
     return np.array([sequence_of(frame) for frame in frames], dtype=np.str_)
 

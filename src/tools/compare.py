@@ -26,7 +26,7 @@ from src.errors import ConfigError, DataError, UTNetError, plain_text
 from src.evaluation.collect import MESH_USABLE
 from src.evaluation.evaluator import read_per_sample
 from src.evaluation.official import MESH_SCORES
-from src.evaluation.scored import motions_of, number_of, sequence_of
+from src.evaluation.scored import motions_of, number_of, sequence_of, sequences_of
 from src.evaluation.statistics import FEW_GROUPS, LEVEL, TOO_FEW_GROUPS, Interval, Rows, bootstrap_mean, mean
 from src.hand.mano import ManoLayer
 from src.pages.chosen import apart
@@ -241,8 +241,7 @@ def paired(a: Column, b: Column, *, common: bool) -> tuple[Pairs, list[str]]:
             count = f"{int(bad.sum())} frames not finite in {name} (first: {first})"
             lines.append(f"Left out: {count}: this flatters {name}")
     frames = [a.frames[row] for row in of_a[kept]]
-    sequences = np.array([sequence_of(frame) for frame in frames], dtype=np.str_)
-    return Pairs(frames, sequences, values[0][kept], values[1][kept]), lines
+    return Pairs(frames, sequences_of(frames), values[0][kept], values[1][kept]), lines
 
 
 def _difference(a: Sequence[str], b: Sequence[str], both: int) -> str:
@@ -277,7 +276,7 @@ def verdict(interval: Interval, *, up: bool) -> str:
     care = "Frames of one motion are not independent, so whole motions were resampled"
     if interval.groups < TOO_FEW_GROUPS:
         motions = f"{interval.groups} motion" + ("" if interval.groups == 1 else "s")
-        return f"none: all frames are of {motions}, which say nothing about others. {care}"
+        return f"none: all frames are of {motions}, too few to say anything about others. {care}"
     if interval.groups < FEW_GROUPS:
         care += f"; with only {interval.groups} of them the interval is narrower than it should be"
     if interval.certainty == "not sure":

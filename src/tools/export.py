@@ -24,7 +24,7 @@ import torch
 
 from src.errors import DataError, UTNetError
 from src.evaluation.evaluator import read_per_sample
-from src.evaluation.scored import motions_of, sequence_of
+from src.evaluation.scored import motions_of, sequences_of
 from src.evaluation.statistics import bootstrap_mean
 from src.hand.mano_assets import banner, load_hand_asset
 from src.predict import card
@@ -192,7 +192,7 @@ def _with_intervals(file: Path, said: float | None) -> dict[str, Any]:
     """Means of a per-sample file with intervals over motions; DataError: they are not those of the log."""
     rows = read_per_sample(file)
     usable = rows["label_usable"]
-    motions = motions_of(map(sequence_of, rows["frame"][usable].tolist()))
+    motions = motions_of(sequences_of(rows["frame"][usable].tolist()))
     told: dict[str, Any] = {"frames": int(usable.sum()), "motions": len(set(motions.tolist()))}
     for name in ("mpjpe_mm", "pa_mpjpe_mm"):
         found = bootstrap_mean(rows[name][usable], motions, seed=0)

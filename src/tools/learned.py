@@ -23,7 +23,7 @@ from src.config_file import load_config
 from src.errors import DataError
 from src.evaluation.baselines.scores import NAMES
 from src.evaluation.evaluator import FILE_ENDS, MODALITY_NAMES, read_per_sample
-from src.evaluation.scored import sequence_of
+from src.evaluation.scored import sequences_of
 from src.hand.mano import ManoLayer
 from src.pages.files import REPORT
 from src.runtime import log
@@ -151,8 +151,7 @@ def _rows(folder: Path, shown: Shown) -> dict[str, Any]:
 
 def _trained_on(rows: dict[str, Any], held_out: set[str]) -> dict[str, Any]:
     """Rows of sequences that are not held out."""
-    sequences = set(map(sequence_of, held_out))
-    keep = np.array([sequence_of(frame) not in sequences for frame in rows["frame"].tolist()], bool)
+    keep = ~np.isin(sequences_of(rows["frame"].tolist()), sequences_of(held_out))
     if not keep.any():
         raise DataError("--random: no frame of a training motion. Evaluate with split.by=frame.")
     return {name: rows[name][keep] for name in _METRICS}

@@ -260,6 +260,7 @@ def test_cameras_of_a_motion_do_not_make_anything_sure(motions: int, said: str) 
     made = validation(60, cameras).scored
     made["RGB-D"].joints.in_view[::2] = IN_VIEW
     assert made["RGB-D"].extent.split()[0] == str(motions)
+    assert ("few" in made["RGB-D"].extent) == (1 < motions < 10)
     mean_pose = {"mean_pose_mpjpe_mm": made["RGB-D"].mpjpe_mm + 9.0}
     answered = answers(made, mean_pose, {})
     word = {1: "(one motion: not sure)", 4: "(not sure)", 5: "(likely)", 10: "(sure)"}[motions]
