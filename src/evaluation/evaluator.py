@@ -265,19 +265,25 @@ def read_per_sample(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         DataError: no such file, torn, or of another program.
     """
-    refused = f"{path} is not a per-sample file (val/*.npz of a run)"
+
+    def refused(why: str) -> DataError:
+        return DataError(
+            f"{path} is not a per-sample file (val/*.npz of a run): {why}. "
+            "Name another one, or write it anew: train.py --evaluate CHECKPOINT"
+        )
+
     try:
         arrays = read_npz(path)
     except FileNotFoundError:
-        raise DataError(f"{refused}: no such file") from None
+        raise refused("no such file") from None
     except DataError as error:
-        raise DataError(f"{refused}: {error}") from error
+        raise refused(str(error)) from error
     if missing := [name for name, axes in _AXES.items() if name not in arrays or arrays[name].ndim != axes]:
-        raise DataError(f"{refused}: it holds no {', '.join(missing)}")
+        raise refused(f"it holds no {', '.join(missing)}")
     frames, columns = arrays["frame"], arrays["columns"].tolist()
     rows = {arrays[name].shape[:1] if name in arrays else () for name in ("label_usable", *columns)}
     if rows != {frames.shape} or len(columns) != len(arrays["units"]):
-        raise DataError(f"{refused}: its columns differ in length from its frames or units")
+        raise refused("its columns differ in length from its frames or units")
     if len(set(frames.tolist())) != len(frames):
-        raise DataError(f"{refused}: a frame is there twice")
+        raise refused("a frame is there twice")
     return arrays

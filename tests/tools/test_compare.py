@@ -283,9 +283,10 @@ def resaved(path: Path, **changed: np.ndarray) -> None:
     ],
 )
 def test_a_file_that_is_not_a_per_sample_file_is_named(pair, capsys, spoil, message: str) -> None:
-    """A disk that filled up, or a file picked by mistake: one line, status 2, no traceback."""
+    """A disk that filled up, or a file picked by mistake: one line that says how to get another."""
     good, bad = pair(errors(0), errors(0))
     spoil(bad)
     text = refusal(capsys, good, bad)
     assert "b.npz is not a per-sample file" in text
     assert message in text
+    assert "train.py --evaluate CHECKPOINT" in text
