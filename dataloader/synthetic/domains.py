@@ -4,6 +4,7 @@
 |---|---|---|
 | cameras | behind the person, 0.54-0.80 m, focal length 605-625 px | any side and elevation above the table, a third worn on the head, 0.25-1.2 m, 380-950 px |
 | hand | right, over a table, two in five without contact | any orientation, up to 0.9 m above it, half of them as low as hand and forearm allow, half without contact, fingers that bend each on its own |
+| flesh | the hand model's | and a web between thumb and index finger |
 | behind it | a table, a wall at 1.2 m or more | and in half of the rooms something that begins within 12 cm |
 | light | from the picture's upper border | from above |
 | time | every frame of 30 a second | every 16th, the forearm turns three times as far |

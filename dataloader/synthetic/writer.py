@@ -53,7 +53,10 @@ GENERATOR_VERSION = 1
 
 PACED_VERSION = 3
 """The same, of trees that skip moments of time: in 1, fingers stopped where those of other moments had to; in
-2, grips changed before the camera, and in `wide` nothing stood near a hand."""
+2, grips changed before the camera."""
+
+WIDE_VERSION = 4
+"""The same, of `wide`: in 3, hands had no web between thumb and index finger."""
 
 _PICTURE_BYTES = 124_000
 _SMALL_BYTES = 4_096
@@ -180,9 +183,10 @@ def _wanted(parameters: Parameters, asset: HandAsset | None) -> dict[str, Any]:
     """What the record of a tree says of how it was made."""
     given = {name: value for name, value in dataclasses.asdict(parameters).items() if value is not None}
     skips = max(parameters.pace or 1, DOMAINS[parameters.domain].habits.pace) > 1
+    version = PACED_VERSION if skips else GENERATOR_VERSION
     return {
         "generator": "dataloader.synthetic",
-        "generator_version": PACED_VERSION if skips else GENERATOR_VERSION,
+        "generator_version": WIDE_VERSION if parameters.domain == "wide" else version,
         "parameters": given,
     } | ({} if asset is None else {"hand": asset.fingerprint})
 

@@ -15,6 +15,7 @@ from dataloader.synthetic.common import Array, Image, unit
 from dataloader.synthetic.motion.motion import Motion
 from dataloader.synthetic.motion.rig import Anatomy
 from dataloader.synthetic.scene.cameras import HEIGHT, WIDTH, Camera
+from dataloader.synthetic.scene.web import Web
 from src.hand.joints import FINGERS, MANO16
 from src.runtime.seed import stream
 
@@ -147,6 +148,8 @@ class Person:
     """(96, 96, 3) of the sleeve."""
     held: Image
     """(128, 256, 3) of the object."""
+    web: Web | None = None
+    """Flesh between thumb and index finger; None: what the hand model has there."""
 
     @classmethod
     def of(cls, seed: int, motion: Motion) -> Person:

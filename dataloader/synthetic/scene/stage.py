@@ -21,11 +21,12 @@ from dataloader.synthetic.scene.appearance import (
 )
 from dataloader.synthetic.scene.cameras import HEIGHT, MORE_PX, WIDTH, Camera, any_part
 from dataloader.synthetic.scene.look import Look
+from dataloader.synthetic.scene.web import web_backness, web_faces
 from src.hand.joints import MANO16
 from src.render.rasterizer import Fragments, rasterize
 from src.runtime.seed import stream
 
-_HAND, _OBJECT, _FOREARM, _SLEEVE = range(1, 5)
+_HAND, _OBJECT, _FOREARM, _SLEEVE, _WEB = range(1, 6)
 """Labels of what is drawn; 0 is the room."""
 
 _ARM_M = np.array([0.006, 0.014, 0.024, 0.036, 0.052, 0.075, 0.11, 0.16, 0.22, 0.30, 0.46, 0.461])
@@ -47,6 +48,7 @@ class Stage:
         self._seed, self._digit, self.jpeg_quality = seed, digit, look.jpeg_quality
         rng = stream(seed, "stage", motion.number, digit)
         self._atlas, self._sleeve_from_m = person.atlas, person.sleeve_from_m
+        self._web, self._joints_cam_m = person.web, camera.to_camera(motion.in_world(motion.joints_m))
         self._textures = {_SLEEVE: person.cloth, _OBJECT: person.held}
         self._draw_light(rng)
         room, self._room_depth = surroundings(rng, camera, look.farther_m)
@@ -86,6 +88,10 @@ class Stage:
             rings = np.arange(count, count + len(cloth)).reshape(_SLEEVE_RINGS, -1)
             parts.append((_SLEEVE, _tube(rings), cloth))
             count += len(cloth)
+        if self._web is not None:
+            web = rest_coordinates(self._web.points_m(anatomy.joints_m), anatomy)
+            parts.append((_WEB, count + web_faces(), np.column_stack([web, web_backness()])))
+            count += len(web)
         self._object_vertices, object_faces, uv = self._motion.held.mesh()
         parts.append((_OBJECT, count + object_faces, np.column_stack([uv, np.zeros(len(uv))])))
         self._label = np.concatenate([np.full(len(faces), label, np.uint8) for label, faces, _ in parts])
@@ -110,7 +116,8 @@ class Stage:
         camera, motion = self._camera, self._motion
         rng = stream(self._seed, "frame", motion.number, self._digit, int(motion.frame_ids[row]))
         held = camera.to_camera(self._object_vertices @ motion.object_rotation[row].T + motion.object_m[row])
-        vertices = np.concatenate([hand_vertices_cam_m, *self._arm(row, hand_vertices_cam_m), held])
+        web = [] if self._web is None else [self._web.points_m(self._joints_cam_m[row])]
+        vertices = np.concatenate([hand_vertices_cam_m, *self._arm(row, hand_vertices_cam_m), *web, held])
         k, one_sided = camera.intrinsics_px, self._label == _HAND
         seen = rasterize(vertices, self._faces, k, WIDTH, HEIGHT, near_m=0.08, one_sided=one_sided)
         front = seen.depth_m < self._room_depth.ravel()[seen.pixel]
@@ -172,7 +179,7 @@ class Stage:
     def _albedo(self, label: NDArray[np.uint8], static: Image) -> Image:
         """(P, 3) colour before light."""
         colour = np.empty((len(label), 3), np.float32)
-        skin = (label == _HAND) | (label == _FOREARM)
+        skin = np.isin(label, (_HAND, _FOREARM, _WEB))
         colour[skin] = self._atlas.sample(static[skin, :2], static[skin, 2])
         for part, picture in self._textures.items():
             h, w = picture.shape[:2]

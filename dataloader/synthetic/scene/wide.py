@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from dataloader.synthetic.scene.cameras import HEIGHT, MORE_PX, WIDTH, Camera, a
 from dataloader.synthetic.scene.depth_sensor import DepthSensor
 from dataloader.synthetic.scene.furniture import furnish
 from dataloader.synthetic.scene.look import Look
+from dataloader.synthetic.scene.web import Web
 from dataloader.synthetic.scene.worn import dress
 from src.runtime.seed import stream
 
@@ -35,8 +38,8 @@ _CARRIED = 0.2
 
 
 def dressed(seed: int, motion: Motion) -> Person:
-    """The person of a motion with what they wear on their hand."""
-    person = Person.of(seed, motion)
+    """The person of a motion with the web of their thumb and what they wear on their hand."""
+    person = dataclasses.replace(Person.of(seed, motion), web=Web.of(seed, motion))
     dress(stream(seed, "worn", motion.number), person.atlas, motion.anatomy)
     return person
 
