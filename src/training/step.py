@@ -175,6 +175,7 @@ class TrainStep:
         self._alive = torch.ones((), device=context.device)
         self._waiting: deque[StepReport] = deque()
         self._settled: list[StepReport] = []
+        self._warm = context.world == 1
 
     def __call__(
         self,
@@ -241,6 +242,8 @@ class TrainStep:
         rate = learning_rate(self.schedule_step, self.total_steps, self.peak_rate, self.config.scheduler)
         clip = self.config.training.clip_grad_norm
         self.wrapped.train()
+        if not self._warm:
+            self._warm_up(batches[0])
         self.optimizer.zero_grad()
         done: list[tuple[HandBatch, Prediction, LossTerms]] = []
         for k, batch in enumerate(batches):
@@ -258,6 +261,19 @@ class TrainStep:
         numbers = torch.stack([shared[0], norm, shared[1]])
         self._alive = self._alive * numbers[:2].isfinite().all()
         return StepReport(self.step, Numbers(numbers), clip, rate, tuple(done))
+
+    def _warm_up(self, batch: HandBatch) -> None:
+        """Two passes whose gradients nobody uses, before the first step of a process that is one of several.
+
+        In the first backward pass DDP exchanges gradients otherwise than later, and by what it saw in the
+        second it lays out its buckets anew. Sums in another order have other last bits: a run that was
+        resumed would end elsewhere than one that nobody disturbed.
+        """
+        cuda = [self.context.device] if self.context.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            for _ in range(2):
+                self.loss(self.wrapped(batch), batch).total.backward()
+        self._warm = True
 
     def _share(self, done: Sequence[tuple[HandBatch, Prediction, LossTerms]], stop: bool) -> Tensor:
         """(2,) mean loss over ranks and batches, and share of ranks asked to stop; equal on every rank."""

@@ -23,10 +23,10 @@ BOTH = pytest.mark.parametrize("name", ["adamw", "muon"])
 EACH_LAG = pytest.mark.parametrize("lag", [0, 1], ids=["host checks first", "host checks a step later"])
 
 
-def trainer(context: DistContext, accumulation: int = 1) -> TrainStep:
+def trainer(context: DistContext, accumulation: int = 1, drop_path: float = 0.0) -> TrainStep:
     """Of the smallest real network."""
     config = RunConfig(
-        model=ModelConfig(preset="tiny", image_size=(64, 64)),
+        model=ModelConfig(preset="tiny", image_size=(64, 64), drop_path=drop_path),
         training=TrainingConfig(accumulation=accumulation, clip_grad_norm=1e6),
     )
     torch.manual_seed(3)
@@ -91,6 +91,26 @@ def test_ranks_share_every_gradient_of_every_step(batches: int) -> None:
     assert torch.equal(two[0][0], two[1][0])
     assert (two[0][0] - one).abs().max() < 1e-5 * one.abs().max()
     assert [loss_of_two for _, loss_of_two in two] == pytest.approx([loss, loss], rel=1e-6)
+
+
+def first_to_last(context: DistContext, accumulation: int) -> list[Tensor]:
+    """Gradients of the first four steps of a process: the same weights, batches and random numbers."""
+    step = trainer(context, accumulation, drop_path=0.5)
+    step.peak_rate = 0.0
+    taken = seen_by_the_optimiser(step)
+    for _ in range(4):
+        torch.manual_seed(context.rank)
+        step([batch(accumulation * context.rank + k) for k in range(accumulation)])
+    return taken
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_first_step_of_ranks_adds_up_as_all_others(accumulation: int) -> None:
+    """A resumed run begins with a step that an undisturbed one has in its middle: in another order of three
+    numbers it ends with other weights.
+    """
+    for taken in spawn_ranks(first_to_last, 3, (accumulation,), timeout_s=120):
+        assert [torch.equal(taken[0], later) for later in taken] == [True] * 4
 
 
 def moved(context: DistContext) -> Tensor:
