@@ -56,11 +56,12 @@ UNITS: Mapping[str, str] = {
     "coarse_pa_mpjpe_mm": "mm, of the hand before refinement, after the best similarity, det R = +1",
 }
 """What stands in a per-sample file, in which unit; beside it the columns of the official scores."""
-_AXES = {
-    "frame": 1, "label_usable": 1, "pred_joints_cam_m": 3, "columns": 1, "units": 1,
-    "split": 0, "split_hash": 0,
+_HOLDS = {
+    "frame": ("U", 1), "mpjpe_mm": ("f", 1), "pa_mpjpe_mm": ("f", 1), "loss": ("f", 1),
+    "label_usable": ("b", 1), "pred_joints_cam_m": ("f", 3), "columns": ("U", 1), "units": ("U", 1),
+    "split": ("U", 0), "split_hash": ("U", 0),
 }  # fmt: skip
-"""Of what such a file holds whatever was scored."""
+"""What such a file holds whatever was scored: NumPy's kind of type, and how many axes."""
 
 
 @dataclass(frozen=True)
@@ -278,12 +279,22 @@ def read_per_sample(path: Path) -> dict[str, NDArray[Any]]:
         raise refused("no such file") from None
     except DataError as error:
         raise refused(str(error)) from error
-    if missing := [name for name, axes in _AXES.items() if name not in arrays or arrays[name].ndim != axes]:
+    found = {name: (array.dtype.kind, array.ndim) for name, array in arrays.items()}
+    if missing := [name for name, form in _HOLDS.items() if found.get(name) != form]:
         raise refused(f"it holds no {', '.join(missing)}")
     frames, columns = arrays["frame"], arrays["columns"].tolist()
-    rows = {arrays[name].shape[:1] if name in arrays else () for name in ("label_usable", *columns)}
+    rows = {
+        arrays[name].shape[:1] if name in arrays else ()
+        for name in {*columns, *_HOLDS} - {"columns", "units", "split", "split_hash"}
+    }
     if rows != {frames.shape} or len(columns) != len(arrays["units"]):
         raise refused("its columns differ in length from its frames or units")
+    if text := [name for name in columns if name != "frame" and found[name][0] not in "fbiu"]:
+        raise refused(f"{', '.join(text)} are no numbers")
+    if arrays["pred_joints_cam_m"].shape != (len(frames), len(OPENPOSE21), 3):
+        raise refused(f"pred_joints_cam_m has the shape {arrays['pred_joints_cam_m'].shape}, want (N, 21, 3)")
+    if len(frames) == 0:
+        raise refused("it has no rows")
     if len(set(frames.tolist())) != len(frames):
         raise refused("a frame is there twice")
     return arrays
