@@ -134,7 +134,7 @@ def leak_meaning(report: LeakReport, config: RunConfig) -> str:
     if report.identical:
         return "Scores on this split are worthless: frames that were trained on are scored."
     if report.clean:
-        return "No motion is on both sides: scores on this split measure motions that were never seen."
+        return "By their names, no motion is on both sides: scores measure motions that were never seen."
     if config.validation.split == "val" and config.split.by == "frame":
         return (
             "That is what split.by=frame measures: interpolation between frames and cameras that were seen. "

@@ -47,7 +47,7 @@ CAMERA = "WARN  same instant from another camera in training: "
     ("settings", "warnings", "says"),
     [
         (["split.val_percent=25"], [FRAME, MOTION], "That is what split.by=frame measures: interpolation"),
-        (["split.by=sequence"], [], "No motion is on both sides"),
+        (["split.by=sequence"], [], "By their names, no motion is on both sides"),
         (["validation.split=evaluation"], [CAMERA], "OK    training frame of the same sequence "),
         (["validation.split=evaluation"], [CAMERA], "Motions are on both sides"),
     ],

@@ -84,7 +84,7 @@ def test_what_the_two_splits_of_the_embedded_set_leak(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["identical", "neighbour", "other_camera", "same_motion"])
 def test_one_kind_of_leak_alone_is_a_leak(kind: str) -> None:
-    """`No motion is on both sides` is said of a clean report only, and claims are made on it."""
+    """`no motion is on both sides` is said of a clean report only, and claims are made on it."""
     counts: dict[str, Any] = {"identical": 0, "other_camera": 0, "same_motion": 0, "neighbour": {1: 0, 5: 0}}
     report = LeakReport(total=10, **(counts | {kind: {1: 0, 5: 1} if kind == "neighbour" else 1}))
     assert LeakReport(total=10, **counts).clean
