@@ -134,10 +134,11 @@ def run_folder(root: Path, mpjpe: float) -> Path:
             {"step": 0, "minutes": 0.2, "Val/MPJPE": mpjpe, "Val/baseline/zero_pa_mm": 50.0},
             {"step": 9, "minutes": 0.3, "Val/MPJPE": 1.0, "Train/epoch": 4}]  # fmt: skip
     (root / "scalars.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    errors = {"mpjpe_mm": np.array([10.0, 20, 30, 99]), "pa_mpjpe_mm": np.array([1.0, 2, 3, 99])}
+    errors = {"mpjpe_mm": np.array([10.0, 20, 30, 99]), "pa_mpjpe_mm": np.array([1.0, 2, 3, 99]),
+              "loss": np.ones(4)}  # fmt: skip
     frame = np.array(["train/A0/0", "train/A1/1", "train/B0/0", "train/B0/1"])
     np.savez(root / "val" / "epoch_0003.npz", frame=frame, label_usable=np.array([True, True, True, False]),
-             columns=np.array(list(errors)), units=np.array(["mm", "mm"]), split=np.array("val"),
+             columns=np.array(list(errors)), units=np.array(["mm", "mm", ""]), split=np.array("val"),
              split_hash=np.array("x"), pred_joints_cam_m=np.zeros((4, 21, 3)), **errors)  # fmt: skip
     return root / "checkpoints" / "last.pt"
 
