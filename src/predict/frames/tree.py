@@ -66,8 +66,11 @@ def tree_frames(root: Path, name: ListName) -> tuple[dict[str, Path], dict[str, 
         DataError: the list cannot be read.
     """
     other = LISTS[1 - LISTS.index(name)]
-    if not (root / f"{name}.txt").is_file() and (root / f"{other}.txt").is_file():
-        raise DataError(f"{root} holds no {name}.txt, only {other}.txt: give --split {other}")
+    here, there = (
+        path.is_file() and path.stat().st_size for path in (root / f"{n}.txt" for n in (name, other))
+    )
+    if there and not here:
+        raise DataError(f"{root} lists no frame in {name}.txt, only in {other}.txt: give --split {other}")
     data = DatasetConfig(root_dir=root)
     ids = [f"{name}/{line}" for line in read_list(data, name).lines]
     if not frame_path(data, ids[0], "rgb").exists():

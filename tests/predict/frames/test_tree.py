@@ -43,12 +43,14 @@ def test_a_tree_gives_what_the_loader_gives(root: Path, split: str) -> None:
 
 
 def test_evaluation_is_the_list_unless_told(root: Path, tmp_path: Path) -> None:
-    """The training frames have been seen by the network."""
+    """The training frames have been seen by the network. A tree that is only trained on has an empty list."""
     assert open_source(str(root)).names == ["evaluation/SM1/0001", "evaluation/SM1/0003"]
     write_tree(tmp_path, {"ABF10": 1})
-    (tmp_path / "evaluation.txt").unlink()
-    with pytest.raises(DataError, match=r"only train\.txt: give --split"):
-        open_source(str(tmp_path))
+    (tmp_path / "evaluation.txt").write_text("")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"only in train\.txt: give --split train"):
+            open_source(str(tmp_path))
+        (tmp_path / "evaluation.txt").unlink(missing_ok=True)
 
 
 def test_a_part_of_a_tree_knows_its_camera(
