@@ -1,11 +1,11 @@
 """Two validations frame by frame: is B better than A, how sure is that, and where.
 
-    python -m src.tools.compare A.npz B.npz [--metric NAME] [--top 20] [--common]
+    python -m src.tools.compare A B [--metric NAME] [--top 20] [--common]
 
-A and B are per-sample files of the same frames. Their frames are paired, so the difference is much surer than
-the two means; its interval draws whole motions with replacement, because neighbouring frames, and the cameras
-that film one motion, see nearly the same hand. Differences are B - A. A page is written beside B, with the
-frames that changed most.
+A and B are runs, folders of --evaluate, or per-sample files (val/*.npz) of the same frames. Their frames are
+paired, so the difference is much surer than the two means; its interval draws whole motions with replacement,
+because neighbouring frames, and the cameras that film one motion, see nearly the same hand. Differences are
+B - A. A page is written beside B's file, with the frames that changed most.
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status: 0 compared, whatever came out; 2 not comparable."""
     parser = make_parser("python -m src.tools.compare", "Compare two validations of the same frames.")
     add = parser.add_argument
-    add("a", type=Path, metavar="A.npz", help="per-sample file of the first validation")
-    add("b", type=Path, metavar="B.npz", help="per-sample file of the second")
+    add("a", type=Path, metavar="A", help="run, or per-sample file, of the first validation")
+    add("b", type=Path, metavar="B", help="of the second")
     add("--metric", default="mpjpe_mm", help="column to compare (default: %(default)s)")
     add("--top", type=int, default=20, help="frames to show in each direction (default: %(default)s)")
     add("--common", action="store_true", help="compare the frames that both files have")
-    add("--out", type=Path, metavar="FILE.html", help="the page; default: compare.html beside B")
+    add("--out", type=Path, metavar="FILE.html", help="the page; default: compare.html beside B's file")
     arguments = parser.parse_args(argv)
     return exit_status(lambda: compare(arguments), alone=True)
 
@@ -110,8 +110,9 @@ def compare(arguments: argparse.Namespace) -> None:
     metric = arguments.metric
     if arguments.top < 0:
         raise ConfigError(f"--top: got {arguments.top}, want 0 or more")
-    out = page_place(arguments.out) if arguments.out else arguments.b.with_name("compare.html")
-    a, b = (read_column(path, metric) for path in (arguments.a, arguments.b))
+    of_a, of_b = per_sample(arguments.a), per_sample(arguments.b)
+    out = page_place(arguments.out) if arguments.out else of_b.with_name("compare.html")
+    a, b = (read_column(path, metric) for path in (of_a, of_b))
     files = {
         name: f"{file.path} ({len(file.frames)} frames of {file.split}, split {file.split_hash})"
         for name, file in (("A", a), ("B", b))
@@ -139,6 +140,22 @@ def compare(arguments: argparse.Namespace) -> None:
         ).page().write(out)
         lines.append(f"Page: {out}")
     print("\n".join(map(plain_text, lines)))
+
+
+def per_sample(path: Path) -> Path:
+    """The per-sample file that is meant: itself, or that of the last epoch of a run.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not path.is_dir():
+        return path
+    files = [file for file in (path / "val").glob("*.npz") if not file.stem.endswith(("_rgb", "_boxes"))]
+    if not files:
+        raise DataError(
+            f"{path}: no val/*.npz of a validation is there. Name a run, or the folder of --evaluate"
+        )
+    return max(files, key=lambda file: file.name)
 
 
 def samples_of(

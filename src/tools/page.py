@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.errors import DataError
 from src.pages.files import REPORT, of_per_sample, of_prediction, page_place, with_curves
 from src.pages.page import KEPT, Page
 from src.predict.outputs.paths import place
@@ -42,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(paths: Sequence[Path], out: Path | None) -> int:
-    files = [str(per_sample(path)) for path in paths]
-    return compare.main(files + (["--out", str(out)] if out else []))
+    return compare.main([*map(str, paths), *(["--out", str(out)] if out else [])])
 
 
 def _one(path: Path, out: Path | None) -> None:
@@ -70,23 +68,9 @@ def page_of(path: Path) -> tuple[Page, Path]:
         ), path / REPORT
     if path.is_dir() and (path / "val" / KEPT).is_file():
         return with_curves(Page.read(path / "val" / KEPT), _scalars(path)), path / "val" / REPORT
-    file = per_sample(path).absolute()
+    file = compare.per_sample(path).absolute()
     page = of_per_sample(file, _scalars(file.parent.parent))
     return page, file.with_suffix(".html") if file == path.absolute() else file.with_name(REPORT)
-
-
-def per_sample(path: Path) -> Path:
-    """The per-sample file that is meant: itself, or that of the last epoch of a run.
-
-    Raises:
-        DataError: there is none.
-    """
-    if not path.is_dir():
-        return path
-    files = [file for file in (path / "val").glob("*.npz") if not file.stem.endswith(("_rgb", "_boxes"))]
-    if not files:
-        raise DataError(f"{path}: no val/*.npz of a validation and no predictions.npz is there")
-    return max(files, key=lambda file: file.name)
 
 
 def _scalars(run: Path) -> list[dict[str, float]]:

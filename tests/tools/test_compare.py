@@ -265,6 +265,20 @@ def resaved(path: Path, **changed: np.ndarray) -> None:
         np.savez(path, **{**file, **changed})
 
 
+def test_runs_are_compared_by_their_last_validation(tmp_path, capsys) -> None:
+    """People name the two runs; the message said that a folder was a torn file."""
+    for run, change in (("a", 0.0), ("b", -1.0)):
+        (tmp_path / run / "val").mkdir(parents=True)
+        write(tmp_path / run / "val" / "epoch_0001.npz", errors(0) + 9)
+        write(tmp_path / run / "val" / "epoch_0002.npz", errors(0) + change)
+        write(tmp_path / run / "val" / "epoch_0002_rgb.npz", errors(0) + 9)
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "Difference B - A: -1.0000" in capsys.readouterr().out
+    assert (tmp_path / "b" / "val" / "compare.html").is_file()
+    text = refusal(capsys, tmp_path / "a", tmp_path)
+    assert "no val/*.npz of a validation is there" in text
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
