@@ -4,7 +4,6 @@
 |---|---|---|
 | cameras | behind the person, 0.54-0.80 m, focal length 605-625 px | any side and elevation above the table, a third worn on the head, 0.25-1.2 m, 380-950 px |
 | hand | right, over a table, two in five without contact | any orientation, up to 0.9 m above it, half of them as low as hand and forearm allow, half without contact, fingers that bend each on its own |
-| fingers | fan out as their knuckles do | and lean aside, bent or not, and stand side by side |
 | flesh | the hand model's | and a web between thumb and index finger |
 | behind it | a table, a wall at 1.2 m or more | and in half of the rooms something that begins within 12 cm |
 | light | from the picture's upper border | from above |
@@ -21,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dataloader.synthetic.motion.motion import Habits, Motion, make_motion
-from dataloader.synthetic.motion.pose import LEANING, STRAIGHT
 from dataloader.synthetic.motion.rig import Rig
 from dataloader.synthetic.scene.appearance import Person
 from dataloader.synthetic.scene.cameras import Camera, cameras_anywhere, cameras_around
@@ -59,7 +57,6 @@ DOMAINS = {
         Habits(
             gestures=0.4,
             free_gestures=0.0,
-            mobility=STRAIGHT,
             height_m=(0.17, 0.30),
             near_table=0.0,
             turn_mean_deg=(20.0, 4.0, 50.0),
@@ -78,7 +75,6 @@ DOMAINS = {
         Habits(
             gestures=0.5,
             free_gestures=0.5,
-            mobility=LEANING,
             height_m=(0.19, 0.9),
             near_table=0.5,
             turn_mean_deg=(10.0, 10.0, 50.0),

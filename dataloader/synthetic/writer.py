@@ -55,9 +55,8 @@ PACED_VERSION = 3
 """The same, of trees that skip moments of time: in 1, fingers stopped where those of other moments had to; in
 2, grips changed before the camera."""
 
-WIDE_VERSION = 5
-"""The same, of `wide`: in 3, hands had no web between thumb and index finger; in 4, no finger
-leaned aside."""
+WIDE_VERSION = 4
+"""The same, of `wide`: in 3, hands had no web between thumb and index finger."""
 
 _PICTURE_BYTES = 124_000
 _SMALL_BYTES = 4_096

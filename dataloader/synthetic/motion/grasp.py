@@ -19,13 +19,10 @@ from dataloader.synthetic.motion.objects import HeldObject
 from dataloader.synthetic.motion.pose import (
     COLUMNS,
     DOF,
-    STRAIGHT,
-    Mobility,
     finger_rotations,
     limit,
     posture,
     random_gesture,
-    stand,
     vary,
 )
 from dataloader.synthetic.motion.rig import Anatomy, segment_distance
@@ -46,7 +43,7 @@ _CLOSED = posture((((74.0, 92.0),) * 4, 0.0, (30.0, -8.0, 32.0, 46.0, 56.0)))
 _THUMB_ASIDE = _PRE_GRASP[COLUMNS["thumb"]] - [24.0, -6.0, 4.0, 0.0, 0.0]
 
 
-def open_and_target(rng: np.random.Generator, mobility: Mobility) -> tuple[Array, Array]:
+def open_and_target(rng: np.random.Generator) -> tuple[Array, Array]:
     """(21,), (21,) degrees: a hand about to grasp, and what it would close to if nothing were there."""
     start, end = _PRE_GRASP + vary(rng, 6.0), _CLOSED.copy()
     straight = rng.uniform(-1, 1)
@@ -59,11 +56,10 @@ def open_and_target(rng: np.random.Generator, mobility: Mobility) -> tuple[Array
     opposition = DOF.index("thumb_opp")
     end[opposition] = start[opposition] = rng.uniform(18, 56)
     idle = [finger for finger in LONG_FINGERS if rng.random() < (0.12 if finger == "index" else 0.24)]
-    other = random_gesture(rng, STRAIGHT)
+    other = random_gesture(rng)
     for finger in idle:
         end[COLUMNS[finger]] = other[COLUMNS[finger]]
-    start, end = stand(rng, np.stack([start, end]), mobility)
-    return start, end
+    return limit(start), limit(end)
 
 
 def place_object(
@@ -117,7 +113,6 @@ def close_on_object(
     rotation: Array,
     offset_m: Array,
     anatomy: Anatomy,
-    mobility: Mobility,
     pace: int,
 ) -> Array:
     """Close each finger until it touches.
@@ -130,7 +125,6 @@ def close_on_object(
         rotation: (N, 3, 3) of the object in the hand.
         offset_m: (N, 3).
         anatomy: axes and skin of the hand.
-        mobility: how far its fingers move.
         pace: moments of time from one frame to the next.
 
     Returns:
@@ -147,27 +141,21 @@ def close_on_object(
     angles = np.array(open_deg)
     for finger in (*LONG_FINGERS, "thumb"):
         limited_by = thumb_clearance if finger == "thumb" else clearance
-        reach = _reach(finger, open_deg, target_deg, anatomy, limited_by, mobility, pace)
+        reach = _reach(finger, open_deg, target_deg, anatomy, limited_by, pace)
         share = np.minimum(reach, wish[:, FINGERS.index(finger)])
         columns = COLUMNS[finger]
         angles[:, columns] += share[:, None] * (target_deg - open_deg)[:, columns]
-    return limit(angles, mobility)
+    return limit(angles)
 
 
-def clear_thumb(angles_deg: Array, anatomy: Anatomy, mobility: Mobility, pace: int) -> Array:
-    """(N, 21) the same postures, the thumb kept outside the other fingers and the palm; others as above."""
+def clear_thumb(angles_deg: Array, anatomy: Anatomy, pace: int) -> Array:
+    """(N, 21) the same postures, the thumb kept outside the other fingers and the palm; `pace` as above."""
     aside = np.array(angles_deg)
     aside[:, COLUMNS["thumb"]] = _THUMB_ASIDE
     share = _reach(
-        "thumb",
-        aside,
-        angles_deg,
-        anatomy,
-        lambda skin: _gap_to_fingers(skin, angles_deg, anatomy),
-        mobility,
-        pace,
+        "thumb", aside, angles_deg, anatomy, lambda skin: _gap_to_fingers(skin, angles_deg, anatomy), pace
     )
-    return limit(aside + share[:, None] * (angles_deg - aside), mobility)
+    return limit(aside + share[:, None] * (angles_deg - aside))
 
 
 def _reach(
@@ -176,12 +164,11 @@ def _reach(
     target_deg: Array,
     anatomy: Anatomy,
     clearance: Callable[[Array], Array],
-    mobility: Mobility,
     pace: int,
 ) -> Array:
     """(N,) how far the finger closes before its clearance is used up, smooth over time."""
     steps = np.linspace(0, 1, _STEPS)
-    postures = limit(open_deg[:, None] + steps[:, None] * (target_deg - open_deg)[:, None], mobility)
+    postures = limit(open_deg[:, None] + steps[:, None] * (target_deg - open_deg)[:, None])
     free = clearance(np.concatenate(_walk(finger, postures, anatomy, anatomy.contacts_m[finger]), -2)).min(-1)
     blocked = np.maximum.accumulate(free < 0, axis=1)
     first = np.where(blocked.any(1), blocked.argmax(1), _STEPS - 1)

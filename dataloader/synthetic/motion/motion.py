@@ -26,7 +26,7 @@ from scipy.spatial.transform import Rotation, Slerp
 from dataloader.synthetic.common import Array, Index
 from dataloader.synthetic.motion.grasp import clear_thumb, close_on_object, open_and_target, place_object
 from dataloader.synthetic.motion.objects import HeldObject, draw_object
-from dataloader.synthetic.motion.pose import DOF, Mobility, gesture_path, limit, local_rotations, smooth_noise
+from dataloader.synthetic.motion.pose import DOF, gesture_path, limit, local_rotations, smooth_noise
 from dataloader.synthetic.motion.rig import Anatomy, Rig
 from src.runtime.seed import stream
 
@@ -61,8 +61,6 @@ class Habits:
     """Share of motions without contact."""
     free_gestures: float
     """Share of their key postures whose fingers bend each on its own."""
-    mobility: Mobility
-    """How far the fingers move."""
     height_m: tuple[float, float]
     """Of the hand above the table."""
     near_table: float
@@ -159,8 +157,7 @@ def make_motion(rig: Rig, habits: Habits, seed: int, number: int, frames: int) -
         object_rotation = rotation @ rotation_in_hand
         object_m = wrist + np.einsum("nab,nb->na", rotation, offset - anatomy.joints_m[0])
     else:
-        path = gesture_path(rng, times, habits.free_gestures, habits.mobility)
-        angles = clear_thumb(path, anatomy, habits.mobility, habits.pace)
+        angles = clear_thumb(gesture_path(rng, times, habits.free_gestures), anatomy, habits.pace)
         object_rotation, object_m = _on_the_table(rng, held, len(times))
     hand_pose = local_rotations(angles, anatomy)
     vertices, joints = rig.decode(hand_pose, betas)
@@ -249,9 +246,9 @@ def _grasping(
     grips = []
     for _ in range(count):
         for _ in range(6):
-            start, end = open_and_target(rng, habits.mobility)
+            start, end = open_and_target(rng)
             wobble = 3.0 * rng.normal(size=(4, len(DOF)))
-            postures = local_rotations(limit(np.vstack([start, start + wobble]), habits.mobility), anatomy)
+            postures = local_rotations(limit(np.vstack([start, start + wobble])), anatomy)
             skin = rig.decode(postures, betas)[0].reshape(-1, 3)
             placement = place_object(rng, held, anatomy, skin)
             if placement is not None:
@@ -262,9 +259,8 @@ def _grasping(
     opens, targets, rotations, offsets = (np.stack(values) for values in zip(*grips, strict=True))
     centre = 0.5 * (edges[:-1] + edges[1:])
     lasts = _TRANSITION_FRAMES if habits.pace < _TRANSITION_FRAMES else _BETWEEN_FRAMES
-    open_deg = limit(_blend(centre, opens, times, lasts), habits.mobility)
-    trembling = 7.0 * smooth_noise(rng, times, len(DOF), 18.0)
-    target_deg = limit(_blend(centre, targets, times, lasts) + trembling, habits.mobility)
+    open_deg = limit(_blend(centre, opens, times, lasts))
+    target_deg = limit(_blend(centre, targets, times, lasts) + 7.0 * smooth_noise(rng, times, len(DOF), 18.0))
     rotation, offset = _turn(centre, rotations, times, lasts), _blend(centre, offsets, times, lasts)
     # Away from the hand, and the hand open, around each change of grip.
     change = np.abs(times[:, None] - edges[1:-1]).min(1, initial=np.inf)
@@ -272,9 +268,7 @@ def _grasping(
     offset = offset - 0.09 * away[:, None] * anatomy.dorsal + 0.05 * away[:, None] * anatomy.distal
     will = 1.3 + 1.1 * smooth_noise(rng, times, 1, 26.0) + 0.35 * smooth_noise(rng, times, 5, 16.0)
     wish = will.clip(0, 1) * (1.0 - away[:, None])
-    angles = close_on_object(
-        open_deg, target_deg, wish, held, rotation, offset, anatomy, habits.mobility, habits.pace
-    )
+    angles = close_on_object(open_deg, target_deg, wish, held, rotation, offset, anatomy, habits.pace)
     return angles, rotation, offset
 
 

@@ -8,8 +8,6 @@ are the active range of motion of healthy adults. Source of the ranges: standard
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 
@@ -33,57 +31,6 @@ _BENDING = ((-20.0, 90.0), (0.0, 108.0), (-5.0, 75.0))
 _THUMB = ((-5.0, 58.0), (-18.0, 22.0), (-22.0, 34.0), (-8.0, 58.0), (-15.0, 78.0))
 LIMITS_DEG = np.array([*(limits for abduction in _ABDUCTION for limits in (abduction, *_BENDING)), *_THUMB])
 """(21, 2) smallest and largest angle of each degree of freedom."""
-
-_ABDUCTIONS = slice(0, 16, 4)
-"""The long fingers' abduction among the 21 angles, index to pinky."""
-
-_FAN = np.array([11.0, 1.0, -8.0, -14.0]) / 25.0
-"""Each finger's abduction for one degree between index and pinky."""
-
-
-@dataclass(frozen=True)
-class Aside:
-    """Where people's fingers stand beyond what a posture says, degrees; means and standard deviations."""
-
-    lean_deg: tuple[float, float]
-    """Of all four fingers alike, positive towards the thumb."""
-    lean_of_bending: float
-    """How much farther for each degree that the knuckles are bent."""
-    fan_deg: tuple[float, float]
-    """Between index and pinky, positive apart."""
-    thumb_deg: float
-    """Standard deviation of the thumb's opposition and abduction."""
-
-
-@dataclass(frozen=True)
-class Mobility:
-    """How far fingers move, and how they stand."""
-
-    limits_deg: Array
-    """(21, 2) smallest and largest angle of each degree of freedom."""
-    stiffness: float
-    """Share of a finger's abduction that its knuckle takes away when it is bent by 90 degrees."""
-    least_gap_deg: float
-    """Of the abduction of two neighbours: less, and one finger would stand across the other."""
-    aside: Aside | None
-    """None: as the posture says."""
-
-
-STRAIGHT = Mobility(LIMITS_DEG, stiffness=0.85, least_gap_deg=-np.inf, aside=None)
-"""Fingers fan out as far as their knuckles do, and bend straight down."""
-
-_ASIDE_DEG = ((-36.0, 22.0), (-26.0, 20.0), (-24.0, 24.0), (-26.0, 34.0), (-16.0, 82.0), (-32.0, 42.0))
-_ASIDE_LIMITS_DEG = LIMITS_DEG.copy()
-_ASIDE_LIMITS_DEG[[0, 4, 8, 12, 16, 17]] = _ASIDE_DEG
-LEANING = Mobility(
-    _ASIDE_LIMITS_DEG,
-    stiffness=0.0,
-    least_gap_deg=-16.0,
-    aside=Aside(lean_deg=(-2.0, 6.0), lean_of_bending=-0.08, fan_deg=(-12.0, 10.0), thumb_deg=14.0),
-)
-"""Fingers stand side by side and lean to one side, bent or not, as the labels of three real data sets have it:
-records/2026-12-01-fingers-side-by-side.md. Between index and pinky, those are 23 to 29 degrees nearer to
-parallel than their metacarpals; all four alike lean with a standard deviation of 3 to 13 degrees."""
 
 # (mcp, pip) of index, middle, ring, pinky; spread in [-1, 1]; thumb opp, abd, cmc, mcp, ip.
 _Gesture = tuple[tuple[tuple[float, float], ...], float, tuple[float, float, float, float, float]]
@@ -127,7 +74,7 @@ def posture(gesture: _Gesture) -> Array:
     return np.concatenate([np.stack([abd, mcp, pip, 0.62 * pip], axis=1).ravel(), thumb])
 
 
-def random_gesture(rng: np.random.Generator, mobility: Mobility) -> Array:
+def random_gesture(rng: np.random.Generator) -> Array:
     """(21,) a key posture with personal variation; sometimes a mix of two, sometimes fingers of their own."""
     names = list(GESTURES)
     angles = posture(GESTURES[names[rng.integers(len(names))]])
@@ -138,12 +85,12 @@ def random_gesture(rng: np.random.Generator, mobility: Mobility) -> Array:
         if rng.random() < 0.25:
             mcp, pip = rng.uniform(-10, 85), rng.uniform(0, 104)
             angles[COLUMNS[finger]][1:] = mcp, pip, 0.62 * pip
-    return stand(rng, angles + vary(rng, 9.0), mobility)
+    return limit(angles + vary(rng, 9.0))
 
 
-def free_gesture(rng: np.random.Generator, mobility: Mobility) -> Array:
+def free_gesture(rng: np.random.Generator) -> Array:
     """(21,) each finger bent and spread on its own, anywhere within the limits."""
-    return stand(rng, rng.uniform(*LIMITS_DEG.T) + vary(rng, 4.0), mobility)
+    return limit(rng.uniform(*LIMITS_DEG.T) + vary(rng, 4.0))
 
 
 def vary(rng: np.random.Generator, bending_deg: float) -> Array:
@@ -151,27 +98,13 @@ def vary(rng: np.random.Generator, bending_deg: float) -> Array:
     return rng.normal(size=len(DOF)) * [3.0 if name.endswith("abd") else bending_deg for name in DOF]
 
 
-def stand(rng: np.random.Generator, angles_deg: Array, mobility: Mobility) -> Array:
-    """Postures (..., 21) in degrees as one person takes them: all lean and fan alike, within the limits."""
-    angles = np.array(angles_deg)
-    if aside := mobility.aside:
-        bent = angles[..., 1:16:4].mean(axis=-1, keepdims=True)
-        lean, fan = rng.normal(*aside.lean_deg), rng.normal(*aside.fan_deg)
-        angles[..., _ABDUCTIONS] += lean + fan * _FAN
-        angles[..., _ABDUCTIONS] += aside.lean_of_bending * bent
-        angles[..., COLUMNS["thumb"]][..., :2] += rng.normal(size=2) * aside.thumb_deg
-    return limit(angles, mobility)
-
-
-def limit(angles_deg: Array, mobility: Mobility) -> Array:
+def limit(angles_deg: Array) -> Array:
     """The nearest natural posture: joint limits, and what tendons couple.
 
     Args:
         angles_deg: (..., 21).
-        mobility: how far these fingers move.
 
-    A stiff knuckle that is bent leaves no room for abduction; neighbouring fingers share muscles and cannot
-    differ at will.
+    A bent knuckle leaves no room for abduction; neighbouring fingers share muscles and cannot differ at will.
     """
     angles = np.array(angles_deg, dtype=np.float64)
     mcp, pip = angles[..., 1:16:4], angles[..., 2:16:4]  # (..., 4), index to pinky: views of `angles`
@@ -181,14 +114,9 @@ def limit(angles_deg: Array, mobility: Mobility) -> Array:
         excess = difference - difference.clip(-most, most)
         mcp[..., a] += 0.5 * excess
         mcp[..., b] -= 0.5 * excess
-    abduction = angles[..., _ABDUCTIONS]
-    abduction *= 1.0 - mobility.stiffness * (mcp / 90.0).clip(0, 1)
-    for k in range(3):
-        lack = (mobility.least_gap_deg - (abduction[..., k] - abduction[..., k + 1])).clip(0)
-        abduction[..., k] += 0.5 * lack
-        abduction[..., k + 1] -= 0.5 * lack
+    angles[..., 0:16:4] *= 1.0 - 0.85 * (mcp / 90.0).clip(0, 1)
     angles[..., 3:16:4] = angles[..., 3:16:4].clip(0.3 * pip - 8.0, 0.75 * pip + 14.0)
-    return np.asarray(angles.clip(*mobility.limits_deg.T))
+    return angles.clip(*LIMITS_DEG.T)
 
 
 def finger_rotations(finger: str, angles_deg: Array, anatomy: Anatomy) -> Array:
@@ -217,18 +145,18 @@ def smooth_noise(rng: np.random.Generator, times: Array, columns: int, period: f
     return np.asarray(CubicSpline(knots * period, values)(times))
 
 
-def gesture_path(rng: np.random.Generator, times: Array, free: float, mobility: Mobility) -> Array:
+def gesture_path(rng: np.random.Generator, times: Array, free: float) -> Array:
     """(N, 21) angles in degrees: key postures reached one after the other, held or passed, with a little
     tremor; a share `free` of them are free gestures."""
 
     def gesture() -> Array:
-        return (free_gesture if free and rng.random() < free else random_gesture)(rng, mobility)
+        return free_gesture(rng) if free and rng.random() < free else random_gesture(rng)
 
     knots, moments = [gesture()], [-rng.uniform(0, 12)]
     while moments[-1] < times.max():
         hold = rng.random() < 0.25
-        knots.append(limit(knots[-1] + rng.normal(size=len(DOF)) * 2.0, mobility) if hold else gesture())
+        knots.append(limit(knots[-1] + rng.normal(size=len(DOF)) * 2.0) if hold else gesture())
         moments.append(moments[-1] + rng.uniform(9, 20))
     # Monotone between the knots, so that a limit kept at the knots is kept everywhere.
     path = PchipInterpolator(np.array(moments), np.stack(knots))(times)
-    return limit(path + 1.2 * smooth_noise(rng, times, len(DOF), 8.0), mobility)
+    return limit(path + 1.2 * smooth_noise(rng, times, len(DOF), 8.0))
